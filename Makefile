@@ -1,0 +1,59 @@
+# `make demo` and `make test` set up what they need: a .venv beside this file.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-all lint format bench docs wheel-smoke clean help
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+# With a GPU, pip takes torch's own choice of build; without one, the CPU build that the
+# constraints name (the other has gigabytes of CUDA that could not be used).
+CONSTRAINTS := $(shell nvidia-smi >/dev/null 2>&1 || echo -c constraints.txt)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
+
+# Two marks: what running needs, and what developing needs besides.
+READY := $(VENV)/.ready
+DEV := $(VENV)/.ready-dev
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	touch $@
+
+$(DEV): $(READY)
+	$(PIP) -e '.[dev]'
+	touch $@
+
+demo: $(READY)  ## the main job on the embedded world: generate RL data, validate it
+	mkdir -p demo
+	$(BIN)/pointer-rl generate --backend qwen2vl --output-path demo/rl.json --limit 200 --overwrite
+	$(BIN)/pointer-rl validate demo/rl.json
+
+test: $(DEV)  ## the default suite, under six minutes on two cores
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: $(DEV)  ## with the slow tests
+	$(BIN)/python -m pytest -q
+
+lint: $(DEV)  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(DEV)  ## benchmarks, each against a baseline in the same run
+	@for each in tests/benchmarks/bench_*.py; do echo "== $$each"; $(BIN)/python $$each || exit 1; done
+
+docs: $(READY)  ## write the generated reference pages
+	$(BIN)/python docs/generate_reference.py
+
+wheel-smoke: $(DEV)  ## build the wheel, install it elsewhere, run it from another folder
+	sh tests/wheel_smoke.sh
+
+clean:
+	rm -rf $(VENV) dist build demo .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,56 @@
+"""The embedded world: a small VQA dataset and a small VLM, so that everything runs offline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pointer_rl.hookspecs import hookimpl
+from pointer_rl_glyphs.options import GlyphsEncoderOptions, GlyphsOptions
+
+if TYPE_CHECKING:
+    import click
+
+    from pointer_rl.registry import Register
+    from pointer_rl.types import Dataset, Encoder
+
+
+def _load_dataset(options: GlyphsOptions) -> Dataset:
+    from pointer_rl_glyphs.dataset import load_glyphs
+
+    return load_glyphs(options)
+
+
+def _load_encoder(options: GlyphsEncoderOptions) -> Encoder:
+    from pointer_rl_glyphs.encoder import GlyphsEncoder
+
+    return GlyphsEncoder(options)
+
+
+@hookimpl
+def pointer_rl_register_datasets(register: Register) -> None:
+    """The glyph world."""
+    register(
+        "glyphs",
+        _load_dataset,
+        options=GlyphsOptions,
+        summary="pictures of shapes, questions answered in made-up words; brings its own model",
+    )
+
+
+@hookimpl
+def pointer_rl_register_encoders(register: Register) -> None:
+    """Its model's embeddings."""
+    register(
+        "glyphs",
+        _load_encoder,
+        options=GlyphsEncoderOptions,
+        summary="the glyph model's vision tower and token embeddings",
+    )
+
+
+@hookimpl
+def pointer_rl_register_commands(cli: click.Group) -> None:
+    """`pointer-rl glyphs`."""
+    from pointer_rl_glyphs.command import glyphs
+
+    cli.add_command(glyphs)

@@ -1,0 +1,198 @@
+"""The embedded model as a checkpoint folder: its tokenizer, its configuration, its weights.
+
+A Qwen2.5-VL of 2M parameters in transformers' own class and file layout, so that any code that
+loads Qwen2.5-VL loads it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pointer_rl_glyphs.lexicon import SYLLABLES, VALUES
+from pointer_rl_glyphs.pictures import SIZE
+from pointer_rl_glyphs.questions import IN_ENGLISH, WORDINGS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+MODEL_DIR = Path(__file__).parent / "model"
+"""The trained checkpoint that ships with the package."""
+
+INSTRUCTIONS = (
+    "Answer the last question about its image with a single word or a short phrase. "
+    "Any question before it is an example that has been answered.",
+    "Answer each question about its image with a single word or a short phrase.",
+    "You are a helpful assistant. Answer the question as the examples do.",
+    "Look at the image and answer the question briefly.",
+    "Use the solved examples to answer the last question.",
+    "Give a short answer. Do not explain.",
+    "In the following dialogues, use the answers given to answer the last question.",
+    "You see pictures with questions. Answer with one word.",
+)
+"""System messages of the training prompts; the first two are the prompt builders' defaults."""
+
+_SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+# What Qwen2.5-VL's template does for text and images (it has video and tool branches too).
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE in which every made-up word is its two syllables, wherever it stands.
+
+    The syllables' merges come first, so that no English merge can cut across them; then each
+    English word of the prompts is merged into one token, left to right.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {
+        byte: index for index, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
+    }
+    merges: list[tuple[str, str]] = []
+
+    def merge(left: str, right: str) -> str:
+        joined = left + right
+        if joined not in vocabulary:
+            vocabulary[joined] = len(vocabulary)
+            merges.append((left, right))
+        return joined
+
+    for syllable in SYLLABLES:
+        merge(syllable[0], syllable[1])
+    splitter = pre_tokenizers.Sequence(
+        [
+            # Unlike Qwen's, never joins a letter to the punctuation before it: an answer is the
+            # same tokens after "answer:" as at the beginning of a turn.
+            pre_tokenizers.Split(Regex(r" ?\p{L}+| ?[^\s\p{L}]|\s"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    sentences = [
+        *(wording + IN_ENGLISH for wordings in WORDINGS.values() for wording in wordings),
+        *(value for values in VALUES.values() for value in values),
+        *INSTRUCTIONS,
+        "Question: Short answer: You are a helpful assistant.",
+        *("system", "user", "assistant"),
+    ]
+    for sentence in sentences:
+        for piece, _ in splitter.pre_tokenize_str(sentence):
+            tokens = Tokenizer(models.BPE(vocab=vocabulary, merges=merges)).encode(piece).tokens
+            joined = tokens[0]
+            for token in tokens[1:]:
+                joined = merge(joined, token)
+
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in _SPECIAL_TOKENS]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=list(_SPECIAL_TOKENS[1:]),
+        chat_template=_CHAT_TEMPLATE,
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
+    """An untrained model (torch's global generator decides its weights)."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    end, pad, image, video, start, stop = tokenizer.convert_tokens_to_ids(
+        [
+            *("<|im_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>"),
+            *("<|vision_start|>", "<|vision_end|>"),
+        ]
+    )
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 2048,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [4, 6, 6],
+            },
+            "tie_word_embeddings": True,
+            "bos_token_id": None,
+            "eos_token_id": end,
+            "pad_token_id": pad,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 96,
+            "intermediate_size": 384,
+            "num_heads": 4,
+            "out_hidden_size": 128,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": 112,
+            "fullatt_block_indexes": [0, 1],
+        },
+        image_token_id=image,
+        video_token_id=video,
+        vision_start_token_id=start,
+        vision_end_token_id=stop,
+        tie_word_embeddings=True,
+    )
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    generation = model.generation_config
+    generation.eos_token_id, generation.pad_token_id, generation.bos_token_id = (
+        [end, pad],
+        pad,
+        None,
+    )
+    return model
+
+
+def build_image_processor() -> Qwen2VLImageProcessorPil:
+    """The picture's own size in, 4 image tokens out."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    return Qwen2VLImageProcessorPil(
+        size={"shortest_edge": SIZE * SIZE, "longest_edge": 4 * SIZE * SIZE}
+    )
+
+
+def save_checkpoint(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
+    """Write model (float16), tokenizer and image processor in transformers' layout."""
+    import torch
+
+    tokenizer = build_tokenizer()
+    half = build_model(tokenizer)
+    half.load_state_dict(model.state_dict())
+    half.to(torch.float16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    build_image_processor().save_pretrained(folder)

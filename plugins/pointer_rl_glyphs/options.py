@@ -1,0 +1,48 @@
+"""The options of the dataset `glyphs` and of the encoder `glyphs`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlyphsOptions:
+    """Which glyph dataset: everything in it is drawn from these."""
+
+    split: Literal["train", "validation", "test"] = "train"
+    """Which queries; the pool is the same for all."""
+    seed: int = 0
+    """Decides pictures, questions and annotators."""
+    lexicon_seed: int = 0
+    """Decides the words of the two communities."""
+    pool_size: int = 512
+    """Examples that may be demonstrations."""
+    train_size: int = 2000
+    """Queries of the split train."""
+    validation_size: int = 500
+    """Queries of the split validation."""
+    test_size: int = 1000
+    """Queries of the split test."""
+
+    def __post_init__(self) -> None:
+        sizes = (self.pool_size, self.train_size, self.validation_size, self.test_size)
+        if min(sizes) < 1:
+            raise ValueError("pool_size, train_size, validation_size and test_size start at 1")
+
+    def size(self, split: str) -> int:
+        """How many examples a split has (`pool` is one too)."""
+        return {
+            "pool": self.pool_size,
+            "train": self.train_size,
+            "validation": self.validation_size,
+            "test": self.test_size,
+        }[split]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlyphsEncoderOptions:
+    """How examples are embedded with the glyph model."""
+
+    mode: Literal["image", "text", "both"] = "both"
+    """Mean image tokens of the vision tower, mean token embedding of the question, or both."""

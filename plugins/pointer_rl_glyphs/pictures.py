@@ -1,0 +1,154 @@
+"""Pictures: one shape in a colour and a pattern on a pale ground, perhaps with a stamp."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import random
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pointer_rl_glyphs.lexicon import COLORS, PATTERNS, SHAPES, Key
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
+
+SIZE = 56
+"""Pixels a side. Drawn at twice that and reduced, which smooths the edges."""
+_SCALE = 2
+
+_RGB = {
+    "red": (214, 39, 40),
+    "green": (30, 150, 50),
+    "blue": (40, 70, 220),
+    "yellow": (238, 205, 20),
+    "purple": (140, 50, 175),
+    "orange": (250, 125, 15),
+    "black": (25, 25, 25),
+    "cyan": (30, 195, 210),
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """All that decides a picture. Is an `ImageRef`: drawn when opened."""
+
+    shape: str
+    color: str
+    pattern: str
+    stamped: bool
+    radius: int
+    """In drawn pixels (twice the final ones), like the centre."""
+    center: tuple[int, int]
+    background: tuple[int, int, int]
+    corner: int
+    """Where a stamp goes: 0 to 3, row by row."""
+
+    @classmethod
+    def draw_at_random(
+        cls,
+        rng: random.Random,
+        *,
+        shape: str | None = None,
+        color: str | None = None,
+        pattern: str | None = None,
+        stamped: bool | None = None,
+    ) -> Picture:
+        """A picture with the given features; the rest is drawn from `rng`."""
+        radius = rng.randint(28, 42)
+        low, high = radius + 4, SIZE * _SCALE - radius - 4
+        return cls(
+            shape=shape or rng.choice(SHAPES),
+            color=color or rng.choice(COLORS),
+            pattern=pattern or rng.choice(PATTERNS),
+            stamped=rng.random() < 0.5 if stamped is None else stamped,
+            radius=radius,
+            center=(rng.randint(low, high), rng.randint(low, high)),
+            background=(rng.randint(215, 245), rng.randint(215, 245), rng.randint(215, 245)),
+            corner=rng.randrange(4),
+        )
+
+    @classmethod
+    def draw_for(cls, key: Key, rng: random.Random) -> Picture:
+        """A picture of which `key` is what an answer names."""
+        features = {key.attribute: key.value}
+        return cls.draw_at_random(
+            rng,
+            shape=features.get("shape"),
+            color=features.get("color"),
+            pattern=features.get("pattern"),
+            stamped=key.stamped,
+        )
+
+    def open(self) -> Image.Image:
+        """Draw it: RGB, 56 × 56."""
+        from PIL import Image, ImageDraw, ImageFilter
+
+        side = SIZE * _SCALE
+        mask = Image.new("L", (side, side), 0)
+        self._outline(ImageDraw.Draw(mask))
+        ink = Image.new("L", (side, side), 255)
+        if self.pattern != "solid":
+            # A box blur is still 255 just where the whole box is: an erosion, at a fraction of
+            # the cost of MinFilter.
+            edge_width = 6 if self.pattern == "outline" else 4
+            blurred = mask.filter(ImageFilter.BoxBlur(edge_width))
+            ink.paste(0, mask=blurred.point([0] * 255 + [255]))
+            brush = ImageDraw.Draw(ink)
+            if self.pattern == "striped":
+                for offset in range(-side, side, 14):
+                    brush.line((offset, 0, offset + side, side), fill=255, width=5)
+            elif self.pattern == "dotted":
+                for x in range(3, side, 12):
+                    for y in range(3, side, 12):
+                        brush.ellipse((x - 3, y - 3, x + 3, y + 3), fill=255)
+        picture = Image.new("RGB", (side, side), self.background)
+        picture.paste((255, 255, 255), mask=mask)
+        color = Image.new("RGB", (side, side), _RGB[self.color])
+        black = Image.new("L", (side, side), 0)
+        picture.paste(color, mask=Image.composite(ink, black, mask))
+        if self.stamped:
+            far = side - 15
+            x, y = (2, far)[self.corner % 2], (2, far)[self.corner // 2]
+            brush = ImageDraw.Draw(picture)
+            brush.rectangle((x, y, x + 12, y + 12), fill=(255, 255, 255))
+            brush.rectangle((x + 2, y + 2, x + 10, y + 10), fill=(90, 60, 30))
+        return picture.resize((SIZE, SIZE), Image.Resampling.BOX)
+
+    def _outline(self, brush: ImageDraw.ImageDraw) -> None:
+        (x, y), r = self.center, self.radius
+        box = (x - r, y - r, x + r, y + r)
+        if self.shape in ("circle", "ring"):
+            brush.ellipse(box, fill=255)
+            if self.shape == "ring":
+                hole = round(0.42 * r)
+                brush.ellipse((x - hole, y - hole, x + hole, y + hole), fill=0)
+        elif self.shape == "square":
+            s = round(0.85 * r)
+            brush.rectangle((x - s, y - s, x + s, y + s), fill=255)
+        elif self.shape == "cross":
+            arm = round(0.38 * r)
+            brush.rectangle((x - arm, y - r, x + arm, y + r), fill=255)
+            brush.rectangle((x - r, y - arm, x + r, y + arm), fill=255)
+        else:
+            corners, inner = (3, 1.0) if self.shape == "triangle" else (5, 0.5)
+            points = []
+            for step in range(2 * corners if self.shape == "star" else corners):
+                turn = math.pi / corners if self.shape == "star" else 2 * math.pi / corners
+                reach = r * (inner if self.shape == "star" and step % 2 else 1.0)
+                angle = step * turn - math.pi / 2
+                points.append((x + reach * math.cos(angle), y + reach * math.sin(angle)))
+            brush.polygon(points, fill=255)
+
+    def png(self) -> bytes:
+        """The picture as a PNG file."""
+        buffer = io.BytesIO()
+        self.open().save(buffer, "PNG")
+        return buffer.getvalue()
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of its PNG: the key of the file that `pointer-rl glyphs` writes."""
+        return hashlib.sha256(self.png()).hexdigest()

@@ -1,0 +1,37 @@
+"""Question wordings. Most are shared between attributes but for one word, which is the point:
+questions that read alike ask about different things, and unlike ones about the same."""
+
+from __future__ import annotations
+
+import random
+
+_TEMPLATES = (
+    "What {noun} is it?",
+    "Which {noun} is this?",
+    "What is the {noun} of the figure?",
+    "Name the {noun}.",
+    "Can you tell the {noun} that you see here?",
+)
+_NOUNS = {
+    "color": ("color", "tint"),
+    "shape": ("shape", "form"),
+    "pattern": ("pattern", "filling"),
+}
+_OWN = {
+    "color": ("How is it painted?",),
+    "shape": ("What was drawn here?",),
+    "pattern": ("How is the inside done?",),
+}
+IN_ENGLISH = " Answer in English."
+
+WORDINGS = {
+    attribute: tuple(template.format(noun=noun) for template in _TEMPLATES for noun in nouns)
+    + _OWN[attribute]
+    for attribute, nouns in _NOUNS.items()
+}
+"""Attribute → the ways to ask for it."""
+
+
+def ask(attribute: str, rng: random.Random, english: bool = False) -> str:
+    """A question about an attribute, for a word of the made-up language or for the English one."""
+    return rng.choice(WORDINGS[attribute]) + (IN_ENGLISH if english else "")

@@ -1,0 +1,187 @@
+"""Episodes as tensors: what the model is trained on, in the very prompts of the prompt builders."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pointer_rl.types import PromptBuilder
+from pointer_rl_glyphs.episodes import Episode
+from pointer_rl_glyphs.lexicon import COLORS, KEYS, PATTERNS, SHAPES
+from pointer_rl_glyphs.pictures import SIZE, Picture
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PATCH, MERGE = 14, 2
+_SIDE = SIZE // PATCH
+IMAGE_TOKENS = (_SIDE // MERGE) ** 2
+_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
+_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+
+
+def patches(pictures: Sequence[Picture]) -> torch.Tensor:
+    """[N, 16, 588] uint8: the patches in the order of Qwen2-VL's image processor, unnormalised."""
+    pixels = torch.from_numpy(np.stack([np.asarray(picture.open()) for picture in pictures]))
+    blocks = _SIDE // MERGE
+    split = pixels.reshape(-1, blocks, MERGE, PATCH, blocks, MERGE, PATCH, 3)
+    return split.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(len(pictures), _SIDE * _SIDE, -1)
+
+
+def pixel_values(patches_NPx: torch.Tensor) -> torch.Tensor:
+    """[N·16, 1176] float32: normalised, the one frame doubled as the processor doubles it."""
+    channels = patches_NPx.reshape(-1, 3, PATCH * PATCH).float() / 255
+    normal = (channels - _MEAN[:, None]) / _STD[:, None]
+    return normal[:, :, None].expand(-1, 3, 2, -1).reshape(len(normal), -1)
+
+
+def grid(num_images: int) -> torch.Tensor:
+    """[N, 3] patches in time, height and width."""
+    return torch.tensor([[1, _SIDE, _SIDE]]).expand(num_images, 3)
+
+
+class PictureBank:
+    """Pictures drawn ahead: the same number for each combination of features and stamp.
+
+    Drawing takes as long as a training step; so steps take theirs from here.
+    """
+
+    def __init__(self, seed: int, copies: int) -> None:
+        rng = random.Random(f"{seed}/pictures")
+        combinations = [
+            (shape, color, pattern, stamped)
+            for shape in SHAPES
+            for color in COLORS
+            for pattern in PATTERNS
+            for stamped in (False, True)
+        ]
+        self._slot = {combination: index for index, combination in enumerate(combinations)}
+        self.copies = copies
+        self.patches = torch.cat(
+            [
+                patches(
+                    [
+                        Picture.draw_at_random(
+                            rng, shape=shape, color=color, pattern=pattern, stamped=stamped
+                        )
+                        for _ in range(copies)
+                    ]
+                )
+                for shape, color, pattern, stamped in combinations
+            ]
+        )
+        features = [
+            (SHAPES.index(s), COLORS.index(c), PATTERNS.index(p), int(t))
+            for s, c, p, t in combinations
+        ]
+        self.features = torch.tensor(features).repeat_interleave(copies, 0)
+        """[N, 4] indices of shape, colour, pattern and stamp."""
+
+    def rows(self, pictures: Sequence[Picture], rng: random.Random) -> torch.Tensor:
+        """For each picture a drawn one of the same features."""
+        slots = [self._slot[(p.shape, p.color, p.pattern, p.stamped)] for p in pictures]
+        return torch.tensor([slot * self.copies + rng.randrange(self.copies) for slot in slots])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Episodes of one length. E episodes, L tokens, A answers (blocks of all episodes)."""
+
+    input_ids: torch.Tensor
+    """[E, L], padded on the right"""
+    attention_mask: torch.Tensor
+    """[E, L]"""
+    asked_at: torch.Tensor
+    """[A, 2] episode and position of the last token before each answer"""
+    keys: torch.Tensor
+    """[A] index in KEYS of what each block asks for"""
+    positions: torch.Tensor
+    """[T, 2] episode and position from which each supervised token is predicted"""
+    targets: torch.Tensor
+    """[T]"""
+    weights: torch.Tensor
+    """[T]"""
+    target_blocks: torch.Tensor
+    """[T] block (0..A-1) of each supervised token"""
+
+
+def tokenise(
+    episodes: Sequence[Episode],
+    builder: PromptBuilder,
+    tokenizer: PreTrainedTokenizerFast,
+    query_weight: float,
+) -> Batch:
+    """Render, tokenise, and find the answers.
+
+    What is supervised: the answers that can be known, and in the last block the end of the turn.
+    """
+    texts = []
+    for episode in episodes:
+        prompt = builder.build(episode[-1].example, [block.example for block in episode[:-1]])
+        chat = [
+            {
+                "role": message.role,
+                "content": [
+                    {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+                    for part in message.parts
+                ],
+            }
+            for message in prompt.messages
+        ]
+        text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+        text = text.replace("<|image_pad|>", "<|image_pad|>" * IMAGE_TOKENS)
+        texts.append(text + episode[-1].answer + "<|im_end|>")
+    encoded = tokenizer(
+        texts, padding=True, padding_side="right", return_tensors="pt", return_offsets_mapping=True
+    )
+
+    asked_at: list[tuple[int, int]] = []
+    keys: list[int] = []
+    positions: list[tuple[int, int]] = []
+    targets: list[int] = []
+    weights: list[float] = []
+    target_blocks: list[int] = []
+    for row, (episode, text) in enumerate(zip(episodes, texts, strict=True)):
+        ids = encoded.input_ids[row].tolist()
+        starts = {
+            start: index
+            for index, (start, end) in enumerate(encoded.offset_mapping[row].tolist())
+            if end
+        }
+        cursor = 0
+        for block in episode:
+            is_query = block is episode[-1]
+            cursor = text.index(block.question, cursor) + len(block.question)
+            if is_query:
+                start = len(text) - len(block.answer + "<|im_end|>")
+            else:
+                start = min(
+                    at + len(marker)
+                    for marker in (" answer:", "assistant\n")
+                    if (at := text.find(marker + block.answer, cursor)) >= 0
+                )
+            first = starts[start]
+            last = starts[start + len(block.answer)]  # the token after the answer
+            if block.answerable:
+                for index in range(first, last + is_query):
+                    positions.append((row, index - 1))
+                    targets.append(ids[index])
+                    weights.append(query_weight if is_query else 1.0)
+                    target_blocks.append(len(keys))
+            asked_at.append((row, first - 1))
+            keys.append(KEYS.index(block.key))
+    return Batch(
+        input_ids=encoded.input_ids,
+        attention_mask=encoded.attention_mask,
+        asked_at=torch.tensor(asked_at),
+        keys=torch.tensor(keys),
+        positions=torch.tensor(positions).reshape(-1, 2),
+        targets=torch.tensor(targets, dtype=torch.long),
+        weights=torch.tensor(weights),
+        target_blocks=torch.tensor(target_blocks, dtype=torch.long),
+    )

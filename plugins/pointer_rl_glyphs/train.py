@@ -1,0 +1,349 @@
+"""Trains the embedded model: `python -m pointer_rl_glyphs.train DIR` (about an hour on two cores).
+
+Three phases. Vision: the tower learns to name shape, colour, pattern and stamp. Reading: the
+language model learns to read an answer off the demonstrations, from the tower's features as they
+are. Joint: both go on together, on episodes of every length. The answers' loss alone does not get
+there: finding the asked value, finding the block that has it and copying its word give no gradient
+to each other until all exist. So two linear probes, thrown away afterwards, supervise the middle:
+what each block asks for must be readable after layer 3 where the answer is about to begin, and
+after layer 4 where it has begun. Copying then begins after some 250 steps, if every step has long
+episodes with many repeats; mixed with short ones from the start it had not after 500.
+
+Interrupted, the same command goes on from its last checkpoint; every step's randomness comes from
+(seed, step) alone, so it ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import time
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from pointer_rl.registry import registry
+from pointer_rl.types import PromptBuilder
+from pointer_rl_glyphs.checkpoint import (
+    INSTRUCTIONS,
+    build_model,
+    build_tokenizer,
+    save_checkpoint,
+)
+from pointer_rl_glyphs.episodes import CASES, training_episode
+from pointer_rl_glyphs.lexicon import (
+    COLORS,
+    DATASET_WORDS,
+    KEYS,
+    PATTERNS,
+    SHAPES,
+    TRAINING_WORDS,
+    Lexicon,
+)
+from pointer_rl_glyphs.muon import Muon
+from pointer_rl_glyphs.tensors import Batch, PictureBank, grid, patches, pixel_values, tokenise
+
+BLOCKS_A_STEP = 160
+READING_LENGTHS = (8,)
+JOINT_LENGTHS = (1, 2, 3, 4, 5, 5, 6, 7, 8, 8)
+"""Blocks of an episode; the last is the query. Drawn anew for each step."""
+CHECKPOINT_EVERY = 250
+WARMUP = 50
+
+
+class Trainer:
+    """The model with its probes and optimisers, and the steps of all phases."""
+
+    def __init__(
+        self, seed: int, vision_steps: int, reading_steps: int, joint_steps: int, copies: int
+    ) -> None:
+        self.seed = seed
+        self.vision_steps, self.reading_steps = vision_steps, reading_steps
+        self.joint_steps = joint_steps
+        self._features: torch.Tensor | None = None
+        torch.manual_seed(seed)
+        self.tokenizer = build_tokenizer()
+        self.model = build_model(self.tokenizer)
+        width = self.model.config.text_config.hidden_size
+        self.heads = nn.ModuleList(
+            nn.Linear(width, n) for n in (len(SHAPES), len(COLORS), len(PATTERNS), 2)
+        )
+        self.probes = nn.ModuleList(nn.Linear(width, len(KEYS)) for _ in range(2))
+        self.bank = PictureBank(seed, copies)
+        visual = self.model.model.visual
+        text = [
+            parameter
+            for name, parameter in self.model.named_parameters()
+            if not name.startswith("model.visual.")
+        ]
+        matrices = [p for p in text if p.ndim == 2 and p.shape[0] != len(self.tokenizer)]
+        others = [p for p in text if p.ndim != 2 or p.shape[0] == len(self.tokenizer)]
+        self.vision_optimizer = torch.optim.AdamW(
+            [*visual.parameters(), *self.heads.parameters()], lr=1.5e-3
+        )
+        self.optimizers: list[torch.optim.Optimizer] = [
+            Muon(matrices, lr=0.005),  # at 0.02 copying takes twice as long to begin
+            torch.optim.AdamW(
+                [
+                    {"params": [*others, *self.probes.parameters()], "lr": 3e-3},
+                    {"params": list(visual.parameters()), "lr": 3e-4},
+                ],
+                betas=(0.9, 0.98),
+                weight_decay=0.0,
+            ),
+        ]
+        self._rates = [[group["lr"] for group in each.param_groups] for each in self.optimizers]
+        self._builders = {
+            (style, text): _builder(style, text)
+            for style in ("short-answer", "chat")
+            for text in ("", *INSTRUCTIONS)
+        }
+
+    # --- phases ---
+
+    def vision_step(self, step: int) -> dict[str, float]:
+        """Name the features of 192 pictures from the mean of their merged tokens."""
+        rng = random.Random(f"{self.seed}/vision/{step}")
+        rows = torch.tensor(rng.sample(range(len(self.bank.patches)), BLOCKS_A_STEP))
+        mean = self._see(self.bank.patches[rows]).mean(1)
+        features = self.bank.features[rows]
+        logits = [head(mean) for head in self.heads]
+        losses = [cross_entropy(each, features[:, i]) for i, each in enumerate(logits)]
+        for group in self.vision_optimizer.param_groups:
+            group["lr"] = 1.5e-3 * min(1.0, 1.25 * (1 - step / self.vision_steps))
+        self.vision_optimizer.zero_grad()
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        self.vision_optimizer.step()
+        right = [
+            float((each.argmax(-1) == features[:, i]).float().mean())
+            for i, each in enumerate(logits)
+        ]
+        return dict(zip(("shape", "color", "pattern", "stamp"), right, strict=True))
+
+    def reading_step(self, step: int) -> dict[str, float]:
+        """Long episodes in one prompt format, the vision tower left as it is."""
+        rng = random.Random(f"{self.seed}/reading/{step}")
+        if self._features is None:
+            with torch.no_grad():
+                parts = [self._see(part) for part in torch.split(self.bank.patches, 512)]
+            self._features = torch.cat(parts)
+        scale = min(1.0, (step + 1) / WARMUP)
+        builder = self._builders["short-answer", ""]
+        return self._step(rng, READING_LENGTHS, 0.6, 0.1, builder, self._features, scale)
+
+    def joint_step(self, step: int) -> dict[str, float]:
+        """Episodes of all lengths in all prompt formats, the vision tower trained too."""
+        rng = random.Random(f"{self.seed}/joint/{step}")
+        scale = 1 - step / self.joint_steps
+        builder = self._draw_builder(rng)
+        return self._step(rng, JOINT_LENGTHS, 0.4, 0.2, builder, None, scale)
+
+    def _step(
+        self,
+        rng: random.Random,
+        lengths: tuple[int, ...],
+        repeats: float,
+        english: float,
+        builder: PromptBuilder,
+        features: torch.Tensor | None,
+        scale: float,
+    ) -> dict[str, float]:
+        """One update on episodes of one length; `scale` is of the learning rates.
+
+        `features`: the bank's image tokens [N, 4, width], or None to compute them with gradients.
+        """
+        length = rng.choice(lengths)
+        episodes = [
+            training_episode(rng, length, TRAINING_WORDS, repeats, english)
+            for _ in range(min(40, BLOCKS_A_STEP // length))
+        ]
+        batch = tokenise(episodes, builder, self.tokenizer, query_weight=2.0)
+        pictures = [block.picture for episode in episodes for block in episode]
+        rows = self.bank.rows(pictures, rng)
+        seen = self._see(self.bank.patches[rows]) if features is None else features[rows]
+        logits, probe_logits = self._read(batch, seen)
+        answer_loss = (
+            cross_entropy(logits, batch.targets, reduction="none") * batch.weights
+        ).sum() / batch.weights.sum().clamp(min=1)
+        probe_losses = [cross_entropy(each, batch.keys) for each in probe_logits]
+        loss = answer_loss + 0.5 * torch.stack(probe_losses).sum()
+        for optimizer, rates in zip(self.optimizers, self._rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * scale
+            optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return {
+            "loss": float(answer_loss.detach()),
+            "right": float((logits.argmax(-1) == batch.targets).float().mean()),
+            "probe_3": float((probe_logits[0].argmax(-1) == batch.keys).float().mean()),
+            "probe_4": float((probe_logits[1].argmax(-1) == batch.keys).float().mean()),
+        }
+
+    def _draw_builder(self, rng: random.Random) -> PromptBuilder:
+        style = rng.choice(("short-answer", "chat"))
+        kind = rng.random()
+        default = INSTRUCTIONS[0] if style == "short-answer" else INSTRUCTIONS[1]
+        text = "" if kind < 0.35 else default if kind < 0.7 else rng.choice(INSTRUCTIONS)
+        return self._builders[style, text]
+
+    def _see(self, patches_NPx: torch.Tensor) -> torch.Tensor:
+        """[N, 4, width] image tokens."""
+        merged: torch.Tensor = self.model.model.visual(
+            pixel_values(patches_NPx), grid_thw=grid(len(patches_NPx))
+        ).pooler_output
+        return merged.reshape(len(patches_NPx), -1, merged.shape[-1])
+
+    def _read(
+        self, batch: Batch, images_NTH: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Logits of the supervised tokens [T, V] and of both probes [A, 36]."""
+        model = self.model.model
+        is_image = batch.input_ids == self.model.config.image_token_id
+        embedded = model.get_input_embeddings()(batch.input_ids)
+        embedded = embedded.masked_scatter(is_image[..., None], images_NTH)
+        positions, _ = model.get_rope_index(
+            batch.input_ids,
+            mm_token_type_ids=is_image.int(),
+            image_grid_thw=grid(len(images_NTH)),
+            attention_mask=batch.attention_mask,
+        )
+        output = model.language_model(
+            inputs_embeds=embedded,
+            position_ids=positions,
+            attention_mask=batch.attention_mask,
+            output_hidden_states=True,
+            use_cache=False,
+        )
+        last = output.last_hidden_state[batch.positions[:, 0], batch.positions[:, 1]]
+        episode, asked = batch.asked_at.T
+        third, fourth = output.hidden_states[3], output.hidden_states[4]
+        return self.model.lm_head(last), [
+            self.probes[0](third[episode, asked]),
+            self.probes[1](fourth[episode, asked + 1]),
+        ]
+
+    @torch.no_grad()
+    def evaluate(self, cases_each: int = 60) -> dict[str, float]:
+        """Share of whole answers right, by case, on pictures and words never trained on."""
+        rng = random.Random("evaluation")
+        result = {}
+        for style in ("short-answer", "chat"):
+            for case in CASES:
+                episodes = [
+                    case.episode(rng, Lexicon.draw(rng, DATASET_WORDS)) for _ in range(cases_each)
+                ]
+                batch = tokenise(episodes, self._builders[style, ""], self.tokenizer, 1.0)
+                pictures = patches([block.picture for episode in episodes for block in episode])
+                logits, _ = self._read(batch, self._see(pictures))
+                right = torch.ones(len(batch.keys), dtype=torch.bool)
+                wrong = logits.argmax(-1) != batch.targets
+                right[batch.target_blocks[wrong]] = False
+                result[f"{style}, {case.name}"] = float(
+                    right[case.shots :: case.shots + 1].float().mean()
+                )
+        return result
+
+    # --- state ---
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on."""
+        return {
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "probes": self.probes.state_dict(),
+            "vision_optimizer": self.vision_optimizer.state_dict(),
+            "optimizers": [each.state_dict() for each in self.optimizers],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go back to a saved state."""
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        self.probes.load_state_dict(state["probes"])
+        self.vision_optimizer.load_state_dict(state["vision_optimizer"])
+        for optimizer, each in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(each)
+
+
+def _builder(style: str, instructions: str) -> PromptBuilder:
+    builder: PromptBuilder = registry().create("prompt", style, {"instructions": instructions})
+    return builder
+
+
+def _save_state(trainer: Trainer, step: int, path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save({"step": step, **trainer.state()}, partial)
+    os.replace(partial, path)
+
+
+def train(folder: Path, trainer: Trainer) -> None:
+    """Run what is left of the phases, logging to folder/log.jsonl; then write folder/model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = folder / "state.pt"
+    step = 0
+    if saved.exists():
+        state = torch.load(saved, weights_only=True)
+        step = state["step"]
+        trainer.load_state(state)
+    phases = (
+        (trainer.vision_steps, trainer.vision_step),
+        (trainer.reading_steps, trainer.reading_step),
+        (trainer.joint_steps, trainer.joint_step),
+    )
+    total = sum(steps for steps, _ in phases)
+    with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
+        started, first = time.monotonic(), step
+        while step < total:
+            within = step
+            for steps, run in phases:
+                if within < steps:
+                    figures = run(within)
+                    break
+                within -= steps
+            step += 1
+            if step % 25 == 0:
+                seconds = (time.monotonic() - started) / (step - first)
+                _log(log, {"step": step, "seconds_a_step": seconds, **figures})
+            if step % CHECKPOINT_EVERY == 0 or step == total:
+                _save_state(trainer, step, saved)
+                if step > trainer.vision_steps:
+                    _log(log, {"step": step, "evaluation": trainer.evaluate()})
+    save_checkpoint(trainer.model, folder / "model")
+
+
+def _log(log: IO[str], record: dict[str, Any]) -> None:
+    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in record.items()}
+    log.write(json.dumps(rounded) + "\n")
+    log.flush()
+    print(json.dumps(rounded), flush=True)
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(prog="python -m pointer_rl_glyphs.train", description=__doc__)
+    parser.add_argument("folder", type=Path, help="for the log, the state and the finished model")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vision-steps", type=int, default=700)
+    parser.add_argument("--reading-steps", type=int, default=600)
+    parser.add_argument("--joint-steps", type=int, default=1300)
+    parser.add_argument("--pictures", type=int, default=100, help="of each combination of features")
+    arguments = parser.parse_args()
+    trainer = Trainer(
+        arguments.seed,
+        arguments.vision_steps,
+        arguments.reading_steps,
+        arguments.joint_steps,
+        arguments.pictures,
+    )
+    train(arguments.folder, trainer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The plugin qwen2vl: Qwen2-VL, Qwen2.5-VL and Qwen3-VL checkpoints through transformers.
+
+Light to import: torch and transformers are imported when a backend is created.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pointer_rl.hookspecs import hookimpl
+from pointer_rl_qwen2vl.options import Qwen2VLOptions
+
+if TYPE_CHECKING:
+    from pointer_rl.registry import Register
+    from pointer_rl_qwen2vl.backend import Qwen2VLBackend
+
+__all__ = ["Qwen2VLOptions", "create_backend", "pointer_rl_register_backends"]
+
+ALIASES = {
+    "qwen2_vl_2B": "Qwen/Qwen2-VL-2B-Instruct",
+    "qwen2_vl_7B": "Qwen/Qwen2-VL-7B-Instruct",
+    "qwen2.5_vl_3B": "Qwen/Qwen2.5-VL-3B-Instruct",
+    "qwen2.5_vl_7B": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "qwen3_vl_2B": "Qwen/Qwen3-VL-2B-Instruct",
+    "qwen3_vl_4B": "Qwen/Qwen3-VL-4B-Instruct",
+    "qwen3_vl_8B": "Qwen/Qwen3-VL-8B-Instruct",
+}
+"""Short names → Hugging Face Hub ids."""
+
+
+def create_backend(options: Qwen2VLOptions) -> Qwen2VLBackend:
+    """Load a checkpoint as a backend. Raises InputError and MissingExtraError."""
+    from pointer_rl_qwen2vl.backend import Qwen2VLBackend
+    from pointer_rl_qwen2vl.checkpoint import load_checkpoint
+
+    return Qwen2VLBackend(load_checkpoint(options), batch_size=options.batch_size)
+
+
+@hookimpl
+def pointer_rl_register_backends(register: Register) -> None:
+    """Register the backend and its checkpoints' short names."""
+    register(
+        "qwen2vl",
+        create_backend,
+        options=Qwen2VLOptions,
+        summary="Qwen2-VL, Qwen2.5-VL or Qwen3-VL, from a folder or the Hugging Face Hub",
+        aliases={alias: {"model": model} for alias, model in ALIASES.items()},
+    )

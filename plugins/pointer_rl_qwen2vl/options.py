@@ -1,0 +1,41 @@
+"""What a user can set about the qwen2vl backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Qwen2VLOptions"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Qwen2VLOptions:
+    """Which checkpoint, where it runs and at what precision."""
+
+    model: str
+    """Checkpoint folder, or Hugging Face Hub id (Qwen/Qwen2.5-VL-3B-Instruct)."""
+    revision: str | None = None
+    """Branch, tag or commit of the Hub repository."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter (peft) to apply to the model."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps, …; auto is cuda where there is one, else cpu."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of weights and activations; auto is float32 on a CPU, else bfloat16."""
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernels; flash_attention_2 needs the package flash-attn and a CUDA device."""
+    min_pixels: int | None = None
+    """Smaller images are enlarged to this many pixels; the checkpoint's own value by default."""
+    max_pixels: int | None = None
+    """Larger images are reduced to this many pixels; the checkpoint's own value by default."""
+    batch_size: int = 8
+    """Prompts that go through the model together; halved by itself where memory runs out."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError("batch_size must be at least 1")
+        for name, pixels in (("min_pixels", self.min_pixels), ("max_pixels", self.max_pixels)):
+            if pixels is not None and pixels < 1:
+                raise ValueError(f"{name} must be at least 1")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError("min_pixels must not exceed max_pixels")

@@ -1,0 +1,179 @@
+"""The standard plugin: prompts, metrics, generators, rewards, datasets and the clip encoder.
+
+Light to import: what needs torch, transformers, Pillow or numpy is imported by its factory.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pointer_rl.hookspecs import hookimpl
+from pointer_rl_standard.dataset_options import OKVQA, HFOptions, JSONLOptions, VQAOptions
+from pointer_rl_standard.metrics import ExactMatch, VQAAccuracy
+from pointer_rl_standard.options import (
+    BeamOptions,
+    ChatOptions,
+    ClipOptions,
+    RandomOptions,
+    RetrievalOptions,
+    RewardOptions,
+    SampleOptions,
+    ShortAnswerOptions,
+)
+from pointer_rl_standard.prompts import ChatPromptBuilder, ShortAnswerPromptBuilder
+from pointer_rl_standard.rewards import FORMULAS, FormulaReward
+
+if TYPE_CHECKING:
+    from pointer_rl.registry import Register
+    from pointer_rl.types import Dataset, Encoder, Generator
+
+REWARD_SUMMARIES = {
+    "hard_plus_soft": "correct + accuracy",
+    "hard_plus_soft_v2": "2·correct + accuracy",
+    "hard_only": "correct",
+    "soft_only": "accuracy",
+    "separated": "2·correct + accuracy, so that right and wrong answers never overlap",
+    "hard01_plus_gtprob": "correct + probability of the annotators' answers",
+    "hard01_plus_gtprob_separated": "2·correct + probability of the annotators' answers",
+    "hard_plus_gtprob_plus_rel": (
+        "correct + probability of the annotators' answers + likeness to them where wrong"
+    ),
+    "legacy": "alpha·(score under the policy) + beta·correctness, as in the first Lever-Plus",
+}
+
+
+@hookimpl
+def pointer_rl_register_prompt_builders(register: Register) -> None:
+    """The layouts."""
+    register(
+        "short-answer",
+        ShortAnswerPromptBuilder,
+        options=ShortAnswerOptions,
+        summary="One user message of `Question:… Short answer:…` blocks, each after its image",
+    )
+    register(
+        "chat",
+        ChatPromptBuilder,
+        options=ChatOptions,
+        summary="A conversation: the user asks about an image, the assistant answers",
+    )
+
+
+@hookimpl
+def pointer_rl_register_metrics(register: Register) -> None:
+    """The comparisons with annotators' answers."""
+    register("vqa", VQAAccuracy, summary="The official VQA accuracy over several annotators")
+    register("exact", ExactMatch, summary="Equal to an annotator's answer, but for case and spaces")
+
+
+@hookimpl
+def pointer_rl_register_rewards(register: Register) -> None:
+    """The formulas of Lever-Plus."""
+    for name, formula in FORMULAS.items():
+        register(
+            name,
+            partial(FormulaReward, formula),
+            options=RewardOptions,
+            summary=REWARD_SUMMARIES[name],
+        )
+
+
+@hookimpl
+def pointer_rl_register_generators(register: Register) -> None:
+    """The ways to propose candidates."""
+    register(
+        "beam", _beam, options=BeamOptions, summary="The policy's best pointers, by beam search"
+    )
+    register(
+        "sample",
+        _sample,
+        options=SampleOptions,
+        summary="Pointers drawn from the policy, at one or more temperatures",
+    )
+    register(
+        "random", _random, options=RandomOptions, summary="Pointers drawn uniformly from the pool"
+    )
+    register(
+        "retrieval",
+        _retrieval,
+        options=RetrievalOptions,
+        summary="Pointers of the rows most similar to the query",
+    )
+
+
+@hookimpl
+def pointer_rl_register_datasets(register: Register) -> None:
+    """The file formats."""
+    register(
+        "vqa",
+        _vqa,
+        options=VQAOptions,
+        summary="Question and annotation files in VQAv2's format (VQAv2, OK-VQA)",
+        aliases={"okvqa_local": OKVQA},
+    )
+    register(
+        "hf", _hf, options=HFOptions, summary="A dataset of the Hugging Face `datasets` library"
+    )
+    register(
+        "jsonl", _jsonl, options=JSONLOptions, summary="JSON lines: image, question and answers"
+    )
+
+
+@hookimpl
+def pointer_rl_register_encoders(register: Register) -> None:
+    """CLIP and SigLIP."""
+    register(
+        "clip",
+        _clip,
+        options=ClipOptions,
+        summary="CLIP or SigLIP, through transformers: image, question or both",
+    )
+
+
+def _beam(options: BeamOptions) -> Generator:
+    from pointer_rl_standard.generators import BeamGenerator
+
+    return BeamGenerator(options)
+
+
+def _sample(options: SampleOptions) -> Generator:
+    from pointer_rl_standard.generators import SampleGenerator
+
+    return SampleGenerator(options)
+
+
+def _random(options: RandomOptions) -> Generator:
+    from pointer_rl_standard.generators import RandomGenerator
+
+    return RandomGenerator(options)
+
+
+def _retrieval(options: RetrievalOptions) -> Generator:
+    from pointer_rl_standard.generators import RetrievalGenerator
+
+    return RetrievalGenerator(options)
+
+
+def _vqa(options: VQAOptions) -> Dataset:
+    from pointer_rl_standard.vqa_files import load_vqa
+
+    return load_vqa(options)
+
+
+def _hf(options: HFOptions) -> Dataset:
+    from pointer_rl_standard.hf_dataset import load_hf
+
+    return load_hf(options)
+
+
+def _jsonl(options: JSONLOptions) -> Dataset:
+    from pointer_rl_standard.jsonl_dataset import load_jsonl
+
+    return load_jsonl(options)
+
+
+def _clip(options: ClipOptions) -> Encoder:
+    from pointer_rl_standard.clip import ClipEncoder
+
+    return ClipEncoder(options)

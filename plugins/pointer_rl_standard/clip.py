@@ -1,0 +1,164 @@
+"""CLIP and SigLIP as encoders, through transformers.
+
+Shapes: N examples, d_i and d_t the sizes of the image's and the question's vector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+
+from pointer_rl.errors import InputError, MissingExtraError
+from pointer_rl.types import Example
+from pointer_rl_standard.options import ClipOptions
+
+__all__ = ["ClipEncoder"]
+
+WHAT = "give a folder with a CLIP or SigLIP checkpoint, or its id on the Hugging Face Hub"
+
+
+class ClipEncoder:
+    """Unit vectors of images, of questions, or both joined (image first).
+
+    mode image: [N, d_i]; text: [N, d_t]; both: [N, d_i + d_t], of norm √2. Questions are cut at
+    the model's length.
+    """
+
+    fingerprint: str
+    dim: int
+
+    def __init__(self, options: ClipOptions) -> None:
+        """Raises InputError for what is no CLIP or SigLIP checkpoint, or lacks a part."""
+        self._mode = options.mode
+        self._device = _device(options.device)
+        where = _locate(options.model)
+        try:
+            config = AutoConfig.from_pretrained(options.model, **where)
+            if config.model_type not in ("clip", "siglip"):
+                raise InputError(
+                    f"encoder clip: {options.model} is a {config.model_type} model; {WHAT}"
+                )
+            model, loading = AutoModel.from_pretrained(
+                options.model,
+                config=config,
+                dtype=options.dtype,
+                output_loading_info=True,
+                **where,
+            )
+            if self._mode != "text":
+                # Pillow decides the pixels, so that they are the same with and without torchvision.
+                self._processor = AutoImageProcessor.from_pretrained(
+                    options.model, backend="pil", **where
+                )
+            if self._mode != "image":
+                self._tokenizer = AutoTokenizer.from_pretrained(options.model, **where)
+                # What transformers makes up where a folder has no tokenizer.
+                if len(self._tokenizer) <= len(self._tokenizer.all_special_ids):
+                    raise ValueError("no tokenizer files")
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+            if isinstance(error, ImportError) and "sentencepiece" in str(error).lower():
+                raise MissingExtraError(
+                    "sentencepiece", f"the tokenizer of {options.model}"
+                ) from error
+            summary = " ".join(str(error).split())
+            raise InputError(
+                f"encoder clip: cannot load {options.model} ({summary[:300]}); {WHAT}"
+            ) from error
+        if loading["missing_keys"]:
+            raise InputError(
+                f"encoder clip: {options.model} lacks weights "
+                f"({', '.join(sorted(loading['missing_keys'])[:3])}, …); {WHAT}"
+            )
+        self._model = model.to(self._device).eval()
+        self._siglip = config.model_type == "siglip"
+        self.dim = sum(_dims(config)[kind] for kind in self._kinds)
+        self.fingerprint = (
+            f"clip {_revision(options.model, config)} mode={self._mode} "
+            f"dtype={str(model.dtype).removeprefix('torch.')}"
+        )
+
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        return ("image", "text") if self._mode == "both" else (self._mode,)
+
+    @torch.inference_mode()
+    def encode(self, examples: Sequence[Example]) -> Tensor:
+        """[N, dim] float32 on the CPU. Raises InputError for an image that is none."""
+        encode = {"image": self._encode_images, "text": self._encode_questions}
+        vectors = [
+            torch.nn.functional.normalize(encode[kind](examples).float(), dim=-1)
+            for kind in self._kinds
+        ]
+        return torch.cat(vectors, dim=-1).cpu()
+
+    def _encode_images(self, examples: Sequence[Example]) -> Tensor:
+        images = [example.image.open() for example in examples]
+        pixels = self._processor(images=images, return_tensors="pt")["pixel_values"]
+        pixels = pixels.to(self._device, self._model.dtype)
+        features: Tensor = self._model.get_image_features(pixel_values=pixels).pooler_output
+        return features
+
+    def _encode_questions(self, examples: Sequence[Example]) -> Tensor:
+        # SigLIP was trained on questions padded to full length and without a mask: it reads its
+        # vector off the last position.
+        tokens = self._tokenizer(
+            [example.question for example in examples],
+            padding="max_length" if self._siglip else True,
+            truncation=True,
+            max_length=self._model.config.text_config.max_position_embeddings,
+            return_attention_mask=not self._siglip,
+            return_tensors="pt",
+        ).to(self._device)
+        features: Tensor = self._model.get_text_features(**tokens).pooler_output
+        return features
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"encoder clip, option device={name}: {str(error).splitlines()[0]}"
+        ) from error
+    return device
+
+
+def _locate(model: str) -> dict[str, Any]:
+    """Arguments of from_pretrained: a folder is never looked for on the network."""
+    if not Path(model).is_dir() and (model.count("/") > 1 or model.startswith((".", "/", "~"))):
+        raise InputError(f"encoder clip: {model} is no folder; {WHAT}")
+    return {"local_files_only": Path(model).is_dir(), "trust_remote_code": False}
+
+
+def _dims(config: Any) -> dict[str, int]:
+    if config.model_type == "clip":
+        return {"image": config.projection_dim, "text": config.projection_dim}
+    return {
+        "image": config.vision_config.hidden_size,
+        "text": config.text_config.projection_size,
+    }
+
+
+def _revision(model: str, config: Any) -> str:
+    """What decides the weights: the Hub's commit, or the hash of the files in a folder."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return f"{model}@{config._commit_hash}"
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".safetensors", ".bin", ".txt", ".model"):
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+            with file.open("rb") as content:
+                while block := content.read(1 << 20):
+                    digest.update(block)
+    return f"sha256:{digest.hexdigest()[:16]}"

@@ -1,0 +1,163 @@
+"""Candidate generators: beam search, temperature sampling, random rows, retrieval.
+
+Each gives what exists and no more: where few rows are allowed there are fewer candidates. A pointer
+may be proposed by several generators, and drawn twice by `sample`: merging them is the engine's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.nn.functional import normalize
+
+from pointer_rl.errors import InputError
+from pointer_rl.types import Candidate, Policy, Pool, QueryBatch
+from pointer_rl_standard.options import (
+    BeamOptions,
+    RandomOptions,
+    RetrievalOptions,
+    SampleOptions,
+)
+
+__all__ = ["BeamGenerator", "RandomGenerator", "RetrievalGenerator", "SampleGenerator"]
+
+Proposals = list[list[Candidate]]
+
+
+@dataclass(frozen=True)
+class BeamGenerator:
+    """The pointers that beam search finds, best first."""
+
+    options: BeamOptions
+
+    def propose(
+        self,
+        policy: Policy,
+        queries: QueryBatch,
+        pool: Pool,
+        rngs: Sequence[np.random.Generator],
+    ) -> Proposals:
+        """Up to `width` candidates a query; both scores are the policy's log-probability."""
+        found = policy.beam(queries, pool, self.options.width)
+        return [
+            [
+                Candidate(tuple(pointer), "beam", rank, beam_score=score, logprob_score=score)
+                for rank, (pointer, score) in enumerate(zip(pointers, scores, strict=True))
+                if score > -math.inf
+            ]
+            for pointers, scores in zip(found.rows.tolist(), found.logprobs.tolist(), strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class SampleGenerator:
+    """Draws from the policy at each temperature."""
+
+    options: SampleOptions
+
+    def propose(
+        self,
+        policy: Policy,
+        queries: QueryBatch,
+        pool: Pool,
+        rngs: Sequence[np.random.Generator],
+    ) -> Proposals:
+        """`num_samples` candidates a temperature, in the temperatures' order, repeats included."""
+        proposals: Proposals = [[] for _ in queries.examples]
+        num, top_p = self.options.num_samples, self.options.top_p
+        for temperature in self.options.temperatures:
+            drawn = policy.sample(queries, pool, num, rngs, temperature, top_p)
+            rows, logprobs = drawn.rows.tolist(), drawn.logprobs.tolist()
+            for candidates, pointers, scores in zip(proposals, rows, logprobs, strict=True):
+                candidates.extend(
+                    Candidate(
+                        tuple(pointer),
+                        "sample",
+                        logprob_score=score,
+                        temperature=temperature,
+                        top_p=top_p,
+                    )
+                    for pointer, score in zip(pointers, scores, strict=True)
+                )
+        return proposals
+
+
+@dataclass(frozen=True)
+class RandomGenerator:
+    """Allowed rows in random order, every pointer as likely as any other."""
+
+    options: RandomOptions
+
+    def propose(
+        self,
+        policy: Policy,
+        queries: QueryBatch,
+        pool: Pool,
+        rngs: Sequence[np.random.Generator],
+    ) -> Proposals:
+        """`num` different pointers a query, or as many as there are."""
+        shots = queries.shots
+        return [
+            [Candidate(pointer, "random") for pointer in self._draw(rows.nonzero()[0], shots, rng)]
+            for rows, rng in zip(queries.allowed.cpu().numpy(), rngs, strict=True)
+        ]
+
+    def _draw(
+        self, rows: np.ndarray, shots: int, rng: np.random.Generator
+    ) -> list[tuple[int, ...]]:
+        wanted = min(self.options.num, math.perm(len(rows), shots))
+        drawn: dict[tuple[int, ...], None] = {}  # drawn again when already there; keeps the order
+        while len(drawn) < wanted:
+            drawn[tuple(rng.choice(rows, shots, replace=False).tolist())] = None
+        return list(drawn)
+
+
+@dataclass(frozen=True)
+class RetrievalGenerator:
+    """The rows most similar to the query, by cosine of the embeddings.
+
+    With S shots, candidate j is made of the rows of ranks jS … jS + S - 1 (equals: lowest row
+    first). Within it the most similar row is shown last, next to the query, where a model heeds it
+    most (Liu et al. 2022, "What makes good in-context examples for GPT-3?").
+    """
+
+    options: RetrievalOptions
+
+    def propose(
+        self,
+        policy: Policy,
+        queries: QueryBatch,
+        pool: Pool,
+        rngs: Sequence[np.random.Generator],
+    ) -> Proposals:
+        """`num` candidates a query, or as many as the allowed rows fill."""
+        similarity_BK = normalize(queries.embeddings, dim=-1) @ normalize(pool.embeddings, dim=-1).T
+        if not similarity_BK.isfinite().all():
+            raise InputError("retrieval: embeddings with values that are not finite; encode again")
+        allowed = queries.allowed.to(similarity_BK.device)
+        ranked = similarity_BK.masked_fill(~allowed, -math.inf).sort(
+            dim=-1, descending=True, stable=True
+        )
+        wanted = self.options.num * queries.shots
+        counts = allowed.sum(-1).clamp(max=wanted) // queries.shots
+        return [
+            [
+                _retrieved(rows[first : first + queries.shots], cosines[first:][: queries.shots])
+                for first in range(0, count * queries.shots, queries.shots)
+            ]
+            for rows, cosines, count in zip(
+                ranked.indices[:, :wanted].tolist(),
+                ranked.values[:, :wanted].tolist(),
+                counts.tolist(),
+                strict=True,
+            )
+        ]
+
+
+def _retrieved(rows: list[int], cosines: list[float]) -> Candidate:
+    return Candidate(
+        tuple(reversed(rows)), "retrieval", similarity_score=sum(cosines) / len(cosines)
+    )

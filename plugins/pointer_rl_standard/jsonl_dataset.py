@@ -1,0 +1,95 @@
+"""A dataset of one's own: one JSON object a line.
+
+    {"image": "cats/1.jpg", "question": "what animal is it?", "answers": ["cat", "kitten", "cat"]}
+
+`answer` may stand for `answers`; `id`, `question_id` and `image_id` are optional (the id defaults
+to the question_id, else to the row number). Other keys are left alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from pointer_rl.errors import InputError, did_you_mean
+from pointer_rl.images import ImageFile
+from pointer_rl.types import Dataset, Example
+from pointer_rl_standard.dataset_options import JSONLOptions
+from pointer_rl_standard.example_fields import claim_id, read_answers, read_id, read_text
+
+__all__ = ["load_jsonl"]
+
+
+def load_jsonl(options: JSONLOptions) -> Dataset:
+    """Queries and pool from JSON lines; blank lines are skipped.
+
+    Images are not opened: one that is missing or damaged fails when it is used. Raises InputError,
+    naming file and line, for what is no such object and for ids met twice.
+    """
+    images = None if options.images is None else Path(options.images).expanduser()
+    if images is not None and not images.is_dir():
+        raise InputError(f"{images}: no such folder of images")
+    path = Path(options.path).expanduser()
+    queries = _read(path, images)
+    pool = queries
+    if options.pool is not None:
+        pool = _read(Path(options.pool).expanduser(), images)
+    return Dataset(name=path.stem, queries=queries, pool=pool)
+
+
+def _read(path: Path, images: Path | None) -> tuple[Example, ...]:
+    folder = path.parent if images is None else images
+    taken: dict[str, str] = {}
+    files: dict[str, ImageFile] = {}  # lines share an image, and its key
+    examples: list[Example] = []
+    for number, line in _lines(path):
+        where = f"{path}, line {number}"
+        example = _parse(line, len(examples), folder, files, where)
+        claim_id(example.id, taken, where)
+        examples.append(example)
+    if not examples:
+        raise InputError(f"{path}: no examples in it")
+    return tuple(examples)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Line number, from 1, and content of each line that is not blank."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise InputError(f"{path}: cannot read it ({error.strerror})") from error
+
+
+def _parse(line: bytes, row: int, folder: Path, files: dict[str, ImageFile], where: str) -> Example:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{where}: must be an object, not {type(fields).__name__}")
+    for key in ("image", "question"):
+        if key not in fields:
+            raise InputError(f"{where}: no {key!r}{did_you_mean(key, fields)}")
+    if ("answers" in fields) == ("answer" in fields):
+        raise InputError(f"{where}: give either 'answers' or 'answer'")
+    name = read_text(fields["image"], "image", where)
+    if name not in files:
+        files[name] = ImageFile(folder / name)
+    ids = {
+        key: None if fields.get(key) is None else read_id(fields[key], key, where)
+        for key in ("id", "question_id", "image_id")
+    }
+    id = next((ids[key] for key in ("id", "question_id") if ids[key] is not None), row)
+    return Example(
+        id=str(id),
+        row=row,
+        image=files[name],
+        question=read_text(fields["question"], "question", where),
+        answers=read_answers(fields["answers" if "answers" in fields else "answer"], where),
+        question_id=ids["question_id"],
+        image_id=ids["image_id"],
+    )

@@ -1,0 +1,135 @@
+"""The official VQAv2 and OK-VQA files: a questions file, an annotations file, a folder of images.
+
+Formats: https://visualqa.org/vqa_v2_teaser.html, https://okvqa.allenai.org. The files are streamed:
+VQAv2's training annotations are 360 MB, of which the answers alone are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import ijson
+
+from pointer_rl.errors import InputError
+from pointer_rl.images import ImageFile
+from pointer_rl.types import Dataset, Example
+from pointer_rl_standard.dataset_options import VQAOptions
+from pointer_rl_standard.example_fields import (
+    claim_id,
+    first_line,
+    read_answers,
+    read_id,
+    read_text,
+)
+
+__all__ = ["load_vqa"]
+
+
+def load_vqa(options: VQAOptions) -> Dataset:
+    """Queries and pool from VQA files, in the questions files' order.
+
+    Images are not opened: one that is missing or damaged fails when it is used. Raises InputError
+    for files that cannot be read as such, questions without annotation, and ids met twice.
+    """
+    root = Path(options.root).expanduser()
+    queries = _read_split(
+        root / options.questions,
+        root / options.annotations,
+        root / options.images,
+        options.image_name,
+    )
+    pool = queries
+    if options.pool_questions and options.pool_annotations and options.pool_images:
+        pool = _read_split(
+            root / options.pool_questions,
+            root / options.pool_annotations,
+            root / options.pool_images,
+            options.image_name,
+        )
+    return Dataset(name=Path(options.questions).stem, queries=queries, pool=pool)
+
+
+def _read_split(
+    questions: Path, annotations: Path, images: Path, image_name: str
+) -> tuple[Example, ...]:
+    if not images.is_dir():
+        raise InputError(f"{images}: no such folder of images")
+    subtype = next(_stream(questions, "data_subtype"), None)
+    if "{data_subtype" in image_name and not isinstance(subtype, str):
+        raise InputError(f"{questions}: no data_subtype in it, which {image_name} needs")
+    taken: dict[str, str] = {}
+    files: dict[int | str, ImageFile] = {}  # several questions share an image, and its key
+    asked: list[tuple[int | str, int | str, str]] = []
+    for index, item in enumerate(_stream(questions, "questions.item")):
+        where = f"{questions}, questions[{index}]"
+        fields = _object(item, where)
+        question_id = read_id(fields.get("question_id"), "question_id", where)
+        image_id = read_id(fields.get("image_id"), "image_id", where)
+        claim_id(str(question_id), taken, where)
+        if image_id not in files:
+            files[image_id] = ImageFile(images / _file_name(image_name, subtype, image_id, where))
+        asked.append((question_id, image_id, read_text(fields.get("question"), "question", where)))
+    if not asked:
+        raise InputError(f'{questions}: no "questions" in it; is it a VQA questions file?')
+
+    answers = _read_annotations(annotations, taken)
+    missing = [question_id for question_id, _, _ in asked if str(question_id) not in answers]
+    if missing:
+        raise InputError(
+            f"{annotations}: no annotation for {len(missing)} of the {len(asked)} questions of "
+            f"{questions} (the first: {missing[0]}); are these files of one split?"
+        )
+    return tuple(
+        Example(
+            id=str(question_id),
+            row=row,
+            image=files[image_id],
+            question=question,
+            answers=answers[str(question_id)],
+            question_id=question_id,
+            image_id=image_id,
+        )
+        for row, (question_id, image_id, question) in enumerate(asked)
+    )
+
+
+def _read_annotations(path: Path, wanted: dict[str, str]) -> dict[str, tuple[str, ...]]:
+    """The answers to each wanted question; a file may hold annotations of more."""
+    answers: dict[str, tuple[str, ...]] = {}
+    index = -1
+    for index, item in enumerate(_stream(path, "annotations.item")):
+        where = f"{path}, annotations[{index}]"
+        fields = _object(item, where)
+        id = str(read_id(fields.get("question_id"), "question_id", where))
+        if id in answers:
+            raise InputError(f"{where}: a second annotation for the question {id}")
+        if id in wanted:
+            answers[id] = read_answers(fields.get("answers"), where)
+    if index < 0:
+        raise InputError(f'{path}: no "annotations" in it; is it a VQA annotations file?')
+    return answers
+
+
+def _stream(path: Path, prefix: str) -> Iterator[object]:
+    """The values at a prefix, one by one. Raises InputError for what is not JSON to its end."""
+    try:
+        with path.open("rb") as file:
+            yield from ijson.items(file, prefix, use_float=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read it ({error.strerror})") from error
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: damaged or incomplete JSON ({first_line(error)})") from error
+
+
+def _object(item: object, where: str) -> dict[str, object]:
+    if not isinstance(item, dict):
+        raise InputError(f"{where}: must be an object, not {type(item).__name__}")
+    return item
+
+
+def _file_name(image_name: str, subtype: object, image_id: int | str, where: str) -> str:
+    try:
+        return image_name.format(data_subtype=subtype, image_id=image_id)
+    except ValueError as error:
+        raise InputError(f"{where}: image_id {image_id!r} in {image_name}: {error}") from error

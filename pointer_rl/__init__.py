@@ -1,0 +1,54 @@
+"""pointer-rl: learn which solved examples to show a vision-language model.
+
+What is exported here is the public API; each name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pointer_rl.api import (
+        build_vqa_prompt,
+        compute_reward_for_candidate,
+        compute_step_logits,
+        compute_vqa_accuracy,
+        evaluate_pointer_candidate,
+        generate_pointer_candidates_for_query,
+        load_vqa_model,
+        sample_pointer_with_temperature,
+    )
+    from pointer_rl.errors import PointerRLError
+    from pointer_rl.hookspecs import hookimpl
+    from pointer_rl.policy import load_selector
+
+__all__ = [
+    "PointerRLError",
+    "build_vqa_prompt",
+    "compute_reward_for_candidate",
+    "compute_step_logits",
+    "compute_vqa_accuracy",
+    "evaluate_pointer_candidate",
+    "generate_pointer_candidates_for_query",
+    "hookimpl",
+    "load_selector",
+    "load_vqa_model",
+    "sample_pointer_with_temperature",
+]
+
+_HOME = {
+    "PointerRLError": "pointer_rl.errors",
+    "hookimpl": "pointer_rl.hookspecs",
+    "load_selector": "pointer_rl.policy",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME.get(name, "pointer_rl.api")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,247 @@
+"""The guide's functions: thin doors to what the command line runs.
+
+Shapes: B queries, K pool rows, S shots, d embedding size.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from pointer_rl.errors import InputError
+from pointer_rl.generate.proposing import propose
+from pointer_rl.images import ImageBytes, ImageFile
+from pointer_rl.policy import PointerSelector, SelectorPolicy
+from pointer_rl.registry import registry
+from pointer_rl.trials.judging import Judge, Trial
+from pointer_rl.types import (
+    Candidate,
+    Decoding,
+    Example,
+    Generator,
+    ImageRef,
+    Metric,
+    Outcome,
+    Pool,
+    Prompt,
+    QueryBatch,
+    VQABackend,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "build_vqa_prompt",
+    "compute_reward_for_candidate",
+    "compute_step_logits",
+    "compute_vqa_accuracy",
+    "evaluate_pointer_candidate",
+    "generate_pointer_candidates_for_query",
+    "load_vqa_model",
+    "sample_pointer_with_temperature",
+]
+
+
+def compute_step_logits(
+    selector: PointerSelector,
+    query_emb: Tensor,
+    cand_emb: Tensor,
+    chosen: Sequence[int] | None = None,
+) -> Tensor:
+    """Logits of the next row, -inf at rows already chosen: [K], or [B, K] for a batch.
+
+    query_emb: [d] or [B, d]; cand_emb: [K, d] or [B, K, d]; chosen: the rows so far, in order
+    (of a batch, the same for all). Differentiable; the selector's mode (train, eval) is its own.
+    """
+    single = query_emb.ndim == 1
+    query = query_emb[None] if single else query_emb
+    state = selector.encode(query, cand_emb)
+    for row in chosen or ():
+        rows = torch.full((len(query), 1), int(row), device=query.device)
+        state = selector.advance(state, rows)
+    logits = selector.step_logits(state).squeeze(1)
+    return logits[0] if single else logits
+
+
+def sample_pointer_with_temperature(
+    selector: PointerSelector,
+    query_emb: Tensor,
+    cand_emb: Tensor,
+    temperature: float = 1.0,
+    shots: int = 2,
+    rng: np.random.Generator | None = None,
+) -> tuple[list[int], float]:
+    """One draw for a query [d] from a pool [K, d]: the rows in order, and their log-probability.
+
+    The log-probability is that under this temperature. Without `rng`, a fresh one.
+    """
+    queries, pool = _alone(query_emb, cand_emb, shots)
+    policy = SelectorPolicy(selector, query_emb.device)
+    drawn = policy.sample(queries, pool, 1, [rng or np.random.default_rng()], temperature)
+    return drawn.rows[0, 0].tolist(), float(drawn.logprobs[0, 0])
+
+
+def generate_pointer_candidates_for_query(
+    selector: PointerSelector,
+    query_emb: Tensor,
+    cand_emb: Tensor,
+    *,
+    num_beams: int = 5,
+    temps: Sequence[float] = (1.0, 1.3),
+    num_samples_per_temp: int = 2,
+    num_random: int = 1,
+    num_retrieval: int = 0,
+    shots: int = 2,
+    seed: int = 0,
+) -> list[Candidate]:
+    """Candidates for one query [d] from a pool [K, d], without repeats.
+
+    Beams, retrieved, sampled and random pointers; one proposed twice is the first's. A query of a
+    dataset, and its masks: `pointer_rl.generate`.
+    """
+    asked: dict[str, tuple[int, dict[str, object]]] = {
+        "beam": (num_beams, {"width": num_beams}),
+        "retrieval": (num_retrieval, {"num": num_retrieval}),
+        "sample": (
+            num_samples_per_temp if temps else 0,
+            {"temperatures": tuple(temps), "num_samples": num_samples_per_temp},
+        ),
+        "random": (num_random, {"num": num_random}),
+    }
+    generators: dict[str, Generator] = {
+        name: registry().create("generator", name, options)
+        for name, (count, options) in asked.items()
+        if count
+    }
+    queries, pool = _alone(query_emb, cand_emb, shots)
+    policy = SelectorPolicy(selector, query_emb.device)
+    return propose(policy, queries, pool, generators, seed, "ordered")[0]
+
+
+def _alone(query_emb: Tensor, cand_emb: Tensor, shots: int) -> tuple[QueryBatch, Pool]:
+    if query_emb.ndim != 1 or cand_emb.ndim != 2:
+        raise InputError(
+            f"one query is [d] and its pool [K, d]; these are {list(query_emb.shape)} and "
+            f"{list(cand_emb.shape)}"
+        )
+    nothing = ImageBytes(b"", "no image")
+    query = Example(id="query", row=0, image=nothing, question="", answers=())
+    allowed = torch.ones(1, len(cand_emb), dtype=torch.bool)
+    return QueryBatch([query], query_emb[None], allowed, shots), Pool([], cand_emb)
+
+
+def load_vqa_model(name: str, device: str = "auto", **options: object) -> VQABackend:
+    """The backend registered as `name` (an alias such as qwen2.5_vl_3B will do), on a device.
+
+    `options` are the backend's own; `pointer-rl plugins show NAME` lists them.
+    """
+    if registry().find("backend", name).has_option("device"):
+        options = {"device": device, **options}
+    backend: VQABackend = registry().create("backend", name, options)
+    return backend
+
+
+def build_vqa_prompt(
+    image: PIL.Image.Image | ImageRef | str | Path,
+    question: str,
+    *demonstrations: Example | Mapping[str, Any],
+) -> Prompt:
+    """The `short-answer` prompt of a query after any number of demonstrations.
+
+    A demonstration is an Example, or a mapping with image, question and answer. The guide's string
+    is the text of the last message: `Prompt(build_vqa_prompt(…).messages[-1:]).text`.
+    """
+    shown = [each if isinstance(each, Example) else _as_example(each) for each in demonstrations]
+    query = Example(id="query", row=0, image=_as_image(image), question=question, answers=())
+    prompt: Prompt = registry().create("prompt", "short-answer").build(query, shown)
+    return prompt
+
+
+def _as_example(value: Mapping[str, Any]) -> Example:
+    missing = [key for key in ("image", "question", "answer") if key not in value]
+    if missing:
+        raise InputError(f"a demonstration has no {missing[0]!r}: give image, question and answer")
+    return Example(
+        id="demonstration",
+        row=0,
+        image=_as_image(value["image"]),
+        question=value["question"],
+        answers=(value["answer"],),
+    )
+
+
+def _as_image(image: PIL.Image.Image | ImageRef | str | Path) -> ImageRef:
+    if isinstance(image, (str, Path)):
+        return ImageFile(Path(image))
+    if not isinstance(image, PIL.Image.Image):
+        return image
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return ImageBytes(buffer.getvalue(), "an image in memory")
+
+
+def compute_vqa_accuracy(
+    pred_answer: str, ground_truth_answers: Sequence[str]
+) -> tuple[int, float]:
+    """(correct, accuracy) of the official VQA evaluation; correct: 1 if accuracy is above 0."""
+    metric: Metric = registry().create("metric", "vqa")
+    judgement = metric.judge(pred_answer, ground_truth_answers)
+    return int(judgement.correct), judgement.accuracy
+
+
+def evaluate_pointer_candidate(
+    vqa_model: VQABackend,
+    query: Example,
+    demonstrations: Sequence[Example],
+    *,
+    prompt: str = "short-answer",
+    metric: str = "vqa",
+    decoding: Decoding = Decoding(),
+) -> Outcome:
+    """Ask the backend the query with these demonstrations, and judge the answer.
+
+    Where that fails, the outcome says so in `failure`; it is never a wrong answer.
+    """
+    judge = Judge(
+        prompt=registry().create("prompt", prompt),
+        backend=vqa_model,
+        metric=registry().create("metric", metric),
+        decoding=decoding,
+    )
+    ((_, outcome),) = judge.judge([Trial(query, demonstrations)])
+    return outcome
+
+
+def compute_reward_for_candidate(
+    *,
+    beam_score: float | None = None,
+    logprob_score: float | None = None,
+    vqa_correct: int | None = None,
+    vqa_acc_score: float | None = None,
+    vqa_gt_prob: float | None = None,
+    vqa_rel_score: float | None = None,
+    reward_mode: str = "hard_plus_soft",
+    **weights: object,
+) -> float:
+    """The reward `reward_mode` of a candidate's fields, in [-5, 5]; a missing field counts 0.
+
+    `weights` are the reward's options (hard_weight, soft_weight, rel_weight; for the guide's own
+    mode `legacy`: alpha, beta, correctness_mode, use_logprob).
+    """
+    outcome = Outcome(
+        correct=None if vqa_correct is None else bool(vqa_correct),
+        accuracy=vqa_acc_score,
+        gt_prob=vqa_gt_prob,
+        rel_score=vqa_rel_score,
+    )
+    candidate = Candidate(
+        pointer=(), gen_method="", beam_score=beam_score, logprob_score=logprob_score
+    )
+    return float(registry().create("reward", reward_mode, weights)(outcome, candidate))

@@ -1,0 +1,64 @@
+"""`pointer-rl embed`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+import click
+
+__all__ = ["embed"]
+
+
+@click.command()
+@click.option("--dataset", "dataset_name", required=True, metavar="NAME", help="Dataset loader.")
+@click.option("--dataset-opt", multiple=True, metavar="KEY=VALUE", help="An option of the dataset.")
+@click.option("--encoder", "encoder_name", required=True, metavar="NAME", help="What embeds.")
+@click.option("--encoder-opt", multiple=True, metavar="KEY=VALUE", help="An option of the encoder.")
+@click.option(
+    "--split", type=click.Choice(["queries", "pool"]), required=True, help="What is embedded."
+)
+@click.option(
+    "--output-path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The .safetensors file to write.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Examples encoded together.",
+)
+def embed(
+    dataset_name: str,
+    dataset_opt: tuple[str, ...],
+    encoder_name: str,
+    encoder_opt: tuple[str, ...],
+    split: Literal["queries", "pool"],
+    output_path: Path,
+    batch_size: int,
+) -> None:
+    """Embed the queries or the pool of a dataset.
+
+    An interrupted run goes on where it was when the same command is given again.
+    """
+    from pointer_rl.data.embed import embed_dataset
+    from pointer_rl.options import parse_assignments
+    from pointer_rl.registry import registry
+
+    dataset = registry().create(
+        "dataset", dataset_name, parse_assignments(dataset_opt, "--dataset-opt")
+    )
+    encoder = registry().create(
+        "encoder", encoder_name, parse_assignments(encoder_opt, "--encoder-opt")
+    )
+    length = len(dataset.queries if split == "queries" else dataset.pool)
+    with click.progressbar(length=length, label=f"embedding {split}", file=sys.stderr) as bar:
+        embeddings = embed_dataset(
+            dataset, encoder, output_path, split=split, batch_size=batch_size, on_batch=bar.update
+        )
+    rows, dimensions = embeddings.vectors.shape
+    click.echo(f"{output_path}: {rows} rows of {dimensions} dimensions ({encoder.fingerprint})")

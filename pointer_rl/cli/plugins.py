@@ -1,0 +1,113 @@
+"""`pointer-rl plugins`: what is registered, by whom, with which options."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from pointer_rl.cli.tables import format_table
+from pointer_rl.errors import PluginError, did_you_mean
+from pointer_rl.options import describe_options
+from pointer_rl.registry import KINDS, Entry, registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["plugins"]
+
+
+@click.group(invoke_without_command=True)
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+)
+@click.pass_context
+def plugins(ctx: click.Context, output_format: str) -> None:
+    """List what plugins registered, and the plugins that failed to load.
+
+    POINTER_RL_PLUGINS names the third-party plugins to load ("" for none);
+    POINTER_RL_BLOCK_PLUGINS names plugins not to load.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    failed = [plugin for plugin in registry().plugins if plugin.error]
+    if output_format == "json":
+        registered = [_as_json(entry) for entry in _entries()]
+        failures = [dataclasses.asdict(plugin) for plugin in failed]
+        click.echo(json.dumps({"registered": registered, "failed": failures}, indent=2))
+        return
+    rows = [("kind", "name", "aliases", "summary", "from")]
+    for entry in _entries():
+        aliases = ", ".join(entry.aliases)
+        rows.append((entry.kind, entry.name, aliases, entry.summary, entry.plugin.origin))
+    click.echo(format_table(rows))
+    for plugin in failed:
+        click.echo(f"failed: plugin {plugin.name} of {plugin.origin}: {plugin.error}")
+
+
+@plugins.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Print the options of NAME, or of KIND:NAME where several kinds have that name.
+
+    For a plugin that failed to load: its traceback.
+    """
+    kind, _, rest = name.rpartition(":")
+    found = [
+        entry
+        for entry in _entries()
+        if (not kind or entry.kind == kind) and rest in (entry.name, *entry.aliases)
+    ]
+    failed = [each for each in registry().plugins if each.name == rest and each.error]
+    if not found and not failed:
+        known = {entry.name for entry in _entries()} | {p.name for p in registry().plugins}
+        raise PluginError(f"nothing is registered as {name!r}{did_you_mean(rest, known)}")
+    click.echo("\n\n".join(_described(entry) for entry in found))
+    for plugin in failed:
+        click.echo(f"plugin {plugin.name} of {plugin.origin} failed to load:\n{plugin.traceback}")
+
+
+def _entries() -> Iterator[Entry]:
+    for kind in KINDS:
+        yield from registry().entries(kind)
+
+
+def _described(entry: Entry) -> str:
+    lines = [f"{entry.kind} {entry.name}: {entry.summary}", f"  from {entry.plugin.origin}"]
+    for alias, values in entry.aliases.items():
+        meaning = " ".join(f"{key}={value}" for key, value in values.items())
+        lines.append(f"  alias {alias}: {meaning or 'the same'}")
+    if entry.options is None:
+        lines.append("  no options")
+        return "\n".join(lines)
+    for option in describe_options(entry.options):
+        default = "required" if option.required else f"default {_shown(option.default)}"
+        lines.append(f"  {option.name}: {option.type}, {default}")
+        lines.extend(f"      {line}" for line in option.help.splitlines())
+    return "\n".join(lines)
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, tuple):
+        return ",".join(map(str, default)) or "empty"
+    return "empty" if default == "" else str(default)
+
+
+def _as_json(entry: Entry) -> dict[str, object]:
+    options = [] if entry.options is None else describe_options(entry.options)
+    return {
+        "kind": entry.kind,
+        "name": entry.name,
+        "summary": entry.summary,
+        "aliases": {alias: dict(values) for alias, values in entry.aliases.items()},
+        "plugin": entry.plugin.name,
+        "distribution": entry.plugin.distribution,
+        "version": entry.plugin.version,
+        "options": [dataclasses.asdict(option) for option in options],
+    }

@@ -1,0 +1,61 @@
+"""`pointer-rl validate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pointer_rl.errors import InputError
+from pointer_rl.validate.formats import FORMATS
+
+__all__ = ["validate"]
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--pool-size", type=int, help="Rows of the pool (default: what _meta says).")
+@click.option(
+    "--recompute/--no-recompute",
+    default=True,
+    show_default=True,
+    help="Judge the recorded answers again, with the metric that _meta names.",
+)
+@click.option(
+    "--max-findings",
+    type=int,
+    default=100,
+    show_default=True,
+    help="Findings shown of a file; the others are counted.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(list(FORMATS)),
+    default="text",
+    show_default=True,
+    help="For people, for programs, or as annotations of a GitHub workflow.",
+)
+def validate(
+    files: tuple[Path, ...], pool_size: int | None, recompute: bool, max_findings: int, form: str
+) -> None:
+    """Check FILES of RL data (.json or .jsonl).
+
+    Exits 0 when all are valid, 1 when there are findings, 2 when a file cannot be read.
+    """
+    from pointer_rl.validate import Report, ValidationConfig, validate_file
+
+    config = ValidationConfig(pool_size=pool_size, recompute=recompute, max_findings=max_findings)
+    reports: list[Report] = []
+    unreadable: list[str] = []
+    for path in files:
+        try:
+            reports.append(validate_file(path, config))
+        except InputError as error:
+            unreadable.append(str(error))
+    if reports:
+        click.echo(FORMATS[form](reports))
+    if unreadable:
+        raise InputError("; ".join(unreadable))
+    if any(report.num_findings for report in reports):
+        raise click.exceptions.Exit(1)

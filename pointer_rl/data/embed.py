@@ -1,0 +1,133 @@
+"""Embed a split of a dataset, batch after batch, so that an interrupted run can go on.
+
+Finished batches lie in `FILE.partial/` beside the file to be. They are planned from the examples
+and the batch size alone, so the file comes out the same to the bit, interrupted or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from pointer_rl.data.embeddings import Embeddings, atomic_write, load_embeddings, save_embeddings
+from pointer_rl.errors import InputError, PluginError
+from pointer_rl.types import Dataset, Encoder, Example
+
+__all__ = ["embed_dataset"]
+
+
+def embed_dataset(
+    dataset: Dataset,
+    encoder: Encoder,
+    output_path: Path,
+    *,
+    split: Literal["queries", "pool"],
+    batch_size: int = 64,
+    on_batch: Callable[[int], object] = lambda rows: None,
+) -> Embeddings:
+    """Write the embeddings of `dataset.queries` or `dataset.pool` to `output_path` (safetensors).
+
+    Run again after an interruption it goes on; run again when all is done it encodes nothing.
+    `on_batch` is called with the number of rows of each batch that is there, old or new.
+    Raises InputError, naming the example, for an image that is none, and where the file or the
+    unfinished batches at `output_path` are of another dataset, encoder or batch size.
+    """
+    examples = dataset.queries if split == "queries" else dataset.pool
+    ids = [example.id for example in examples]
+    if output_path.suffix != ".safetensors":
+        raise InputError(f"{output_path}: embeddings are written to a .safetensors file; name one")
+    if not examples:
+        raise InputError(f"dataset {dataset.name} has no {split} to embed")
+    partial = output_path.with_name(f"{output_path.name}.partial")
+    if output_path.exists():
+        finished = _finished(output_path, ids, encoder)
+        shutil.rmtree(partial, ignore_errors=True)  # there if the end itself was interrupted
+        return finished
+    plan: dict[str, str | int] = {
+        "dataset": dataset.name,
+        "split": split,
+        "examples": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
+        "encoder": encoder.fingerprint,
+        "batch_size": batch_size,
+    }
+    _begin_or_resume(partial, plan)
+    parts = []
+    for start in range(0, len(examples), batch_size):
+        batch = examples[start : start + batch_size]
+        part = partial / f"{start:09d}.safetensors"
+        if not part.exists():
+            vectors = _encode(encoder, batch)
+            save_embeddings(part, vectors, ids[start : start + batch_size], encoder.fingerprint)
+        parts.append(load_embeddings(part).vectors)
+        on_batch(len(batch))
+    embeddings = Embeddings(tuple(ids), torch.cat(parts), encoder.fingerprint)
+    assembled = partial / "assembled.safetensors"
+    save_embeddings(assembled, embeddings.vectors, ids, encoder.fingerprint)
+    os.replace(assembled, output_path)
+    shutil.rmtree(partial)
+    return embeddings
+
+
+def _finished(path: Path, ids: list[str], encoder: Encoder) -> Embeddings:
+    there = load_embeddings(path)
+    if there.ids != tuple(ids) or there.encoder != encoder.fingerprint:
+        raise InputError(
+            f"{path}: exists, with embeddings of other examples or from another encoder "
+            f"({there.encoder or 'unknown'}): remove it, or write to another file"
+        )
+    return there
+
+
+def _begin_or_resume(partial: Path, plan: dict[str, str | int]) -> None:
+    file = partial / "plan.json"
+    if not file.exists():
+        with atomic_write(file) as temporary:
+            temporary.write_text(json.dumps(plan, indent=1))
+        return
+    try:
+        there = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read; remove {partial} to start anew") from error
+    for key, value in plan.items():
+        if there.get(key) != value:
+            raise InputError(
+                f"{partial}: holds an unfinished run with another {key.replace('_', ' ')} "
+                f"({there.get(key)}, now {value}): finish it as it was begun, or remove the folder"
+            )
+
+
+def _encode(encoder: Encoder, batch: Sequence[Example]) -> torch.Tensor:
+    try:
+        vectors = encoder.encode(batch)
+    except InputError:
+        _name_unreadable(batch)
+        raise
+    if vectors.shape != (len(batch), encoder.dim):
+        raise PluginError(
+            f"the encoder {encoder.fingerprint} returned {list(vectors.shape)} for {len(batch)} "
+            f"examples of {encoder.dim} dimensions"
+        )
+    vectors = vectors.cpu()
+    finite = vectors.isfinite().all(dim=1)
+    if not finite.all():
+        first = batch[int(finite.logical_not().nonzero()[0])]
+        raise PluginError(
+            f"the encoder {encoder.fingerprint} returned NaN or infinity for example {first.id}"
+        )
+    return vectors
+
+
+def _name_unreadable(batch: Sequence[Example]) -> None:
+    """Raise InputError with the id of the first example whose image does not open, if any."""
+    for example in batch:
+        try:
+            example.image.open()
+        except InputError as error:
+            raise InputError(f"example {example.id}: {error}") from error

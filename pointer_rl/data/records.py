@@ -1,0 +1,263 @@
+"""RL data: a record for each query, in `.json` or `.jsonl`, read and written record by record.
+
+The form is that of `pointer_rl_schemas`' pointer_candidates: one object, query id → record, with
+an optional `_meta`. In `.jsonl` a line is a record with its `query_id`, or `{"_meta": …}`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from pointer_rl.data.json_stream import WINDOW, stream_members
+from pointer_rl.errors import InputError
+from pointer_rl.types import Candidate, Example, Outcome
+
+__all__ = ["RecordWriter", "from_record", "read_meta", "stream_records", "to_record"]
+
+Record = dict[str, Any]
+Judged = tuple[Candidate, Outcome]
+
+
+# --- records ----------------------------------------------------------------------------------
+
+
+def to_record(
+    query: Example,
+    judged: Sequence[Judged],
+    normalise: Callable[[str], str] | None = None,
+) -> Record:
+    """A query's record. `normalise` is the metric's: it adds the answers in the form it compares.
+
+    A candidate whose trial failed carries `eval_failed` and no outcome.
+    """
+    described: Record = {
+        "query_id": query.id,
+        "question_id": query.question_id,
+        "image_id": query.image_id,
+        "row": query.row,
+        "question": query.question,
+        "gt_answers_raw": list(query.answers),
+    }
+    if normalise is not None:
+        described["gt_answers_norm"] = [normalise(answer) for answer in query.answers]
+    return {
+        "query": described,
+        "pointer_candidates": [_to_candidate(candidate, outcome) for candidate, outcome in judged],
+    }
+
+
+def _to_candidate(candidate: Candidate, outcome: Outcome) -> Record:
+    value: Record = {
+        "pointer": list(candidate.pointer),
+        "gen_method": candidate.gen_method,
+        "beam_rank": candidate.beam_rank,
+        "beam_score": candidate.beam_score,
+        "logprob_score": candidate.logprob_score,
+        "temperature": candidate.temperature,
+    }
+    optional: Record = {
+        "top_p": candidate.top_p,
+        "similarity_score": candidate.similarity_score,
+    }
+    if outcome.failure is None:
+        assert outcome.correct is not None, "an outcome is judged, or has failed"
+        value["vqa_pred_answer"] = outcome.answer
+        value["vqa_correct"] = int(outcome.correct)
+        value["vqa_acc_score"] = outcome.accuracy
+        optional["vqa_raw_generation"] = outcome.raw_generation
+        optional["vqa_gt_prob"] = outcome.gt_prob
+        optional["vqa_rel_score"] = outcome.rel_score
+    else:
+        optional["eval_failed"] = True
+        optional["eval_error"] = outcome.failure
+    value.update((key, each) for key, each in optional.items() if each is not None)
+    return value
+
+
+def from_record(record: Mapping[str, Any]) -> list[Judged]:
+    """The candidates of a valid record and their outcomes; fields of other programs are left."""
+    return [_from_candidate(value) for value in record["pointer_candidates"]]
+
+
+def _from_candidate(value: Mapping[str, Any]) -> Judged:
+    candidate = Candidate(
+        pointer=tuple(map(int, value["pointer"])),
+        gen_method=value["gen_method"],
+        beam_rank=value.get("beam_rank"),
+        beam_score=value.get("beam_score"),
+        logprob_score=value.get("logprob_score"),
+        temperature=value.get("temperature"),
+        top_p=value.get("top_p"),
+        similarity_score=value.get("similarity_score"),
+    )
+    if value.get("eval_failed"):
+        return candidate, Outcome(failure=value.get("eval_error", "unknown"))
+    return candidate, Outcome(
+        raw_generation=value.get("vqa_raw_generation"),
+        answer=value["vqa_pred_answer"],
+        correct=bool(value["vqa_correct"]),
+        accuracy=value["vqa_acc_score"],
+        gt_prob=value.get("vqa_gt_prob"),
+        rel_score=value.get("vqa_rel_score"),
+    )
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def stream_records(path: Path) -> Iterator[tuple[str, Any]]:
+    """(query id, record), and ("_meta", …) where the file has one, in the file's order.
+
+    A key that occurs twice comes out twice. Raises InputError for what cannot be parsed, and for a
+    record with NaN or with a repeated key, whose content would be a guess.
+    """
+    for member in stream_members(path):
+        for flaw in member.flaws:
+            place = "/".join(map(str, (member.key, *flaw.path)))
+            what = (
+                "a repeated key" if flaw.kind == "duplicate-key" else "a number that is not finite"
+            )
+            raise InputError(
+                f"{path}: line {member.line}: {what} at {place}; mend it (pointer-rl validate "
+                "lists all there are)"
+            )
+        yield member.key, member.value
+
+
+def read_meta(path: Path) -> dict[str, Any] | None:
+    """The file's `_meta`, wherever it stands; None where there is none (or it is no object)."""
+    for index, member in enumerate(stream_members(path)):
+        if member.key == "_meta":
+            return member.value if isinstance(member.value, dict) else None
+        if index == 0 and not _mentions_meta(path):
+            return None
+    return None
+
+
+def _mentions_meta(path: Path) -> bool:
+    """Whether a search for `_meta` in the records is worth while."""
+    needle = b'"_meta"'
+    tail = b""
+    with open(path, "rb") as file:
+        while data := file.read(WINDOW):
+            data = tail + data
+            if needle in data:
+                return True
+            tail = data[-len(needle) :]
+    return False
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+class RecordWriter:
+    """Writes a file of RL data record by record; the file appears, whole, when it is closed.
+
+    Until then all goes to a temporary file beside it. As a context manager it closes at the end
+    and on KeyboardInterrupt (what is done is kept), and discards on any other exception. One record
+    a line; the same records give the same bytes. Raises InputError at once where the folder cannot
+    be written; missing folders are made.
+    """
+
+    def __init__(self, path: Path, meta: Mapping[str, Any] | None = None) -> None:
+        self.path = path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._lines = path.suffix == ".jsonl"
+        self._empty = True
+        self._end = 0
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; name a file to write")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: BinaryIO = open(self._temporary, "wb")  # noqa: SIM115 (closed in close)
+        except OSError as error:
+            raise InputError(f"{path}: cannot write there ({error.strerror})") from error
+        if not self._lines:
+            self._append(b"{")
+        if meta is not None:
+            self._member("_meta", dict(meta))
+
+    def write(self, query_id: str, record: Mapping[str, Any]) -> None:
+        """Append a query's record. Raises ValueError for NaN, which JSON has no way to write."""
+        if not query_id or query_id.startswith("_"):
+            raise InputError(
+                f"query id {query_id!r}: RL data keeps keys that begin with _ for what is no query;"
+                " give the query another id"
+            )
+        self._member(query_id, record)
+
+    def _member(self, key: str, value: Mapping[str, Any]) -> None:
+        if self._lines:
+            line = {"_meta": value} if key == "_meta" else {"query_id": key, **value}
+            self._append(_encode(line) + b"\n")
+        else:
+            begin = b"\n" if self._empty else b",\n"
+            self._append(begin + _encode(key) + b": " + _encode(value))
+            self._empty = False
+
+    def _append(self, data: bytes) -> None:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot write it ({error.strerror})") from error
+        self._end += len(data)
+
+    def close(self) -> None:
+        """Complete the file and put it in place of what was there. Again: does nothing."""
+        if self._file.closed:
+            return
+        try:
+            with self._file as file:
+                file.seek(self._end)  # an interrupt may have cut a write
+                file.truncate()
+                if not self._lines:
+                    file.write(b"}\n" if self._empty else b"\n}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(self._temporary, self.path)
+        except OSError as error:
+            self._temporary.unlink(missing_ok=True)
+            raise InputError(f"{self.path}: cannot write it ({error.strerror})") from error
+        _sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Leave nothing behind, and what was there as it was."""
+        if not self._file.closed:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> RecordWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None or issubclass(kind, KeyboardInterrupt):
+            self.close()
+        else:
+            self.discard()
+
+
+def _encode(value: object) -> bytes:
+    try:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can write
+        return json.dumps(value, allow_nan=False).encode()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renaming last through a power cut, where the system lets a folder be synced."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

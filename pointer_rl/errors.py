@@ -1,0 +1,35 @@
+"""What a user can mend: each error is one line that says what, where and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["InputError", "MissingExtraError", "PluginError", "PointerRLError", "did_you_mean"]
+
+
+class PointerRLError(Exception):
+    """Anything a user can mend. The CLI prints its message as one line and exits 2."""
+
+
+class InputError(PointerRLError):
+    """A file, dataset, checkpoint or option that cannot be used as it is."""
+
+
+class PluginError(PointerRLError):
+    """A plugin that is unknown, broken, or registers what another has registered."""
+
+
+class MissingExtraError(PointerRLError):
+    """A pip package that only some need, and that is not installed."""
+
+    def __init__(self, package: str, needed_for: str) -> None:
+        super().__init__(f"{needed_for} needs the package {package}: pip install {package}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The tail of an "unknown …" message: the nearest known name, then all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{hint} (known: {', '.join(names) or 'none'})"

@@ -1,0 +1,118 @@
+"""What proposing needs beside the dataset: embeddings and a policy.
+
+From the user's files or, for a dataset that brings companions, made on first use. Nothing of a
+companion is ever taken for a dataset of the user's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pointer_rl.data.embed import embed_dataset
+from pointer_rl.data.embeddings import check_dims, load_embeddings
+from pointer_rl.errors import InputError
+from pointer_rl.policy import PointerSelector, SelectorConfig, SelectorPolicy, load_selector
+from pointer_rl.registry import Configured, registry
+from pointer_rl.types import Dataset, Decoded, Example
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["NoPolicy", "cache_folder", "dataset_embeddings", "describe_policy", "make_policy"]
+
+
+def dataset_embeddings(
+    dataset: Dataset,
+    plugin: Configured,
+    queries: Sequence[Example],
+    query_emb: Path | None,
+    cand_emb: Path | None,
+) -> tuple[Tensor, Tensor]:
+    """Embeddings of `queries` [N, d] (some of dataset.queries) and of the pool [K, d]."""
+    if query_emb is not None and cand_emb is not None:
+        every_query = load_embeddings(query_emb).match(dataset.queries, str(query_emb))
+        pool = load_embeddings(cand_emb).match(dataset.pool, str(cand_emb))
+    elif query_emb is None and cand_emb is None and dataset.companions is not None:
+        every_query, pool = _companion_embeddings(dataset, plugin)
+    else:
+        raise InputError(
+            f"the dataset {dataset.name} needs --query-emb and --cand-emb: make them with "
+            "`pointer-rl embed`, --split queries and --split pool"
+        )
+    check_dims(every_query, pool)
+    row_of = {query.id: row for row, query in enumerate(dataset.queries)}
+    return every_query[[row_of[query.id] for query in queries]], pool
+
+
+def _companion_embeddings(dataset: Dataset, plugin: Configured) -> tuple[Tensor, Tensor]:
+    assert dataset.companions is not None
+    encoder = registry().create("encoder", dataset.companions.encoder)
+    identity = json.dumps([plugin.describe(), encoder.fingerprint], sort_keys=True)
+    name = f"{dataset.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    folder = cache_folder() / "embeddings"
+    queries = embed_dataset(
+        dataset, encoder, folder / f"{name}-queries.safetensors", split="queries"
+    )
+    pool = embed_dataset(dataset, encoder, folder / f"{name}-pool.safetensors", split="pool")
+    return queries.vectors, pool.vectors
+
+
+def cache_folder() -> Path:
+    """POINTER_RL_CACHE, else pointer-rl in XDG_CACHE_HOME, else in ~/.cache."""
+    own = os.environ.get("POINTER_RL_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pointer-rl"
+
+
+class NoPolicy:
+    """Stands in where no selector was given: says so to the first generator that needs one."""
+
+    def _refuse(self, *_args: object, **_options: object) -> Decoded:
+        raise InputError(
+            "beams and samples need a selector: give --sft-ckpt, or do without them "
+            "(--num-beams 0 --num-samples-per-temp 0)"
+        )
+
+    beam = sample = _refuse
+
+
+def make_policy(
+    sft_ckpt: Path | None, dataset: Dataset, dim: int, seed: int, device: str | None
+) -> SelectorPolicy | NoPolicy:
+    """The selector of the checkpoint; for a dataset with companions, a seeded untrained one.
+
+    Raises InputError for a checkpoint made for embeddings of another size than `dim`.
+    """
+    if sft_ckpt is not None:
+        selector = load_selector(sft_ckpt)
+        if selector.config.d_model != dim:
+            raise InputError(
+                f"{sft_ckpt}: the selector takes embeddings of {selector.config.d_model} "
+                f"dimensions and these have {dim}: use the encoder that it was trained with"
+            )
+    elif dataset.companions is not None:
+        config = SelectorConfig(
+            d_model=dim, hidden_dim=dim, num_layers=1, num_heads=1, history="gated"
+        )
+        selector = PointerSelector.seeded(config, seed)
+    else:
+        return NoPolicy()
+    if device is None or device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return SelectorPolicy(selector, device)
+
+
+def describe_policy(policy: SelectorPolicy | NoPolicy) -> dict[str, Any] | None:
+    """Hash and configuration, for `_meta`."""
+    if isinstance(policy, NoPolicy):
+        return None
+    return {"sha256": policy.hash, "config": asdict(policy.config)}

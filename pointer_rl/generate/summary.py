@@ -1,0 +1,84 @@
+"""What came out, by the method that proposed it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pointer_rl.generate.pipeline import Judged
+
+__all__ = ["Summary", "Tally"]
+
+
+@dataclass
+class Tally:
+    """Counts of one group of candidates."""
+
+    candidates: int = 0
+    failed: int = 0
+    correct: int = 0
+    accuracy_sum: float = 0.0
+
+    def add(self, correct: bool | None, accuracy: float | None) -> None:
+        """Count one candidate; None means that its trial failed."""
+        self.candidates += 1
+        if correct is None or accuracy is None:
+            self.failed += 1
+        else:
+            self.correct += correct
+            self.accuracy_sum += accuracy
+
+    @property
+    def judged(self) -> int:
+        """Candidates with an outcome."""
+        return self.candidates - self.failed
+
+    @property
+    def share_correct(self) -> float | None:
+        """Of those judged; None where none was."""
+        return self.correct / self.judged if self.judged else None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Mean over those judged; None where none was."""
+        return self.accuracy_sum / self.judged if self.judged else None
+
+
+@dataclass
+class Summary:
+    """Tallies by generator name, over all candidates, and over each query's best."""
+
+    queries: int = 0
+    by_method: dict[str, Tally] = field(default_factory=dict)
+    all: Tally = field(default_factory=Tally)
+    best: Tally = field(default_factory=Tally)
+    """The best candidate of each query: what a perfect chooser among them would get."""
+
+    def add(self, judged: Judged) -> None:
+        """Count one query."""
+        self.queries += 1
+        best: tuple[bool | None, float | None] = (None, None)
+        for candidate, outcome in judged.candidates:
+            tally = self.by_method.setdefault(candidate.gen_method, Tally())
+            for each in (tally, self.all):
+                each.add(outcome.correct, outcome.accuracy)
+            if outcome.accuracy is not None and (best[1] is None or outcome.accuracy > best[1]):
+                best = (outcome.correct, outcome.accuracy)
+        if judged.candidates:
+            self.best.add(*best)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Header and lines of a table."""
+        groups = [*self.by_method.items(), ("all", self.all), ("best of each query", self.best)]
+        return [
+            ("method", "candidates", "failed", "correct", "accuracy"),
+            *(
+                (
+                    name,
+                    f"{tally.candidates:,}",
+                    f"{tally.failed:,}",
+                    "-" if tally.share_correct is None else f"{tally.share_correct:.1%}",
+                    "-" if tally.accuracy is None else f"{tally.accuracy:.3f}",
+                )
+                for name, tally in groups
+            ),
+        ]

@@ -1,0 +1,55 @@
+"""The hooks. Each is called once with `register`; see `pointer_rl.registry.Register`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    import click
+
+    from pointer_rl.registry import Register
+
+hookspec = pluggy.HookspecMarker("pointer_rl")
+hookimpl = pluggy.HookimplMarker("pointer_rl")
+
+
+@hookspec
+def pointer_rl_register_backends(register: Register) -> None:
+    """Register VQA backends: factories of `VQABackend`."""
+
+
+@hookspec
+def pointer_rl_register_prompt_builders(register: Register) -> None:
+    """Register prompt builders: factories of `PromptBuilder`."""
+
+
+@hookspec
+def pointer_rl_register_metrics(register: Register) -> None:
+    """Register accuracy metrics: factories of `Metric`."""
+
+
+@hookspec
+def pointer_rl_register_generators(register: Register) -> None:
+    """Register candidate generators: factories of `Generator`."""
+
+
+@hookspec
+def pointer_rl_register_rewards(register: Register) -> None:
+    """Register rewards: factories of `Reward`."""
+
+
+@hookspec
+def pointer_rl_register_datasets(register: Register) -> None:
+    """Register dataset loaders: factories of `Dataset`."""
+
+
+@hookspec
+def pointer_rl_register_encoders(register: Register) -> None:
+    """Register encoders: factories of `Encoder`."""
+
+
+@hookspec
+def pointer_rl_register_commands(cli: click.Group) -> None:
+    """Add commands to `pointer-rl`."""

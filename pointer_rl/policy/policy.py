@@ -1,0 +1,115 @@
+"""A selector, frozen, as generators and evaluations see it: `pointer_rl.types.Policy`."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pointer_rl.policy import decoding
+from pointer_rl.policy.selector import PointerSelector, SelectorConfig, SelectorState
+from pointer_rl.types import Decoded, Pool, QueryBatch
+
+__all__ = ["SelectorPolicy"]
+
+
+class SelectorPolicy:
+    """A copy of the selector in evaluation mode: training it further does not change this one.
+
+    What is proposed in turn for the same queries (beams, then samples) is encoded once: the last
+    state is kept, and recognised by its tensors. Do not change embeddings or masks in place.
+    Results come back on the CPU.
+    """
+
+    config: SelectorConfig
+    hash: str
+    """SHA-256 of the configuration and the weights."""
+
+    def __init__(self, selector: PointerSelector, device: str | torch.device = "cpu") -> None:
+        self._selector = copy.deepcopy(selector).to(device).eval().requires_grad_(False)
+        self._device = torch.device(device)
+        self.config = selector.config
+        self._encoded: tuple[tuple[Tensor, Tensor, Tensor], SelectorState] | None = None
+        self.hash = _hash(self._selector)
+
+    def greedy(self, queries: QueryBatch, pool: Pool) -> Decoded:
+        """The likeliest row at each step: rows [B, 1, S]."""
+        return self.beam(queries, pool, width=1)
+
+    @torch.no_grad()
+    def beam(self, queries: QueryBatch, pool: Pool, width: int) -> Decoded:
+        """The `width` best pointers that beam search finds, best first."""
+        state = self._encode(queries, pool)
+        found = decoding.beam_search(self._selector, state, shots=queries.shots, width=width)
+        return Decoded(found.rows.cpu(), found.logprobs.cpu())
+
+    @torch.no_grad()
+    def sample(
+        self,
+        queries: QueryBatch,
+        pool: Pool,
+        num_samples: int,
+        rngs: Sequence[np.random.Generator],
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> Decoded:
+        """Independent draws; query b's depend on its own logits and rngs[b] alone."""
+        drawn = decoding.sample(
+            self._selector,
+            self._encode(queries, pool),
+            shots=queries.shots,
+            num_samples=num_samples,
+            rngs=rngs,
+            temperature=temperature,
+            top_p=top_p,
+        )
+        return Decoded(drawn.rows.cpu(), drawn.logprobs.cpu())
+
+    @torch.no_grad()
+    def log_prob(
+        self,
+        queries: QueryBatch,
+        pool: Pool,
+        rows: Tensor,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> Tensor:
+        """[B, N] log-probability of the pointers `rows` [B, N, S]."""
+        return decoding.log_prob(
+            self._selector,
+            self._encode(queries, pool),
+            rows.to(self._device),
+            temperature=temperature,
+            top_p=top_p,
+        ).cpu()
+
+    def _encode(self, queries: QueryBatch, pool: Pool) -> SelectorState:
+        source = (queries.embeddings, pool.embeddings, queries.allowed)
+        if self._encoded is None or any(
+            new is not old for new, old in zip(source, self._encoded[0], strict=True)
+        ):
+            state = self._selector.encode(
+                self._place(queries.embeddings),
+                self._place(pool.embeddings),
+                queries.allowed.to(self._device),
+            )
+            self._encoded = (source, state)
+        return self._encoded[1]
+
+    def _place(self, embeddings: Tensor) -> Tensor:
+        return embeddings.to(self._device, self._selector.query_proj.weight.dtype)
+
+
+def _hash(selector: PointerSelector) -> str:
+    config = dataclasses.asdict(selector.config)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(selector.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,356 @@
+"""The nouns that the engine and its plugins share.
+
+A leaf: it imports nothing of ours, and torch and Pillow only for type checkers, so that
+a plugin can name these types without paying for either.
+
+Shapes: B queries, K pool rows, N hypotheses (beams or samples) a query, S shots, d embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+    from torch import Tensor
+
+__all__ = [
+    "BackendError",
+    "Candidate",
+    "Companions",
+    "Dataset",
+    "Decoded",
+    "Decoding",
+    "Encoder",
+    "Example",
+    "Generator",
+    "ImageRef",
+    "Judgement",
+    "Message",
+    "Metric",
+    "Outcome",
+    "Pointer",
+    "Policy",
+    "Pool",
+    "Prompt",
+    "PromptBuilder",
+    "QueryBatch",
+    "Request",
+    "Response",
+    "Reward",
+    "Usage",
+    "VQABackend",
+]
+
+Pointer = tuple[int, ...]
+"""Pool rows of the demonstrations, in the order in which they are shown."""
+
+
+class ImageRef(Protocol):
+    """An image by reference: cheap to hold, to pickle and to compare; opened when needed."""
+
+    @property
+    def key(self) -> str:
+        """Hash of the content: equal keys are equal images, whatever file they came from."""
+        ...
+
+    def open(self) -> Image:
+        """The decoded picture, in RGB. Raises InputError when it is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Example:
+    """One VQA item: an image, a question, and what the annotators answered."""
+
+    id: str
+    """Unique in its dataset; the key of its record in RL data."""
+    row: int
+    """Its row in the embeddings of the split that it belongs to."""
+    image: ImageRef
+    question: str
+    answers: tuple[str, ...]
+    """One string an annotator, repeats included."""
+    question_id: int | str | None = None
+    image_id: int | str | None = None
+
+    @property
+    def answer(self) -> str:
+        """The most frequent answer (the first given among equals): what a demonstration shows."""
+        return max(dict.fromkeys(self.answers), key=self.answers.count) if self.answers else ""
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What a dataset brings along to be tried with, used only where the user names nothing else."""
+
+    model: str
+    """Checkpoint folder, for a backend that has a `model` option."""
+    encoder: str
+    """Name of the encoder that embeds this dataset."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Queries and the pool from which their demonstrations are chosen (they may be the same)."""
+
+    name: str
+    queries: Sequence[Example]
+    pool: Sequence[Example]
+    companions: Companions | None = None
+
+
+# --- asking a backend -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn: text and images in reading order."""
+
+    role: Literal["system", "user", "assistant"]
+    parts: tuple[ImageRef | str, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a backend is shown, in no model's syntax."""
+
+    messages: tuple[Message, ...]
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """The images in reading order."""
+        return tuple(
+            part for message in self.messages for part in message.parts if not isinstance(part, str)
+        )
+
+    @property
+    def text(self) -> str:
+        """The text alone, parts joined by a space."""
+        return " ".join(
+            part for message in self.messages for part in message.parts if isinstance(part, str)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How a backend generates. Deterministic: the best beam, or greedy with one beam."""
+
+    max_new_tokens: int = 10
+    """Longest answer, in tokens."""
+    num_beams: int = 1
+    """Beam width; 1 is greedy."""
+    length_penalty: float = 1.0
+    """Exponent of the length by which a beam's log-probability is divided (beam search only)."""
+    stop: tuple[str, ...] = ()
+    """Strings at which generation ends; they are cut off."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.num_beams < 1:
+            raise ValueError("max_new_tokens and num_beams must be at least 1")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to be answered, to be scored against given answers, or both."""
+
+    prompt: Prompt
+    decoding: Decoding | None
+    """None: score only."""
+    score: tuple[str, ...] = ()
+    """Answers whose log-probability after the prompt is wanted."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a request cost."""
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    images: int = 0
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a backend says to one request."""
+
+    text: str | None
+    """The raw generation, without special tokens; None when none was asked for."""
+    score_logprobs: tuple[float, ...] = ()
+    """Natural log-probability of each answer of `Request.score` (all its tokens, and the end)."""
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True)
+class BackendError:
+    """Why one request failed: a value, so that the others are not lost."""
+
+    message: str
+
+
+class VQABackend(Protocol):
+    """Answers prompts. That is the whole of it: it knows no dataset, metric, pool or file."""
+
+    fingerprint: str
+    """All that decides a response beside the request: model, revision, dtype, pixels, versions."""
+
+    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Response | BackendError]]:
+        """Answer each request once, in any order, as (its index, its result)."""
+        ...
+
+
+class PromptBuilder(Protocol):
+    """Lays demonstrations and a query out as a prompt, and reads the answer back."""
+
+    def build(self, query: Example, demonstrations: Sequence[Example]) -> Prompt:
+        """Demonstrations (with `Example.answer`) in the order given, then the query without."""
+        ...
+
+    def parse(self, text: str) -> str:
+        """The answer cut out of a raw generation."""
+        ...
+
+
+# --- judging ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A metric's verdict on one answer."""
+
+    correct: bool
+    accuracy: float
+    """In [0, 1]."""
+
+
+class Metric(Protocol):
+    """Compares an answer with the annotators'."""
+
+    version: str
+    """Changes whenever a judgement may; goes into the data beside the metric's name."""
+
+    def normalise(self, answer: str) -> str:
+        """The form in which answers are compared."""
+        ...
+
+    def judge(self, answer: str, answers: Sequence[str]) -> Judgement:
+        """Judge an answer against one string an annotator."""
+        ...
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pointer and how it was proposed. Fields that do not apply stay None."""
+
+    pointer: Pointer
+    gen_method: str
+    beam_rank: int | None = None
+    beam_score: float | None = None
+    """What the beam was ranked by: the pointer's log-probability under the policy."""
+    logprob_score: float | None = None
+    """Log-probability under the distribution that drew it (temperature, top-p, masks)."""
+    temperature: float | None = None
+    top_p: float | None = None
+    similarity_score: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came back from one trial. A trial that failed has a message and nothing else."""
+
+    raw_generation: str | None = None
+    answer: str | None = None
+    correct: bool | None = None
+    accuracy: float | None = None
+    gt_prob: float | None = None
+    rel_score: float | None = None
+    failure: str | None = None
+
+
+class Reward(Protocol):
+    """Turns a judged candidate into the number that training maximises."""
+
+    def __call__(self, outcome: Outcome, candidate: Candidate) -> float: ...
+
+
+# --- proposing --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The examples that may be demonstrations, and their embeddings."""
+
+    examples: Sequence[Example]
+    embeddings: Tensor
+    """[K, d]"""
+
+
+@dataclass(frozen=True)
+class QueryBatch:
+    """Queries that are proposed for together."""
+
+    examples: Sequence[Example]
+    embeddings: Tensor
+    """[B, d]"""
+    allowed: Tensor
+    """[B, K] bool: rows that may be chosen (never the query itself nor its image)."""
+    shots: int
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Pointers that a policy proposed."""
+
+    rows: Tensor
+    """[B, N, S] int64"""
+    logprobs: Tensor
+    """[B, N] float32; -inf where fewer than N pointers exist (those rows mean nothing)"""
+
+
+class Policy(Protocol):
+    """p(pointer given query and pool), as a generator sees it."""
+
+    def beam(self, queries: QueryBatch, pool: Pool, width: int) -> Decoded:
+        """The `width` best pointers that beam search finds, best first."""
+        ...
+
+    def sample(
+        self,
+        queries: QueryBatch,
+        pool: Pool,
+        num_samples: int,
+        rngs: Sequence[np.random.Generator],
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> Decoded:
+        """Independent draws; query b's depend on its own logits and rngs[b] alone."""
+        ...
+
+
+class Generator(Protocol):
+    """Proposes candidates, batched over queries."""
+
+    def propose(
+        self,
+        policy: Policy,
+        queries: QueryBatch,
+        pool: Pool,
+        rngs: Sequence[np.random.Generator],
+    ) -> list[list[Candidate]]:
+        """A list of candidates for each query; rngs[b] is the only randomness of query b."""
+        ...
+
+
+class Encoder(Protocol):
+    """Embeds examples (image, question or both)."""
+
+    fingerprint: str
+    """All that decides an embedding: encoder, model, revision, mode."""
+    dim: int
+
+    def encode(self, examples: Sequence[Example]) -> Tensor:
+        """[N, d] float32, a row an example. Raises InputError for an image that is none."""
+        ...

@@ -1,0 +1,119 @@
+"""A third-party plugin for the command line: a backend that copies, and one that needs nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import Distribution, EntryPoint, entry_points
+from types import ModuleType
+
+import PIL.Image
+import pytest
+import torch
+from click.testing import CliRunner
+from fakes import FakeBackend
+
+from pointer_rl.data.embeddings import save_embeddings
+from pointer_rl.hookspecs import hookimpl
+from pointer_rl.registry import registry
+from pointer_rl.types import BackendError
+
+
+class OtherDistribution(Distribution):
+    def read_text(self, filename):
+        return "Metadata-Version: 2.1\nName: other-dist\nVersion: 2.0\n"
+
+    def locate_file(self, path):
+        raise AssertionError(path)
+
+
+class CopyBackend(FakeBackend):
+    """Answers with the last demonstration's answer; fails for an image that does not open."""
+
+    fingerprint = "copy"
+
+    def __init__(self) -> None:
+        super().__init__(lambda text: text.split("Short answer:")[-2].split(" Question:")[0])
+
+    def run(self, requests):
+        for index, result in super().run(requests):
+            try:
+                for image in requests[index].prompt.images:
+                    image.open()
+            except Exception as error:
+                result = BackendError(str(error))
+            yield index, result
+
+
+@pytest.fixture
+def backends(monkeypatch):
+    """Registers the backend `copy`; the list holds each one that is made."""
+    made: list[CopyBackend] = []
+
+    def create():
+        made.append(CopyBackend())
+        return made[-1]
+
+    module = ModuleType("other_plugin_module")
+    module.pointer_rl_register_backends = hookimpl(
+        lambda register: register("copy", create, summary="copies")
+    )
+    module.pointer_rl_register_backends.__name__ = "pointer_rl_register_backends"
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    point = EntryPoint("other", module.__name__, "pointer_rl")._for(OtherDistribution())
+    points = [*entry_points(group="pointer_rl"), point]
+    monkeypatch.setattr("pointer_rl.registry.entry_points", lambda group: points)
+    monkeypatch.setenv("POINTER_RL_PLUGINS", "other")
+    registry.cache_clear()
+    yield made
+    registry.cache_clear()
+
+
+class World:
+    """A jsonl dataset of 8 examples, its embeddings, and how to run `generate` on it."""
+
+    def __init__(self, folder) -> None:
+        self.folder = folder
+        self.data = folder / "data.jsonl"
+        self.query_emb, self.cand_emb = folder / "q.safetensors", folder / "c.safetensors"
+        self.output = folder / "out" / "rl.json"
+        self.rows = [
+            {"id": f"e{i}", "image": f"{i}.png", "question": f"q{i}?", "answers": ["ab"[i % 2]] * 10}
+            for i in range(8)
+        ]
+        for i in range(8):
+            PIL.Image.new("RGB", (4, 4), (i, 0, 0)).save(folder / f"{i}.png")
+        self.write()
+        vectors = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+        for path in (self.query_emb, self.cand_emb):
+            save_embeddings(path, vectors, [row["id"] for row in self.rows])
+
+    def write(self) -> None:
+        self.data.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def generate(self, *more: str, selector: bool = False):
+        args = [
+            *("generate", "--backend", "copy", "--dataset", "jsonl"),
+            *("--dataset-opt", f"path={self.data}"),
+            *("--query-emb", str(self.query_emb), "--cand-emb", str(self.cand_emb)),
+            *("--output-path", str(self.output)),
+            *(() if selector else ("--num-beams", "0", "--num-samples-per-temp", "0")),
+            *("--num-random", "3", *more),
+        ]
+        return run_cli(*args)
+
+
+def run_cli(*args: str):
+    from pointer_rl.cli.main import cli
+
+    return CliRunner().invoke(cli, list(args))
+
+
+@pytest.fixture
+def world(tmp_path, backends):
+    return World(tmp_path)
+
+
+@pytest.fixture
+def cli():
+    return run_cli

@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pointer_rl.data.embeddings import save_embeddings
+from pointer_rl.policy import PointerSelector, SelectorConfig, save_selector
+
+CONFIG = SelectorConfig(d_model=6, hidden_dim=6, num_layers=1, num_heads=1, history="gated")
+
+
+def records(path):
+    content = json.loads(path.read_text())
+    return content.pop("_meta"), content
+
+
+def refused(result, says, backends=()):
+    """Exit 2, one line, and no VLM was asked."""
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("pointer-rl: error: ")
+    assert says in lines[0]
+    assert "Traceback" not in result.output
+    assert not any(backend.asked for backend in backends)
+
+
+def test_it_writes_the_seeds_format(world):
+    result = world.generate()
+    assert result.exit_code == 0, result.output
+    meta, found = records(world.output)
+    assert list(found) == [f"e{i}" for i in range(8)]
+    assert (meta["shots"], meta["seed"], meta["backend"]["fingerprint"]) == (2, 0, "copy")
+    assert meta["metric"]["name"] == "vqa"
+    assert meta["policy"] is None
+    for query_id, record in found.items():
+        own = int(query_id[1:])
+        for candidate in record["pointer_candidates"]:
+            assert own not in candidate["pointer"]
+            answer = "ab"[candidate["pointer"][-1] % 2]
+            assert candidate["vqa_pred_answer"] == answer
+            assert candidate["vqa_correct"] == int(answer == "ab"[own % 2])
+    assert "random" in result.stdout
+    assert "best of each query" in result.stdout
+    assert result.stderr == ""
+
+
+def test_what_it_writes_is_valid(world, cli):
+    world.generate("--score-answers")
+    result = cli("validate", str(world.output))
+    assert result.exit_code == 0, result.output
+
+
+def test_the_same_seed_gives_the_same_bytes(world):
+    save_selector(world.folder / "ckpt", PointerSelector.seeded(CONFIG, 0))
+    options = ("--sft-ckpt", str(world.folder / "ckpt"), "--overwrite")
+    world.generate(*options, selector=True)
+    first = world.output.read_bytes()
+    world.generate(*options, selector=True)
+    assert world.output.read_bytes() == first
+    world.generate(*options, "--seed", "1", selector=True)
+    assert world.output.read_bytes() != first
+
+
+def test_the_guides_spellings_are_read(world):
+    save_selector(world.folder / "ckpt", PointerSelector.seeded(CONFIG, 0))
+    beams = world.folder / "beams.json"
+    beams.write_text(json.dumps({"e3": {"id_list": [[1, 3]], "score_list": [0.1]}}))
+    result = world.generate(
+        *("--sft_ckpt", str(world.folder / "ckpt"), "--beam_data", str(beams)),
+        *("--num_beams", "2", "--temps", "0.5", "1.3", "--num_samples_per_temp", "1"),
+        *("--vqa_model", "copy", "--device", "cpu"),
+        selector=True,
+    )
+    assert result.exit_code == 0, result.output
+    meta, found = records(world.output)
+    assert list(found) == ["e3"]
+    generators = {each["name"]: each["options"] for each in meta["generators"]}
+    assert generators["sample"]["temperatures"] == [0.5, 1.3]
+    assert generators["beam"]["width"] == 2
+    methods = [c["gen_method"] for c in found["e3"]["pointer_candidates"]]
+    assert methods.count("beam") == 2
+
+
+def test_beam_data_keyed_by_rows_is_read_as_ancestors_do(world, caplog):
+    beams = world.folder / "beams.json"
+    beams.write_text(json.dumps({"5": {"id_list": [], "score_list": []}}))
+    world.generate("--beam-data", str(beams))
+    assert list(records(world.output)[1]) == ["e5"]
+    assert "taken as rows" in caplog.text
+    beams.write_text(json.dumps({"77": {}}))
+    refused(world.generate("--overwrite", "--beam-data", str(beams)), "no query '77'")
+
+
+def test_shots_limit_dedup_and_generator_options(world):
+    result = world.generate(
+        *("--shots", "3", "--limit", "2", "--dedup", "unordered", "--num-retrieval", "0"),
+        *("--generator", "retrieval", "--generator-opt", "retrieval.num=2"),
+    )
+    assert result.exit_code == 0, result.output
+    meta, found = records(world.output)
+    assert len(found) == 2
+    assert meta["dedup"] == "unordered"
+    for record in found.values():
+        pointers = [c["pointer"] for c in record["pointer_candidates"]]
+        assert {len(pointer) for pointer in pointers} == {3}
+        assert len({frozenset(pointer) for pointer in pointers}) == len(pointers)
+        methods = [c["gen_method"] for c in record["pointer_candidates"]]
+        assert methods.count("retrieval") == 2
+    refused(world.generate("--overwrite", "--generator-opt", "x.num=2"), "write NAME.KEY=VALUE")
+
+
+def test_an_image_that_is_none_fails_its_trials_alone(world):
+    (world.folder / "2.png").write_text("no image")
+    result = world.generate()
+    assert result.exit_code == 0, result.output
+    _, found = records(world.output)
+    for query_id, record in found.items():
+        for candidate in record["pointer_candidates"]:
+            failed = query_id == "e2" or 2 in candidate["pointer"]
+            assert candidate.get("eval_failed", False) == failed
+            assert ("vqa_correct" in candidate) != failed
+            if failed:
+                assert "2.png: not a readable image" in candidate["eval_error"]
+
+
+def test_an_existing_file_is_kept_unless_told(world):
+    world.output.parent.mkdir()
+    world.output.write_text("precious")
+    refused(world.generate(), "exists; remove it, or give --overwrite")
+    assert world.output.read_text() == "precious"
+    assert world.generate("--overwrite").exit_code == 0
+    assert world.output.read_text() != "precious"
+
+
+def test_jsonl_holds_the_same_records(world):
+    world.generate()
+    _, whole = records(world.output)
+    world.output = world.output.with_suffix(".jsonl")
+    assert world.generate().exit_code == 0
+    meta, *lines = map(json.loads, world.output.read_text().splitlines())
+    assert list(meta) == ["_meta"]
+    assert {line.pop("query_id"): line for line in lines} == whole
+
+
+class TestRefusals:
+    def test_missing_files(self, world, backends):
+        world.query_emb.unlink()
+        refused(world.generate(), "q.safetensors: no such file", backends)
+
+    def test_embeddings_are_asked_for(self, world, backends, cli):
+        result = cli(
+            *("generate", "--backend", "copy", "--dataset", "jsonl"),
+            *("--dataset-opt", f"path={world.data}", "--output-path", str(world.output)),
+        )
+        refused(result, "needs --query-emb and --cand-emb", backends)
+
+    def test_a_selector_is_asked_for(self, world, backends):
+        refused(world.generate(selector=True), "give --sft-ckpt", backends)
+
+    def test_a_model_is_asked_for(self, world):
+        refused(world.generate("--backend", "qwen2vl"), "--backend-opt model=")
+
+    @pytest.mark.parametrize("rows", [5, 9])
+    def test_embeddings_of_another_length(self, world, backends, rows):
+        world.query_emb = world.folder / "q.npy"
+        import numpy as np
+
+        np.save(world.query_emb, np.ones((rows, 6), dtype=np.float32))
+        refused(world.generate(), f"{rows} rows for 8 examples", backends)
+
+    def test_embeddings_of_another_dimension(self, world, backends):
+        ids = [row["id"] for row in world.rows]
+        save_embeddings(world.cand_emb, torch.ones(8, 5), ids)
+        refused(world.generate(), "6 dimensions and the pool embeddings 5", backends)
+
+    def test_embeddings_of_other_examples(self, world, backends):
+        save_embeddings(world.cand_emb, torch.ones(8, 6), [f"x{i}" for i in range(8)])
+        refused(world.generate(), "no row for the example 'e0'", backends)
+
+    def test_nan_embeddings(self, world, backends):
+        vectors = torch.ones(8, 6)
+        vectors[3, 2] = torch.nan
+        save_embeddings(world.query_emb, vectors, [row["id"] for row in world.rows])
+        refused(world.generate(), "row 3 holds NaN", backends)
+
+    def test_more_shots_than_pool(self, world, backends):
+        refused(world.generate("--shots", "9"), "9 shots need a pool", backends)
+
+    def test_more_shots_than_a_query_may_choose(self, world, backends):
+        save_selector(world.folder / "ckpt", PointerSelector.seeded(CONFIG, 0))
+        options = ("--shots", "8", "--sft-ckpt", str(world.folder / "ckpt"))
+        refused(world.generate(*options, selector=True), "7 rows of the pool", backends)
+
+    @pytest.mark.parametrize(
+        ("options", "says"),
+        [
+            (("--backend", "qwen2v"), "unknown backend 'qwen2v'; did you mean 'qwen2vl'?"),
+            (("--metric", "vqaa"), "unknown metric 'vqaa'; did you mean 'vqa'?"),
+            (("--prompt", "shortanswer"), "did you mean 'short-answer'?"),
+            (("--dataset", "jsonk"), "did you mean 'jsonl'?"),
+            (("--generator", "retreival"), "did you mean 'retrieval'?"),
+            (("--dataset-opt", "pth=1"), "dataset jsonl has no option 'pth'; did you mean"),
+            (("--backend-opt", "x=1"), "backend copy takes no options"),
+            (("--decoding-opt", "max_new_tokens=0"), "must be at least 1"),
+            (("--decoding-opt", "beams=2"), "decoding has no option 'beams'"),
+        ],
+    )
+    def test_unknown_names_name_the_nearest(self, world, backends, options, says):
+        refused(world.generate(*options), says, backends)
+
+    def test_a_checkpoint_for_other_embeddings(self, world, backends):
+        config = SelectorConfig(
+            d_model=5, hidden_dim=5, num_layers=1, num_heads=1, history="static"
+        )
+        save_selector(world.folder / "ckpt", PointerSelector.seeded(config, 0))
+        result = world.generate("--sft-ckpt", str(world.folder / "ckpt"), selector=True)
+        refused(result, "embeddings of 5 dimensions and these have 6", backends)
+
+    def test_a_checkpoint_of_another_architecture(self, world, backends):
+        torch.save({"lstm.weight": torch.ones(2, 2)}, world.folder / "other.pt")
+        refused(world.generate("--sft-ckpt", str(world.folder / "other.pt")), "other.pt", backends)
+
+    def test_a_pickle_with_code_is_not_run(self, world, backends):
+        class Evil:
+            def __reduce__(self):
+                return (open, (str(world.folder / "owned"), "w"))
+
+        for flag in ("--sft-ckpt", "--query-emb"):
+            (world.folder / "evil.pt").write_bytes(pickle.dumps(Evil()))
+            refused(world.generate(flag, str(world.folder / "evil.pt")), "evil.pt", backends)
+            assert not (world.folder / "owned").exists()
+
+    def test_truncated_json(self, world, backends):
+        beams = world.folder / "beams.json"
+        beams.write_text('{"e1": {"id_list": [[1')
+        refused(world.generate("--beam-data", str(beams)), "beams.json", backends)
+
+    def test_two_queries_of_one_id(self, world, backends):
+        world.rows[5]["id"] = "e2"
+        world.write()
+        refused(world.generate(), "e2", backends)
+
+    def test_an_output_folder_that_cannot_be_written(self, world, backends):
+        (world.folder / "file").write_text("")
+        world.output = world.folder / "file" / "rl.json"
+        refused(world.generate(), "cannot write there", backends)
+        assert backends == []
+
+    def test_no_generator(self, world, backends):
+        result = world.generate("--num-random", "0", "--num-retrieval", "0")
+        refused(result, "no generator", backends)
+
+
+def test_a_usage_error_is_clicks(cli):
+    result = cli("generate")
+    assert result.exit_code == 2
+    assert "--output-path" in result.stderr
+
+
+SLOW_PLUGIN = """
+import time
+from pointer_rl.hookspecs import hookimpl
+from pointer_rl.types import Response
+
+class Slow:
+    fingerprint = "slow"
+
+    def run(self, requests):
+        for index, request in enumerate(requests):
+            print("asked", flush=True)
+            time.sleep(0.05)
+            yield index, Response("x")
+
+@hookimpl
+def pointer_rl_register_backends(register):
+    register("slow", Slow, summary="takes its time")
+"""
+
+
+def test_ctrl_c_leaves_a_valid_file_of_what_is_done(world, cli, monkeypatch):
+    (world.folder / "slow_plugin.py").write_text(SLOW_PLUGIN)
+    info = world.folder / "slow_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slow-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[pointer_rl]\nslow = slow_plugin\n")
+    # More queries than one window: the embeddings have no ids, the examples repeat.
+    world.rows = [{**world.rows[i % 8], "id": f"e{i}", "image_id": i} for i in range(80)]
+    world.write()
+    vectors = torch.randn(80, 6, generator=torch.Generator().manual_seed(0))
+    for path in (world.query_emb, world.cand_emb):
+        save_embeddings(path, vectors, [row["id"] for row in world.rows])
+    command = [
+        *(sys.executable, "-c", "from pointer_rl.cli.main import main; main()", "generate"),
+        *("--dataset", "jsonl", "--dataset-opt", f"path={world.data}", "--backend", "slow"),
+        *("--query-emb", str(world.query_emb), "--cand-emb", str(world.cand_emb)),
+        *("--output-path", str(world.output), "--num-random", "1", "--num-retrieval", "0"),
+        *("--num-beams", "0", "--num-samples-per-temp", "0"),
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(world.folder),
+        "POINTER_RL_PLUGINS": "slow",
+    }
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    for _ in range(40):  # the second window has begun
+        assert process.stdout.readline() == "asked\n"
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "interrupted" in stderr
+    assert "Traceback" not in stderr
+    _, found = records(world.output)
+    assert list(found) == [f"e{i}" for i in range(32)]
+    assert cli("validate", str(world.output)).exit_code == 0

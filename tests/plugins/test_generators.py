@@ -1,0 +1,212 @@
+"""The standard generators, with a real selector as the policy."""
+
+import math
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pointer_rl.errors import InputError
+from pointer_rl.policy import PointerSelector, SelectorConfig, SelectorPolicy
+from pointer_rl.types import Example, Pool, QueryBatch
+from pointer_rl_standard.generators import (
+    BeamGenerator,
+    RandomGenerator,
+    RetrievalGenerator,
+    SampleGenerator,
+)
+from pointer_rl_standard.options import (
+    BeamOptions,
+    RandomOptions,
+    RetrievalOptions,
+    SampleOptions,
+)
+
+POLICY = SelectorPolicy(
+    PointerSelector.seeded(
+        SelectorConfig(
+            d_model=5, hidden_dim=4, num_layers=1, num_heads=1, history="gated", temperature=0.3
+        ),
+        0,
+    )
+)
+
+
+def example(row):
+    return Example(str(row), row, None, "what?", ("this",))
+
+
+def batch(shots, counts, rows=9, seed=0):
+    """One query a count: how many rows it may choose among."""
+    generator = torch.Generator().manual_seed(seed)
+    ranks = torch.rand(len(counts), rows, generator=generator).argsort(-1)
+    allowed = ranks < torch.tensor(counts).unsqueeze(-1)
+    embeddings = torch.randn(len(counts), 5, generator=generator)
+    queries = QueryBatch([example(n) for n in range(len(counts))], embeddings, allowed, shots)
+    pool = Pool([example(n) for n in range(rows)], torch.randn(rows, 5, generator=generator))
+    return queries, pool
+
+
+def rngs(queries, seed=0):
+    return [np.random.default_rng([seed, b]) for b in range(len(queries.examples))]
+
+
+GENERATORS = {
+    "beam": BeamGenerator(BeamOptions()),
+    "sample": SampleGenerator(SampleOptions()),
+    "random": RandomGenerator(RandomOptions(num=3)),
+    "retrieval": RetrievalGenerator(RetrievalOptions(num=3)),
+}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@settings(max_examples=20, deadline=None)
+@given(
+    shots=st.integers(1, 4),
+    extra=st.lists(st.integers(0, 5), min_size=1, max_size=4),
+    seed=st.integers(0, 99),
+)
+def test_pointers_are_of_allowed_rows_in_native_numbers(name, shots, extra, seed):
+    queries, pool = batch(shots, [shots + each for each in extra], seed=seed)
+    proposals = GENERATORS[name].propose(POLICY, queries, pool, rngs(queries))
+    assert len(proposals) == len(queries.examples)
+    for b, candidates in enumerate(proposals):
+        rows = set(queries.allowed[b].nonzero().flatten().tolist())
+        assert candidates
+        for each in candidates:
+            assert each.gen_method == name
+            assert len(each.pointer) == len(set(each.pointer)) == shots
+            assert set(each.pointer) <= rows
+            assert {type(row) for row in each.pointer} == {int}
+            for number in (each.beam_score, each.logprob_score, each.similarity_score):
+                assert number is None or (type(number) is float and math.isfinite(number))
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_query_is_proposed_the_same_alone_and_in_a_batch(name):
+    queries, pool = batch(2, [9, 5, 7])
+    together = GENERATORS[name].propose(POLICY, queries, pool, rngs(queries))
+    for b in range(3):
+        one = QueryBatch(
+            queries.examples[b : b + 1],
+            queries.embeddings[b : b + 1],
+            queries.allowed[b : b + 1],
+            2,
+        )
+        alone = GENERATORS[name].propose(POLICY, one, pool, rngs(queries)[b : b + 1])[0]
+        assert [each.pointer for each in alone] == [each.pointer for each in together[b]]
+
+
+def test_beams_come_best_first_with_the_policys_log_prob():
+    queries, pool = batch(2, [9, 2])
+    many, few = BeamGenerator(BeamOptions(width=4)).propose(POLICY, queries, pool, rngs(queries))
+    assert [each.beam_rank for each in many] == [0, 1, 2, 3]
+    assert [each.beam_rank for each in few] == [0, 1], "two rows make two pointers"
+    for b, candidates in enumerate((many, few)):
+        rows = torch.tensor([each.pointer for each in candidates]).expand(2, -1, -1)
+        expected = POLICY.log_prob(queries, pool, rows)[b].tolist()
+        scores = [each.beam_score for each in candidates]
+        assert scores == pytest.approx(expected, abs=1e-5)
+        assert scores == sorted(scores, reverse=True)
+        assert scores == [each.logprob_score for each in candidates]
+        assert {(each.temperature, each.top_p, each.similarity_score) for each in candidates} == {
+            (None, None, None)
+        }
+
+
+def test_samples_record_the_distribution_that_drew_them():
+    queries, pool = batch(2, [9, 6])
+    options = SampleOptions(temperatures=(0.5, 2.0), num_samples=3, top_p=0.9)
+    proposals = SampleGenerator(options).propose(POLICY, queries, pool, rngs(queries))
+    for b, candidates in enumerate(proposals):
+        assert [each.temperature for each in candidates] == [0.5] * 3 + [2.0] * 3
+        for each in candidates:
+            rows = torch.tensor([[each.pointer]]).expand(2, 1, 2)
+            expected = POLICY.log_prob(queries, pool, rows, each.temperature, 0.9)[b, 0]
+            assert each.logprob_score == pytest.approx(float(expected), abs=1e-5)
+            assert each.top_p == 0.9
+            assert (each.beam_rank, each.beam_score, each.similarity_score) == (None, None, None)
+
+
+def test_repeated_samples_are_left_in():
+    queries, pool = batch(1, [1])
+    candidates = SampleGenerator(SampleOptions()).propose(POLICY, queries, pool, rngs(queries))[0]
+    assert len(candidates) == 4
+    assert len({each.pointer for each in candidates}) == 1
+
+
+def test_random_pointers_differ_until_there_are_no_more():
+    queries, pool = batch(2, [4, 3, 2, 1])
+    proposals = RandomGenerator(RandomOptions(num=7)).propose(POLICY, queries, pool, rngs(queries))
+    pointers = [[each.pointer for each in candidates] for candidates in proposals]
+    assert [len(each) for each in pointers] == [7, 6, 2, 0]
+    assert all(len(set(each)) == len(each) for each in pointers)
+    rows = queries.allowed[1].nonzero().flatten().tolist()
+    assert set(pointers[1]) == set(permutations(rows, 2))
+    first = proposals[0][0]
+    assert (first.beam_rank, first.beam_score, first.logprob_score) == (None, None, None)
+    assert (first.temperature, first.top_p, first.similarity_score) == (None, None, None)
+
+
+def test_random_pointers_are_uniform():
+    queries, pool = batch(2, [4] * 6000)
+    queries.allowed[:] = queries.allowed[0].clone()
+    proposals = RandomGenerator(RandomOptions(num=1)).propose(POLICY, queries, pool, rngs(queries))
+    counts: dict[tuple[int, ...], int] = {}
+    for candidates in proposals:
+        counts[candidates[0].pointer] = counts.get(candidates[0].pointer, 0) + 1
+    assert len(counts) == 12
+    assert max(abs(each - 500) for each in counts.values()) < 4.5 * math.sqrt(500 * 11 / 12)
+
+
+def test_random_draws_follow_the_generator_alone():
+    queries, pool = batch(3, [9, 9])
+    generator = RandomGenerator(RandomOptions(num=4))
+    one, two, other = (
+        generator.propose(POLICY, queries, pool, rngs(queries, seed)) for seed in (0, 0, 1)
+    )
+    assert one == two
+    assert one != other
+
+
+def test_retrieval_ranks_by_cosine_and_shows_the_most_similar_last():
+    angles = torch.tensor([50.0, 10.0, 40.0, 0.0, 20.0, 30.0]).deg2rad()
+    lengths = torch.tensor([9.0, 1.0, 5.0, 2.0, 3.0, 0.5])
+    embeddings = torch.stack([angles.cos() * lengths, angles.sin() * lengths], dim=-1)
+    pool = Pool([example(n) for n in range(6)], embeddings)
+    allowed = torch.tensor([[True, True, True, False, True, True]])
+    queries = QueryBatch([example(0)], torch.tensor([[7.0, 0.0]]), allowed, 2)
+    generator = RetrievalGenerator(RetrievalOptions(num=3))
+    candidates = generator.propose(POLICY, queries, pool, rngs(queries))[0]
+    assert [each.pointer for each in candidates] == [(4, 1), (2, 5)], "five rows fill two pointers"
+    cosines = [math.cos(math.radians(angle)) for angle in (10, 20, 30, 40)]
+    expected = [sum(cosines[:2]) / 2, sum(cosines[2:]) / 2]
+    assert [each.similarity_score for each in candidates] == pytest.approx(expected, abs=1e-6)
+    assert {(each.beam_score, each.logprob_score, each.temperature) for each in candidates} == {
+        (None, None, None)
+    }
+
+
+def test_retrieval_takes_the_lowest_of_equal_rows():
+    pool = Pool([example(n) for n in range(4)], torch.ones(4, 2))
+    queries = QueryBatch([example(0)], torch.ones(1, 2), torch.ones(1, 4, dtype=torch.bool), 2)
+    candidates = RetrievalGenerator(RetrievalOptions(num=2)).propose(
+        POLICY, queries, pool, rngs(queries)
+    )[0]
+    assert [each.pointer for each in candidates] == [(1, 0), (3, 2)]
+
+
+def test_retrieval_with_fewer_rows_than_shots_gives_nothing():
+    queries, pool = batch(3, [2, 3])
+    proposals = RetrievalGenerator(RetrievalOptions()).propose(POLICY, queries, pool, rngs(queries))
+    assert [len(each) for each in proposals] == [0, 1]
+
+
+def test_retrieval_refuses_embeddings_that_are_not_finite():
+    queries, pool = batch(2, [9])
+    pool.embeddings[3, 1] = torch.nan
+    with pytest.raises(InputError, match="not finite"):
+        RetrievalGenerator(RetrievalOptions()).propose(POLICY, queries, pool, rngs(queries))

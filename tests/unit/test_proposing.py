@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from fakes import batch, example, pool
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pointer_rl.errors import PluginError
+from pointer_rl.generate.proposing import AllowedRows, deduplicate, propose, random_source
+from pointer_rl.images import ImageBytes, ImageFile
+from pointer_rl.types import Candidate
+
+
+class Fixed:
+    """Proposes the same pointers for every query."""
+
+    def __init__(self, *pointers, method="fixed") -> None:
+        self.candidates = [Candidate(pointer, method) for pointer in pointers]
+
+    def propose(self, policy, queries, pool, rngs):
+        return [self.candidates for _ in queries.examples]
+
+
+class Drawn:
+    """One random pointer a query."""
+
+    def propose(self, policy, queries, pool, rngs):
+        size = len(pool.examples)
+        return [
+            [Candidate(tuple(map(int, rng.permutation(size)[: queries.shots])), "drawn")]
+            for rng in rngs
+        ]
+
+
+def run(generators, queries=2, size=6, dedup="ordered", seed=0, shots=2):
+    asked = batch([example(100 + row) for row in range(queries)], size, shots)
+    return propose(None, asked, pool([example(r) for r in range(size)]), generators, seed, dedup)
+
+
+def test_a_query_never_sees_itself_nor_its_image():
+    shared = ImageBytes(b"same", "x")
+    examples = [
+        example(0, id="q"),
+        example(1, image_id=7),
+        example(2, image=shared),
+        example(3, image_id=8),
+    ]
+    allowed = AllowedRows(examples)
+    queries = [
+        examples[0],
+        example(9, id="b", image_id=7),
+        example(9, id="c", image=ImageBytes(b"same", "another file")),
+        example(9, id="q", image=ImageBytes(b"other", "y")),
+    ]
+    expected = [
+        [False, True, True, True],
+        [True, False, True, True],
+        [True, True, False, True],
+        [True, True, True, True],
+    ]
+    assert allowed.mask(queries).tolist() == expected
+
+
+def test_an_unreadable_image_masks_nothing(tmp_path):
+    missing = ImageFile(tmp_path / "none.png")
+    allowed = AllowedRows([example(0, image=missing), example(1)])
+    assert allowed.mask([example(5, image=missing)]).tolist() == [[True, True]]
+
+
+def test_randomness_depends_on_seed_query_and_generator_alone():
+    def draw(*source):
+        return random_source(*source).random(4).tolist()
+
+    assert draw(0, "q", "sample") == draw(0, "q", "sample")
+    others = [draw(1, "q", "sample"), draw(0, "p", "sample"), draw(0, "q", "random")]
+    assert draw(0, "q", "sample") not in others
+    assert len({tuple(each) for each in others}) == 3
+
+
+def test_proposals_do_not_depend_on_the_batch():
+    together = run({"drawn": Drawn()}, queries=5)
+    asked = batch([example(104)], 6)
+    alone = propose(
+        None, asked, pool([example(r) for r in range(6)]), {"drawn": Drawn()}, 0, "ordered"
+    )
+    assert together[4] == alone[0]
+
+
+def test_the_first_named_generator_keeps_a_pointer():
+    first, second = Fixed((0, 1), (1, 0), method="beam"), Fixed((1, 0), (2, 3), method="random")
+    ordered = run({"beam": first, "random": second})[0]
+    assert [(c.pointer, c.gen_method) for c in ordered] == [
+        ((0, 1), "beam"),
+        ((1, 0), "beam"),
+        ((2, 3), "random"),
+    ]
+    unordered = run({"beam": first, "random": second}, dedup="unordered")[0]
+    assert [c.pointer for c in unordered] == [(0, 1), (2, 3)]
+
+
+@given(st.lists(st.lists(st.integers(0, 4), min_size=2, max_size=2, unique=True)))
+def test_deduplication_keeps_the_first_of_each(pointers):
+    candidates = [Candidate(tuple(p), str(i)) for i, p in enumerate(pointers)]
+    for mode, key in (("ordered", tuple), ("unordered", frozenset)):
+        kept = deduplicate(candidates, mode)
+        keys = [key(candidate.pointer) for candidate in kept]
+        assert len(keys) == len(set(keys))
+        assert set(keys) == {key(p) for p in pointers}
+        firsts = [[key(p) for p in pointers].index(k) for k in keys]
+        assert [int(candidate.gen_method) for candidate in kept] == firsts == sorted(firsts)
+
+
+@pytest.mark.parametrize("pointer", [(0,), (0, 0), (0, 6), (-1, 0), (0, 5)])
+def test_a_generator_that_breaks_the_rules_is_named(pointer):
+    asked = batch([example(100)], 6)
+    asked.allowed[0, 5] = False
+    with pytest.raises(PluginError, match=r"generator bad proposed .* for query e100"):
+        propose(
+            None, asked, pool([example(r) for r in range(6)]), {"bad": Fixed(pointer)}, 0, "ordered"
+        )
+
+
+def test_a_generator_that_forgets_a_query_is_named():
+    class Forgets:
+        def propose(self, policy, queries, pool, rngs):
+            return []
+
+    with pytest.raises(PluginError, match="generator f proposed for 0 of 2 queries"):
+        run({"f": Forgets()})
+
+
+def test_global_randomness_is_not_used():
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    before = run({"drawn": Drawn()})
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    assert run({"drawn": Drawn()}) == before

@@ -1,0 +1,280 @@
+"""RL data in memory and on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pointer_rl.data.layouts import detect_layout
+from pointer_rl.data.records import (
+    RecordWriter,
+    from_record,
+    read_meta,
+    stream_records,
+    to_record,
+)
+from pointer_rl.errors import InputError
+from pointer_rl.images import ImageBytes
+from pointer_rl.types import Candidate, Example, Outcome
+
+QUERY = Example("q/1", 4, ImageBytes(b"", "none"), "What?", ("Yes", "yes"), 11, "i1")
+RECORD = {"pointer_candidates": []}
+
+numbers = st.floats(-1e6, 1e6)
+candidates = st.builds(
+    Candidate,
+    pointer=st.lists(st.integers(0, 2**40), min_size=1, max_size=4, unique=True).map(tuple),
+    gen_method=st.text(min_size=1, max_size=6),
+    beam_rank=st.none() | st.integers(0, 9),
+    beam_score=st.none() | numbers,
+    logprob_score=st.none() | st.floats(-1e3, 0),
+    temperature=st.none() | st.floats(0.1, 3),
+    top_p=st.none() | st.floats(0.1, 1),
+    similarity_score=st.none() | numbers,
+)
+outcomes = st.one_of(
+    st.builds(Outcome, failure=st.text()),
+    st.builds(
+        Outcome,
+        raw_generation=st.none() | st.text(),
+        answer=st.text(),
+        correct=st.booleans(),
+        accuracy=st.floats(0, 1),
+        gt_prob=st.none() | st.floats(0, 1),
+    ),
+)
+
+
+# --- to and from records ---
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(candidates, outcomes), max_size=4))
+def test_a_record_holds_all_there_is_to_know(judged):
+    record = json.loads(json.dumps(to_record(QUERY, judged), allow_nan=False))
+    assert from_record(record) == judged
+
+
+def test_a_judged_candidate_is_written_as_in_the_seed_format():
+    candidate = Candidate((7, 22), "beam", beam_rank=0, beam_score=2.13, logprob_score=-1.56)
+    outcome = Outcome(answer="a book", correct=True, accuracy=1.0)
+    record = to_record(QUERY, [(candidate, outcome)])
+    assert json.dumps(record["pointer_candidates"]) == (
+        '[{"pointer": [7, 22], "gen_method": "beam", "beam_rank": 0, "beam_score": 2.13, '
+        '"logprob_score": -1.56, "temperature": null, "vqa_pred_answer": "a book", '
+        '"vqa_correct": 1, "vqa_acc_score": 1.0}]'
+    )
+
+
+def test_what_is_known_beyond_the_seed_format_comes_after_it():
+    candidate = Candidate((1,), "sample", temperature=1.0, top_p=0.9, similarity_score=0.5)
+    outcome = Outcome("a book Question", "a book", False, 0.0, gt_prob=0.25)
+    (value,) = to_record(QUERY, [(candidate, outcome)])["pointer_candidates"]
+    assert list(value)[9:] == ["top_p", "similarity_score", "vqa_raw_generation", "vqa_gt_prob"]
+
+
+def test_a_failed_evaluation_has_no_outcome():
+    failed = (Candidate((1,), "random"), Outcome(failure="timeout"))
+    (value,) = to_record(QUERY, [failed])["pointer_candidates"]
+    assert value["eval_failed"] is True
+    assert value["eval_error"] == "timeout"
+    assert not [key for key in value if key.startswith("vqa_")]
+
+
+def test_the_query_is_described():
+    assert to_record(QUERY, [], normalise=str.lower)["query"] == {
+        "query_id": "q/1",
+        "question_id": 11,
+        "image_id": "i1",
+        "row": 4,
+        "question": "What?",
+        "gt_answers_raw": ["Yes", "yes"],
+        "gt_answers_norm": ["yes", "yes"],
+    }
+    assert "gt_answers_norm" not in to_record(QUERY, [])["query"]
+
+
+def test_rows_written_as_floats_are_read_as_rows():
+    value = {"pointer": [7.0], "gen_method": "x", "eval_failed": True}
+    ((candidate, _),) = from_record({"pointer_candidates": [value]})
+    assert candidate.pointer == (7,)
+    assert isinstance(candidate.pointer[0], int)
+
+
+# --- writing ---
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+@settings(max_examples=40, deadline=None)  # fsync takes what it takes
+@given(
+    data=st.dictionaries(
+        st.text(min_size=1).filter(lambda key: key[0] != "_"),
+        st.dictionaries(
+            st.text().filter(lambda key: key != "query_id"),
+            st.integers() | st.text() | st.lists(st.booleans()),
+        ),
+        max_size=5,
+    ),
+    meta=st.none() | st.dictionaries(st.text(), st.integers()),
+)
+def test_what_is_written_is_read_back(tmp_path_factory, suffix, data, meta):
+    path = tmp_path_factory.mktemp("data") / f"rl{suffix}"
+    with RecordWriter(path, meta) as writer:
+        for key, record in data.items():
+            writer.write(key, record)
+    expected = list(data.items())
+    assert list(stream_records(path)) == ([] if meta is None else [("_meta", meta)]) + expected
+    assert read_meta(path) == meta
+    if suffix == ".json":
+        assert json.loads(path.read_text("utf-8")) == dict(stream_records(path))
+
+
+def test_a_record_is_a_line(tmp_path):
+    path = tmp_path / "rl.json"
+    with RecordWriter(path, {"seed": 0}) as writer:
+        writer.write("é", RECORD)
+        writer.write("b", RECORD)
+    assert path.read_bytes().decode() == (
+        '{\n"_meta": {"seed": 0},\n"é": {"pointer_candidates": []},\n'
+        '"b": {"pointer_candidates": []}\n}\n'
+    )
+    assert [each.name for each in tmp_path.iterdir()] == ["rl.json"]
+
+
+def test_half_a_surrogate_pair_survives(tmp_path):
+    path = tmp_path / "rl.json"
+    with RecordWriter(path) as writer:
+        writer.write("q", {"raw": "\ud83d"})
+    assert dict(stream_records(path)) == {"q": {"raw": "\ud83d"}}
+
+
+def test_nothing_appears_before_it_is_whole(tmp_path):
+    path = tmp_path / "rl.json"
+    path.write_text("before")
+    writer = RecordWriter(path)
+    writer.write("q", RECORD)
+    assert path.read_text() == "before"
+    writer.close()
+    writer.close()
+    assert dict(stream_records(path)) == {"q": RECORD}
+
+
+def _write_and_raise(writer, error):
+    with writer:
+        writer.write("q", RECORD)
+        raise error
+
+
+def test_an_exception_leaves_things_as_they_were(tmp_path):
+    path = tmp_path / "rl.json"
+    path.write_text("before")
+    with pytest.raises(ZeroDivisionError):
+        _write_and_raise(RecordWriter(path), ZeroDivisionError)
+    assert path.read_text() == "before"
+    assert [each.name for each in tmp_path.iterdir()] == ["rl.json"]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_an_interrupt_keeps_what_is_done(tmp_path, suffix):
+    path = tmp_path / f"rl{suffix}"
+    with pytest.raises(KeyboardInterrupt):
+        _write_and_raise(RecordWriter(path, {"seed": 1}), KeyboardInterrupt)
+    assert list(stream_records(path)) == [("_meta", {"seed": 1}), ("q", RECORD)]
+
+
+def test_an_interrupt_in_the_middle_of_a_write_leaves_valid_json(tmp_path):
+    path = tmp_path / "rl.json"
+    writer = RecordWriter(path)
+    writer.write("a", RECORD)
+    file = writer._file
+
+    class Interrupted:
+        def write(self, data: bytes) -> None:
+            file.write(data[:9])
+            writer._file = file
+            raise KeyboardInterrupt
+
+    writer._file = Interrupted()
+    with pytest.raises(KeyboardInterrupt), writer:
+        writer.write("b", RECORD)
+    assert list(stream_records(path)) == [("a", RECORD)]
+
+
+def test_missing_folders_are_made(tmp_path):
+    path = tmp_path / "a" / "b" / "rl.json"
+    RecordWriter(path).close()
+    assert json.loads(path.read_text()) == {}
+
+
+def test_a_folder_that_cannot_be_written_is_found_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"rl\.json: cannot write there"):
+        RecordWriter(tmp_path / "file" / "rl.json")
+    with pytest.raises(InputError, match="is a folder"):
+        RecordWriter(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["_q", ""])
+def test_an_id_that_would_be_no_query_is_refused(tmp_path, key):
+    with pytest.raises(InputError, match="another id"), RecordWriter(tmp_path / "x.json") as writer:
+        writer.write(key, RECORD)
+
+
+def test_nan_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON"), RecordWriter(tmp_path / "x.json") as writer:
+        writer.write("q", {"score": math.nan})
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- _meta and layouts ---
+
+
+def test_meta_is_found_wherever_it_stands(tmp_path):
+    path = tmp_path / "rl.json"
+    path.write_text('{"a": {"b": "_meta"}, "c": {}, "_meta": {"seed": 3}}')
+    assert read_meta(path) == {"seed": 3}
+    path.write_text('{"a": {"_meta": 1}, "c": {}}')
+    assert read_meta(path) is None
+
+
+def test_meta_is_found_across_the_blocks_that_are_searched(tmp_path, monkeypatch):
+    monkeypatch.setattr("pointer_rl.data.records.WINDOW", 4)
+    path = tmp_path / "rl.json"
+    path.write_text('{"a": {}, "_meta": {"seed": 3}}')
+    assert read_meta(path) == {"seed": 3}
+
+
+CANDIDATE = {"pointer": [1], "gen_method": "beam"}
+
+
+@pytest.mark.parametrize(
+    ("record", "layout"),
+    [
+        ({"pointer_candidates": [CANDIDATE]}, "pointer_candidates"),
+        ({"pointer_candidates": []}, "pointer_candidates"),
+        ({"id_list": [[1, 2, 0]], "score_list": [0.5]}, "beam"),
+        ({"pointer_candidates": [{**CANDIDATE, "pointer_pos": [1]}]}, "v4"),
+        ({"pointer_candidates": [{**CANDIDATE, "pointer_global": [9]}]}, "k64"),
+        ({"pointer_candidates": [CANDIDATE], "candidate_pool_ids": [9, 8]}, "k64"),
+        (
+            {"pointer_candidates": [{**CANDIDATE, "pointer_pos": [1], "pointer_global": [9]}]},
+            "k64",
+        ),
+        ([1], "pointer_candidates"),
+        ({"pointer_candidates": 3}, "pointer_candidates"),
+    ],
+)
+def test_layouts_are_told_apart(record, layout):
+    assert detect_layout(record) == layout
+
+
+def test_paths_of_other_kinds_name_themselves(tmp_path: Path):
+    with pytest.raises(InputError, match=r"no\.json: cannot read it \(No such file"):
+        list(stream_records(tmp_path / "no.json"))
+    with pytest.raises(InputError, match="cannot read it"):
+        list(stream_records(tmp_path))

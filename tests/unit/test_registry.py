@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import sys
+from importlib.metadata import Distribution, EntryPoint
+from types import ModuleType
+
+import pytest
+
+from pointer_rl.errors import InputError, PluginError
+from pointer_rl.hookspecs import hookimpl
+from pointer_rl.registry import KINDS, Registry
+
+
+class FakeDistribution(Distribution):
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def read_text(self, filename: str) -> str | None:
+        return f"Metadata-Version: 2.1\nName: {self._name}\nVersion: 1.0\n"
+
+    def locate_file(self, path):
+        raise AssertionError(path)
+
+
+def point(monkeypatch, name: str, distribution: str, **hooks) -> EntryPoint:
+    """An entry point of a module with these hook implementations."""
+    module = ModuleType(f"fake_plugin_{distribution}_{name}".replace("-", "_"))
+    for hook, function in hooks.items():
+        setattr(module, hook, hookimpl(function))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    made = EntryPoint(name, module.__name__, "pointer_rl")
+    return made._for(FakeDistribution(distribution))
+
+
+def registers(name: str, **more):
+    def pointer_rl_register_metrics(register):
+        register(name, lambda: name.upper(), summary="s", **more)
+
+    return pointer_rl_register_metrics
+
+
+def test_what_is_registered_can_be_made(monkeypatch):
+    made = Registry([point(monkeypatch, "a", "dist-a", pointer_rl_register_metrics=registers("m"))])
+    assert made.create("metric", "m") == "M"
+    assert made.find("metric", "m").plugin.origin == "dist-a 1.0"
+    assert [entry.name for entry in made.entries("metric")] == ["m"]
+
+
+def test_an_alias_stands_for_option_values(monkeypatch):
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        model: str
+        size: int = 1
+
+    def pointer_rl_register_backends(register):
+        register("b", lambda o: o, options=Options, summary="", aliases={"big": {"model": "x"}})
+
+    plugin = point(monkeypatch, "b", "d", pointer_rl_register_backends=pointer_rl_register_backends)
+    made = Registry([plugin])
+    assert made.create("backend", "big", {"size": "2"}) == Options(model="x", size=2)
+    assert made.configure("backend", "big").describe() == {
+        "name": "b",
+        "options": {"model": "x", "size": 1},
+    }
+    assert [entry.name for entry in made.entries("backend")] == ["b"]
+    with pytest.raises(InputError, match="backend b needs the option model"):
+        made.create("backend", "b")
+
+
+def test_a_name_registered_twice_is_refused_naming_both(monkeypatch):
+    made = Registry(
+        [
+            point(monkeypatch, "a", "dist-a", pointer_rl_register_metrics=registers("m")),
+            point(monkeypatch, "b", "dist-b", pointer_rl_register_metrics=registers("m")),
+        ]
+    )
+    assert made.create("metric", "m") == "M"
+    (failed,) = [plugin for plugin in made.plugins if plugin.error]
+    assert failed.distribution == "dist-b"
+    assert "metric m is registered twice: by dist-a 1.0 (a) and by dist-b 1.0 (b)" in failed.error
+
+
+def test_built_in_plugins_win_whatever_the_others_are_called(monkeypatch):
+    made = Registry(
+        [
+            point(monkeypatch, "a", "a-dist", pointer_rl_register_metrics=registers("m")),
+            point(monkeypatch, "z", "pointer-rl", pointer_rl_register_metrics=registers("m")),
+        ]
+    )
+    assert made.find("metric", "m").plugin.distribution == "pointer-rl"
+
+
+def test_a_broken_plugin_breaks_nothing_but_itself(monkeypatch):
+    def pointer_rl_register_metrics(register):
+        register("half", lambda: 1, summary="")
+        raise RuntimeError("boom\nmore")
+
+    broken = point(
+        monkeypatch, "broken", "d1", pointer_rl_register_metrics=pointer_rl_register_metrics
+    )
+    missing = EntryPoint("gone", "no_such_module_at_all", "pointer_rl")._for(FakeDistribution("d2"))
+    fine = point(monkeypatch, "fine", "d3", pointer_rl_register_metrics=registers("m"))
+    made = Registry([broken, missing, fine])
+    errors = {plugin.name: plugin.error for plugin in made.plugins}
+    assert errors["broken"] == "RuntimeError: boom"
+    assert "no_such_module_at_all" in errors["gone"]
+    assert errors["fine"] is None
+    assert [entry.name for entry in made.entries("metric")] == ["m"]
+    with pytest.raises(PluginError, match=r"unknown metric 'half'.*broken \(d1 1.0\) failed"):
+        made.find("metric", "half")
+    assert "boom" in next(p.traceback for p in made.plugins if p.name == "broken")
+
+
+def test_a_misspelt_hook_is_an_error(monkeypatch):
+    plugin = point(monkeypatch, "typo", "d", pointer_rl_register_metric=registers("m"))
+    (loaded,) = Registry([plugin]).plugins
+    assert "pointer_rl_register_metric" in loaded.error
+
+
+def test_only_and_blocked(monkeypatch):
+    points = [
+        point(monkeypatch, "core", "pointer-rl", pointer_rl_register_metrics=registers("core")),
+        point(monkeypatch, "x", "d", pointer_rl_register_metrics=registers("x")),
+        point(monkeypatch, "y", "d", pointer_rl_register_metrics=registers("y")),
+    ]
+    names = [entry.name for entry in Registry(points, only=frozenset()).entries("metric")]
+    assert names == ["core"]
+    names = [entry.name for entry in Registry(points, only=frozenset({"x"})).entries("metric")]
+    assert names == ["core", "x"]
+    names = [entry.name for entry in Registry(points, blocked=frozenset({"x"})).entries("metric")]
+    assert names == ["core", "y"]
+
+
+def test_a_plugins_command_is_added_and_a_failing_one_recorded(monkeypatch):
+    import click
+
+    @click.command()
+    def hello() -> None:
+        click.echo("hi")
+
+    good = point(
+        monkeypatch, "good", "d", pointer_rl_register_commands=lambda cli: cli.add_command(hello)
+    )
+
+    def fails(cli):
+        raise RuntimeError("no command")
+
+    bad = point(monkeypatch, "bad", "d", pointer_rl_register_commands=fails)
+    made = Registry([good, bad])
+    group = click.Group()
+    made.add_commands(group)
+    assert list(group.commands) == ["hello"]
+    assert [p.error for p in made.plugins if p.name == "bad"] == ["RuntimeError: no command"]
+
+
+def test_unknown_names_name_the_nearest(monkeypatch):
+    made = Registry([point(monkeypatch, "a", "d", pointer_rl_register_metrics=registers("vqa"))])
+    with pytest.raises(PluginError, match=r"unknown metric 'vqaa'; did you mean 'vqa'\?"):
+        made.find("metric", "vqaa")
+
+
+def test_every_kind_has_a_hook():
+    from pointer_rl import hookspecs
+
+    hooks = {name for name in vars(hookspecs) if name.startswith("pointer_rl_register_")}
+    assert set(KINDS.values()) | {"pointer_rl_register_commands"} == hooks

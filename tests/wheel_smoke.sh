@@ -1,0 +1,30 @@
+#!/bin/sh
+# The wheel alone, in an environment of its own (heavy packages shared with .venv), run from
+# another folder: what an editable install would hide.
+set -eu
+root=$(pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+"$root/.venv/bin/python" -m hatchling build -t wheel -d "$work/dist" >/dev/null
+"$root/.venv/bin/python" -m venv --without-pip "$work/venv"
+"$root/.venv/bin/python" -m pip --python "$work/venv/bin/python" install --quiet \
+    --disable-pip-version-check --no-deps "$work"/dist/*.whl
+site=$("$work/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+"$root/.venv/bin/python" - "$site" <<'PYTHON'
+import pathlib, sys, sysconfig
+# Packages of .venv, without pointer-rl itself: a .pth that leaves out the editable install.
+shared = pathlib.Path(sysconfig.get_paths()["purelib"])
+for entry in shared.iterdir():
+    if "pointer_rl" not in entry.name and not (pathlib.Path(sys.argv[1]) / entry.name).exists():
+        (pathlib.Path(sys.argv[1]) / entry.name).symlink_to(entry)
+PYTHON
+cd "$work"
+export POINTER_RL_CACHE="$work/cache"
+"$work/venv/bin/python" -c "
+import pointer_rl, sys
+assert '$work' in pointer_rl.__file__, pointer_rl.__file__"
+"$work/venv/bin/pointer-rl" --version
+"$work/venv/bin/pointer-rl" plugins
+"$work/venv/bin/pointer-rl" generate --output-path rl.json --limit 3
+"$work/venv/bin/pointer-rl" validate rl.json
+echo "wheel smoke test: passed"
