@@ -24,7 +24,9 @@ def cli_page() -> str:
 
     parts = [NOTE, "# Command line\n"]
     for path, command in commands(cli, ("pointer-rl",)):
-        context = click.Context(command, info_name=" ".join(path), terminal_width=88)
+        context = command.make_context(
+            " ".join(path), [], resilient_parsing=True, terminal_width=88
+        )
         parts.append(f"## {' '.join(path)}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 

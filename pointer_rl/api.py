@@ -183,7 +183,7 @@ def _as_image(image: PIL.Image.Image | ImageRef | str | Path) -> ImageRef:
     if not isinstance(image, PIL.Image.Image):
         return image
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.convert("RGB").save(buffer, "PNG")
     return ImageBytes(buffer.getvalue(), "an image in memory")
 
 

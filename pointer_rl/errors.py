@@ -5,7 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["InputError", "MissingExtraError", "PluginError", "PointerRLError", "did_you_mean"]
+__all__ = [
+    "InputError",
+    "MissingExtraError",
+    "PluginError",
+    "PointerRLError",
+    "did_you_mean",
+    "first_line",
+]
 
 
 class PointerRLError(Exception):
@@ -25,6 +32,12 @@ class MissingExtraError(PointerRLError):
 
     def __init__(self, package: str, needed_for: str) -> None:
         super().__init__(f"{needed_for} needs the package {package}: pip install {package}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error, for a message of one line."""
+    text = f"no {error}" if isinstance(error, KeyError) else str(error)
+    return next(iter(text.strip().splitlines()), type(error).__name__)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pointer_rl.errors import InputError
+from pointer_rl.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,12 +18,12 @@ __all__ = ["ImageBytes", "ImageFile"]
 
 
 def _decode(data: bytes, name: str) -> Image:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         return Image.open(io.BytesIO(data)).convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{name}: not a readable image ({error})") from error
+    except Exception as error:  # Pillow's decoders raise anything for damaged files
+        raise InputError(f"{name}: not a readable image ({first_line(error)})") from error
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,16 @@ class OptionInfo:
 
 
 def parse_assignments(pairs: Iterable[str], flag: str) -> dict[str, str]:
-    """`["a=1", "b=x=y"]` → `{"a": "1", "b": "x=y"}`; `flag` is named in messages."""
+    """`["a=1", "my-plugin.b-c=x=y"]` → `{"a": "1", "my-plugin.b_c": "x=y"}`.
+
+    `flag` is named in messages.
+    """
     assignments: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        key = key.strip().replace("-", "_")
-        if not equals or not key:
+        owner, dot, option = key.strip().rpartition(".")
+        key = owner + dot + option.replace("-", "_")
+        if not equals or not option:
             raise InputError(f"{flag} {pair}: write it as key=value")
         if key in assignments:
             raise InputError(f"{flag} {key}: given twice")

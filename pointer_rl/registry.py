@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
 
@@ -41,8 +41,6 @@ KINDS = {
     "encoder": "pointer_rl_register_encoders",
 }
 """What can be registered → the hook that registers it."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,13 @@ class Entry:
     plugin: Loaded
     aliases: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Other names → option values that they stand for."""
+
+    def requires(self, name: str) -> bool:
+        """Whether it has an option of that name without a default."""
+        return self.options is not None and any(
+            each.name == name and each.default is dataclasses.MISSING
+            for each in dataclasses.fields(self.options)
+        )
 
     def has_option(self, name: str) -> bool:
         """Whether its options have a field of that name."""
@@ -159,7 +164,7 @@ class Registry:
                 implementation = getattr(module, hook, None)
                 if implementation is not None:
                     implementation(register=self._register(kind, plugin, added))
-        except Exception as error:  # a plugin may raise anything; it must not take others down
+        except (Exception, SystemExit) as error:  # whatever a plugin raises is its own matter
             if module is not None and self._manager.is_registered(module):
                 self._manager.unregister(module)
             for entry in added:

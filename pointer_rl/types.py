@@ -8,6 +8,7 @@ Shapes: B queries, K pool rows, N hypotheses (beams or samples) a query, S shots
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -151,6 +152,8 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_beams < 1:
             raise ValueError("max_new_tokens and num_beams must be at least 1")
+        if not math.isfinite(self.length_penalty):
+            raise ValueError("length_penalty must be finite")
 
 
 @dataclass(frozen=True)

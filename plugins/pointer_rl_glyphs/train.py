@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +28,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from pointer_rl.errors import InputError
 from pointer_rl.registry import registry
 from pointer_rl.types import PromptBuilder
 from pointer_rl_glyphs.checkpoint import (
@@ -66,6 +68,8 @@ class Trainer:
         self.vision_steps, self.reading_steps = vision_steps, reading_steps
         self.joint_steps = joint_steps
         self._features: torch.Tensor | None = None
+        self.plan = [seed, vision_steps, reading_steps, joint_steps, copies]
+        """What decides the weights; a training that was begun with another is not gone on with."""
         torch.manual_seed(seed)
         self.tokenizer = build_tokenizer()
         self.model = build_model(self.tokenizer)
@@ -279,7 +283,7 @@ def _builder(style: str, instructions: str) -> PromptBuilder:
 
 def _save_state(trainer: Trainer, step: int, path: Path) -> None:
     partial = path.with_suffix(".partial")
-    torch.save({"step": step, **trainer.state()}, partial)
+    torch.save({"step": step, "plan": trainer.plan, **trainer.state()}, partial)
     os.replace(partial, path)
 
 
@@ -290,6 +294,11 @@ def train(folder: Path, trainer: Trainer) -> None:
     step = 0
     if saved.exists():
         state = torch.load(saved, weights_only=True)
+        if state["plan"] != trainer.plan:
+            raise InputError(
+                f"{saved}: begun with {state['plan']} as seed, steps and pictures, now "
+                f"{trainer.plan}: give what it was begun with, or another folder"
+            )
         step = state["step"]
         trainer.load_state(state)
     phases = (
@@ -316,6 +325,7 @@ def train(folder: Path, trainer: Trainer) -> None:
                 if step > trainer.vision_steps:
                     _log(log, {"step": step, "evaluation": trainer.evaluate()})
     save_checkpoint(trainer.model, folder / "model")
+    shutil.copy(folder / "log.jsonl", folder / "model" / "train_log.jsonl")
 
 
 def _log(log: IO[str], record: dict[str, Any]) -> None:

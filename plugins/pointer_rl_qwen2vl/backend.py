@@ -44,8 +44,8 @@ class Qwen2VLBackend:
         self.fingerprint = checkpoint.fingerprint
         self._checkpoint = checkpoint
         self._encoder = PromptEncoder(checkpoint)
-        self._batch_size = batch_size
-        self._warned = False
+        self._rows = batch_size
+        """That go through together: `batch_size`, until memory runs out."""
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
         """Answer each request once, batch by batch, as (its index, its result)."""
@@ -53,15 +53,17 @@ class Qwen2VLBackend:
         for index, request in enumerate(requests):
             groups.setdefault(request.decoding, []).append(index)
         for indices in groups.values():
-            for start in range(0, len(indices), self._batch_size):
-                batch = indices[start : start + self._batch_size]
+            start = 0
+            while start < len(indices):
+                batch = indices[start : start + self._rows]
+                start += len(batch)
                 jobs = []
                 for index, job in self._prepare(batch, requests):
                     if isinstance(job, BackendError):
                         yield index, job
                     else:
                         jobs.append(job)
-                yield from self._answer_within_memory(jobs, self._batch_size)
+                yield from self._answer_within_memory(jobs, self._rows)
 
     def _prepare(
         self, batch: Sequence[int], requests: Sequence[Request]
@@ -102,12 +104,12 @@ class Qwen2VLBackend:
                     ),
                 )
                 continue
-            if not self._warned:
-                self._warned = True
+            if widest // 2 < self._rows:
+                self._rows = widest // 2
                 logger.warning(
                     "out of memory with %d rows at a time; continuing with %d: batch_size=%d"
                     " avoids the failed passes",
-                    *(widest, widest // 2, widest // 2),
+                    *(widest, self._rows, self._rows),
                 )
             yield from self._answer_within_memory(batch, widest // 2)
 

@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
-from pointer_rl.errors import InputError, MissingExtraError
+from pointer_rl.devices import resolve_device
+from pointer_rl.errors import InputError, MissingExtraError, first_line
+from pointer_rl.hub import checkpoint_folder
 from pointer_rl_qwen2vl.fingerprint import checkpoint_fingerprint
 from pointer_rl_qwen2vl.options import Qwen2VLOptions
 
@@ -63,10 +63,10 @@ def load_checkpoint(options: Qwen2VLOptions) -> Checkpoint:
     Raises InputError for what cannot be found, read or placed, and MissingExtraError where peft
     or flash-attn is asked for but not installed.
     """
-    device = _device(options.device)
+    device = resolve_device(options.device)
     dtype = _dtype(options.dtype, device)
     _check_attention(options.attn_implementation, device, dtype)
-    folder = _folder(options.model, options.revision)
+    folder = checkpoint_folder(options.model, options.revision, _SNAPSHOT_FILES)
     model_type = _model_type(folder)
     tokenizer, image_processor = _load_preprocessing(folder, options)
     model = _load_model(folder, model_type, dtype, options.attn_implementation)
@@ -115,24 +115,6 @@ def load_checkpoint(options: Qwen2VLOptions) -> Checkpoint:
 # --- where it runs ---
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise InputError(f"unknown device {name!r}: give auto, cpu, cuda, cuda:1, … or mps")
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise InputError(f"no device {name}: torch sees {count} CUDA devices; try device=auto")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError("no device mps: torch sees no Metal device; try device=auto")
-    return device
-
-
 def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -160,24 +142,6 @@ def _check_attention(implementation: str, device: torch.device, dtype: torch.dty
 # --- what is read ---
 
 
-def _folder(model: str, revision: str | None) -> Path:
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        if revision is not None:
-            raise InputError(f"{folder}: a folder has no revision {revision!r}; leave it out")
-        return folder
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
-        raise InputError(f"{model}: no such checkpoint folder, and not a Hub id (owner/name)")
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_SNAPSHOT_FILES))
-    except (OSError, ValueError) as error:
-        at = f" at revision {revision}" if revision else ""
-        raise InputError(
-            f"{model}{at}: neither a folder nor to be had from the Hugging Face Hub; check the"
-            f" name, the network and the login (hf auth login) ({_first_line(error)})"
-        ) from error
-
-
 def _model_type(folder: Path) -> str:
     path = folder / "config.json"
     try:
@@ -185,7 +149,7 @@ def _model_type(folder: Path) -> str:
     except FileNotFoundError:
         raise InputError(f"{folder}: not a checkpoint folder (no config.json)") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a model configuration ({_first_line(error)})") from error
+        raise InputError(f"{path}: not a model configuration ({first_line(error)})") from error
     if model_type not in _MODEL_CLASSES:
         raise InputError(
             f"{folder}: is a {model_type} model; the backend qwen2vl runs"
@@ -211,7 +175,7 @@ def _load_preprocessing(folder: Path, options: Qwen2VLOptions) -> tuple[Any, Any
         )
     except _LOADING_ERRORS as error:
         raise InputError(
-            f"{folder}: cannot load the tokenizer and the image processor ({_first_line(error)})"
+            f"{folder}: cannot load the tokenizer and the image processor ({first_line(error)})"
         ) from error
     return tokenizer, image_processor
 
@@ -228,7 +192,7 @@ def _load_model(folder: Path, model_type: str, dtype: torch.dtype, attention: st
             output_loading_info=True,
         )
     except _LOADING_ERRORS as error:
-        raise InputError(f"{folder}: cannot load the model ({_first_line(error)})") from error
+        raise InputError(f"{folder}: cannot load the model ({first_line(error)})") from error
     _check_complete(folder, report["missing_keys"], report["mismatched_keys"])
     return model
 
@@ -247,7 +211,7 @@ def _apply_adapter(model: Any, adapter: Path) -> None:
             raise InputError(f"{adapter}: is a {kind} adapter; the backend qwen2vl applies LORA")
         report = model.load_adapter(str(adapter), ignore_mismatched_sizes=True)
     except _LOADING_ERRORS as error:
-        raise InputError(f"{adapter}: does not fit the model ({_first_line(error)})") from error
+        raise InputError(f"{adapter}: does not fit the model ({first_line(error)})") from error
     _check_complete(adapter, report.missing_keys, report.mismatched_keys)
 
 
@@ -273,7 +237,7 @@ def _chat_template(folder: Path, tokenizer: Any) -> str:
         try:
             template = json.loads(legacy.read_bytes())["chat_template"]
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{legacy}: not a chat template ({_first_line(error)})") from error
+            raise InputError(f"{legacy}: not a chat template ({first_line(error)})") from error
     if not isinstance(template, str):
         raise InputError(
             f"{folder}: no chat template (chat_template.json, chat_template.jinja or in"
@@ -293,8 +257,3 @@ def _ids(value: int | list[int] | None) -> list[int]:
     if value is None:
         return []
     return [value] if isinstance(value, int) else list(value)
-
-
-def _first_line(error: BaseException) -> str:
-    text = f"no {error}" if isinstance(error, KeyError) else str(error)
-    return next(iter(text.strip().splitlines()), type(error).__name__)

@@ -15,12 +15,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
+from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError, MissingExtraError
+from pointer_rl.hub import checkpoint_folder
 from pointer_rl.types import Example
 from pointer_rl_standard.options import ClipOptions
 
 __all__ = ["ClipEncoder"]
 
+FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 WHAT = "give a folder with a CLIP or SigLIP checkpoint, or its id on the Hugging Face Hub"
 
 
@@ -37,28 +40,26 @@ class ClipEncoder:
     def __init__(self, options: ClipOptions) -> None:
         """Raises InputError for what is no CLIP or SigLIP checkpoint, or lacks a part."""
         self._mode = options.mode
-        self._device = _device(options.device)
-        where = _locate(options.model)
+        self._device = resolve_device(options.device)
+        folder = checkpoint_folder(options.model, options.revision, FILES)
         try:
-            config = AutoConfig.from_pretrained(options.model, **where)
+            config = AutoConfig.from_pretrained(folder)
             if config.model_type not in ("clip", "siglip"):
                 raise InputError(
                     f"encoder clip: {options.model} is a {config.model_type} model; {WHAT}"
                 )
             model, loading = AutoModel.from_pretrained(
-                options.model,
+                folder,
                 config=config,
                 dtype=options.dtype,
+                use_safetensors=True,
                 output_loading_info=True,
-                **where,
             )
             if self._mode != "text":
                 # Pillow decides the pixels, so that they are the same with and without torchvision.
-                self._processor = AutoImageProcessor.from_pretrained(
-                    options.model, backend="pil", **where
-                )
+                self._processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
             if self._mode != "image":
-                self._tokenizer = AutoTokenizer.from_pretrained(options.model, **where)
+                self._tokenizer = AutoTokenizer.from_pretrained(folder)
                 # What transformers makes up where a folder has no tokenizer.
                 if len(self._tokenizer) <= len(self._tokenizer.all_special_ids):
                     raise ValueError("no tokenizer files")
@@ -80,7 +81,7 @@ class ClipEncoder:
         self._siglip = config.model_type == "siglip"
         self.dim = sum(_dims(config)[kind] for kind in self._kinds)
         self.fingerprint = (
-            f"clip {_revision(options.model, config)} mode={self._mode} "
+            f"clip {_digest(folder)} mode={self._mode} "
             f"dtype={str(model.dtype).removeprefix('torch.')}"
         )
 
@@ -120,26 +121,6 @@ class ClipEncoder:
         return features
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"encoder clip, option device={name}: {str(error).splitlines()[0]}"
-        ) from error
-    return device
-
-
-def _locate(model: str) -> dict[str, Any]:
-    """Arguments of from_pretrained: a folder is never looked for on the network."""
-    if not Path(model).is_dir() and (model.count("/") > 1 or model.startswith((".", "/", "~"))):
-        raise InputError(f"encoder clip: {model} is no folder; {WHAT}")
-    return {"local_files_only": Path(model).is_dir(), "trust_remote_code": False}
-
-
 def _dims(config: Any) -> dict[str, int]:
     if config.model_type == "clip":
         return {"image": config.projection_dim, "text": config.projection_dim}
@@ -149,14 +130,11 @@ def _dims(config: Any) -> dict[str, int]:
     }
 
 
-def _revision(model: str, config: Any) -> str:
-    """What decides the weights: the Hub's commit, or the hash of the files in a folder."""
-    folder = Path(model)
-    if not folder.is_dir():
-        return f"{model}@{config._commit_hash}"
+def _digest(folder: Path) -> str:
+    """Hash of the files that decide a vector."""
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".safetensors", ".bin", ".txt", ".model"):
+        if file.suffix in (".json", ".safetensors", ".txt", ".model"):
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())
             with file.open("rb") as content:
                 while block := content.read(1 << 20):

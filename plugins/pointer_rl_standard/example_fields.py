@@ -10,7 +10,7 @@ import sys
 
 from pointer_rl.errors import InputError
 
-__all__ = ["claim_id", "first_line", "read_answers", "read_id", "read_text"]
+__all__ = ["claim_id", "read_answers", "read_id", "read_text"]
 
 
 def read_text(value: object, field: str, where: str) -> str:
@@ -61,8 +61,3 @@ def claim_id(id: str, taken: dict[str, str], where: str) -> None:
     first = taken.setdefault(id, where)
     if first is not where:
         raise InputError(f"{where}: the id {id!r} is already that of {first}; ids must be unique")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a library's error, for a message of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,13 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pointer_rl.errors import InputError, MissingExtraError, did_you_mean
+from pointer_rl.errors import InputError, MissingExtraError, did_you_mean, first_line
 from pointer_rl.images import ImageBytes, ImageFile
 from pointer_rl.types import Dataset, Example
 from pointer_rl_standard.dataset_options import HFOptions
 from pointer_rl_standard.example_fields import (
     claim_id,
-    first_line,
     read_answers,
     read_id,
     read_text,

@@ -120,9 +120,11 @@ class ClipOptions:
 
     model: str
     """A CLIP or SigLIP checkpoint: a folder, or an id on the Hugging Face Hub."""
+    revision: str | None = None
+    """Branch, tag or commit of the Hub repository."""
     mode: Literal["image", "text", "both"] = "both"
     """What of an example is embedded; `both` joins the two unit vectors, image first."""
     device: str = "auto"
-    """A torch device (cuda:0, mps, cpu); auto is the first accelerator, else the CPU."""
+    """cpu, cuda, cuda:1, mps, …; auto is cuda where there is one, else cpu."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Precision of the weights; auto is that in which the checkpoint was saved."""

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import ijson
 
-from pointer_rl.errors import InputError
+from pointer_rl.errors import InputError, first_line
 from pointer_rl.images import ImageFile
 from pointer_rl.types import Dataset, Example
 from pointer_rl_standard.dataset_options import VQAOptions
 from pointer_rl_standard.example_fields import (
     claim_id,
-    first_line,
     read_answers,
     read_id,
     read_text,

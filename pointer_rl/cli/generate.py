@@ -25,14 +25,13 @@ class GuideCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         spread: list[str] = []
-        in_temps = False
+        further = False  # whether a number here is one more temperature
         for arg in args:
-            if in_temps and _NUMBER.fullmatch(arg):
+            if further and _NUMBER.fullmatch(arg):
                 spread += ["--temps", arg]
                 continue
-            in_temps = arg == "--temps"
-            if not in_temps:
-                spread.append(arg)
+            further = bool(spread) and spread[-1] == "--temps"
+            spread.append(arg)
         return super().parse_args(ctx, spread)
 
 
@@ -59,22 +58,30 @@ def _temperatures(
     metavar="NAME",
     help="VQA backend, or an alias such as qwen2.5_vl_3B.",
 )
-@click.option("--backend-opt", multiple=True, metavar="KEY=VALUE", help="Its options.")
+@click.option(
+    "--backend-opt", multiple=True, metavar="KEY=VALUE", help="Option of the backend (repeatable)."
+)
 @click.option(
     "--dataset", default="glyphs", show_default=True, metavar="NAME", help="Dataset loader."
 )
-@click.option("--dataset-opt", multiple=True, metavar="KEY=VALUE", help="Its options.")
+@click.option(
+    "--dataset-opt", multiple=True, metavar="KEY=VALUE", help="Option of the dataset (repeatable)."
+)
 @click.option(
     "--prompt", default="short-answer", show_default=True, metavar="NAME", help="Prompt builder."
 )
-@click.option("--prompt-opt", multiple=True, metavar="KEY=VALUE", help="Its options.")
+@click.option(
+    "--prompt-opt", multiple=True, metavar="KEY=VALUE", help="Option of the prompt (repeatable)."
+)
 @click.option("--metric", default="vqa", show_default=True, metavar="NAME", help="Accuracy metric.")
-@click.option("--metric-opt", multiple=True, metavar="KEY=VALUE", help="Its options.")
+@click.option(
+    "--metric-opt", multiple=True, metavar="KEY=VALUE", help="Option of the metric (repeatable)."
+)
 @click.option("--sft-ckpt", type=FILE, help="Selector checkpoint that proposes beams and samples.")
 @click.option("--query-emb", type=FILE, help="Embeddings of the queries.")
 @click.option("--cand-emb", type=FILE, help="Embeddings of the pool.")
 @click.option("--beam-data", type=FILE, help="Only the queries that this beam file has.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many queries.")
+@click.option("--limit", type=click.IntRange(min=1), help="Stop after this many queries.")
 @click.option(
     "--shots",
     type=click.IntRange(min=1),
@@ -83,14 +90,18 @@ def _temperatures(
     help="Demonstrations in a pointer.",
 )
 @click.option(
-    "--num-beams", type=click.IntRange(min=0), default=5, show_default=True, help="Beams a query."
+    "--num-beams",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    help="Beams for each query.",
 )
 @click.option(
     "--num-retrieval",
     type=click.IntRange(min=0),
     default=1,
     show_default=True,
-    help="Pointers of the most similar rows a query.",
+    help="Pointers of the most similar rows, for each query.",
 )
 @click.option(
     "--temps",
@@ -106,14 +117,14 @@ def _temperatures(
     type=click.IntRange(min=0),
     default=2,
     show_default=True,
-    help="Samples a query and temperature.",
+    help="Samples for each query at each temperature.",
 )
 @click.option(
     "--num-random",
     type=click.IntRange(min=0),
     default=1,
     show_default=True,
-    help="Uniformly drawn pointers a query.",
+    help="Uniformly drawn pointers for each query.",
 )
 @click.option(
     "--generator", "more", multiple=True, metavar="NAME", help="A further candidate generator."
@@ -129,7 +140,9 @@ def _temperatures(
     help="Whether the same rows in another order are another candidate.",
 )
 @click.option(
-    "--score-answers", is_flag=True, help="Record the annotators' answers' probability too."
+    "--score-answers",
+    is_flag=True,
+    help="Record the annotators' answers' probability too (one more pass for each answer).",
 )
 @click.option(
     "--decoding-opt",
@@ -138,13 +151,17 @@ def _temperatures(
     help="max_new_tokens, num_beams, length_penalty, stop (comma-separated).",
 )
 @click.option("--device", help="cpu, cuda, cuda:1, …; by default the first GPU, if any.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of all that is drawn.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed."
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing output file.")
 def generate(**given: Any) -> None:
     """Generate RL data: propose pointers for each query, ask the VLM with each, judge the answers.
 
+    `pointer-rl plugins` lists the names, `pointer-rl plugins show NAME` the options of each.
+
     Without a dataset it runs on the embedded one, glyphs, with the model that comes with it.
-    Ctrl-C leaves a valid file of the queries that are done.
+    Ctrl-C leaves a valid file of the queries that are done. Exits 1 when every trial failed.
     """
     from pointer_rl.cli.tables import format_table
     from pointer_rl.generate.run import run_generate
@@ -161,11 +178,18 @@ def generate(**given: Any) -> None:
             )
         except KeyboardInterrupt:
             stack.close()
-            done = "with the queries that are done" if run.output_path.exists() else "nothing yet"
-            click.echo(f"pointer-rl: interrupted: {run.output_path}: {done}", err=True)
+            done = f"{progress.done:,} queries are in {run.output_path}"
+            message = done if progress.done else "no query was done, nothing is written"
+            click.echo(f"pointer-rl: interrupted: {message}", err=True)
             sys.exit(130)
     click.echo(format_table(summary.rows(), numeric=frozenset({1, 2, 3, 4})))
     click.echo(f"wrote {run.output_path}: {summary.queries:,} queries")
+    if summary.first_failure:
+        click.echo(
+            f"{summary.all.failed:,} trials failed; first: {summary.first_failure}", err=True
+        )
+    if summary.all.candidates and not summary.all.judged:
+        sys.exit(1)
 
 
 def _run(given: dict[str, Any]) -> GenerateRun:
@@ -250,6 +274,8 @@ class _Progress:
         )
         self._task = self._bar.add_task("loading", total=None, figures="")
         self._trials = self._judged = self._correct = 0
+        self.done = 0
+        """Queries written."""
 
     def __enter__(self) -> _Progress:
         self._bar.start()
@@ -262,6 +288,7 @@ class _Progress:
         self._bar.reset(self._task, total=queries, description="queries")
 
     def query(self) -> None:
+        self.done += 1
         self._bar.advance(self._task)
 
     def outcome(self, outcome: Any) -> None:

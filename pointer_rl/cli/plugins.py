@@ -26,6 +26,7 @@ __all__ = ["plugins"]
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
+    help="For people or for programs.",
 )
 @click.pass_context
 def plugins(ctx: click.Context, output_format: str) -> None:
@@ -64,9 +65,10 @@ def show(name: str) -> None:
         for entry in _entries()
         if (not kind or entry.kind == kind) and rest in (entry.name, *entry.aliases)
     ]
-    failed = [each for each in registry().plugins if each.name == rest and each.error]
+    failures = [plugin for plugin in registry().plugins if plugin.error]
+    failed = [plugin for plugin in failures if plugin.name == rest]
     if not found and not failed:
-        known = {entry.name for entry in _entries()} | {p.name for p in registry().plugins}
+        known = {entry.name for entry in _entries()} | {plugin.name for plugin in failures}
         raise PluginError(f"nothing is registered as {name!r}{did_you_mean(rest, known)}")
     click.echo("\n\n".join(_described(entry) for entry in found))
     for plugin in failed:

@@ -54,7 +54,8 @@ def validate(
         except InputError as error:
             unreadable.append(str(error))
     if reports:
-        click.echo(FORMATS[form](reports))
+        # A key may hold half a surrogate pair, which no terminal can be sent.
+        click.echo(FORMATS[form](reports).encode("utf-8", "backslashreplace").decode())
     if unreadable:
         raise InputError("; ".join(unreadable))
     if any(report.num_findings for report in reports):

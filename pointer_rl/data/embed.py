@@ -20,7 +20,7 @@ from pointer_rl.data.embeddings import Embeddings, atomic_write, load_embeddings
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.types import Dataset, Encoder, Example
 
-__all__ = ["embed_dataset"]
+__all__ = ["digest", "embed_dataset"]
 
 
 def embed_dataset(
@@ -45,15 +45,16 @@ def embed_dataset(
         raise InputError(f"{output_path}: embeddings are written to a .safetensors file; name one")
     if not examples:
         raise InputError(f"dataset {dataset.name} has no {split} to embed")
+    examined = digest(examples)
     partial = output_path.with_name(f"{output_path.name}.partial")
     if output_path.exists():
-        finished = _finished(output_path, ids, encoder)
+        finished = _finished(output_path, examined, encoder)
         shutil.rmtree(partial, ignore_errors=True)  # there if the end itself was interrupted
         return finished
     plan: dict[str, str | int] = {
         "dataset": dataset.name,
         "split": split,
-        "examples": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
+        "examples": examined,
         "encoder": encoder.fingerprint,
         "batch_size": batch_size,
     }
@@ -67,17 +68,23 @@ def embed_dataset(
             save_embeddings(part, vectors, ids[start : start + batch_size], encoder.fingerprint)
         parts.append(load_embeddings(part).vectors)
         on_batch(len(batch))
-    embeddings = Embeddings(tuple(ids), torch.cat(parts), encoder.fingerprint)
+    embeddings = Embeddings(tuple(ids), torch.cat(parts), encoder.fingerprint, examined)
     assembled = partial / "assembled.safetensors"
-    save_embeddings(assembled, embeddings.vectors, ids, encoder.fingerprint)
+    save_embeddings(assembled, embeddings.vectors, ids, encoder.fingerprint, examined)
     os.replace(assembled, output_path)
     shutil.rmtree(partial)
     return embeddings
 
 
-def _finished(path: Path, ids: list[str], encoder: Encoder) -> Embeddings:
+def digest(examples: Sequence[Example]) -> str:
+    """SHA-256 of ids and questions. Images are not read for it: they may be many gigabytes."""
+    content = json.dumps([[example.id, example.question] for example in examples])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _finished(path: Path, examined: str, encoder: Encoder) -> Embeddings:
     there = load_embeddings(path)
-    if there.ids != tuple(ids) or there.encoder != encoder.fingerprint:
+    if there.examples != examined or there.encoder != encoder.fingerprint:
         raise InputError(
             f"{path}: exists, with embeddings of other examples or from another encoder "
             f"({there.encoder or 'unknown'}): remove it, or write to another file"

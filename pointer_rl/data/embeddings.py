@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pointer_rl.errors import InputError
+from pointer_rl.errors import InputError, first_line
 from pointer_rl.types import Example
 
 __all__ = ["Embeddings", "atomic_write", "check_dims", "load_embeddings", "save_embeddings"]
@@ -44,6 +44,8 @@ class Embeddings:
     """[N, d] float32, all finite, neither N nor d zero."""
     encoder: str | None
     """Fingerprint of the encoder; None in files that do not say."""
+    examples: str | None = None
+    """`pointer_rl.data.embed.digest` of what was embedded; None in files that do not say."""
 
     def match(self, examples: Sequence[Example], what: str) -> Tensor:
         """The examples' vectors, in their order: [len(examples), d].
@@ -79,12 +81,17 @@ def check_dims(query: Tensor, pool: Tensor) -> None:
 
 
 def save_embeddings(
-    path: Path, vectors: Tensor, ids: Sequence[str], encoder: str | None = None
+    path: Path,
+    vectors: Tensor,
+    ids: Sequence[str],
+    encoder: str | None = None,
+    examples: str | None = None,
 ) -> None:
     """Write vectors [N, d] with their examples' ids; at `path` there is all of it or nothing."""
     assert vectors.ndim == 2
     assert len(ids) == len(vectors)
-    metadata = {METADATA: json.dumps({"encoder": encoder, "ids": list(ids)}, ensure_ascii=False)}
+    about = {"encoder": encoder, "examples": examples, "ids": list(ids)}
+    metadata = {METADATA: json.dumps(about, ensure_ascii=False)}
     with atomic_write(path) as temporary:
         save_file({TENSOR: vectors.to(torch.float32).contiguous()}, temporary, metadata=metadata)
 
@@ -100,7 +107,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path}: cannot be written ({_first_line(error)})") from error
+        raise InputError(f"{path}: cannot be written ({first_line(error)})") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -120,13 +127,14 @@ def load_embeddings(path: Path) -> Embeddings:
         vectors, about = read(path)
     except (OSError, ValueError, RuntimeError, EOFError, safetensors.SafetensorError) as error:
         raise InputError(
-            f"{path}: cannot be read as {path.suffix} ({_first_line(error)})"
+            f"{path}: cannot be read as {path.suffix} ({first_line(error)})"
         ) from error
     ids = about.get("ids")
     embeddings = Embeddings(
         ids=None if ids is None else tuple(ids),
         vectors=_checked(vectors, path),
         encoder=about.get("encoder"),
+        examples=about.get("examples"),
     )
     if embeddings.ids is not None and not (
         len(embeddings.ids) == len(set(embeddings.ids)) == len(embeddings.vectors)
@@ -189,7 +197,3 @@ def _checked(vectors: object, path: Path) -> Tensor:
         row = int(finite.logical_not().nonzero()[0])
         raise InputError(f"{path}: row {row} holds NaN or infinity; embed again without it")
     return vectors
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

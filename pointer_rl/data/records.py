@@ -158,8 +158,8 @@ def _mentions_meta(path: Path) -> bool:
 class RecordWriter:
     """Writes a file of RL data record by record; the file appears, whole, when it is closed.
 
-    Until then all goes to a temporary file beside it. As a context manager it closes at the end
-    and on KeyboardInterrupt (what is done is kept), and discards on any other exception. One record
+    Until then all goes to a temporary file beside it. As a context manager it closes at the end,
+    and on an exception too, so that what is done is kept; where nothing is, it discards. One record
     a line; the same records give the same bytes. Raises InputError at once where the folder cannot
     be written; missing folders are made.
     """
@@ -170,8 +170,11 @@ class RecordWriter:
         self._lines = path.suffix == ".jsonl"
         self._empty = True
         self._end = 0
+        self._records = 0
         if path.is_dir():
             raise InputError(f"{path}: is a folder; name a file to write")
+        if path.suffix not in (".json", ".jsonl"):
+            raise InputError(f"{path}: RL data is written as .json or .jsonl; name such a file")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: BinaryIO = open(self._temporary, "wb")  # noqa: SIM115 (closed in close)
@@ -190,6 +193,7 @@ class RecordWriter:
                 " give the query another id"
             )
         self._member(query_id, record)
+        self._records += 1
 
     def _member(self, key: str, value: Mapping[str, Any]) -> None:
         if self._lines:
@@ -240,7 +244,7 @@ class RecordWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None or issubclass(kind, KeyboardInterrupt):
+        if kind is None or self._records:
             self.close()
         else:
             self.discard()

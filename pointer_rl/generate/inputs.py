@@ -14,10 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from pointer_rl.data.embed import embed_dataset
 from pointer_rl.data.embeddings import check_dims, load_embeddings
+from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
 from pointer_rl.policy import PointerSelector, SelectorConfig, SelectorPolicy, load_selector
 from pointer_rl.registry import Configured, registry
@@ -38,8 +37,15 @@ def dataset_embeddings(
 ) -> tuple[Tensor, Tensor]:
     """Embeddings of `queries` [N, d] (some of dataset.queries) and of the pool [K, d]."""
     if query_emb is not None and cand_emb is not None:
-        every_query = load_embeddings(query_emb).match(dataset.queries, str(query_emb))
-        pool = load_embeddings(cand_emb).match(dataset.pool, str(cand_emb))
+        of_queries, of_pool = load_embeddings(query_emb), load_embeddings(cand_emb)
+        encoders = {each.encoder for each in (of_queries, of_pool) if each.encoder is not None}
+        if len(encoders) > 1:
+            raise InputError(
+                f"{query_emb} and {cand_emb} come from different encoders "
+                f"({' and '.join(sorted(encoders))}): embed both with the same"
+            )
+        every_query = of_queries.match(dataset.queries, str(query_emb))
+        pool = of_pool.match(dataset.pool, str(cand_emb))
     elif query_emb is None and cand_emb is None and dataset.companions is not None:
         every_query, pool = _companion_embeddings(dataset, plugin)
     else:
@@ -106,9 +112,7 @@ def make_policy(
         selector = PointerSelector.seeded(config, seed)
     else:
         return NoPolicy()
-    if device is None or device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return SelectorPolicy(selector, device)
+    return SelectorPolicy(selector, resolve_device(device or "auto"))
 
 
 def describe_policy(policy: SelectorPolicy | NoPolicy) -> dict[str, Any] | None:

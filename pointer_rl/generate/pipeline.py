@@ -6,6 +6,7 @@ go to the backend together, so that both can batch.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -64,12 +65,8 @@ def generate(
     Raises InputError, before the first trial, where these do not fit together.
     """
     check_dims(query_embeddings, pool.embeddings)
-    if config.shots > len(pool.examples):
-        raise InputError(
-            f"{config.shots} shots need a pool of at least as many examples; "
-            f"this one has {len(pool.examples)}"
-        )
     allowed_rows = AllowedRows(pool.examples)
+    allowed_rows.check(queries, config.shots)
     for start in range(0, len(queries), WINDOW):
         window = slice(start, start + WINDOW)
         batch = QueryBatch(
@@ -94,14 +91,18 @@ def _judge_window(
         for query, candidates in zip(queries, proposed, strict=True)
         for candidate in candidates
     ]
+    waiting = deque(zip(queries, proposed, strict=True))
     outcomes: dict[int, Outcome] = {}
+    first = 0  # trial of the query that is next
     for index, outcome in judge.judge(trials):
         outcomes[index] = outcome
         on_outcome(outcome)
-    position = 0
-    for query, candidates in zip(queries, proposed, strict=True):
-        judged = tuple(
-            (candidate, outcomes[position + offset]) for offset, candidate in enumerate(candidates)
-        )
-        position += len(candidates)
-        yield Judged(query, judged)
+        # Not at the window's end: an interrupt then loses as little as it can.
+        while waiting and all(first + k in outcomes for k in range(len(waiting[0][1]))):
+            query, candidates = waiting.popleft()
+            mine = [outcomes.pop(first + k) for k in range(len(candidates))]
+            first += len(candidates)
+            yield Judged(query, tuple(zip(candidates, mine, strict=True)))
+    for query, candidates in waiting:
+        assert not candidates, "every trial has an outcome"
+        yield Judged(query, ())

@@ -14,10 +14,11 @@ from pointer_rl.data.records import RecordWriter, to_record
 from pointer_rl.errors import InputError
 from pointer_rl.generate.inputs import dataset_embeddings, describe_policy, make_policy
 from pointer_rl.generate.pipeline import GenerateConfig, generate
+from pointer_rl.generate.proposing import AllowedRows
 from pointer_rl.generate.summary import Summary
 from pointer_rl.registry import Configured, registry
 from pointer_rl.trials.judging import Judge
-from pointer_rl.types import Dataset, Decoding, Example, Outcome, Pool
+from pointer_rl.types import Dataset, Decoding, Example, Metric, Outcome, Pool
 
 __all__ = ["GenerateRun", "Named", "run_generate"]
 
@@ -71,7 +72,7 @@ def run_generate(
     on_query: Callable[[], object] = lambda: None,
     on_outcome: Callable[[Outcome], object] = lambda outcome: None,
 ) -> Summary:
-    """Write run.output_path. On KeyboardInterrupt it holds the queries that are done.
+    """Write run.output_path. Whatever ends it early, the queries that are done are there.
 
     `on_start` is told the number of queries, `on_query` and `on_outcome` what gets done.
     Raises PointerRLError, before the first trial, for anything that is missing or does not fit.
@@ -92,7 +93,10 @@ def run_generate(
     dataset: Dataset = dataset_plugin.create()
     _check_ids(dataset.queries, f"dataset {dataset.name}")
     queries = _select(dataset.queries, run)
-    # Checked before the backend loads: its options, then embeddings and selector.
+    judging: Metric = metric.create()
+    _check_answers(queries, judging)
+    # Checked before the backend loads: shots, its options, embeddings and selector.
+    AllowedRows(dataset.pool).check(queries, run.config.shots)
     backend_plugin = _configure_backend(run, dataset)
     query_embeddings, pool_embeddings = dataset_embeddings(
         dataset, dataset_plugin, queries, run.query_emb, run.cand_emb
@@ -103,7 +107,7 @@ def run_generate(
     judge = Judge(
         prompt=prompt.create(),
         backend=backend_plugin.create(),
-        metric=metric.create(),
+        metric=judging,
         decoding=run.decoding,
         score_answers=run.score_answers,
     )
@@ -158,9 +162,28 @@ def _check_writable(path: Path) -> None:
 def _check_ids(examples: Sequence[Example], where: str) -> None:
     seen: set[str] = set()
     for example in examples:
+        if not example.id or example.id.startswith("_"):
+            raise InputError(
+                f"{where}: the query id {example.id!r} cannot be a key of RL data, where keys that "
+                "begin with _ are no queries: give it another"
+            )
         if example.id in seen:
             raise InputError(f"{where}: two queries have the id {example.id}")
         seen.add(example.id)
+
+
+def _check_answers(queries: Sequence[Example], metric: Metric) -> None:
+    """Raise InputError when not one of the queries can be judged (some: their trials fail)."""
+    refusal = None
+    for query in queries:
+        try:
+            metric.judge("", query.answers)
+        except InputError as error:
+            refusal = refusal or InputError(f"query {query.id}, like all others: {error}")
+        else:
+            return
+    if refusal is not None:
+        raise refusal
 
 
 def _select(queries: Sequence[Example], run: GenerateRun) -> Sequence[Example]:
@@ -177,6 +200,8 @@ def _of_beam_data(queries: Sequence[Example], path: Path) -> Sequence[Example]:
         by_id = {str(query.row): query for query in queries}
         log.warning("%s: its keys are no query ids; taken as rows of the queries", path)
     unknown = [key for key in keys if key not in by_id]
+    if len(set(keys)) < len(keys):
+        raise InputError(f"{path}: names a query twice; keep one of its entries")
     if unknown or not keys:
         what = f"no query {unknown[0]!r} in the dataset" if unknown else "it names no query"
         raise InputError(f"{path}: {what} ({len(keys) - len(unknown)} of {len(keys)} keys found)")
@@ -189,7 +214,7 @@ def _configure_backend(run: GenerateRun, dataset: Dataset) -> Configured:
     if run.device is not None and entry.has_option("device"):
         options.setdefault("device", run.device)
     alias = entry.aliases.get(run.backend.name, {})
-    if entry.has_option("model") and "model" not in options and "model" not in alias:
+    if entry.requires("model") and "model" not in options and "model" not in alias:
         if dataset.companions is None:
             raise InputError(
                 f"backend {run.backend.name} needs a model for the dataset {dataset.name}: "

@@ -52,12 +52,15 @@ class Summary:
     all: Tally = field(default_factory=Tally)
     best: Tally = field(default_factory=Tally)
     """The best candidate of each query: what a perfect chooser among them would get."""
+    first_failure: str | None = None
+    """Why the first of the trials that failed did."""
 
     def add(self, judged: Judged) -> None:
         """Count one query."""
         self.queries += 1
         best: tuple[bool | None, float | None] = (None, None)
         for candidate, outcome in judged.candidates:
+            self.first_failure = self.first_failure or outcome.failure
             tally = self.by_method.setdefault(candidate.gen_method, Tally())
             for each in (tally, self.all):
                 each.add(outcome.correct, outcome.accuracy)

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pointer_rl.errors import InputError
+from pointer_rl.errors import InputError, first_line
 from pointer_rl.policy.selector import PointerSelector, SelectorConfig
 
 __all__ = ["load_selector", "save_selector"]
@@ -99,7 +99,9 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(file)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: damaged, or no safetensors file ({_first(error)})") from error
+        raise InputError(
+            f"{file}: damaged, or no safetensors file ({first_line(error)})"
+        ) from error
 
 
 def _read_torch(file: Path) -> dict[str, Tensor]:
@@ -115,7 +117,7 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
                 "save its state_dict alone"
             ) from error
         raise InputError(
-            f"{file}: damaged, or no torch checkpoint ({type(error).__name__}: {_first(error)})"
+            f"{file}: damaged, or no torch checkpoint ({type(error).__name__}: {first_line(error)})"
         ) from error
     for wrapping in ("model_state_dict", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapping), Mapping):
@@ -123,11 +125,6 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise InputError(f"{file}: holds a {type(content).__name__} and no state dict")
     return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-
-
-def _first(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else "it ends too early"
 
 
 def _selector_tensors(found: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
@@ -162,13 +159,13 @@ def _read_config(file: Path) -> SelectorConfig | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not readable as JSON ({_first(error)})") from error
+        raise InputError(f"{file}: not readable as JSON ({first_line(error)})") from error
     if not isinstance(content, dict) or content.pop("architecture", None) != _ARCHITECTURE:
         return None
     try:
         return SelectorConfig(**content)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{file}: not a selector's configuration ({_first(error)})") from error
+        raise InputError(f"{file}: not a selector's configuration ({first_line(error)})") from error
 
 
 def _infer_config(

@@ -115,7 +115,7 @@ def log_prob(
             state = selector.advance(state, rows[..., step - 1])
         logp_BNK = _log_distribution(selector.step_logits(state), temperature, top_p)
         total_BN = total_BN + _pick(logp_BNK, rows[..., step])
-    return total_BN.to(state.query.dtype)
+    return total_BN.to(torch.promote_types(state.query.dtype, torch.float32))
 
 
 def _check_shots(state: SelectorState, shots: int) -> None:

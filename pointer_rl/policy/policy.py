@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -28,15 +29,23 @@ class SelectorPolicy:
     """
 
     config: SelectorConfig
-    hash: str
-    """SHA-256 of the configuration and the weights."""
 
     def __init__(self, selector: PointerSelector, device: str | torch.device = "cpu") -> None:
-        self._selector = copy.deepcopy(selector).to(device).eval().requires_grad_(False)
         self._device = torch.device(device)
+        if self._device.type == "mps":  # has no float64, in which decoding sums
+            self._device = torch.device("cpu")
+        self._selector = copy.deepcopy(selector).to(self._device).eval().requires_grad_(False)
         self.config = selector.config
         self._encoded: tuple[tuple[Tensor, Tensor, Tensor], SelectorState] | None = None
-        self.hash = _hash(self._selector)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the configuration and the weights."""
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config)).encode())
+        for name, tensor in sorted(self._selector.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def greedy(self, queries: QueryBatch, pool: Pool) -> Decoded:
         """The likeliest row at each step: rows [B, 1, S]."""
@@ -104,12 +113,3 @@ class SelectorPolicy:
 
     def _place(self, embeddings: Tensor) -> Tensor:
         return embeddings.to(self._device, self._selector.query_proj.weight.dtype)
-
-
-def _hash(selector: PointerSelector) -> str:
-    config = dataclasses.asdict(selector.config)
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, tensor in sorted(selector.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -60,10 +60,11 @@ class Judge:
             indices.append(index)
         waiting = set(indices)
         for position, result in self.backend.run(requests):
-            index = indices[position]
+            index = indices[position] if 0 <= position < len(indices) else -1
             if index not in waiting:
                 raise PluginError(
-                    f"the backend {self.backend.fingerprint} answered a request twice"
+                    f"the backend {self.backend.fingerprint} answered request {position} of "
+                    f"{len(indices)} twice, or out of range"
                 )
             waiting.remove(index)
             yield index, self._outcome(trials[index].query, result)

@@ -59,7 +59,9 @@ class _Run:
         self._record = SchemaChecker("pointer_candidates", "record")
         self._meta = SchemaChecker("pointer_candidates", "meta")
         meta = read_meta(path)
-        self._rules = self._choose_rules(_Provenance(meta, self._meta.faults(meta or {})))
+        provenance = _Provenance(meta, self._meta.faults(meta or {}))
+        self._num_queries = provenance.num_queries
+        self._rules = self._choose_rules(provenance)
         self._seen: set[str] = set()
         self._layouts: Counter[Layout] = Counter()
         self._first: dict[Layout, Member] = {}
@@ -134,6 +136,10 @@ class _Run:
             nowhere = Finding("empty", "", "no query in this file", "generate the data again", 1)
             report.num_findings += 1
             report.findings += [nowhere][: self._config.max_findings - len(report.findings)]
+        if self._num_queries is not None and self._num_queries > report.queries:
+            report.notes.append(
+                f"{report.queries} of {self._num_queries} queries: the run was ended early"
+            )
         if self._layouts["k64"]:
             report.unchecked += [
                 Unchecked(rule.id, "`pointer` holds positions, in the layout k64")
@@ -255,6 +261,7 @@ class _Provenance:
         ours = meta is not None and "schema_version" in meta.keys() - faulty
         self._meta = {k: v for k, v in meta.items() if k not in faulty} if meta and ours else {}
         self.names_metric = meta is not None and "metric" in meta
+        self.num_queries: int | None = self._get("dataset", "num_queries")
         self.pool_size: int | None = self._get("dataset", "pool_size")
         self.shared_pool: bool | None = self._get("dataset", "shared_pool")
         self.metric_name: str | None = self._get("metric", "name")

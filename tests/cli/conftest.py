@@ -78,7 +78,12 @@ class World:
         self.query_emb, self.cand_emb = folder / "q.safetensors", folder / "c.safetensors"
         self.output = folder / "out" / "rl.json"
         self.rows = [
-            {"id": f"e{i}", "image": f"{i}.png", "question": f"q{i}?", "answers": ["ab"[i % 2]] * 10}
+            {
+                "id": f"e{i}",
+                "image": f"{i}.png",
+                "question": f"q{i}?",
+                "answers": ["ab"[i % 2]] * 10,
+            }
             for i in range(8)
         ]
         for i in range(8):

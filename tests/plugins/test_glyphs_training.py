@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from pointer_rl.errors import InputError
 from pointer_rl.registry import registry
 from pointer_rl_glyphs.checkpoint import INSTRUCTIONS, build_image_processor, build_tokenizer
 from pointer_rl_glyphs.episodes import CASES, training_episode
@@ -139,6 +140,8 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatc
 
     with pytest.raises(Killed):
         train(tmp_path / "cut", cut)
+    with pytest.raises(InputError, match="begun with"):
+        train(tmp_path / "cut", small(monkeypatch, steps=6))
     train(tmp_path / "cut", small(monkeypatch))
     for name, tensor in whole.model.state_dict().items():
         assert torch.isfinite(tensor).all(), name

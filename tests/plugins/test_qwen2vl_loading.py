@@ -174,7 +174,7 @@ def test_an_unknown_device_is_refused(folder, device):
 
 
 def test_a_device_that_is_not_there_is_refused(folder):
-    with pytest.raises(InputError, match="no device cuda:99"):
+    with pytest.raises(InputError, match="no device 'cuda:99'"):
         load(folder, device="cuda:99")
 
 

@@ -13,11 +13,11 @@ SOURCES = sorted(
     for folder in ("pointer_rl", "plugins", "schemas")
     for path in (ROOT / folder).rglob("*.py")
 )
-EXPORTED = {"types", "errors", "hookspecs", "images", "options", "registry"}
+EXPORTED = {"types", "errors", "devices", "hookspecs", "hub", "images", "options", "registry"}
 """Modules of the engine that plugins may import."""
 LAYERS = [
     {"types", "errors"},
-    {"images", "options"},
+    {"devices", "hub", "images", "options"},
     {"hookspecs", "registry"},
     {"data", "policy"},
     {"trials"},

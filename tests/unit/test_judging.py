@@ -98,5 +98,5 @@ def test_a_backend_that_forgets_or_repeats_is_named():
 
     with pytest.raises(PluginError, match="fake left 1 of 2 requests without a result"):
         judged(Forgets(str))
-    with pytest.raises(PluginError, match="fake answered a request twice"):
+    with pytest.raises(PluginError, match="fake answered request 0 of 2 twice"):
         judged(Repeats(str))

@@ -87,6 +87,10 @@ def test_assignments_round_trip(values):
     assert parse_assignments([f"{k}={v}" for k, v in values.items()], "--opt") == values
 
 
+def test_hyphens_are_underscores_in_options_but_not_in_plugin_names():
+    assert parse_assignments(["a-b=1", "my-gen.k-v=2"], "--x") == {"a_b": "1", "my-gen.k_v": "2"}
+
+
 @pytest.mark.parametrize("pairs", [["novalue"], ["=x"], ["a=1", "a=2"]])
 def test_bad_assignments_name_the_flag(pairs):
     with pytest.raises(InputError, match="--backend-opt"):

@@ -45,14 +45,14 @@ def test_a_query_never_sees_itself_nor_its_image():
     shared = ImageBytes(b"same", "x")
     examples = [
         example(0, id="q"),
-        example(1, image_id=7),
+        example(1),
         example(2, image=shared),
-        example(3, image_id=8),
+        example(3),
     ]
     allowed = AllowedRows(examples)
     queries = [
         examples[0],
-        example(9, id="b", image_id=7),
+        example(1, id="b", image=ImageBytes(b"1", "x")),
         example(9, id="c", image=ImageBytes(b"same", "another file")),
         example(9, id="q", image=ImageBytes(b"other", "y")),
     ]
@@ -63,6 +63,16 @@ def test_a_query_never_sees_itself_nor_its_image():
         [True, True, True, True],
     ]
     assert allowed.mask(queries).tolist() == expected
+
+
+def test_images_are_compared_by_content_where_any_id_is_missing():
+    same = ImageBytes(b"same", "x")
+    with_ids = AllowedRows([example(0, image_id=7, image=same), example(1, image_id="8")])
+    queries = [example(9, image_id="7"), example(9, image_id=8), example(9, image=same)]
+    assert with_ids.mask(queries).tolist() == [[False, True], [True, False], [False, True]]
+    mixed = AllowedRows([example(0, image_id=7, image=same), example(1)])
+    queries = [example(9, image_id=7), example(9, image_id=1, image=same)]
+    assert mixed.mask(queries).tolist() == [[True, True], [False, True]]
 
 
 def test_an_unreadable_image_masks_nothing(tmp_path):
@@ -118,10 +128,25 @@ def test_deduplication_keeps_the_first_of_each(pointers):
 def test_a_generator_that_breaks_the_rules_is_named(pointer):
     asked = batch([example(100)], 6)
     asked.allowed[0, 5] = False
-    with pytest.raises(PluginError, match=r"generator bad proposed .* for query e100"):
+    with pytest.raises(PluginError, match=r"generator bad, query e100: proposed"):
         propose(
             None, asked, pool([example(r) for r in range(6)]), {"bad": Fixed(pointer)}, 0, "ordered"
         )
+
+
+def test_rows_become_python_integers_and_scores_must_be_finite():
+    asked, candidates = batch([example(100)], 6), pool([example(r) for r in range(6)])
+    numpy_rows = Fixed([np.int64(3), np.int32(1)])
+    (found,) = propose(None, asked, candidates, {"g": numpy_rows}, 0, "ordered")[0]
+    assert found.pointer == (3, 1)
+    assert {type(row) for row in found.pointer} == {int}
+    for broken in (Fixed((0.5, 1)), Fixed(None)):
+        with pytest.raises(PluginError, match="is no pointer"):
+            propose(None, asked, candidates, {"g": broken}, 0, "ordered")
+    scored = Fixed()
+    scored.candidates = [Candidate((0, 1), "g", logprob_score=float("-inf"))]
+    with pytest.raises(PluginError, match=r"logprob_score of .* is -inf"):
+        propose(None, asked, candidates, {"g": scored}, 0, "ordered")
 
 
 def test_a_generator_that_forgets_a_query_is_named():

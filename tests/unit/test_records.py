@@ -73,9 +73,11 @@ def test_a_judged_candidate_is_written_as_in_the_seed_format():
 
 def test_what_is_known_beyond_the_seed_format_comes_after_it():
     candidate = Candidate((1,), "sample", temperature=1.0, top_p=0.9, similarity_score=0.5)
-    outcome = Outcome("a book Question", "a book", False, 0.0, gt_prob=0.25)
+    outcome = Outcome("a book Question", "a book", False, 0.0, gt_prob=0.25, rel_score=0.5)
     (value,) = to_record(QUERY, [(candidate, outcome)])["pointer_candidates"]
-    assert list(value)[9:] == ["top_p", "similarity_score", "vqa_raw_generation", "vqa_gt_prob"]
+    assert list(value)[9:] == [
+        *("top_p", "similarity_score", "vqa_raw_generation", "vqa_gt_prob", "vqa_rel_score"),
+    ]
 
 
 def test_a_failed_evaluation_has_no_outcome():
@@ -170,21 +172,28 @@ def _write_and_raise(writer, error):
         raise error
 
 
-def test_an_exception_leaves_things_as_they_were(tmp_path):
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_an_exception_before_the_first_record_leaves_things_as_they_were(tmp_path, error):
     path = tmp_path / "rl.json"
     path.write_text("before")
-    with pytest.raises(ZeroDivisionError):
-        _write_and_raise(RecordWriter(path), ZeroDivisionError)
+    with pytest.raises(error), RecordWriter(path, {"seed": 1}):
+        raise error
     assert path.read_text() == "before"
     assert [each.name for each in tmp_path.iterdir()] == ["rl.json"]
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
-def test_an_interrupt_keeps_what_is_done(tmp_path, suffix):
+def test_an_exception_keeps_what_is_done(tmp_path, suffix, error):
     path = tmp_path / f"rl{suffix}"
-    with pytest.raises(KeyboardInterrupt):
-        _write_and_raise(RecordWriter(path, {"seed": 1}), KeyboardInterrupt)
+    with pytest.raises(error):
+        _write_and_raise(RecordWriter(path, {"seed": 1}), error)
     assert list(stream_records(path)) == [("_meta", {"seed": 1}), ("q", RECORD)]
+
+
+def test_a_suffix_of_another_format_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"written as \.json or \.jsonl"):
+        RecordWriter(tmp_path / "rl.parquet")
 
 
 def test_an_interrupt_in_the_middle_of_a_write_leaves_valid_json(tmp_path):

@@ -1,0 +1,36 @@
+"""Checkpoints by folder or by Hugging Face Hub id."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pointer_rl.errors import InputError, first_line
+
+__all__ = ["checkpoint_folder"]
+
+
+def checkpoint_folder(model: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """The folder itself or, of a Hub id, its snapshot of the files that match `patterns`.
+
+    A folder is never looked for on the network. Everything read afterwards is of one commit.
+    Raises InputError for what is neither, or cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise InputError(f"{folder}: a folder has no revision {revision!r}; leave it out")
+        return folder
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
+        raise InputError(f"{model}: no such checkpoint folder, and not a Hub id (owner/name)")
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
+    except (OSError, ValueError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise InputError(
+            f"{model}{at}: neither a folder nor to be had from the Hugging Face Hub; check the"
+            f" name, the network and the login (hf auth login) ({first_line(error)})"
+        ) from error
