@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,26 +23,21 @@ def cli_page() -> str:
     """Every command's help text."""
     from pointer_rl.cli.main import cli
 
+    root = click.Context(cli, info_name="pointer-rl", terminal_width=88, **cli.context_settings)
     parts = [NOTE, "# Command line\n"]
-    for path, command in commands(cli, ("pointer-rl",)):
-        context = command.make_context(
-            " ".join(path), [], resilient_parsing=True, terminal_width=88
-        )
-        parts.append(f"## {' '.join(path)}\n\n```text\n{command.get_help(context)}\n```\n")
+    for context in contexts(root):
+        parts.append(f"## {context.command_path}\n\n```text\n{context.get_help()}\n```\n")
     return "\n".join(parts)
 
 
-def commands(
-    command: click.Command, path: tuple[str, ...]
-) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """A command and those below it."""
-    yield path, command
-    if isinstance(command, click.Group):
-        context = click.Context(command)
-        for name in command.list_commands(context):
-            below = command.get_command(context, name)
+def contexts(context: click.Context) -> Iterator[click.Context]:
+    """That of a command, and of those below it."""
+    yield context
+    if isinstance(context.command, click.Group):
+        for name in context.command.list_commands(context):
+            below = context.command.get_command(context, name)
             assert below is not None
-            yield from commands(below, (*path, name))
+            yield from contexts(click.Context(below, parent=context, info_name=name))
 
 
 def plugins_page() -> str:
@@ -67,10 +63,11 @@ def plugins_page() -> str:
 
 
 def main() -> None:
-    """Write the pages."""
-    FOLDER.mkdir(exist_ok=True)
+    """Write the pages, to docs/reference or to the folder given."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
+    folder.mkdir(exist_ok=True)
     for name, content in pages().items():
-        (FOLDER / name).write_text(content, encoding="utf-8")
+        (folder / name).write_text(content, encoding="utf-8")
 
 
 if __name__ == "__main__":

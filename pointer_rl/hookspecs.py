@@ -1,4 +1,4 @@
-"""The hooks. Each is called once with `register`; see `pointer_rl.registry.Register`."""
+"""The hooks. Each is called once with `register`; see `pointer_rl.types.Register`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pluggy
 if TYPE_CHECKING:
     import click
 
-    from pointer_rl.registry import Register
+    from pointer_rl.types import Register
 
 hookspec = pluggy.HookspecMarker("pointer_rl")
 hookimpl = pluggy.HookimplMarker("pointer_rl")

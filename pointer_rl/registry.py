@@ -14,18 +14,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from pointer_rl import hookspecs
 from pointer_rl.errors import InputError, PluginError, did_you_mean
 from pointer_rl.options import build_options
+from pointer_rl.types import Register
 
 if TYPE_CHECKING:
     import click
 
-__all__ = ["KINDS", "Configured", "Entry", "Loaded", "Register", "Registry", "registry"]
+__all__ = ["KINDS", "Configured", "Entry", "Loaded", "Registry", "registry"]
 
 GROUP = "pointer_rl"
 BUILT_IN = "pointer-rl"
@@ -98,30 +99,10 @@ class Configured:
         """Build it."""
         return self.entry.factory() if self.options is None else self.entry.factory(self.options)
 
-    def describe(self) -> dict[str, object]:
+    def describe(self) -> dict[str, Any]:
         """Name and options, defaults included, for `_meta`."""
         options = {} if self.options is None else dataclasses.asdict(self.options)
         return {"name": self.entry.name, "options": options}
-
-
-class Register(Protocol):
-    """What a registering hook is handed."""
-
-    def __call__(
-        self,
-        name: str,
-        factory: Callable[..., Any],
-        *,
-        options: type | None = None,
-        summary: str,
-        aliases: Mapping[str, Mapping[str, object]] | None = None,
-    ) -> None:
-        """Register `factory(options)`, or `factory()` where there is no options class.
-
-        `options` is a keyword-only frozen dataclass; its fields, their defaults and the docstring
-        under each are what a user sees. Heavy imports belong in the factory.
-        """
-        ...
 
 
 class Registry:

@@ -9,9 +9,9 @@ Shapes: B queries, K pool rows, N hypotheses (beams or samples) a query, S shots
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +39,7 @@ __all__ = [
     "Prompt",
     "PromptBuilder",
     "QueryBatch",
+    "Register",
     "Request",
     "Response",
     "Reward",
@@ -356,4 +357,27 @@ class Encoder(Protocol):
 
     def encode(self, examples: Sequence[Example]) -> Tensor:
         """[N, d] float32, a row an example. Raises InputError for an image that is none."""
+        ...
+
+
+# --- registering --------------------------------------------------------------------------------
+
+
+class Register(Protocol):
+    """What a registering hook is handed."""
+
+    def __call__(
+        self,
+        name: str,
+        factory: Callable[..., Any],
+        *,
+        options: type | None = None,
+        summary: str,
+        aliases: Mapping[str, Mapping[str, object]] | None = None,
+    ) -> None:
+        """Register `factory(options)`, or `factory()` where there is no options class.
+
+        `options` is a keyword-only frozen dataclass; its fields, their defaults and the docstring
+        under each are what a user sees. Heavy imports belong in the factory.
+        """
         ...

@@ -10,8 +10,7 @@ from pointer_rl_glyphs.options import GlyphsEncoderOptions, GlyphsOptions
 if TYPE_CHECKING:
     import click
 
-    from pointer_rl.registry import Register
-    from pointer_rl.types import Dataset, Encoder
+    from pointer_rl.types import Dataset, Encoder, Register
 
 
 def _load_dataset(options: GlyphsOptions) -> Dataset:

@@ -11,7 +11,7 @@ from pointer_rl.hookspecs import hookimpl
 from pointer_rl_qwen2vl.options import Qwen2VLOptions
 
 if TYPE_CHECKING:
-    from pointer_rl.registry import Register
+    from pointer_rl.types import Register
     from pointer_rl_qwen2vl.backend import Qwen2VLBackend
 
 __all__ = ["Qwen2VLOptions", "create_backend", "pointer_rl_register_backends"]

@@ -25,8 +25,7 @@ from pointer_rl_standard.prompts import ChatPromptBuilder, ShortAnswerPromptBuil
 from pointer_rl_standard.rewards import FORMULAS, FormulaReward
 
 if TYPE_CHECKING:
-    from pointer_rl.registry import Register
-    from pointer_rl.types import Dataset, Encoder, Generator
+    from pointer_rl.types import Dataset, Encoder, Generator, Register
 
 REWARD_SUMMARIES = {
     "hard_plus_soft": "correct + accuracy",

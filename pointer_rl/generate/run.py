@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pointer_rl.data.json_stream import stream_members
 from pointer_rl.data.records import RecordWriter, to_record
@@ -121,7 +122,10 @@ def run_generate(
             "pool_sha256": _ids_hash(dataset.pool),
             "shared_pool": dataset.pool is dataset.queries,
         },
-        "backend": {**backend_plugin.describe(), "fingerprint": judge.backend.fingerprint},
+        "backend": {
+            **_describe_backend(backend_plugin, dataset),
+            "fingerprint": judge.backend.fingerprint,
+        },
         "prompt": prompt.describe(),
         "metric": {**metric.describe(), "version": judge.metric.version},
         "decoding": asdict(run.decoding),
@@ -149,6 +153,15 @@ def run_generate(
             summary.add(judged)
             on_query()
     return summary
+
+
+def _describe_backend(plugin: Configured, dataset: Dataset) -> dict[str, Any]:
+    """A companion's folder differs between machines; the same run must give the same bytes."""
+    described = plugin.describe()
+    companion = dataset.companions and dataset.companions.model
+    if companion is not None and described["options"].get("model") == companion:
+        described["options"]["model"] = f"companion of {dataset.name}"
+    return described
 
 
 # --- what is asked ------------------------------------------------------------------------------

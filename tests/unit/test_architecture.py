@@ -18,7 +18,8 @@ EXPORTED = {"types", "errors", "devices", "hookspecs", "hub", "images", "options
 LAYERS = [
     {"types", "errors"},
     {"devices", "hub", "images", "options"},
-    {"hookspecs", "registry"},
+    {"hookspecs"},
+    {"registry"},
     {"data", "policy"},
     {"trials"},
     {"generate", "validate"},
