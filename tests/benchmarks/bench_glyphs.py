@@ -36,8 +36,8 @@ def main() -> None:
                 prompt=Named("short-answer"),
                 metric=Named("vqa"),
                 generators=[
-                    Named("beam"),
                     Named("retrieval", {"num": 2}),
+                    Named("beam"),
                     Named("sample"),
                     Named("random", {"num": 4}),
                 ],

@@ -1,0 +1,98 @@
+"""The main job on the embedded world, with the real model: `make demo` in small."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from pointer_rl.cli.main import cli
+from pointer_rl.registry import registry
+from pointer_rl_glyphs.episodes import CASES
+from pointer_rl_glyphs.measure import FORMATS, accuracy
+
+
+def run(*args: str):
+    result = CliRunner().invoke(cli, list(args))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    path = tmp_path_factory.mktemp("glyphs") / "rl.json"
+    table = run(
+        *("generate", "--backend", "qwen2vl", "--output-path", str(path)),
+        *("--dataset-opt", "split=test", "--limit", "40", "--num-random", "6"),
+    )
+    return path, table
+
+
+def candidates(path):
+    content = json.loads(path.read_text())
+    content.pop("_meta")
+    dataset = registry().create("dataset", "glyphs", {"split": "test"})
+    by_id = {query.id: query for query in dataset.queries}
+    for query_id, record in content.items():
+        for candidate in record["pointer_candidates"]:
+            words = {dataset.pool[row].answer for row in candidate["pointer"]}
+            yield candidate, by_id[query_id].answer in words
+
+
+def share(found):
+    values = [candidate["vqa_correct"] for candidate in found]
+    return sum(values) / len(values)
+
+
+def test_it_is_valid(generated):
+    path, table = generated
+    run("validate", str(path))  # exits 0
+    backend = json.loads(path.read_text())["_meta"]["backend"]
+    assert backend["options"]["model"] == "companion of glyphs"  # no path of this machine
+    assert [line.split()[0] for line in table.splitlines()[2:7]] == [
+        *("beam", "retrieval", "sample", "random", "all"),
+    ]
+
+
+def test_demonstrations_decide_everything(generated):
+    found = list(candidates(generated[0]))
+    relevant = [candidate for candidate, is_relevant in found if is_relevant]
+    others = [candidate for candidate, is_relevant in found if not is_relevant]
+    random_ones = [c for c, _ in found if c["gen_method"] == "random"]
+    assert len(relevant) > 50
+    assert share(relevant) > 0.9
+    assert share(others) < 0.02
+    assert share(random_ones) < 0.12
+
+
+def test_the_same_command_writes_the_same_bytes_and_batches_change_no_answer(generated, tmp_path):
+    path, _ = generated
+    again = tmp_path / "again.json"
+    arguments = (
+        *("generate", "--dataset-opt", "split=test", "--limit", "40", "--num-random", "6"),
+        *("--output-path", str(again), "--overwrite"),
+    )
+    run(*arguments)
+    assert again.read_bytes() == path.read_bytes()
+    run(*arguments, "--backend-opt", "batch_size=3")
+    one, other = ([c["vqa_pred_answer"] for c, _ in candidates(p)] for p in (path, again))
+    assert one == other
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_model_reads(case):
+    """Spot check of the model card, one format a case: 60 episodes, so four errors of slack."""
+    style, instructed = FORMATS[CASES.index(case) % len(FORMATS)]
+    backend = registry().create("backend", "qwen2vl", _model())
+    builder = registry().create("prompt", style, {} if instructed else {"instructions": ""})
+    reached = accuracy(case, backend, builder, 60, "test")
+    if case.goal < 0.5:
+        assert reached <= case.goal + 1 / 60
+    else:
+        assert reached >= case.goal - 4 / 60
+
+
+def _model():
+    dataset = registry().create("dataset", "glyphs")
+    return {"model": dataset.companions.model, "batch_size": 32}
