@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from pointer_rl.cli.main import cli
 from pointer_rl.registry import registry
+from pointer_rl_glyphs.checkpoint import MODEL_DIR
 from pointer_rl_glyphs.episodes import CASES
 from pointer_rl_glyphs.measure import FORMATS, accuracy
 
@@ -91,6 +92,16 @@ def test_the_model_reads(case):
         assert reached <= case.goal + 1 / 60
     else:
         assert reached >= case.goal - 4 / 60
+
+
+def test_the_card_reaches_its_goals():
+    lines = (MODEL_DIR / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "0." in line]
+    rows = [row for row in rows if len(row) == 2 + len(FORMATS)]
+    assert [row[0] for row in rows] == [case.name for case in CASES]
+    for row, case in zip(rows, CASES, strict=True):
+        for value in map(float, row[2:]):
+            assert value <= case.goal if case.goal < 0.5 else value >= case.goal, row
 
 
 def _model():
