@@ -43,10 +43,10 @@ def plugins(ctx: click.Context, output_format: str) -> None:
         failures = [dataclasses.asdict(plugin) for plugin in failed]
         click.echo(json.dumps({"registered": registered, "failed": failures}, indent=2))
         return
-    rows = [("kind", "name", "aliases", "summary", "from")]
+    rows = [("kind", "name", "from", "summary")]
     for entry in _entries():
-        aliases = ", ".join(entry.aliases)
-        rows.append((entry.kind, entry.name, aliases, entry.summary, entry.plugin.origin))
+        rows.append((entry.kind, entry.name, entry.plugin.origin, entry.summary))
+        rows += [("", alias, "", f"alias of {entry.name}") for alias in entry.aliases]
     click.echo(format_table(rows))
     for plugin in failed:
         click.echo(f"failed: plugin {plugin.name} of {plugin.origin}: {plugin.error}")

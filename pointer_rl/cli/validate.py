@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from pointer_rl.errors import InputError
-from pointer_rl.validate.formats import FORMATS
 
 __all__ = ["validate"]
 
@@ -31,7 +30,7 @@ __all__ = ["validate"]
 @click.option(
     "--format",
     "form",
-    type=click.Choice(list(FORMATS)),
+    type=click.Choice(["text", "json", "github"]),
     default="text",
     show_default=True,
     help="For people, for programs, or as annotations of a GitHub workflow.",
@@ -44,6 +43,7 @@ def validate(
     Exits 0 when all are valid, 1 when there are findings, 2 when a file cannot be read.
     """
     from pointer_rl.validate import Report, ValidationConfig, validate_file
+    from pointer_rl.validate.formats import FORMATS
 
     config = ValidationConfig(pool_size=pool_size, recompute=recompute, max_findings=max_findings)
     reports: list[Report] = []

@@ -49,6 +49,8 @@ def main() -> None:
         tallies: dict[str, Tally] = {}
         trials = 0
         for query_id, record in stream_records(path):
+            if query_id == "_meta":
+                continue
             best = (False, 0.0)
             for candidate, outcome in from_record(record):
                 trials += 1
