@@ -85,7 +85,7 @@ def _content(path: Path) -> Iterator[bytes]:
     if path.suffix != ".safetensors" or path.stat().st_size < _WHOLE_BELOW:
         yield path.read_bytes()
         return
-    # https://huggingface.co/docs/safetensors#format: header size (8 bytes), JSON header, tensors.
+    # The safetensors format: header size (8 bytes), JSON header, tensors.
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         header = file.read(header_size)
