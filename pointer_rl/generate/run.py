@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -114,20 +115,14 @@ def run_generate(
     )
     meta = {
         "schema_version": SCHEMA_VERSION,
-        "pointer_rl_version": _version(),
-        "dataset": {
-            **dataset_plugin.describe(),
-            "num_queries": len(queries),
-            "pool_size": len(dataset.pool),
-            "pool_sha256": _ids_hash(dataset.pool),
-            "shared_pool": dataset.pool is dataset.queries,
-        },
+        "pointer_rl_version": version("pointer-rl"),
+        "dataset": {**dataset_plugin.describe(), **_describe_dataset(dataset, queries)},
         "backend": {
             **_describe_backend(backend_plugin, dataset),
             "fingerprint": judge.backend.fingerprint,
         },
         "prompt": prompt.describe(),
-        "metric": {**metric.describe(), "version": judge.metric.version},
+        "metric": {**metric.describe(), "version": judging.version},
         "decoding": asdict(run.decoding),
         "policy": describe_policy(policy),
         "generators": [each.describe() for each in generators.values()],
@@ -148,11 +143,21 @@ def run_generate(
         ):
             writer.write(
                 judged.query.id,
-                to_record(judged.query, judged.candidates, judge.metric.normalise),
+                to_record(judged.query, judged.candidates, judging.normalise),
             )
             summary.add(judged)
             on_query()
     return summary
+
+
+def _describe_dataset(dataset: Dataset, queries: Sequence[Example]) -> dict[str, Any]:
+    pool_ids = json.dumps([example.id for example in dataset.pool])
+    return {
+        "num_queries": len(queries),
+        "pool_size": len(dataset.pool),
+        "pool_sha256": hashlib.sha256(pool_ids.encode()).hexdigest(),
+        "shared_pool": dataset.pool is dataset.queries,
+    }
 
 
 def _describe_backend(plugin: Configured, dataset: Dataset) -> dict[str, Any]:
@@ -235,13 +240,3 @@ def _configure_backend(run: GenerateRun, dataset: Dataset) -> Configured:
             )
         options["model"] = dataset.companions.model
     return registry().configure("backend", run.backend.name, options)
-
-
-def _ids_hash(examples: Sequence[Example]) -> str:
-    return hashlib.sha256(json.dumps([example.id for example in examples]).encode()).hexdigest()
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("pointer-rl")
