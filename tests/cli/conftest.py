@@ -11,12 +11,12 @@ import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
-from fakes import FakeBackend
+from fakes import FakeBackend, example
 
 from pointer_rl.data.embeddings import save_embeddings
 from pointer_rl.hookspecs import hookimpl
 from pointer_rl.registry import registry
-from pointer_rl.types import BackendError
+from pointer_rl.types import BackendError, Dataset
 
 
 class OtherDistribution(Distribution):
@@ -47,8 +47,12 @@ class CopyBackend(FakeBackend):
 
 @pytest.fixture
 def backends(monkeypatch):
-    """Registers the backend `copy`; the list holds each one that is made."""
+    """Registers the backend `copy`, and datasets whose ids are no good.
+
+    The list holds each backend that is made.
+    """
     made: list[CopyBackend] = []
+    datasets: dict[str, Dataset] = {}
 
     def create():
         made.append(CopyBackend())
@@ -59,6 +63,16 @@ def backends(monkeypatch):
         lambda register: register("copy", create, summary="copies")
     )
     module.pointer_rl_register_backends.__name__ = "pointer_rl_register_backends"
+    for name, ids in (("twins", ("a", "b", "a")), ("underscored", ("a", "_b"))):
+        examples = tuple(example(row, id=id_) for row, id_ in enumerate(ids))
+        datasets[name] = Dataset(name, examples, examples)
+    module.pointer_rl_register_datasets = hookimpl(
+        lambda register: [
+            register(name, lambda made=made: made, summary="broken ids")
+            for name, made in datasets.items()
+        ]
+    )
+    module.pointer_rl_register_datasets.__name__ = "pointer_rl_register_datasets"
     monkeypatch.setitem(sys.modules, module.__name__, module)
     point = EntryPoint("other", module.__name__, "pointer_rl")._for(OtherDistribution())
     points = [*entry_points(group="pointer_rl"), point]

@@ -271,6 +271,14 @@ class TestRefusals:
         world.write()
         refused(world.generate(), "e2", backends)
 
+    @pytest.mark.parametrize(
+        ("dataset", "says"),
+        [("twins", "two queries have the id a"), ("underscored", "'_b' cannot be a key")],
+    )
+    def test_ids_that_cannot_be_keys_whatever_the_loader(self, cli, world, dataset, says):
+        result = cli("generate", "--dataset", dataset, "--output-path", str(world.output))
+        refused(result, says)
+
     def test_an_output_folder_that_cannot_be_written(self, world, backends):
         (world.folder / "file").write_text("")
         world.output = world.folder / "file" / "rl.json"

@@ -41,6 +41,7 @@ def test_strings_become_the_fields_types():
         path="p", count=7, rate=0.5, fast=True, kind="b", stops=("x", "y"), sizes=(1.0, 2.5)
     )
     assert build(rate="none").rate is None
+    assert build(fast="False").fast is False
 
 
 def test_values_of_other_types_are_taken_as_they_are():
