@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -49,7 +50,7 @@ class Group:
         """All rows of all pointers: by these most records pass a rule at once."""
 
 
-class Rule:
+class Rule(ABC):
     """One rule. A record without what the rule needs is counted and passed over."""
 
     id: ClassVar[str]
@@ -61,12 +62,9 @@ class Rule:
     def __init__(self) -> None:
         self.skipped = 0
 
+    @abstractmethod
     def check(self, group: Group) -> Iterator[Found]:
         """What is wrong with this record."""
-        return self._find(group)
-
-    def _find(self, group: Group) -> Iterator[Found]:
-        raise NotImplementedError
 
 
 class QueryId(Rule):
@@ -75,7 +73,7 @@ class QueryId(Rule):
     id = "query-id"
     fix = "write the record under its own query's id"
 
-    def _find(self, group: Group) -> Iterator[Found]:
+    def check(self, group: Group) -> Iterator[Found]:
         recorded = group.query.get("query_id", group.key)
         if str(recorded) != group.key:
             yield ("query", "query_id"), f"query_id is {recorded!r}, in the record of {group.key!r}"
@@ -91,7 +89,7 @@ class RowInRange(Rule):
         super().__init__()
         self._pool_size = pool_size
 
-    def _find(self, group: Group) -> Iterator[Found]:
+    def check(self, group: Group) -> Iterator[Found]:
         if max(group.rows, default=0) < self._pool_size:
             return
         for index, candidate in group.candidates:
@@ -107,7 +105,7 @@ class RowInQueryPool(Rule):
     id = "row-in-query-pool"
     fix = "write rows of the whole pool (not positions in `pool`), and list in `pool` all it offers"
 
-    def _find(self, group: Group) -> Iterator[Found]:
+    def check(self, group: Group) -> Iterator[Found]:
         if group.pool is None or group.rows.issubset(group.pool):
             return
         offered = set(group.pool)
@@ -125,7 +123,7 @@ class OwnDemonstration(Rule):
     fix = "remove the candidate: its answer was given away"
     needs = "`query.row`"
 
-    def _find(self, group: Group) -> Iterator[Found]:
+    def check(self, group: Group) -> Iterator[Found]:
         own = group.query.get("row")
         if own is None:
             self.skipped += 1
@@ -149,7 +147,7 @@ class DuplicateCandidate(Rule):
         super().__init__()
         self._ordered = ordered
 
-    def _find(self, group: Group) -> Iterator[Found]:
+    def check(self, group: Group) -> Iterator[Found]:
         if self._ordered and len({*map(tuple, group.pointers)}) == len(group.pointers):
             return
         first: dict[tuple[int, ...], int] = {}
@@ -171,7 +169,7 @@ class Shots(Rule):
         super().__init__()
         self._shots = shots
 
-    def _find(self, group: Group) -> Iterator[Found]:
+    def check(self, group: Group) -> Iterator[Found]:
         if {*map(len, group.pointers)} <= {self._shots}:
             return
         for index, candidate in group.candidates:
@@ -195,7 +193,7 @@ class CorrectAccuracy(Rule):
         super().__init__()
         self._metric_named = metric_named
 
-    def _find(self, group: Group) -> Iterator[Found]:
+    def check(self, group: Group) -> Iterator[Found]:
         for index, candidate in group.judged:
             correct, accuracy = candidate["vqa_correct"], candidate["vqa_acc_score"]
             if correct == (accuracy > 0):
@@ -217,7 +215,7 @@ class Accuracy(Rule):
         super().__init__()
         self._metric = metric
 
-    def _find(self, group: Group) -> Iterator[Found]:
+    def check(self, group: Group) -> Iterator[Found]:
         answers = group.query.get("gt_answers_raw")
         if not answers:
             self.skipped += 1
