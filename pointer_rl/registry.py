@@ -21,10 +21,11 @@ import pluggy
 from pointer_rl import hookspecs
 from pointer_rl.errors import InputError, PluginError, did_you_mean
 from pointer_rl.options import build_options
-from pointer_rl.types import Register
 
 if TYPE_CHECKING:
     import click
+
+    from pointer_rl.types import Register
 
 __all__ = ["KINDS", "Configured", "Entry", "Loaded", "Registry", "registry"]
 

@@ -1,6 +1,6 @@
 """The standard plugin: prompts, metrics, generators, rewards, datasets and the clip encoder.
 
-Light to import: what needs torch, transformers, Pillow or numpy is imported by its factory.
+Light to import, for every command loads it: all but the options is imported by the factories.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from pointer_rl.hookspecs import hookimpl
 from pointer_rl_standard.dataset_options import OKVQA, HFOptions, JSONLOptions, VQAOptions
-from pointer_rl_standard.metrics import ExactMatch, VQAAccuracy
 from pointer_rl_standard.options import (
     BeamOptions,
     ChatOptions,
@@ -21,13 +20,19 @@ from pointer_rl_standard.options import (
     SampleOptions,
     ShortAnswerOptions,
 )
-from pointer_rl_standard.prompts import ChatPromptBuilder, ShortAnswerPromptBuilder
-from pointer_rl_standard.rewards import FORMULAS, FormulaReward
 
 if TYPE_CHECKING:
-    from pointer_rl.types import Dataset, Encoder, Generator, Register
+    from pointer_rl.types import (
+        Dataset,
+        Encoder,
+        Generator,
+        Metric,
+        PromptBuilder,
+        Register,
+        Reward,
+    )
 
-REWARD_SUMMARIES = {
+REWARDS = {
     "hard_plus_soft": "correct + accuracy",
     "hard_plus_soft_v2": "2·correct + accuracy",
     "hard_only": "correct",
@@ -47,13 +52,13 @@ def pointer_rl_register_prompt_builders(register: Register) -> None:
     """The layouts."""
     register(
         "short-answer",
-        ShortAnswerPromptBuilder,
+        _short_answer,
         options=ShortAnswerOptions,
         summary="One user message of `Question:… Short answer:…` blocks, each after its image",
     )
     register(
         "chat",
-        ChatPromptBuilder,
+        _chat,
         options=ChatOptions,
         summary="A conversation: the user asks about an image, the assistant answers",
     )
@@ -62,20 +67,17 @@ def pointer_rl_register_prompt_builders(register: Register) -> None:
 @hookimpl
 def pointer_rl_register_metrics(register: Register) -> None:
     """The comparisons with annotators' answers."""
-    register("vqa", VQAAccuracy, summary="The official VQA accuracy over several annotators")
-    register("exact", ExactMatch, summary="Equal to an annotator's answer, but for case and spaces")
+    register("vqa", _vqa_accuracy, summary="The official VQA accuracy over several annotators")
+    register(
+        "exact", _exact_match, summary="Equal to an annotator's answer, but for case and spaces"
+    )
 
 
 @hookimpl
 def pointer_rl_register_rewards(register: Register) -> None:
     """The formulas of Lever-Plus."""
-    for name, formula in FORMULAS.items():
-        register(
-            name,
-            partial(FormulaReward, formula),
-            options=RewardOptions,
-            summary=REWARD_SUMMARIES[name],
-        )
+    for name, summary in REWARDS.items():
+        register(name, partial(_reward, name), options=RewardOptions, summary=summary)
 
 
 @hookimpl
@@ -128,6 +130,36 @@ def pointer_rl_register_encoders(register: Register) -> None:
         options=ClipOptions,
         summary="CLIP or SigLIP, through transformers: image, question or both",
     )
+
+
+def _short_answer(options: ShortAnswerOptions) -> PromptBuilder:
+    from pointer_rl_standard.prompts import ShortAnswerPromptBuilder
+
+    return ShortAnswerPromptBuilder(options)
+
+
+def _chat(options: ChatOptions) -> PromptBuilder:
+    from pointer_rl_standard.prompts import ChatPromptBuilder
+
+    return ChatPromptBuilder(options)
+
+
+def _vqa_accuracy() -> Metric:
+    from pointer_rl_standard.metrics import VQAAccuracy
+
+    return VQAAccuracy()
+
+
+def _exact_match() -> Metric:
+    from pointer_rl_standard.metrics import ExactMatch
+
+    return ExactMatch()
+
+
+def _reward(name: str, options: RewardOptions) -> Reward:
+    from pointer_rl_standard.rewards import FORMULAS, FormulaReward
+
+    return FormulaReward(FORMULAS[name], options)
 
 
 def _beam(options: BeamOptions) -> Generator:
