@@ -1,7 +1,7 @@
 """Muon (Jordan et al., 2024: kellerjordan.github.io/posts/muon) in float32.
 
-torch.optim.Muon orthogonalises in bfloat16, which a CPU emulates: five times slower than a whole
-training step of the embedded model. Here matrices of one shape are orthogonalised together.
+torch.optim.Muon orthogonalises in bfloat16, which a CPU emulates: it would take most of a training
+step's time. Here matrices of one shape are orthogonalised together.
 """
 
 from __future__ import annotations
