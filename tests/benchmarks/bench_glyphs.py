@@ -14,9 +14,10 @@ from pathlib import Path
 from pointer_rl.cli.tables import format_table
 from pointer_rl.data.records import from_record, stream_records
 from pointer_rl.generate.pipeline import GenerateConfig
-from pointer_rl.generate.run import GenerateRun, Named, run_generate
+from pointer_rl.generate.run import GenerateRun, run_generate
 from pointer_rl.generate.summary import Tally
 from pointer_rl.registry import registry
+from pointer_rl.trials.workbench import Named, TrialOptions
 
 
 def main() -> None:
@@ -31,10 +32,13 @@ def main() -> None:
         run_generate(
             GenerateRun(
                 output_path=path,
-                dataset=Named("glyphs", options),
-                backend=Named("qwen2vl", {"batch_size": 32}),
-                prompt=Named("short-answer"),
-                metric=Named("vqa"),
+                trials=TrialOptions(
+                    dataset=Named("glyphs", options),
+                    backend=Named("qwen2vl", {"batch_size": 32}),
+                    prompt=Named("short-answer"),
+                    metric=Named("vqa"),
+                    limit=limit,
+                ),
                 generators=[
                     Named("retrieval", {"num": 2}),
                     Named("beam"),
@@ -42,7 +46,6 @@ def main() -> None:
                     Named("random", {"num": 4}),
                 ],
                 config=GenerateConfig(shots=2),
-                limit=limit,
             )
         )
         seconds = time.perf_counter() - start

@@ -23,6 +23,8 @@ LAYERS = [
     {"data", "policy"},
     {"trials"},
     {"generate", "validate"},
+    {"train", "evaluate"},
+    {"report"},
     {"api"},
     {"cli"},
 ]
