@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from pointer_rl.errors import PointerRLError
     from pointer_rl.hookspecs import hookimpl
     from pointer_rl.policy import load_selector
+    from pointer_rl.policy.selecting import Policy
 
 __all__ = [
     "PointerRLError",
+    "Policy",
     "build_vqa_prompt",
     "compute_reward_for_candidate",
     "compute_step_logits",
@@ -39,6 +41,7 @@ __all__ = [
 
 _HOME = {
     "PointerRLError": "pointer_rl.errors",
+    "Policy": "pointer_rl.policy.selecting",
     "hookimpl": "pointer_rl.hookspecs",
     "load_selector": "pointer_rl.policy",
 }

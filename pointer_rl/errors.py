@@ -28,10 +28,14 @@ class PluginError(PointerRLError):
 
 
 class MissingExtraError(PointerRLError):
-    """A pip package that only some need, and that is not installed."""
+    """A pip package that only some need, and that is not installed.
 
-    def __init__(self, package: str, needed_for: str) -> None:
-        super().__init__(f"{needed_for} needs the package {package}: pip install {package}")
+    `install` is what to install where that is an extra of ours and not the package itself.
+    """
+
+    def __init__(self, package: str, needed_for: str, install: str | None = None) -> None:
+        command = f"pip install {install or package}"
+        super().__init__(f"{needed_for} needs the package {package}: {command}")
 
 
 def first_line(error: BaseException) -> str:

@@ -290,6 +290,8 @@ class Pool:
     examples: Sequence[Example]
     embeddings: Tensor
     """[K, d]"""
+    encoder: str | None = None
+    """Fingerprint of the encoder that they come from; None where it is not known."""
 
 
 @dataclass(frozen=True)

@@ -86,3 +86,5 @@ class JSONLOptions:
     """File of the pool (default: the pool is the queries themselves)."""
     images: str | None = None
     """Folder that image paths are relative to (default: the folder of the file they stand in)."""
+    unanswered: bool = False
+    """Take queries without answers too; they are then no pool, unless one is given."""

@@ -3,7 +3,8 @@
     {"image": "cats/1.jpg", "question": "what animal is it?", "answers": ["cat", "kitten", "cat"]}
 
 `answer` may stand for `answers`; `id`, `question_id` and `image_id` are optional (the id defaults
-to the question_id, else to the row number). Other keys are left alone.
+to the question_id, else to the row number). Other keys are left alone. Questions that nobody has
+answered yet are read where the option `unanswered` says so.
 """
 
 from __future__ import annotations
@@ -31,21 +32,21 @@ def load_jsonl(options: JSONLOptions) -> Dataset:
     if images is not None and not images.is_dir():
         raise InputError(f"{images}: no such folder of images")
     path = Path(options.path).expanduser()
-    queries = _read(path, images)
-    pool = queries
+    queries = _read(path, images, options.unanswered)
+    pool = () if options.unanswered else queries
     if options.pool is not None:
         pool = _read(Path(options.pool).expanduser(), images)
     return Dataset(name=path.stem, queries=queries, pool=pool)
 
 
-def _read(path: Path, images: Path | None) -> tuple[Example, ...]:
+def _read(path: Path, images: Path | None, unanswered: bool = False) -> tuple[Example, ...]:
     folder = path.parent if images is None else images
     taken: dict[str, str] = {}
     files: dict[str, ImageFile] = {}  # lines share an image, and its key
     examples: list[Example] = []
     for number, line in _lines(path):
         where = f"{path}, line {number}"
-        example = _parse(line, len(examples), folder, files, where)
+        example = _parse(line, len(examples), folder, files, unanswered, where)
         claim_id(example.id, taken, where)
         examples.append(example)
     if not examples:
@@ -64,7 +65,14 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise InputError(f"{path}: cannot read it ({error.strerror})") from error
 
 
-def _parse(line: bytes, row: int, folder: Path, files: dict[str, ImageFile], where: str) -> Example:
+def _parse(
+    line: bytes,
+    row: int,
+    folder: Path,
+    files: dict[str, ImageFile],
+    unanswered: bool,
+    where: str,
+) -> Example:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -74,7 +82,8 @@ def _parse(line: bytes, row: int, folder: Path, files: dict[str, ImageFile], whe
     for key in ("image", "question"):
         if key not in fields:
             raise InputError(f"{where}: no {key!r}{did_you_mean(key, fields)}")
-    if ("answers" in fields) == ("answer" in fields):
+    given = [key for key in ("answers", "answer") if key in fields]
+    if len(given) != 1 and not (unanswered and not given):
         raise InputError(f"{where}: give either 'answers' or 'answer'")
     name = read_text(fields["image"], "image", where)
     if name not in files:
@@ -89,7 +98,7 @@ def _parse(line: bytes, row: int, folder: Path, files: dict[str, ImageFile], whe
         row=row,
         image=files[name],
         question=read_text(fields["question"], "question", where),
-        answers=read_answers(fields["answers" if "answers" in fields else "answer"], where),
+        answers=read_answers(fields[given[0]], where) if given else (),
         question_id=ids["question_id"],
         image_id=ids["image_id"],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from pointer_rl.trials.workbench import TrialOptions
 
-__all__ = ["FILE", "GuideCommand", "read_trial_options", "trial_options"]
+__all__ = ["FILE", "GuideCommand", "backend_options", "read_trial_options", "trial_options"]
 
 FILE = click.Path(dir_okay=True, path_type=Path)
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -25,7 +25,7 @@ class GuideCommand(click.Command):
         self.context_settings["token_normalize_func"] = lambda token: token.replace("_", "-")
 
 
-_TRIAL_OPTIONS = [
+_BACKEND_OPTIONS = [
     click.option(
         "--backend",
         "--vqa-model",
@@ -72,41 +72,69 @@ _TRIAL_OPTIONS = [
         metavar="KEY=VALUE",
         help="Option of the metric (repeatable).",
     ),
+    click.option(
+        "--limit",
+        type=click.IntRange(min=1),
+        help="Only so many queries: the first (evaluate: a random subset).",
+    ),
+    click.option("--device", help="cpu, cuda, cuda:1, …; by default the first GPU, if any."),
+    click.option(
+        "--store",
+        type=FILE,
+        help="Where responses are kept, so that none is paid for twice "
+        "[default: responses.sqlite in the cache folder].",
+    ),
+    click.option("--no-store", is_flag=True, help="Keep no responses, and use none that are kept."),
+]
+_EMBEDDING_OPTIONS = [
     click.option("--query-emb", type=FILE, help="Embeddings of the queries."),
     click.option("--cand-emb", type=FILE, help="Embeddings of the pool."),
-    click.option("--limit", type=click.IntRange(min=1), help="Only the first so many queries."),
+]
+_DECODING_OPTIONS = [
     click.option(
         "--decoding-opt",
         multiple=True,
         metavar="KEY=VALUE",
         help="max_new_tokens, num_beams, length_penalty, stop (comma-separated).",
     ),
-    click.option("--device", help="cpu, cuda, cuda:1, …; by default the first GPU, if any."),
 ]
 
 
 def trial_options(command: Function) -> Function:
-    """Add the options that `read_trial_options` reads."""
-    for option in reversed(_TRIAL_OPTIONS):
+    """Add the options that `read_trial_options` reads: backend, embeddings, decoding."""
+    return _add([*_BACKEND_OPTIONS, *_EMBEDDING_OPTIONS, *_DECODING_OPTIONS], command)
+
+
+def backend_options(command: Function) -> Function:
+    """Those of them that a command needs which proposes with no policy and generates no text."""
+    return _add(_BACKEND_OPTIONS, command)
+
+
+def _add(options: Sequence[Callable[[Function], Function]], command: Function) -> Function:
+    for option in reversed(options):
         command = option(command)
     return command
 
 
 def read_trial_options(given: dict[str, Any]) -> TrialOptions:
-    """The values of `trial_options`."""
+    """The values of `trial_options`, or of `backend_options`."""
     from pointer_rl.options import build_options, parse_assignments
+    from pointer_rl.trials.store import default_store
     from pointer_rl.trials.workbench import Named, TrialOptions
     from pointer_rl.types import Decoding
 
     def named(kind: str) -> Named:
         return Named(given[kind], parse_assignments(given[f"{kind}_opt"], f"--{kind}-opt"))
 
-    decoding = parse_assignments(given["decoding_opt"], "--decoding-opt")
+    if given["store"] is not None and given["no_store"]:
+        raise click.UsageError("--store and --no-store exclude each other")
+    decoding = parse_assignments(given.get("decoding_opt", ()), "--decoding-opt")
     return TrialOptions(
         dataset=named("dataset"),
         backend=named("backend"),
         prompt=named("prompt"),
         metric=named("metric"),
         decoding=build_options(Decoding, decoding, "decoding"),
-        **{key: given[key] for key in ("query_emb", "cand_emb", "limit", "device")},
+        store=None if given["no_store"] else given["store"] or default_store(),
+        **{key: given.get(key) for key in ("query_emb", "cand_emb", "limit", "device")},
     )

@@ -52,13 +52,20 @@ def embed(
     dataset = registry().create(
         "dataset", dataset_name, parse_assignments(dataset_opt, "--dataset-opt")
     )
-    encoder = registry().create(
+    encoder_plugin = registry().configure(
         "encoder", encoder_name, parse_assignments(encoder_opt, "--encoder-opt")
     )
+    encoder = encoder_plugin.create()
     length = len(dataset.queries if split == "queries" else dataset.pool)
     with click.progressbar(length=length, label=f"embedding {split}", file=sys.stderr) as bar:
         embeddings = embed_dataset(
-            dataset, encoder, output_path, split=split, batch_size=batch_size, on_batch=bar.update
+            dataset,
+            encoder,
+            output_path,
+            split=split,
+            encoder_plugin=encoder_plugin.describe(),
+            batch_size=batch_size,
+            on_batch=bar.update,
         )
     rows, dimensions = embeddings.vectors.shape
     click.echo(f"{output_path}: {rows} rows of {dimensions} dimensions ({encoder.fingerprint})")

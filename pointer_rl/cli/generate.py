@@ -145,6 +145,9 @@ def generate(**given: Any) -> None:
             click.echo(f"pointer-rl: interrupted: {message}", err=True)
             sys.exit(130)
     click.echo(format_table(summary.rows(), numeric=frozenset({1, 2, 3, 4})))
+    if summary.from_store:
+        trials = f"{summary.all.candidates:,} trials"
+        click.echo(f"{summary.from_store:,} of {trials} came from the store")
     click.echo(f"wrote {run.output_path}: {summary.queries:,} queries")
     if summary.first_failure:
         click.echo(

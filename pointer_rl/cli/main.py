@@ -9,8 +9,10 @@ from typing import Any
 import click
 
 from pointer_rl.cli.embed import embed
+from pointer_rl.cli.evaluate import evaluate
 from pointer_rl.cli.generate import generate
 from pointer_rl.cli.plugins import plugins
+from pointer_rl.cli.select import select
 from pointer_rl.cli.validate import validate
 from pointer_rl.errors import PointerRLError
 
@@ -57,7 +59,7 @@ def cli() -> None:
     """
 
 
-for command in (generate, validate, embed, plugins):
+for command in (generate, validate, evaluate, embed, select, plugins):
     cli.add_command(command)
 
 

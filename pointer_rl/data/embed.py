@@ -6,13 +6,14 @@ and the batch size alone, so the file comes out the same to the bit, interrupted
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -20,7 +21,7 @@ from pointer_rl.data.embeddings import Embeddings, atomic_write, load_embeddings
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.types import Dataset, Encoder, Example
 
-__all__ = ["digest", "embed_dataset"]
+__all__ = ["digest", "digest_ids", "embed_dataset", "encode_batch"]
 
 
 def embed_dataset(
@@ -29,12 +30,14 @@ def embed_dataset(
     output_path: Path,
     *,
     split: Literal["queries", "pool"],
+    encoder_plugin: Mapping[str, Any] | None = None,
     batch_size: int = 64,
     on_batch: Callable[[int], object] = lambda rows: None,
 ) -> Embeddings:
     """Write the embeddings of `dataset.queries` or `dataset.pool` to `output_path` (safetensors).
 
     Run again after an interruption it goes on; run again when all is done it encodes nothing.
+    `encoder_plugin` is the encoder's `Configured.describe`, to be kept beside its fingerprint;
     `on_batch` is called with the number of rows of each batch that is there, old or new.
     Raises InputError, naming the example, for an image that is none, and where the file or the
     unfinished batches at `output_path` are of another dataset, encoder or batch size.
@@ -49,6 +52,8 @@ def embed_dataset(
     partial = output_path.with_name(f"{output_path.name}.partial")
     if output_path.exists():
         finished = _finished(output_path, examined, encoder)
+        if finished.encoder_plugin is None:  # a file of an older version: the fingerprint is equal
+            finished = dataclasses.replace(finished, encoder_plugin=encoder_plugin)
         shutil.rmtree(partial, ignore_errors=True)  # there if the end itself was interrupted
         return finished
     plan: dict[str, str | int] = {
@@ -64,13 +69,14 @@ def embed_dataset(
         batch = examples[start : start + batch_size]
         part = partial / f"{start:09d}.safetensors"
         if not part.exists():
-            vectors = _encode(encoder, batch)
+            vectors = encode_batch(encoder, batch)
             save_embeddings(part, vectors, ids[start : start + batch_size], encoder.fingerprint)
         parts.append(load_embeddings(part).vectors)
         on_batch(len(batch))
-    embeddings = Embeddings(tuple(ids), torch.cat(parts), encoder.fingerprint, examined)
+    vectors = torch.cat(parts)
+    embeddings = Embeddings(tuple(ids), vectors, encoder.fingerprint, examined, encoder_plugin)
     assembled = partial / "assembled.safetensors"
-    save_embeddings(assembled, embeddings.vectors, ids, encoder.fingerprint, examined)
+    save_embeddings(assembled, vectors, ids, encoder.fingerprint, examined, encoder_plugin)
     os.replace(assembled, output_path)
     shutil.rmtree(partial)
     return embeddings
@@ -80,6 +86,11 @@ def digest(examples: Sequence[Example]) -> str:
     """SHA-256 of ids and questions. Images are not read for it: they may be many gigabytes."""
     content = json.dumps([[example.id, example.question] for example in examples])
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def digest_ids(ids: Sequence[str]) -> str:
+    """SHA-256 of ids in their order: names a pool or a set of queries."""
+    return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()
 
 
 def _finished(path: Path, examined: str, encoder: Encoder) -> Embeddings:
@@ -110,7 +121,12 @@ def _begin_or_resume(partial: Path, plan: dict[str, str | int]) -> None:
             )
 
 
-def _encode(encoder: Encoder, batch: Sequence[Example]) -> torch.Tensor:
+def encode_batch(encoder: Encoder, batch: Sequence[Example]) -> torch.Tensor:
+    """[len(batch), d] on the CPU, a finite row an example.
+
+    Raises InputError, naming the example, for an image that is none, and PluginError for what an
+    encoder may not return.
+    """
     try:
         vectors = encoder.encode(batch)
     except InputError:

@@ -1,8 +1,9 @@
 """Embeddings of a split: a vector an example, and where known whose each is and what made them.
 
 Our own files are safetensors: one tensor `embeddings` [N, d] float32, and as metadata one JSON
-object with the examples' ids and the encoder's fingerprint. Read as well, without either of these:
-a safetensors file of one tensor, `.npy`, and `.pt`/`.pth` (a tensor, or a dict that holds one).
+object with the examples' ids, the encoder's fingerprint and its plugin's name and options. Read as
+well, without any of these: a safetensors file of one tensor, `.npy`, and `.pt`/`.pth` (a tensor, or
+a dict that holds one).
 
 Shapes: N rows, B queries, K pool rows, d embedding size.
 """
@@ -13,7 +14,7 @@ import contextlib
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ class Embeddings:
     """Fingerprint of the encoder; None in files that do not say."""
     examples: str | None = None
     """`pointer_rl.data.embed.digest` of what was embedded; None in files that do not say."""
+    encoder_plugin: Mapping[str, Any] | None = None
+    """`Configured.describe` of the encoder, its name and options; None in files that do not say."""
 
     def match(self, examples: Sequence[Example], what: str) -> Tensor:
         """The examples' vectors, in their order: [len(examples), d].
@@ -86,11 +89,14 @@ def save_embeddings(
     ids: Sequence[str],
     encoder: str | None = None,
     examples: str | None = None,
+    encoder_plugin: Mapping[str, Any] | None = None,
 ) -> None:
     """Write vectors [N, d] with their examples' ids; at `path` there is all of it or nothing."""
     assert vectors.ndim == 2
     assert len(ids) == len(vectors)
-    about = {"encoder": encoder, "examples": examples, "ids": list(ids)}
+    about: dict[str, Any] = {"encoder": encoder, "examples": examples, "ids": list(ids)}
+    if encoder_plugin is not None:
+        about["encoder_plugin"] = encoder_plugin
     metadata = {METADATA: json.dumps(about, ensure_ascii=False)}
     with atomic_write(path) as temporary:
         save_file({TENSOR: vectors.to(torch.float32).contiguous()}, temporary, metadata=metadata)
@@ -135,6 +141,7 @@ def load_embeddings(path: Path) -> Embeddings:
         vectors=_checked(vectors, path),
         encoder=about.get("encoder"),
         examples=about.get("examples"),
+        encoder_plugin=about.get("encoder_plugin"),
     )
     if embeddings.ids is not None and not (
         len(embeddings.ids) == len(set(embeddings.ids)) == len(embeddings.vectors)
@@ -148,6 +155,8 @@ def _read_safetensors(path: Path) -> tuple[Tensor, dict[str, Any]]:
         metadata = file.metadata() or {}
         tensor = _only({name: file.get_tensor(name) for name in file.keys()}, path)  # noqa: SIM118
     about = json.loads(metadata.get(METADATA, "{}"))
+    if not isinstance(about, dict):
+        raise ValueError(f"its metadata {METADATA} is no object")
     return tensor, about
 
 

@@ -101,6 +101,7 @@ def run_generate(
             )
             summary.add(judged)
             on_query()
+    summary.from_store = workbench.backend.hits
     return summary
 
 

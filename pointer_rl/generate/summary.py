@@ -52,6 +52,8 @@ class Summary:
     all: Tally = field(default_factory=Tally)
     best: Tally = field(default_factory=Tally)
     """The best candidate of each query: what a perfect chooser among them would get."""
+    from_store: int = 0
+    """Trials whose response was in the store."""
     first_failure: str | None = None
     """Why the first of the trials that failed did."""
 

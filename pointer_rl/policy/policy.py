@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from pointer_rl.policy import decoding
-from pointer_rl.policy.selector import PointerSelector, SelectorConfig, SelectorState
+from pointer_rl.policy.selector import (
+    EncodedPool,
+    PointerSelector,
+    SelectorConfig,
+    SelectorState,
+)
 from pointer_rl.types import Decoded, Pool, QueryBatch
 
 __all__ = ["SelectorPolicy"]
@@ -23,8 +28,9 @@ __all__ = ["SelectorPolicy"]
 class SelectorPolicy:
     """A copy of the selector in evaluation mode: training it further does not change this one.
 
-    What is proposed in turn for the same queries (beams, then samples) is encoded once: the last
-    state is kept, and recognised by its tensors. Do not change embeddings or masks in place.
+    What is proposed in turn for the same queries (beams, then samples) is encoded once, and so is
+    the pool of queries that follow each other: the last are kept, and recognised by their tensors.
+    Do not change embeddings or masks in place.
     Results come back on the CPU.
     """
 
@@ -37,6 +43,7 @@ class SelectorPolicy:
         self._selector = copy.deepcopy(selector).to(self._device).eval().requires_grad_(False)
         self.config = selector.config
         self._encoded: tuple[tuple[Tensor, Tensor, Tensor], SelectorState] | None = None
+        self._pool: tuple[Tensor, EncodedPool] | None = None
 
     @cached_property
     def hash(self) -> str:
@@ -105,11 +112,16 @@ class SelectorPolicy:
         ):
             state = self._selector.encode(
                 self._place(queries.embeddings),
-                self._place(pool.embeddings),
+                self._encode_pool(pool.embeddings),
                 queries.allowed.to(self._device),
             )
             self._encoded = (source, state)
         return self._encoded[1]
+
+    def _encode_pool(self, embeddings: Tensor) -> EncodedPool:
+        if self._pool is None or self._pool[0] is not embeddings:
+            self._pool = (embeddings, self._selector.encode_pool(self._place(embeddings)))
+        return self._pool[1]
 
     def _place(self, embeddings: Tensor) -> Tensor:
         return embeddings.to(self._device, self._selector.query_proj.weight.dtype)

@@ -29,7 +29,7 @@ from torch.nn.functional import linear, normalize
 
 from pointer_rl.errors import InputError
 
-__all__ = ["PointerSelector", "SelectorConfig", "SelectorState"]
+__all__ = ["EncodedPool", "PointerSelector", "SelectorConfig", "SelectorState"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,16 @@ class SelectorConfig:
             raise ValueError(f"temperature is {self.temperature}; it must be above 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class EncodedPool:
+    """What of a pool does not depend on the query: computed once for any number of queries."""
+
+    inputs: Tensor
+    """[K, H] or [B, K, H]: what a query attends to"""
+    candidates: Tensor
+    """[K, H] or [B, K, H], unit vectors: what it is compared with"""
 
 
 @dataclass(frozen=True)
@@ -158,24 +168,35 @@ class PointerSelector(nn.Module):
             torch.default_generator.manual_seed(seed)
             return cls(config)
 
-    def encode(self, query: Tensor, pool: Tensor, allowed: Tensor | None = None) -> SelectorState:
+    def encode_pool(self, pool: Tensor) -> EncodedPool:
+        """The query's counterpart, from [K, d] (shared by all queries) or [B, K, d].
+
+        Raises InputError as `encode` does.
+        """
+        self._check(pool, "pool")
+        inputs = self.input_proj(pool)
+        return EncodedPool(inputs, normalize(self.cand_proj(self.dropout(inputs)), dim=-1))
+
+    def encode(
+        self, query: Tensor, pool: Tensor | EncodedPool, allowed: Tensor | None = None
+    ) -> SelectorState:
         """The state before the first choice, with one hypothesis a query.
 
-        `query` is [B, d]; `pool` [K, d], shared by all queries and projected once, or [B, K, d];
+        `query` is [B, d]; `pool` what `encode_pool` made, or takes: [K, d] or [B, K, d];
         `allowed` [B, K] bool says which rows may be chosen (default: all). Attention sees the
         whole pool: `allowed` restricts the choice, not the view.
         Raises InputError for embeddings of another size or with values that are not finite.
         """
         self._check(query, "query")
-        self._check(pool, "pool")
-        x_BH, inputs = self.input_proj(query), self.input_proj(pool)
+        if isinstance(pool, Tensor):
+            pool = self.encode_pool(pool)
+        x_BH = self.input_proj(query)
         for attention, norm in zip(self.cross_attn_layers, self.attn_norms, strict=True):
-            x_BH = norm(x_BH + attention(x_BH, inputs))
+            x_BH = norm(x_BH + attention(x_BH, pool.inputs))
         query_BH = normalize(self.query_proj(self.dropout(x_BH)), dim=-1)
-        candidates = normalize(self.cand_proj(self.dropout(inputs)), dim=-1)
         if allowed is None:
-            allowed = query.new_ones(query.shape[0], pool.shape[-2], dtype=torch.bool)
-        return SelectorState(candidates, query_BH.unsqueeze(1), ~allowed.unsqueeze(1))
+            allowed = query.new_ones(len(query), pool.candidates.shape[-2], dtype=torch.bool)
+        return SelectorState(pool.candidates, query_BH.unsqueeze(1), ~allowed.unsqueeze(1))
 
     def step_logits(self, state: SelectorState) -> Tensor:
         """[B, N, K] logits of the next row; -inf for rows that may not be chosen."""

@@ -6,26 +6,34 @@ companion is ever taken for a dataset of the user's own.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pointer_rl.data.embed import embed_dataset
+from pointer_rl.data.embed import digest, embed_dataset
 from pointer_rl.data.embeddings import check_dims, load_embeddings
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
 from pointer_rl.policy import PointerSelector, SelectorConfig, SelectorPolicy, load_selector
 from pointer_rl.registry import Configured, registry
-from pointer_rl.types import Dataset, Decoded, Example
+from pointer_rl.trials.store import cache_folder
+from pointer_rl.types import Dataset, Decoded, Example, Pool
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["NoPolicy", "cache_folder", "dataset_embeddings", "describe_policy", "make_policy"]
+__all__ = [
+    "NoPolicy",
+    "cache_folder",
+    "dataset_embeddings",
+    "describe_policy",
+    "encoder_embeddings",
+    "make_policy",
+]
 
 
 def dataset_embeddings(
@@ -34,8 +42,8 @@ def dataset_embeddings(
     queries: Sequence[Example],
     query_emb: Path | None,
     cand_emb: Path | None,
-) -> tuple[Tensor, Tensor]:
-    """Embeddings of `queries` [N, d] (some of dataset.queries) and of the pool [K, d]."""
+) -> tuple[Tensor, Pool]:
+    """Embeddings of `queries` [N, d] (some of dataset.queries), and the pool with its own."""
     if query_emb is not None and cand_emb is not None:
         of_queries, of_pool = load_embeddings(query_emb), load_embeddings(cand_emb)
         encoders = {each.encoder for each in (of_queries, of_pool) if each.encoder is not None}
@@ -45,38 +53,38 @@ def dataset_embeddings(
                 f"({' and '.join(sorted(encoders))}): embed both with the same"
             )
         every_query = of_queries.match(dataset.queries, str(query_emb))
-        pool = of_pool.match(dataset.pool, str(cand_emb))
+        vectors = of_pool.match(dataset.pool, str(cand_emb))
+        pool = Pool(dataset.pool, vectors, min(encoders, default=None))
     elif query_emb is None and cand_emb is None and dataset.companions is not None:
-        every_query, pool = _companion_embeddings(dataset, plugin)
+        encoder = registry().configure("encoder", dataset.companions.encoder)
+        every_query, pool = encoder_embeddings(dataset, plugin, dataset.queries, encoder)
     else:
         raise InputError(
             f"the dataset {dataset.name} needs --query-emb and --cand-emb: make them with "
             "`pointer-rl embed`, --split queries and --split pool"
         )
-    check_dims(every_query, pool)
+    check_dims(every_query, pool.embeddings)
     row_of = {query.id: row for row, query in enumerate(dataset.queries)}
     return every_query[[row_of[query.id] for query in queries]], pool
 
 
-def _companion_embeddings(dataset: Dataset, plugin: Configured) -> tuple[Tensor, Tensor]:
-    assert dataset.companions is not None
-    encoder = registry().create("encoder", dataset.companions.encoder)
-    identity = json.dumps([plugin.describe(), encoder.fingerprint], sort_keys=True)
-    name = f"{dataset.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    folder = cache_folder() / "embeddings"
-    queries = embed_dataset(
-        dataset, encoder, folder / f"{name}-queries.safetensors", split="queries"
-    )
-    pool = embed_dataset(dataset, encoder, folder / f"{name}-pool.safetensors", split="pool")
-    return queries.vectors, pool.vectors
+def encoder_embeddings(
+    dataset: Dataset, plugin: Configured, queries: Sequence[Example], encoder_plugin: Configured
+) -> tuple[Tensor, Pool]:
+    """Likewise by an encoder, and kept in the cache folder: made once."""
+    encoder = encoder_plugin.create()
+    some = dataclasses.replace(dataset, queries=queries)
+    about = encoder_plugin.describe()
 
+    def embed(split: Literal["queries", "pool"], *of: str) -> Tensor:
+        identity = json.dumps([plugin.describe(), encoder.fingerprint, *of], sort_keys=True)
+        name = f"{dataset.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+        path = cache_folder() / "embeddings" / f"{name}-{split}.safetensors"
+        return embed_dataset(some, encoder, path, split=split, encoder_plugin=about).vectors
 
-def cache_folder() -> Path:
-    """POINTER_RL_CACHE, else pointer-rl in XDG_CACHE_HOME, else in ~/.cache."""
-    own = os.environ.get("POINTER_RL_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pointer-rl"
+    every = queries is dataset.queries
+    of_queries = embed("queries", *(() if every else (digest(queries),)))
+    return of_queries, Pool(dataset.pool, embed("pool"), encoder.fingerprint)
 
 
 class NoPolicy:

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pointer_rl.errors import InputError, PluginError
+from pointer_rl.errors import InputError
+from pointer_rl.trials.stored import ask
 from pointer_rl.types import (
     BackendError,
     Decoding,
@@ -45,8 +46,8 @@ class Judge:
     def judge(self, trials: Sequence[Trial]) -> Iterator[tuple[int, Outcome]]:
         """Each trial's outcome once, in the order in which they finish, as (its index, it).
 
-        A trial that fails has an outcome that says why; the others go on. Raises PluginError when
-        the backend leaves a trial without a result or gives it two.
+        A trial that fails has an outcome that says why; the others go on. Raises PluginError as
+        `ask` does.
         """
         requests, indices = [], []
         for index, trial in enumerate(trials):
@@ -58,21 +59,9 @@ class Judge:
                 continue
             requests.append(Request(prompt, self.decoding, self._scored(trial.query)))
             indices.append(index)
-        waiting = set(indices)
-        for position, result in self.backend.run(requests):
-            index = indices[position] if 0 <= position < len(indices) else -1
-            if index not in waiting:
-                raise PluginError(
-                    f"the backend {self.backend.fingerprint} answered request {position} of "
-                    f"{len(indices)} twice, or out of range"
-                )
-            waiting.remove(index)
+        for position, result in ask(self.backend, requests):
+            index = indices[position]
             yield index, self._outcome(trials[index].query, result)
-        if waiting:
-            raise PluginError(
-                f"the backend {self.backend.fingerprint} left {len(waiting)} of "
-                f"{len(requests)} requests without a result"
-            )
 
     def _scored(self, query: Example) -> tuple[str, ...]:
         if not self.score_answers:
@@ -101,11 +90,6 @@ class Judge:
         """
         counts = Counter(map(self.metric.normalise, query.answers))
         scored = self._scored(query)
-        if len(logprobs) != len(scored):
-            raise PluginError(
-                f"the backend {self.backend.fingerprint} returned {len(logprobs)} "
-                f"log-probabilities for {len(scored)} answers"
-            )
         total = sum(
             min(counts[answer] / 3, 1.0) * math.exp(logprob)
             for answer, logprob in zip(scored, logprobs, strict=True)

@@ -6,21 +6,23 @@ dearest: plugins and their options, the dataset, what fits together, and the bac
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from pointer_rl.data.embed import digest_ids
 from pointer_rl.errors import InputError
 from pointer_rl.policy import SelectorPolicy
 from pointer_rl.registry import Configured, registry
-from pointer_rl.trials.inputs import NoPolicy, dataset_embeddings, make_policy
+from pointer_rl.trials.inputs import NoPolicy, dataset_embeddings, encoder_embeddings, make_policy
 from pointer_rl.trials.judging import Judge
+from pointer_rl.trials.store import ResponseStore
+from pointer_rl.trials.stored import StoredBackend
 from pointer_rl.types import Dataset, Decoding, Example, Metric, Pool
 
 __all__ = ["Named", "TrialOptions", "Workbench"]
@@ -51,6 +53,8 @@ class TrialOptions:
     """Only the first so many queries."""
     device: str | None = None
     """Of the backend, where it has that option, and of the selector."""
+    store: Path | None = None
+    """Where responses are kept, to be paid for once; None: nowhere."""
 
 
 class Workbench:
@@ -89,24 +93,42 @@ class Workbench:
 
     def embeddings(self, queries: Sequence[Example]) -> tuple[Tensor, Pool]:
         """Of queries [N, d] (some of the dataset's), and the pool with its own [K, d]."""
-        of_queries, of_pool = dataset_embeddings(
+        return dataset_embeddings(
             self.dataset,
             self._dataset_plugin,
             queries,
             self.options.query_emb,
             self.options.cand_emb,
         )
-        return of_queries, Pool(self.dataset.pool, of_pool)
+
+    def encoded(
+        self, queries: Sequence[Example], encoder: str, options: Mapping[str, object]
+    ) -> tuple[Tensor, Pool]:
+        """Likewise by the encoder of that name, whatever files were given."""
+        options = dict(options)
+        if self.options.device is not None and registry().find("encoder", encoder).has_option(
+            "device"
+        ):
+            options.setdefault("device", self.options.device)
+        configured = registry().configure("encoder", encoder, options)
+        return encoder_embeddings(self.dataset, self._dataset_plugin, queries, configured)
 
     def policy(self, checkpoint: Path | None, dim: int, seed: int) -> SelectorPolicy | NoPolicy:
         """The selector of a checkpoint; for a dataset with companions, a seeded untrained one."""
         return make_policy(checkpoint, self.dataset, dim, seed, self.options.device)
 
+    @cached_property
+    def backend(self) -> StoredBackend:
+        """The backend behind the store of responses. Loads it when first asked for."""
+        # First the store: a folder that cannot be written is found before a model is loaded.
+        store = None if self.options.store is None else ResponseStore(self.options.store)
+        return StoredBackend(self._backend_plugin.create(), store)
+
     def judge(self, *, score_answers: bool = False) -> Judge:
         """How trials become outcomes. Loads the backend."""
         return Judge(
             prompt=self._prompt_plugin.create(),
-            backend=self._backend_plugin.create(),
+            backend=self.backend,
             metric=self.metric,
             decoding=self.options.decoding,
             score_answers=score_answers,
@@ -137,11 +159,10 @@ class Workbench:
         }
 
     def _describe_dataset(self, queries: Sequence[Example]) -> dict[str, Any]:
-        pool_ids = json.dumps([example.id for example in self.dataset.pool])
         return {
             "num_queries": len(queries),
             "pool_size": len(self.dataset.pool),
-            "pool_sha256": hashlib.sha256(pool_ids.encode()).hexdigest(),
+            "pool_sha256": digest_ids([example.id for example in self.dataset.pool]),
             "shared_pool": self.dataset.pool is self.dataset.queries,
         }
 

@@ -46,11 +46,12 @@ class CopyBackend(FakeBackend):
 
 
 @pytest.fixture
-def backends(monkeypatch):
-    """Registers the backend `copy`, and datasets whose ids are no good.
+def backends(monkeypatch, tmp_path):
+    """Registers the backend `copy`, and datasets whose ids are no good; a cache of the test's own.
 
     The list holds each backend that is made.
     """
+    monkeypatch.setenv("POINTER_RL_CACHE", str(tmp_path / "cache"))
     made: list[CopyBackend] = []
     datasets: dict[str, Dataset] = {}
 

@@ -19,6 +19,8 @@ HEAVY = ("torch", "transformers", "PIL", "datasets", "numpy")
         ["generate", "--help"],
         ["validate", "--help"],
         ["embed", "--help"],
+        ["evaluate", "--help"],
+        ["select", "--help"],
         ["glyphs", "--help"],
     ],
     ids=" ".join,

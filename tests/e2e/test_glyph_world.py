@@ -72,7 +72,7 @@ def test_the_same_command_writes_the_same_bytes_and_batches_change_no_answer(gen
     again = tmp_path / "again.json"
     arguments = (
         *("generate", "--dataset-opt", "split=test", "--limit", "40", "--num-random", "6"),
-        *("--output-path", str(again), "--overwrite"),
+        *("--output-path", str(again), "--overwrite", "--no-store"),
     )
     run(*arguments)
     assert again.read_bytes() == path.read_bytes()

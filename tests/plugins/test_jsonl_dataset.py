@@ -58,6 +58,21 @@ def test_examples_are_those_of_the_lines(tmp_path: Path) -> None:
     assert dataset.name == "pets"
 
 
+def test_unanswered_queries_are_read_where_that_is_wanted(tmp_path: Path) -> None:
+    new = {"image": "new.png", "question": "what animal?"}
+    path, pool = write(tmp_path / "new.jsonl", new, DOG), write(tmp_path / "pool.jsonl", CAT)
+    dataset = load(path, unanswered=True)
+    assert [each.answers for each in dataset.queries] == [(), ("dog",)]
+    assert dataset.pool == ()
+    assert load(path, unanswered=True, pool=str(pool)).pool == load(pool).queries
+    for options in ({}, {"unanswered": True, "pool": str(path)}):
+        with pytest.raises(InputError, match=r"new\.jsonl, line 1: give either 'answers'"):
+            load(path, **options)
+    both = write(tmp_path / "both.jsonl", {**CAT, "answer": "cat"})
+    with pytest.raises(InputError, match="give either"):
+        load(both, unanswered=True)
+
+
 def test_an_image_is_opened_when_needed_and_hashed_once(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", CAT, {**CAT, "question": "what colour?"}, DOG)
     Image.new("RGB", (3, 2), "red").save(tmp_path / "cat.png")

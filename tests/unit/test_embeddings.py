@@ -79,6 +79,20 @@ def test_a_failed_write_leaves_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_embeds_is_kept_where_it_is_known(tmp_path: Path) -> None:
+    plugin = {"name": "clip", "options": {"model": "ü", "mode": "both"}}
+    for name, given_ in (("new.safetensors", plugin), ("old.safetensors", None)):
+        save_embeddings(tmp_path / name, VECTORS, IDS, "clip x", None, given_)
+        assert load_embeddings(tmp_path / name).encoder_plugin == given_
+    assert b"encoder_plugin" not in (tmp_path / "old.safetensors").read_bytes()
+
+
+def test_metadata_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "e.safetensors"
+    save_file({"embeddings": VECTORS}, path, metadata={"pointer_rl_embeddings": "[1]"})
+    refused(path, "no object")
+
+
 def test_ids_that_are_not_one_of_a_kind_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "e.safetensors"
     save_embeddings(path, VECTORS, ("a", "b", "a", "c"))
@@ -267,6 +281,17 @@ def test_a_finished_file_is_kept_and_no_others_overwritten(tmp_path: Path) -> No
     for split, name in (("pool", "constant"), ("queries", "another")):
         with pytest.raises(InputError, match="exists, with embeddings of other"):
             embed_dataset(DATASET, Constant([1, 2], name), path, split=split)  # type: ignore[arg-type]
+
+
+def test_a_finished_file_of_an_older_version_is_told_its_plugin(tmp_path: Path) -> None:
+    path, plugin = tmp_path / "e.safetensors", {"name": "constant", "options": {}}
+    assert embed_dataset(DATASET, Constant([1, 2]), path, split="pool").encoder_plugin is None
+    for _ in range(2):
+        made = embed_dataset(DATASET, Constant([1, 2]), path, split="pool", encoder_plugin=plugin)
+        assert made.encoder_plugin == plugin
+    path.unlink()
+    embed_dataset(DATASET, Constant([1, 2]), path, split="pool", encoder_plugin=plugin)
+    assert load_embeddings(path).encoder_plugin == plugin
 
 
 def test_the_end_may_be_interrupted_too(tmp_path: Path) -> None:

@@ -84,8 +84,9 @@ def test_the_hash_is_of_the_configuration_and_the_weights(selector):
 
 
 def test_queries_are_encoded_once_and_anew_when_anything_changes(selector, queries, pool):
-    encoded = []
-    selector.cand_proj.register_forward_hook(lambda *_: encoded.append(1))
+    encoded, pools = [], []
+    selector.query_proj.register_forward_hook(lambda *_: encoded.append(1))
+    selector.cand_proj.register_forward_hook(lambda *_: pools.append(1))
     policy = SelectorPolicy(selector)
     policy.beam(queries, pool, 3)
     policy.sample(queries, pool, 2, rngs())
@@ -96,9 +97,9 @@ def test_queries_are_encoded_once_and_anew_when_anything_changes(selector, queri
     assert len(encoded) == 2
     queries = dataclasses.replace(queries, embeddings=-queries.embeddings)
     policy.beam(dataclasses.replace(queries, shots=1), pool, 3)
-    assert len(encoded) == 3
+    assert (len(encoded), len(pools)) == (3, 1)
     policy.beam(dataclasses.replace(queries, shots=1), Pool((), pool.embeddings.flip(0)), 3)
-    assert len(encoded) == 4
+    assert (len(encoded), len(pools)) == (4, 2)
     assert not set(kept.rows[0, 0].tolist()) & set(fewer.rows[0, 0].tolist())
 
 

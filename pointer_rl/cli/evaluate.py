@@ -1,0 +1,174 @@
+"""`pointer-rl evaluate`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pointer_rl.cli.common import FILE, GuideCommand, read_trial_options, trial_options
+
+if TYPE_CHECKING:
+    from pointer_rl.evaluate.run import EvaluateRun
+
+__all__ = ["evaluate"]
+
+_CONFIG = ("shots", "primary", "oracle_random", "oracle_retrieval", "limit", "seed")
+_SHOTS = re.compile(r"(\d+)(?:(?:\.\.|-)(\d+))?")
+
+
+def _shots(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    """`2,1,4` and `1..4`; 0, which is asked anyway, is left out."""
+    found: dict[int, None] = {}
+    for part in value.split(","):
+        match = _SHOTS.fullmatch(part.strip())
+        if match is None:
+            raise click.BadParameter("give numbers, as in --shots 1,2,4 or --shots 1..4")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last or last > 1000:
+            raise click.BadParameter(f"{part}: no range of numbers of demonstrations")
+        found |= dict.fromkeys(range(first, last + 1))
+    found.pop(0, None)
+    if not found:
+        raise click.BadParameter("give a number from 1 up; 0 is asked anyway")
+    return tuple(found)
+
+
+def _policies(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Path]:
+    policies: dict[str, Path] = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not (name and equals and path):
+            raise click.BadParameter(f"{value}: write NAME=FOLDER_OR_CKPT")
+        if name in policies:
+            raise click.BadParameter(f"{name}: given twice")
+        policies[name] = Path(path)
+    return policies
+
+
+@click.command(cls=GuideCommand)
+@trial_options
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    callback=_policies,
+    metavar="NAME=FOLDER_OR_CKPT",
+    help="A policy bundle or selector checkpoint, and what to call it (repeatable).",
+)
+@click.option(
+    "--primary",
+    metavar="NAME",
+    help="The arm that the verdict is about  [default: the last policy].",
+)
+@click.option(
+    "--shots",
+    default="2",
+    show_default=True,
+    callback=_shots,
+    metavar="N,…",
+    help="Numbers of demonstrations, as 2,1,4 or 1..4. The verdict is at those that the primary "
+    "policy's bundle was trained at, else at the first.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Random pointers for each query, averaged.",
+)
+@click.option(
+    "--oracle-random",
+    type=click.IntRange(min=0),
+    default=4,
+    show_default=True,
+    help="Further random pointers that the oracle chooses from.",
+)
+@click.option(
+    "--oracle-retrieval",
+    type=click.IntRange(min=0),
+    default=4,
+    show_default=True,
+    help="Pointers of the most similar rows that it chooses from.",
+)
+@click.option(
+    "--encoder",
+    metavar="NAME",
+    help="Encoder of the similarity arms  [default: the dataset's own, else the embeddings].",
+)
+@click.option(
+    "--encoder-opt",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Option of the encoder (repeatable).",
+)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option("--output-path", type=FILE, help="The .json file to write, query by query.")
+@click.option("--plot", type=FILE, help="The .png file to draw accuracy by shots in.")
+@click.option("--record", is_flag=True, help="Write the verdict into the primary policy's bundle.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing output file or picture.")
+def evaluate(**given: Any) -> None:
+    """Compare policies with random, similar and no demonstrations, on the same questions.
+
+    Says in words whether the primary policy is better than random, or not distinguishable from it.
+    The same questions, wording and decoding for every arm; a trial that several share is asked
+    once. Exits 1 when nothing could be measured.
+    """
+    from pointer_rl.cli.progress import Progress
+    from pointer_rl.cli.tables import format_table
+    from pointer_rl.evaluate.run import run_evaluation
+    from pointer_rl.report.files import ReportFiles
+
+    files = ReportFiles(**{key: given[key] for key in ("output_path", "plot", "overwrite")})
+    run = _run(given)
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress())
+        try:
+            evaluation = run_evaluation(
+                run,
+                on_start=progress.start,
+                on_query=progress.query,
+                on_outcome=progress.outcome,
+            )
+        except KeyboardInterrupt:
+            stack.close()
+            click.echo("pointer-rl: interrupted: nothing is written", err=True)
+            sys.exit(130)
+    click.echo(format_table(evaluation.rows(), numeric=frozenset({0, 2, 3, 4})) + "\n")
+    for sentence in evaluation.sentences():
+        click.echo(sentence)
+    trials = f"{evaluation.trials:,} trials"
+    click.echo(f"{trials}, {evaluation.from_store:,} of them from the store")
+    for path in files.write(evaluation):
+        click.echo(f"wrote {path}")
+    for warning in evaluation.warnings():
+        click.echo(f"pointer-rl: {warning}", err=True)
+    if evaluation.conclusions is None:
+        sys.exit(1)
+
+
+def _run(given: dict[str, Any]) -> EvaluateRun:
+    from pointer_rl.errors import InputError
+    from pointer_rl.evaluate.run import EvaluateConfig, EvaluateRun
+    from pointer_rl.options import parse_assignments
+    from pointer_rl.trials.workbench import Named
+
+    encoder_options = parse_assignments(given["encoder_opt"], "--encoder-opt")
+    if encoder_options and given["encoder"] is None:
+        raise InputError("--encoder-opt: give --encoder, whose options these are")
+    return EvaluateRun(
+        trials=read_trial_options(given),
+        policies=given["policies"],
+        record=given["record"],
+        config=EvaluateConfig(
+            random_seeds=given["seeds"],
+            encoder=given["encoder"] and Named(given["encoder"], encoder_options),
+            **{key: given[key] for key in _CONFIG},
+        ),
+    )

@@ -1,0 +1,206 @@
+"""An evaluation: what was measured, and what may be said of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from numpy.typing import NDArray
+
+from pointer_rl.evaluate.arms import ORACLE, RANDOM
+from pointer_rl.evaluate.conclusions import Comparison, Conclusions, in_words
+from pointer_rl.evaluate.measure import Measured
+
+__all__ = ["Evaluation", "Leakage"]
+
+MANY_FAILURES = 0.05
+"""Share of queries left out above which the result is not to be trusted."""
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """What the arms may have seen of the queries before."""
+
+    shared_images: int
+    """Queries whose image, by content, a pool example shows too."""
+    shown: int
+    """Those of them that may be shown it: under another image_id it is not masked."""
+    trained_on: Mapping[str, int]
+    """By policy of which it is known, the queries that it was trained on."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The arms' accuracies on the same queries, and their comparisons."""
+
+    settings: Mapping[str, Any]
+    """All that decides it: dataset, backend, prompt, metric, decoding, arms, seeds."""
+    query_ids: tuple[str, ...]
+    measured: tuple[Measured, ...]
+    """In ascending shots, the first at 0."""
+    conclusions: Conclusions | None
+    """None where nothing is left to compare."""
+    leakage: Leakage
+    trials: int
+    failed: int
+    """Trials without an outcome."""
+    first_failure: str | None
+    from_store: int = 0
+    """Trials whose response was in the store: says nothing of the result, so not in the JSON."""
+
+    @property
+    def verdict(self) -> str:
+        """The primary comparison in words."""
+        if self.conclusions is None:
+            return f"nothing measured: a trial of every query failed ({self.first_failure})"
+        return self.conclusions.primary.words
+
+    def sentences(self) -> list[str]:
+        """The verdict, the primary arm against its rivals, and what to know beside them."""
+        rivals = () if self.conclusions is None else self.conclusions.rivals
+        return [self.verdict, *(each.words for each in rivals), *self._oracles(), *self._leaks()]
+
+    def _oracles(self) -> Iterator[str]:
+        sizes = ", ".join(
+            f"{each.oracle_sizes.mean():.1f} at {in_words(each.shots)}"
+            for each in self.measured
+            if each.shots
+        )
+        yield f"oracle: the best of so many pointers a query, on average: {sizes}"
+
+    def _leaks(self) -> Iterator[str]:
+        total = len(self.query_ids)
+        shared = self.leakage.shared_images
+        if shared:
+            yield f"{shared:,} of {total:,} queries share their image with a pool example" + (
+                f"; WARNING: {self.leakage.shown:,} may be shown it, under another image_id"
+                if self.leakage.shown
+                else " and are not shown it"
+            )
+        else:
+            yield "no query shares its image with a pool example"
+        for name, number in self.leakage.trained_on.items():
+            yield (
+                f"WARNING: {name} was trained on {number:,} of these {total:,} queries (by id)"
+                if number
+                else f"{name} was trained on none of these queries"
+            )
+
+    def warnings(self) -> list[str]:
+        """Queries left out because a trial failed; loud where they are many."""
+        total = len(self.query_ids)
+        return [
+            ("WARNING, not to be trusted: " if each.left_out > MANY_FAILURES * total else "")
+            + f"{each.left_out:,} of {total:,} queries left out at {in_words(each.shots)}, where a "
+            f"trial failed (first: {self.first_failure})"
+            for each in self.measured
+            if each.left_out
+        ]
+
+    # --- as a table ---
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Header and lines of a table: points, and the intervals of `Conclusions`."""
+        return [
+            ("shots", "arm", "queries", "accuracy", "vs random", "interval", "gap recovered"),
+            *(self._row(each, arm) for each in self.measured for arm in each.accuracies),
+        ]
+
+    def _row(self, measured: Measured, arm: str) -> tuple[str, ...]:
+        accuracy = measured.accuracy(arm)
+        compared = recovered = None
+        if self.conclusions is not None:
+            compared = self.conclusions.against_random.get((measured.shots, arm))
+            recovered = self.conclusions.recovered.get((measured.shots, arm))
+        difference = compared and compared.difference
+        return (
+            str(measured.shots),
+            arm,
+            f"{len(self.query_ids) - measured.left_out:,}",
+            "-" if accuracy is None else f"{100 * accuracy:.1f}",
+            f"{100 * difference.mean:+.1f}" if difference else "",
+            f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}" if difference else "",
+            f"{recovered.share:.2f} ({recovered.low:.2f} to {recovered.high:.2f})"
+            if recovered
+            else "",
+        )
+
+    # --- as JSON ---
+
+    def summary(self) -> dict[str, Any]:
+        """What a policy's card says of it: verdict, table, settings; no query by query."""
+        content = self._content
+        return {
+            key: content[key]
+            for key in ("verdict", "sentences", "queries", "trials", "failed", "rows", "settings")
+        }
+
+    def to_json(self) -> str:
+        """Everything, an entry a line; the same evaluation gives the same bytes."""
+        lines = [
+            f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"
+            for key, value in {
+                **self._content,
+                "query_ids": self.query_ids,
+                "accuracies": {str(each.shots): _by_query(each) for each in self.measured},
+            }.items()
+        ]
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        compared = self.conclusions and (
+            *self.conclusions.against_random.values(),
+            *self.conclusions.rivals,
+        )
+        return {
+            "verdict": self.verdict,
+            "sentences": self.sentences(),
+            "warnings": self.warnings(),
+            "queries": len(self.query_ids),
+            "trials": self.trials,
+            "failed": self.failed,
+            "rows": [self._entry(each, arm) for each in self.measured for arm in each.accuracies],
+            "comparisons": [_comparison(each) for each in compared or ()],
+            "leakage": asdict(self.leakage),
+            "settings": dict(self.settings),
+        }
+
+    def _entry(self, measured: Measured, arm: str) -> dict[str, Any]:
+        recovered = self.conclusions and self.conclusions.recovered.get((measured.shots, arm))
+        return {
+            "arm": arm,
+            "shots": measured.shots,
+            "queries": len(self.query_ids) - measured.left_out,
+            "accuracy": measured.accuracy(arm),
+            "gap_recovered": asdict(recovered) if recovered else None,
+        }
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "arm": comparison.arm,
+        "reference": comparison.reference,
+        "shots": comparison.shots,
+        "primary": comparison.family is None,
+        "distinguishable": comparison.difference.distinguishable,
+        **asdict(comparison.difference),
+    }
+
+
+def _by_query(measured: Measured) -> dict[str, Any]:
+    """Arm → its accuracies in the order of the query ids; null where left out."""
+    arms: dict[str, Any] = {arm: _numbers(values) for arm, values in measured.accuracies.items()}
+    if RANDOM in arms:
+        arms["random by seed"] = [_numbers(values) for values in measured.by_seed]
+    if ORACLE in arms:
+        arms["oracle pointers"] = measured.oracle_sizes.tolist()
+    return arms
+
+
+def _numbers(values: NDArray[Any] | Sequence[float]) -> list[float | None]:
+    return [None if math.isnan(value) else round(float(value), 6) for value in values]

@@ -1,0 +1,100 @@
+"""The card of a policy bundle: what bundle.json says, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["write_card"]
+
+
+def write_card(document: Mapping[str, Any]) -> str:
+    """Markdown, from the content of bundle.json and nothing else."""
+    dataset, pool = document["dataset"].get("name", "an unnamed dataset"), document["pool"]["size"]
+    lines = [
+        f"# A policy that chooses demonstrations: {dataset}",
+        "",
+        "A vision-language model answers a question about an image better or worse depending on",
+        "which solved examples (demonstrations) it is shown before. This policy chooses them: for",
+        f"a question and its image, {document['shots']} of a pool of {pool:,} examples, in the "
+        "order in which they",
+        "are to be shown. (It can be asked for another number; it was trained at this one.)",
+        "",
+        "## How well",
+        "",
+        *_measured(document["evaluation"]),
+        "",
+        "## Trained on",
+        "",
+        *_bullets(_origin(document)),
+        *_section("Options", document["training"].get("options")),
+        *_section("Metrics of the training", document["training"].get("metrics")),
+        "",
+        "## Use",
+        "",
+        *_use(document["encoder"]),
+        "",
+        f"Written by pointer-rl {document.get('pointer_rl_version')} from bundle.json, which says "
+        "more.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _measured(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
+    if not evaluation:
+        yield "Not measured: nothing is known about whether it helps."
+        return
+    verdict = evaluation.get("verdict")
+    bullets = list(_bullets({key: each for key, each in evaluation.items() if key != "verdict"}))
+    if isinstance(verdict, str):
+        yield f"**{verdict}**"
+    if isinstance(verdict, str) and bullets:
+        yield ""
+    yield from bullets
+
+
+def _origin(document: Mapping[str, Any]) -> dict[str, Any]:
+    data, pool = document.get("data"), document["pool"]
+    return {
+        "dataset": document["dataset"].get("name"),
+        "queries": document["queries"]["number"],
+        "data": data and f"{data['name']} (SHA-256 {data['sha256']})",
+        "encoder": document["encoder"]["fingerprint"] or "unknown",
+        "pool": f"{pool['size']:,} examples (SHA-256 of their ids {pool['sha256']})",
+        "policy": f"SHA-256 {document['policy']['sha256']}",
+    }
+
+
+def _section(title: str, values: object) -> Iterator[str]:
+    bullets = list(_bullets(values)) if isinstance(values, Mapping) else []
+    if bullets:
+        yield from ("", f"{title}:", "", *bullets)
+
+
+def _bullets(values: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each value that is one number, word or truth; the others are in bundle.json."""
+    for key, value in values.items():
+        if isinstance(value, (str, bool)):
+            yield f"- {key}: {value}"
+        elif isinstance(value, (int, float)):
+            yield f"- {key}: {value:,}" if isinstance(value, int) else f"- {key}: {value:.6g}"
+
+
+def _use(encoder: Mapping[str, Any]) -> Iterator[str]:
+    if encoder["name"] is None:
+        yield "Which plugin embeds new questions is not known: give their embeddings."
+        yield ""
+        yield from ("```bash", "pointer-rl select FOLDER --query-emb embeddings.safetensors", "```")
+        return
+    yield from (
+        "```bash",
+        'pointer-rl select FOLDER --question "what is on the table?" --image table.jpg',
+        "```",
+        "",
+        "```python",
+        "import pointer_rl",
+        "",
+        'policy = pointer_rl.Policy.load("FOLDER")',
+        "policy.select(examples)  # or embeddings [B, d] of the same encoder",
+        "```",
+    )

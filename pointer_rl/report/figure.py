@@ -1,0 +1,93 @@
+"""The picture of an evaluation: accuracy by number of demonstrations, a line an arm."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pointer_rl.data.embeddings import atomic_write
+from pointer_rl.errors import InputError, MissingExtraError
+from pointer_rl.evaluate.arms import ORACLE, RANDOM, VOTE, ZERO_SHOT
+from pointer_rl.evaluate.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["check_drawable", "draw"]
+
+
+def check_drawable(path: Path) -> None:
+    """Raise MissingExtraError without matplotlib, and InputError for anything but a .png file."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "the picture", "pointer-rl[plot]")
+    if path.suffix != ".png":
+        raise InputError(f"{path}: the picture is a .png file; name one")
+
+
+def draw(evaluation: Evaluation, path: Path) -> None:
+    """Write the picture. Raises as `check_drawable`, and InputError where it cannot be written."""
+    check_drawable(path)
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"text.parse_math": False}), atomic_write(path) as temporary:
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        _fill(figure.add_subplot(), evaluation)
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _fill(axes: Axes, evaluation: Evaluation) -> None:
+    ends = [(_line(axes, evaluation, arm, style), arm) for arm, style in _styles(evaluation)]
+    axes.set(xlabel="demonstrations", ylabel="accuracy (%)", ylim=(-2, 102))
+    axes.set_xticks([each.shots for each in evaluation.measured])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)
+    name, number = evaluation.settings["dataset"]["name"], len(evaluation.query_ids)
+    axes.set_title(f"{name}: {number:,} queries", loc="left")
+    # The legend stands beside the lines, in the order in which they end.
+    lines = {str(line.get_label()): line for line in axes.get_lines()}
+    handles = [lines[arm] for end, arm in sorted(ends, key=lambda end: -end[0])]
+    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+
+
+def _styles(evaluation: Evaluation) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Arm → how it is drawn: the primary arm thickest, a vote dotted in its chooser's colour."""
+    colours = itertools.cycle(f"C{number}" for number in range(10))
+    of_arm: dict[str, Any] = {ZERO_SHOT: "0.2", RANDOM: "0.45", ORACLE: "black"}
+    for arm in dict.fromkeys(arm for each in evaluation.measured for arm in each.accuracies):
+        chooser = arm.removeprefix(VOTE)
+        if chooser not in of_arm:
+            of_arm[chooser] = next(colours)
+        style = {"color": of_arm[chooser], "linewidth": 1.5, "marker": "o", "markersize": 4}
+        if arm == ORACLE:
+            style |= {"linestyle": "--", "marker": ""}
+        elif arm == ZERO_SHOT:
+            style |= {"linestyle": "", "marker": "s", "markersize": 6, "zorder": 4}
+        elif arm != chooser:
+            style |= {"linestyle": ":", "marker": "x"}
+        elif arm == evaluation.settings["primary"]:
+            style |= {"linewidth": 3, "markersize": 6, "zorder": 3}
+        yield arm, style
+
+
+def _line(axes: Axes, evaluation: Evaluation, arm: str, style: dict[str, Any]) -> float:
+    """Draw an arm; the points at which it ends, -1 where nothing is left of it."""
+    shots, points, lows, highs = [], [], [], []
+    for each in evaluation.measured:
+        # Whoever chooses, no demonstrations are no demonstrations; a vote needs some.
+        choosing = each.shots == 0 and not arm.startswith(VOTE)
+        name = ZERO_SHOT if choosing else arm
+        accuracy = each.accuracy(name) if name in each.accuracies else None
+        if accuracy is not None:
+            seeds = each.by_seed[:, each.kept].mean(axis=1) if each.shots else [accuracy]
+            shots.append(each.shots)
+            points.append(100 * accuracy)
+            lows.append(100 * min(seeds))
+            highs.append(100 * max(seeds))
+    axes.plot(shots, points, label=arm, **style)
+    if arm == RANDOM:
+        axes.fill_between(shots, lows, highs, color=style["color"], alpha=0.25, linewidth=0)
+    return points[-1] if points else -1.0

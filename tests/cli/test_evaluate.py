@@ -1,0 +1,235 @@
+"""`pointer-rl evaluate`, from the command line to its files."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+from pointer_rl.data.embeddings import load_embeddings, save_embeddings
+from pointer_rl.policy import PointerSelector, SelectorConfig, save_selector
+from pointer_rl.policy.bundle import BundleInfo, EncoderInfo, load_bundle, save_bundle
+
+
+def selector(seed=0, dim=6):
+    return PointerSelector.seeded(
+        SelectorConfig(d_model=dim, hidden_dim=4, num_layers=1, num_heads=1, history="gated"), seed
+    )
+
+
+@pytest.fixture
+def evaluate(world, cli):
+    """Runs on the jsonl world, whose pool are its queries; keeps nothing unless told."""
+    save_selector(world.folder / "policy", selector())
+
+    def run(*more, policy=True):
+        return cli(
+            *("evaluate", "--backend", "copy", "--dataset", "jsonl"),
+            *("--dataset-opt", f"path={world.data}"),
+            *("--query-emb", str(world.query_emb), "--cand-emb", str(world.cand_emb)),
+            *(("--policy", f"RL={world.folder / 'policy'}") if policy else ()),
+            *more,
+        )
+
+    return run
+
+
+def bundle(world, shots=2, encoder=None, trained_on=("e1", "x")):
+    folder = world.folder / "bundle"
+    save_bundle(
+        folder,
+        selector(1),
+        load_embeddings(world.cand_emb).vectors,
+        [row["id"] for row in world.rows],
+        BundleInfo(shots=shots, encoder=EncoderInfo(fingerprint=encoder), dataset={"name": "x"}),
+        trained_on,
+    )
+    return folder
+
+
+def one_line(result, *parts):
+    assert result.exit_code == 2, result.output
+    assert result.output.startswith(("pointer-rl: error: ", "Usage:"))
+    message = result.output.strip().splitlines()[-1]
+    for part in parts:
+        assert part in message
+    if not result.output.startswith("Usage:"):
+        assert len(result.output.strip().splitlines()) == 1
+
+
+def test_table_verdict_json_and_picture(evaluate, world):
+    output, plot = world.folder / "new" / "result.json", world.folder / "new" / "result.png"
+    result = evaluate("--shots", "2,1", "--output-path", str(output), "--plot", str(plot))
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].split()[:4] == ["shots", "arm", "queries", "accuracy"]
+    arms = [re.split(r"\s{2,}", line.strip())[1] for line in lines[2:15]]
+    of_one = ["random", "similarity", "RL", "vote similarity", "vote RL", "oracle"]
+    assert arms == ["zero-shot", *of_one, *of_one]
+    assert "RL, 2 shots: not distinguishable from random (99 % interval" in result.stdout
+    assert "8 of 8 queries share their image with a pool example and are not shown" in result.stdout
+    content = json.loads(output.read_text())
+    assert content["settings"]["primary"] == "RL"
+    assert content["settings"]["backend"]["fingerprint"] == "copy"
+    assert f"{content['trials']:,} trials, 0 of them from the store" in result.stdout
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_arms_share_trials_and_nothing_is_paid_for_twice(evaluate, world, backends):
+    path = world.folder / "a.json"
+    assert evaluate("--output-path", str(path)).exit_code == 0
+    asked = [request.prompt for request in backends[0].asked]
+    assert len(asked) == len(set(asked)) == json.loads(path.read_text())["trials"]
+    first = path.read_bytes()
+    result = evaluate("--output-path", str(path), "--overwrite")
+    assert f"{len(asked)} trials, {len(asked)} of them from the store" in result.stdout
+    assert backends[1].asked == []
+    assert path.read_bytes() == first
+
+
+def test_a_limit_is_a_random_subset_of_which_smaller_ones_are_part(evaluate, world):
+    def ids(*more):
+        path = world.folder / "a.json"
+        result = evaluate("--output-path", str(path), "--overwrite", *more)
+        assert result.exit_code == 0, result.output
+        return json.loads(path.read_text())["query_ids"]
+
+    every = [row["id"] for row in world.rows]
+    assert ids() == ids("--limit", "99") == every
+    four = ids("--limit", "4")
+    assert len(four) == 4
+    assert four == sorted(four) != every[:4]
+    assert set(ids("--limit", "2")) < set(four)
+    assert ids("--limit", "4", "--seed", "1") != four
+
+
+def test_the_encoders_modes_are_arms(cli, world):
+    path = world.folder / "a.json"
+    result = cli(
+        *("evaluate", "--backend", "copy", "--output-path", str(path), "--limit", "5"),
+        *("--dataset-opt", "pool_size=12", "--dataset-opt", "test_size=10"),
+        *("--dataset-opt", "split=test"),
+    )
+    assert result.exit_code == 0, result.output
+    content = json.loads(path.read_text())
+    of_two = list(content["accuracies"]["2"])
+    assert of_two[:5] == ["random", "image", "text", "mixed", "vote mixed"]
+    assert [each.split(":")[-1] for each in content["settings"]["similarity"].values()] == [
+        *("image", "text", "both"),
+    ]
+    assert content["settings"]["primary"] == "mixed"  # where there is no policy
+    assert "mixed, 2 shots: " in result.stdout
+    one = cli(
+        *("evaluate", "--backend", "copy", "--output-path", str(path), "--limit", "5"),
+        *("--dataset-opt", "pool_size=12", "--dataset-opt", "test_size=10", "--overwrite"),
+        *("--dataset-opt", "split=test", "--encoder", "glyphs", "--encoder-opt", "mode=text"),
+    )
+    assert one.exit_code == 0, one.output
+    again = json.loads(path.read_text())
+    assert again["settings"]["similarity"].keys() == {"similarity"}
+    assert again["accuracies"]["2"]["similarity"] == content["accuracies"]["2"]["text"]
+
+
+def test_a_bundle_says_at_how_many_shots_and_on_what_it_was_trained(evaluate, world):
+    folder = bundle(world, shots=1)
+    result = evaluate("--policy", f"other={folder}", "--shots", "2,1", "--record")
+    assert result.exit_code == 0, result.output
+    assert "WARNING: other was trained on 1 of these 8 queries" in result.stdout
+    verdict = next(line for line in result.stdout.splitlines() if line.startswith("other, 1 shot"))
+    recorded = load_bundle(folder).info.evaluation
+    assert recorded["verdict"] == verdict
+    assert verdict in (folder / "README.md").read_text()
+    # Asked for other numbers of shots than it was trained at, the first is the primary.
+    assert "other, 3 shots: " in evaluate("--policy", f"other={folder}", "--shots", "3,2").stdout
+
+
+def test_the_same_picture_under_another_image_id_is_a_leak(evaluate, world):
+    for number, row in enumerate(world.rows):
+        row |= {"image_id": number, "image": f"{max(number, 1)}.png"}
+    world.write()
+    said = evaluate().stdout
+    assert "8 of 8 queries share their image with a pool example" in said
+    assert "WARNING: 2 may be shown it, under another image_id" in said
+
+
+def test_nothing_is_recorded_unasked_or_in_what_is_no_bundle(evaluate, world):
+    folder = bundle(world)
+    assert evaluate("--policy", f"other={folder}").exit_code == 0
+    assert load_bundle(folder).info.evaluation is None
+    one_line(evaluate("--record"), "the primary arm is no policy bundle")
+
+
+def test_failures_leave_queries_out_and_all_of_them_exit_1(evaluate, world, backends):
+    world.rows[3]["answers"] = ["a"]  # too few for the metric
+    world.write()
+    result = evaluate("--output-path", str(world.folder / "a.json"), "--seeds", "1")
+    assert result.exit_code == 0, result.output
+    assert "WARNING, not to be trusted: " in result.stderr
+    assert "1 of 8 queries left out at 2 shots, where a trial failed (first: " in result.stderr
+    assert "; 7 queries" in result.stdout
+    for number in range(8):
+        (world.folder / f"{number}.png").write_bytes(b"no picture %d" % number)
+    path = world.folder / "b.json"
+    result = evaluate("--output-path", str(path))
+    assert result.exit_code == 1
+    assert "nothing measured: a trial of every query failed" in result.stdout
+    assert json.loads(path.read_text())["comparisons"] == []
+
+
+def test_interrupted_it_writes_nothing(evaluate, world, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pointer_rl.evaluate.run.ask", interrupt)
+    path = world.folder / "a.json"
+    result = evaluate("--output-path", str(path))
+    assert result.exit_code == 130
+    assert "interrupted: nothing is written" in result.stderr
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "parts"),
+    [
+        (("--shots", "0"), ("0 is asked anyway",)),
+        (("--shots", "two"), ("--shots 1,2,4 or --shots 1..4",)),
+        (("--shots", "3..1"), ("no range",)),
+        (("--shots", "8"), ("7", "8 shots")),
+        (("--policy", "nothing"), ("NAME=FOLDER_OR_CKPT",)),
+        (("--policy", "RL=x"), ("RL", "given twice")),
+        (("--policy", "oracle=policy"), ("'oracle'", "another arm's")),
+        (("--policy", "vote RL=policy"), ("'vote RL'",)),
+        (("--policy", "A=absent"), ("absent", "no such checkpoint")),
+        (("--primary", "random"), ("'random'", "RL", "similarity")),
+        (("--encoder", "clop"), ("clop", "clip")),
+        (("--encoder-opt", "mode=text"), ("--encoder",)),
+        (("--output-path", "a.jsonl"), ("a.jsonl", ".json")),
+        (("--output-path", "policy"), ("policy", ".json")),
+        (("--output-path", "data.jsonl/a.json"), ("a.json", "cannot be written")),
+        (("--plot", "a.jpg"), ("a.jpg", ".png")),
+        (("--plot", "0.png"), ("0.png", "exists", "--overwrite")),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_what_does_not_fit_is_one_line_before_anything_is_asked(
+    evaluate, world, backends, monkeypatch, more, parts
+):
+    monkeypatch.chdir(world.folder)
+    one_line(evaluate(*more), *parts)
+    assert backends == []
+
+
+def test_a_policy_for_other_embeddings_is_refused(evaluate, world, backends):
+    save_selector(world.folder / "wide", selector(dim=8))
+    one_line(evaluate("--policy", f"W={world.folder / 'wide'}"), "policy W", "takes 8")
+    ids = [row["id"] for row in world.rows]
+    for path in (world.query_emb, world.cand_emb):
+        save_embeddings(path, torch.randn(8, 6), ids, encoder="this one")
+    folder = bundle(world, encoder="that one")
+    one_line(
+        evaluate("--policy", f"B={folder}"),
+        *("policy B", "a bundle for another encoder (that one)", "this one"),
+    )
+    assert backends == []

@@ -1,0 +1,370 @@
+"""Policy bundles: written whole, read back, refused in one line; and what is selected with one."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import pointer_rl
+from pointer_rl.data.embed import digest_ids
+from pointer_rl.data.embeddings import Embeddings, load_embeddings, save_embeddings
+from pointer_rl.errors import InputError
+from pointer_rl.policy import (
+    PointerSelector,
+    SelectorConfig,
+    SelectorPolicy,
+    load_selector,
+    log_prob,
+    save_selector,
+)
+from pointer_rl.policy.bundle import (
+    BundleInfo,
+    DataFile,
+    EncoderInfo,
+    load_bundle,
+    read_query_ids,
+    save_bundle,
+    update_evaluation,
+)
+from pointer_rl.policy.selecting import Policy
+
+SIZE, DIM = 7, 4
+POOL_IDS = tuple(f"p{row}" for row in range(SIZE))
+QUERY_IDS = ("q1", "q2")
+INFO = BundleInfo(
+    shots=2,
+    encoder=EncoderInfo(fingerprint="toy 1", name="toy", options={"mode": "both"}),
+    dataset={"name": "pets", "options": {"path": "pets.jsonl"}},
+    data=DataFile(name="rl.json", sha256="ab" * 32),
+    training={"options": {"grpo_lr": 1e-4, "seed": 3}, "metrics": {"reward": 0.75}},
+)
+
+
+def vectors(rows: int, seed: int, dim: int = DIM) -> torch.Tensor:
+    return torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def selector(seed: int = 0, dim: int = DIM) -> PointerSelector:
+    config = SelectorConfig(
+        d_model=dim, hidden_dim=8, num_layers=1, num_heads=2, history="gated", dropout=0.2
+    )
+    return PointerSelector.seeded(config, seed)
+
+
+def save(folder: Path, info: BundleInfo = INFO, seed: int = 0) -> Path:
+    save_bundle(folder, selector(seed), vectors(SIZE, 1), POOL_IDS, info, QUERY_IDS)
+    return folder
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "bundle.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def refused(folder: Path, *words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Policy.load(folder, "cpu")
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in (str(folder), *words):
+        assert word in message
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save(tmp_path / "new" / "policy")
+
+
+# --- written and read ---
+
+
+def test_what_was_saved_is_loaded(folder: Path) -> None:
+    bundle = load_bundle(folder)
+    assert bundle.info == INFO
+    assert bundle.pool_ids == POOL_IDS
+    assert torch.equal(bundle.pool_embeddings, vectors(SIZE, 1))
+    assert bundle.policy.hash == SelectorPolicy(selector()).hash
+    assert read_query_ids(folder) == QUERY_IDS
+    assert load_selector(folder).config == selector().config
+    assert load_embeddings(folder / "pool.safetensors").encoder == "toy 1"
+
+
+def test_what_is_named_is_described(folder: Path) -> None:
+    document = json.loads((folder / "bundle.json").read_text())
+    assert document["pool"] == {"size": SIZE, "sha256": digest_ids(POOL_IDS)}
+    assert document["queries"] == {"number": 2, "sha256": digest_ids(QUERY_IDS)}
+    assert document["policy"]["sha256"] == SelectorPolicy(selector()).hash
+
+
+def test_equal_bundles_are_equal_bytes(tmp_path: Path) -> None:
+    one, two = save(tmp_path / "one"), save(tmp_path / "two")
+    assert sorted(each.name for each in one.iterdir()) == [
+        *("README.md", "bundle.json", "config.json", "model.safetensors"),
+        *("pool.safetensors", "query_ids.txt"),
+    ]
+    for file in one.iterdir():
+        assert file.read_bytes() == (two / file.name).read_bytes()
+
+
+def test_what_may_be_unknown_may_be_missing(tmp_path: Path) -> None:
+    info = BundleInfo(shots=1, encoder=EncoderInfo(fingerprint=None), dataset={})
+    save(tmp_path, info)
+    assert load_bundle(tmp_path).info == info
+    assert "--query-emb" in (tmp_path / "README.md").read_text()
+
+
+def test_what_json_has_not_is_written_as_what_it_has(tmp_path: Path) -> None:
+    options = {"path": tmp_path, "temps": (1.0, 1.3)}
+    metrics = {"kl": float("nan"), "loss": float("inf")}
+    training = {"options": options, "metrics": metrics}
+    info = load_bundle(save(tmp_path, dataclasses.replace(INFO, training=training))).info
+    assert info.training == {
+        "options": {"path": str(tmp_path), "temps": [1.0, 1.3]},
+        "metrics": {"kl": None, "loss": None},
+    }
+
+
+def test_half_precision_selectors_are_bundled(tmp_path: Path) -> None:
+    save_bundle(tmp_path, selector().half(), vectors(SIZE, 1), POOL_IDS, INFO, QUERY_IDS)
+    assert load_bundle(tmp_path).policy.hash == SelectorPolicy(selector().half().float()).hash
+
+
+@given(ids=st.lists(st.text(st.characters(codec=None)), max_size=5))
+@example(ids=["", '"', '"a"', "a\nb", "\u2028", "\ud800", "ü"])
+def test_any_query_ids_come_back(ids: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.getbasetemp() / "ids"
+    save_bundle(folder, selector(), vectors(SIZE, 1), POOL_IDS, INFO, ids)
+    assert read_query_ids(folder) == tuple(ids)
+
+
+def test_plain_query_ids_are_plain_lines(folder: Path) -> None:
+    assert (folder / "query_ids.txt").read_text() == "q1\nq2\n"
+
+
+def test_query_ids_of_another_bundle_are_refused(folder: Path) -> None:
+    (folder / "query_ids.txt").write_text("q1\nq3\n")
+    with pytest.raises(InputError, match=r"query_ids\.txt is not what it was saved with"):
+        read_query_ids(folder)
+
+
+# --- cut off, damaged, foreign ---
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing tidies up after it."""
+
+
+WRITES = ("save_selector", "save_embeddings", "_write_text", "_write_text", "_write_text")
+
+
+@pytest.mark.parametrize("survived", range(len(WRITES)))
+def test_a_save_that_was_cut_off_leaves_no_bundle(
+    survived: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes = itertools.count()
+    for name in set(WRITES):
+        real = getattr(pointer_rl.policy.bundle, name)
+
+        def write(*args: object, real=real) -> None:
+            if next(writes) == survived:
+                raise Killed
+            real(*args)
+
+        monkeypatch.setattr(f"pointer_rl.policy.bundle.{name}", write)
+    with pytest.raises(Killed):
+        save(folder, seed=1)
+    refused(folder, "writing was cut off")
+    monkeypatch.undo()
+    save(folder, seed=1)
+    assert load_bundle(folder).policy.hash == SelectorPolicy(selector(1)).hash
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file: cannot be written"):
+        save(tmp_path / "file")
+
+
+def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path / "none", "no such folder")
+    refused(tmp_path, "not a policy bundle")
+    save_selector(tmp_path, selector())
+    refused(tmp_path, "not a policy bundle")
+    for content in ("[]", '{"model_type": "bert"}', "3"):
+        (tmp_path / "bundle.json").write_text(content)
+        refused(tmp_path, "not a policy bundle's")
+
+
+def test_a_newer_bundle_is_refused(folder: Path) -> None:
+    edit(folder, bundle_version=2)
+    refused(folder, "version 2", "reads up to 1", "upgrade")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "\xff"], ids=range(4))
+def test_a_bundle_json_that_does_not_parse_is_refused(content: str, folder: Path) -> None:
+    (folder / "bundle.json").write_bytes(content.encode("latin-1"))
+    refused(folder, "damaged", "bundle.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"shots": "2"}, "'shots'"),
+        ({"encoder": None}, "'encoder'"),
+        ({"encoder": {"fingerprint": 3, "name": None, "options": {}}}, "'encoder.fingerprint'"),
+        ({"pool": {"size": 7}}, "'pool.sha256'"),
+        ({"data": {"name": "rl.json"}}, "'data.sha256'"),
+        ({"evaluation": []}, "'evaluation'"),
+        ({"policy": {"sha256": "0" * 64, "config": {}}}, "model.safetensors"),
+        ({"pool": {"size": 7, "sha256": "0" * 64}}, "pool.safetensors"),
+        ({"shots": 0}, "at least 1"),
+    ],
+)
+def test_a_bundle_json_that_does_not_fit_is_refused(
+    changes: dict[str, object], name: str, folder: Path
+) -> None:
+    edit(folder, **changes)
+    refused(folder, name)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "pool.safetensors"])
+def test_missing_and_damaged_files_are_refused(name: str, folder: Path) -> None:
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[:-9])
+    refused(folder, name)
+    (folder / name).unlink()
+    refused(folder, name)
+
+
+def test_parts_of_other_bundles_are_refused(folder: Path, tmp_path: Path) -> None:
+    other = save(tmp_path / "other", seed=1)
+    shutil.copy(other / "model.safetensors", folder)
+    refused(folder, "model.safetensors")
+    save(folder)
+    save_embeddings(folder / "pool.safetensors", vectors(SIZE, 1), POOL_IDS, "toy 2")
+    refused(folder, "pool.safetensors")
+    save_embeddings(folder / "pool.safetensors", vectors(SIZE, 1, dim=5), POOL_IDS, "toy 1")
+    refused(folder, "pool.safetensors")
+
+
+# --- the card ---
+
+
+def test_the_card_says_what_the_bundle_is(folder: Path) -> None:
+    card = (folder / "README.md").read_text()
+    for words in (
+        *("pets", "2 of a pool of 7 examples", "rl.json", "- queries: 2", "toy 1"),
+        *("- grpo_lr: 0.0001", "- seed: 3", "- reward: 0.75", "pointer-rl select", "Not measured"),
+    ):
+        assert words in card
+    assert "None" not in card
+
+
+def test_an_evaluation_is_written_in_and_nothing_else_changes(folder: Path) -> None:
+    before = json.loads((folder / "bundle.json").read_text())
+    evaluation = {"verdict": "not distinguishable from random", "questions": 1000, "arms": [1]}
+    update_evaluation(folder, evaluation)
+    assert load_bundle(folder).info.evaluation == evaluation
+    after = json.loads((folder / "bundle.json").read_text())
+    assert {**before, "evaluation": evaluation} == after
+    card = (folder / "README.md").read_text()
+    assert "**not distinguishable from random**" in card
+    assert "- questions: 1,000" in card
+    assert "Not measured" not in card
+    update_evaluation(folder, None)
+    assert json.loads((folder / "bundle.json").read_text()) == before
+
+
+# --- choosing ---
+
+
+@pytest.fixture
+def policy(folder: Path) -> Policy:
+    return Policy.load(folder, "cpu")
+
+
+def test_it_chooses_as_the_selector_decodes(policy: Policy, monkeypatch) -> None:
+    queries = vectors(5, 2)
+    trained = selector().eval()
+    for shots, width in ((None, 1), (3, 1), (3, 4), (SIZE, 2)):
+        chosen = policy.select(queries, shots, width)
+        state = trained.encode(queries, vectors(SIZE, 1))
+        expected = pointer_rl.policy.beam_search(trained, state, shots=shots or 2, width=width)
+        assert [each.rows for each in chosen] == [tuple(r) for r in expected.rows[:, 0].tolist()]
+        rows = torch.tensor([each.rows for each in chosen]).unsqueeze(1)
+        scores = log_prob(trained, state, rows)[:, 0].tolist()
+        assert [each.logprob for each in chosen] == pytest.approx(scores, abs=1e-5)
+        monkeypatch.setattr("pointer_rl.policy.selecting._SCORES", 2 * SIZE * width)
+        assert [each.rows for each in policy.select(queries, shots, width)] == [
+            each.rows for each in chosen
+        ]
+
+
+def test_ids_are_those_of_the_pool_and_of_the_queries(policy: Policy) -> None:
+    queries = vectors(2, 2)
+    for given_, ids in (
+        (queries, ["0", "1"]),
+        (Embeddings(("a", "b"), queries, "toy 1"), ["a", "b"]),
+        (Embeddings(None, queries, None), ["0", "1"]),
+    ):
+        chosen = policy.select(given_)
+        assert [each.query_id for each in chosen] == ids
+        for each in chosen:
+            assert each.ids == tuple(f"p{row}" for row in each.rows)
+    assert policy.select(queries[:0]) == policy.select([]) == []
+
+
+def test_excluded_rows_are_not_chosen(policy: Policy) -> None:
+    queries = vectors(3, 2)
+    free = policy.select(queries)
+    by_row = policy.select(queries, excluded=[free[0].rows, [], free[2].rows[:1]])
+    by_id = policy.select(queries, excluded=[free[0].ids, [], free[2].ids[:1]])
+    assert by_row == by_id
+    assert not set(by_row[0].rows) & set(free[0].rows)
+    assert by_row[1].rows == free[1].rows
+    assert free[2].rows[0] not in by_row[2].rows
+
+
+@pytest.mark.parametrize(
+    ("queries", "options", "saying"),
+    [
+        (vectors(1, 2), {"shots": 8}, "8 shots need a pool .* has 7"),
+        (vectors(1, 2), {"shots": 0}, "shots is 0"),
+        (vectors(1, 2), {"width": 0}, "width is 0"),
+        (vectors(1, 2, dim=5), {}, "5 values a row, the selector takes 4"),
+        (vectors(1, 2)[0], {}, r"shape \[4\]"),
+        (vectors(1, 2) / 0, {}, "not all values are finite"),
+        (Embeddings(None, vectors(1, 2), "toy 2"), {}, "another encoder .toy 1; this is toy 2"),
+        (vectors(2, 2), {"excluded": [[]]}, "1 entries for 2 queries"),
+        (vectors(1, 2), {"excluded": [["p9"]]}, "query 0 excludes 'p9', .* not in the pool"),
+        (vectors(1, 2), {"excluded": [[7]]}, "query 0 excludes 7"),
+        (vectors(1, 2), {"excluded": [[-1]]}, "query 0 excludes -1"),
+        (vectors(2, 2), {"excluded": [[], range(6)]}, "query 1 may choose 1 of the pool's 7"),
+    ],
+)
+def test_what_cannot_be_chosen_for_is_refused(
+    queries, options: dict[str, object], saying: str, policy: Policy
+) -> None:
+    with pytest.raises(InputError, match=saying) as caught:
+        policy.select(queries, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_pool_is_projected_once_for_all_queries(policy: Policy, monkeypatch) -> None:
+    pools = []
+    policy._policy._selector.cand_proj.register_forward_hook(lambda *_: pools.append(1))
+    for seed in range(3):
+        policy.select(vectors(1, seed))
+    assert len(pools) == 1
+
+
+def test_it_is_public() -> None:
+    assert pointer_rl.Policy is Policy

@@ -1,0 +1,425 @@
+"""Arms, trials and conclusions, with a backend that copies and a world small enough to count."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fakes import EqualMetric, FakeBackend, PlainPrompt, example
+
+from pointer_rl.errors import InputError
+from pointer_rl.evaluate import arms as arms_module
+from pointer_rl.evaluate.arms import Arms, Chooser, Space, choose, zero_shot
+from pointer_rl.evaluate.conclusions import conclude
+from pointer_rl.evaluate.evaluation import Evaluation, Leakage
+from pointer_rl.evaluate.measure import Measured, ask, majority, measure
+from pointer_rl.trials.judging import Judge
+from pointer_rl.types import BackendError, Decoded, Pool
+
+QUERIES = [example(row, str(row % 2), id=f"q{row}") for row in range(6)]
+POOL = [example(100 + row, str(row % 2)) for row in range(8)]
+
+
+class Odd:
+    """A policy that chooses the highest allowed rows, in falling order."""
+
+    def beam(self, queries, pool, width):
+        assert width == 1
+        rows = [mask.nonzero().flatten().flip(0)[: queries.shots] for mask in queries.allowed]
+        return Decoded(torch.stack(rows).unsqueeze(1), torch.zeros(len(rows), 1))
+
+
+def space(seed=0, pool=POOL):
+    generator = torch.Generator().manual_seed(seed)
+    of_queries, of_pool = (torch.randn(n, 4, generator=generator) for n in (6, len(pool)))
+    return Space(of_queries, Pool(pool, of_pool))
+
+
+def chosen(shots=2, oracle_random=4, oracle_retrieval=2, **chooser):
+    return choose(
+        Chooser(**{"queries": QUERIES, "pool": POOL, "shots": shots, "seed": 0, **chooser}),
+        {"image": space(1), "mixed": space(2)},
+        {"RL": Odd()},
+        space(),
+        random_seeds=3,
+        oracle_random=oracle_random,
+        oracle_retrieval=oracle_retrieval,
+    )
+
+
+def judge(backend):
+    return Judge(prompt=PlainPrompt(), backend=backend, metric=EqualMetric())
+
+
+def nothing(*_):
+    return None
+
+
+# --- what is shown --------------------------------------------------------------------------------
+
+
+def test_every_arm_shows_what_its_name_says():
+    found = chosen()
+    assert list(found.pointers) == ["random", "image", "mixed", "RL"]
+    for pointers in found.pointers.values():
+        assert len(pointers) == len(QUERIES)
+    assert all(len(each) == 3 for each in found.pointers["random"])
+    assert found.pointers["RL"] == [((7, 6),)] * 6
+    for name, at in (("image", space(1)), ("mixed", space(2))):
+        cosine = torch.cosine_similarity(at.queries[:, None], at.pool.embeddings[None], dim=-1)
+        nearest = cosine.argsort(dim=1, descending=True)[:, :2].flip(1)  # most similar last
+        assert found.pointers[name] == [(tuple(rows),) for rows in nearest.tolist()]
+
+
+def test_the_oracle_has_every_arms_pointers_and_a_fixed_number_more():
+    def size(**more):
+        return sum(map(len, chosen(**more).oracle))
+
+    found, alone = chosen(), chosen(oracle_random=0, oracle_retrieval=0)
+    assert size(oracle_random=0) < size(oracle_random=1) < size(oracle_random=4)
+    assert size(oracle_retrieval=0) < size(oracle_retrieval=2) < size(oracle_retrieval=4)
+    for number, pointers in enumerate(found.oracle):
+        shown = [each for of_arm in found.pointers.values() for each in of_arm[number]]
+        assert len(set(pointers)) == len(pointers)
+        assert set(shown) == set(alone.oracle[number])
+        assert set(shown) < set(pointers)
+        assert len(pointers) <= len(set(shown)) + 4 + 1  # the first retrieved is mixed's own
+
+
+def test_random_pointers_depend_on_nothing_but_seed_and_query(monkeypatch):
+    found = chosen().pointers["random"]
+    monkeypatch.setattr(arms_module, "WINDOW", 4)
+    assert chosen().pointers["random"] == found
+    assert chosen(seed=1).pointers["random"] != found
+    assert len({pointer for each in found for pointer in each}) > 10
+
+
+def test_no_arm_shows_a_query_its_own_image():
+    pool = [*POOL[:7], example(9, "0", image=QUERIES[3].image)]
+    mine = space(pool=pool)
+    found = choose(
+        Chooser(QUERIES, pool, 2, 0),
+        {"mixed": mine},
+        {"RL": Odd()},
+        mine,
+        random_seeds=8,
+        oracle_random=8,
+        oracle_retrieval=8,
+    )
+    assert all(7 not in pointer for pointer in found.oracle[3])
+    assert any(7 in pointer for pointer in found.oracle[2])
+
+
+def test_a_policy_that_cannot_choose_is_named():
+    class Refusing:
+        def beam(self, *_):
+            raise InputError("embeddings of 8 dimensions")
+
+    with pytest.raises(InputError, match=r"policy RL: embeddings of 8 dimensions"):
+        Chooser(QUERIES, POOL, 2, 0).greedy("RL", Refusing(), space())
+
+
+# --- what comes out -------------------------------------------------------------------------------
+
+
+def test_a_trial_that_arms_share_is_asked_once():
+    arms = [zero_shot(QUERIES), chosen(1), chosen(2)]
+    backend, done = FakeBackend(lambda text: "x"), []
+    asked = ask(QUERIES, POOL, arms, judge(backend), lambda: done.append(1), nothing)
+    texts = [request.prompt.text for request in backend.asked]
+    assert len(backend.asked) == len(asked.accuracies) == sum(map(len, arms_oracles(arms)))
+    assert sum(text.startswith(" |") for text in texts) == len(QUERIES)  # zero-shot
+    assert len(done) == len(QUERIES)
+    assert asked.failed == 0
+
+
+def arms_oracles(arms):
+    return [pointers for each in arms for pointers in each.oracle]
+
+
+def by_hand():
+    """Two queries (answers 0 and 1), two shots; the model copies the demonstration shown last."""
+    return Arms(
+        2,
+        {
+            "random": [((0, 1), (1, 0), (2, 4)), ((0, 1), (1, 0), (2, 4))],
+            "mixed": [((1, 2),), ((1, 2),)],
+            "RL": [((0, 2),), ((4, 3),)],
+        },
+        [
+            ((0, 1), (1, 0), (2, 4), (1, 2), (0, 2)),
+            ((0, 1), (1, 0), (2, 4), (1, 2), (4, 3), (5, 7)),
+        ],
+    )
+
+
+def copying(text):
+    shown = text.split(" |")[0].split()
+    return shown[-1] if shown else "unknown"
+
+
+def measured_by_hand(answer=copying):
+    arms, queries = by_hand(), QUERIES[:2]
+    asked = ask(queries, POOL, [arms], judge(FakeBackend(answer)), nothing, nothing)
+    return measure(arms, asked, queries, POOL, EqualMetric(), ["mixed", "RL"]), asked
+
+
+def test_accuracies_by_hand():
+    found, _ = measured_by_hand()
+    assert {name: values.tolist() for name, values in found.accuracies.items()} == {
+        "random": [pytest.approx(2 / 3), pytest.approx(1 / 3)],
+        "mixed": [1, 0],
+        "RL": [1, 1],
+        "vote mixed": [1, 0],
+        "vote RL": [1, 1],
+        "oracle": [1, 1],
+    }
+    assert found.by_seed.tolist() == [[0, 1], [1, 0], [1, 0]]
+    assert found.oracle_sizes.tolist() == [5, 6]
+    assert found.accuracy("random") == pytest.approx(0.5)
+    assert found.left_out == 0
+
+
+def test_a_vote_asks_no_model():
+    found, _ = measured_by_hand(lambda text: "x")
+    assert found.accuracies["vote RL"].tolist() == [1, 1]
+    assert found.accuracies["RL"].tolist() == found.accuracies["oracle"].tolist() == [0, 0]
+
+
+def test_a_query_with_a_failed_trial_is_left_out_of_every_arm():
+    def answer(text):
+        return BackendError("too long") if text == "1 1 | question 1" else copying(text)
+
+    found, asked = measured_by_hand(answer)
+    for values in found.accuracies.values():
+        assert np.isnan(values).tolist() == [False, True]
+    assert np.isnan(found.by_seed).tolist() == [[False, True]] * 3
+    assert found.left_out == 1
+    assert (asked.failed, asked.first_failure) == (1, "too long")
+    assert found.accuracy("RL") == 1
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [("a", "a"), ("ab", "b"), ("aab", "a"), ("abba", "a"), ("abcb", "b")],
+)
+def test_the_majority_or_of_equals_the_last_shown(answers, expected):
+    assert majority(list(answers)) == expected
+
+
+# --- what is concluded ----------------------------------------------------------------------------
+
+
+def world(queries=200, seed=0, shots=(1, 2), lost=(), **rates):
+    """Measured accuracies of arms with these rates of right answers."""
+    rng = np.random.default_rng(seed)
+    rates = {"image": 0.3, "mixed": 0.4, "SFT": 0.5, "RL": 0.7, "vote RL": 0.3, **rates}
+
+    def right(rate, *shape):
+        values = (rng.random((*shape, queries)) < rate).astype(float)
+        values[..., list(lost)] = np.nan
+        return values
+
+    def at(shots):
+        seeds = right(0.1, 3)
+        accuracies = {"random": seeds.mean(0), **{arm: right(r) for arm, r in rates.items()}}
+        accuracies["oracle"] = right(1.0)
+        return Measured(shots, accuracies, seeds, np.full(queries, 9))
+
+    zero = Measured(
+        0, {"zero-shot": right(0.0)}, np.empty((0, queries)), np.zeros(queries, dtype=int)
+    )
+    return [zero, *map(at, shots)]
+
+
+def concluded(measured=None, primary="RL", shots=2):
+    return conclude(
+        measured or world(), primary, shots, ["image", "mixed"], ["SFT", "RL"], 0, resamples=2_000
+    )
+
+
+def test_one_comparison_is_primary_and_the_others_share_their_correction():
+    found = concluded()
+    first = found.primary
+    assert (first.arm, first.reference, first.shots) == ("RL", "random", 2)
+    assert (first.difference.level, first.family) == (0.99, None)
+    assert [(each.arm, each.reference, each.shots) for each in found.rivals] == [
+        ("RL", "mixed", 2),
+        ("RL", "SFT", 2),
+        ("RL", "vote RL", 2),
+    ]
+    secondary = [*found.rivals, *(c for c in found.against_random.values() if c is not first)]
+    assert len(secondary) == 3 + 10  # rivals; five arms at two shots and zero-shot, less RL at 2
+    assert {each.family for each in secondary} == {13}
+    assert {round(each.difference.level, 9) for each in secondary} == {round(1 - 0.05 / 13, 9)}
+    assert found.against_random[0, "zero-shot"].shots == 2
+    assert found.against_random[2, "RL"] is first
+    share = found.recovered[2, "RL"]
+    assert share.low < share.share < share.high
+    assert share.share == pytest.approx(0.67, abs=0.07)  # (0.7 - 0.1) / (1 - 0.1)
+    assert (2, "oracle") not in found.recovered
+
+
+def test_the_rival_is_the_best_of_the_similarity_arms_at_the_primarys_shots():
+    found = concluded(world(image=0.6))
+    assert found.rivals[0].reference == "image"
+    assert concluded(primary="mixed").rivals[0].reference == "image"
+
+
+def test_words():
+    found = concluded()
+    assert found.primary.words.startswith("RL, 2 shots: better than random by ")
+    assert "(99 % interval " in found.primary.words
+    assert found.primary.words.endswith("; 200 queries)")
+    worse = concluded(world(RL=0.0, shots=(1,)), shots=1).primary.words
+    assert worse.startswith("RL, 1 shot: worse than random by ")
+    same = concluded(world(RL=0.1)).primary
+    assert not same.difference.distinguishable
+    detectable = 100 * same.difference.detectable
+    assert same.words.startswith("RL, 2 shots: not distinguishable from random (99 % interval -")
+    assert f"an effect of {detectable:.1f} points or more would have been seen" in same.words
+    assert "95 % interval" in found.rivals[0].words
+    assert "corrected for 13 comparisons" in found.rivals[0].words
+    one = concluded(world(queries=1)).primary.words
+    assert "not distinguishable" in one
+    assert "too few for any effect to be seen" in one
+
+
+def test_zero_shot_is_compared_where_both_are_there():
+    measured = world()
+    measured[0].accuracies["zero-shot"][:50] = np.nan
+    found = concluded(measured)
+    assert found.against_random[0, "zero-shot"].difference.queries == 150
+    assert found.primary.difference.queries == 200
+
+
+def evaluation(measured=None, **fields):
+    measured = measured or world()
+    number = len(measured[0].kept)
+    return Evaluation(
+        **{
+            "settings": {"dataset": {"name": "small"}, "primary": "RL", "seed": 0},
+            "query_ids": tuple(f"q{k}" for k in range(number)),
+            "measured": tuple(measured),
+            "conclusions": concluded(measured),
+            "leakage": Leakage(0, 0, {}),
+            "trials": 1000,
+            "failed": 0,
+            "first_failure": None,
+            **fields,
+        }
+    )
+
+
+def test_the_table_has_a_line_for_each_arm_and_number_of_shots():
+    header, *lines = evaluation().rows()
+    assert all(len(line) == len(header) for line in lines)
+    assert [line[:2] for line in lines[:4]] == [
+        ("0", "zero-shot"), ("1", "random"), ("1", "image"), ("1", "mixed"),
+    ]  # fmt: skip
+    assert len(lines) == 1 + 2 * 7
+    of_random, of_rl = (
+        next(line for line in lines if line[:2] == ("2", arm)) for arm in ("random", "RL")
+    )
+    assert of_random[4:] == ("", "", "")
+    assert of_rl[3] == f"{100 * evaluation().measured[2].accuracy('RL'):.1f}"
+    assert of_rl[4].startswith("+")
+
+
+def test_what_leaks_is_said():
+    def said(*leakage):
+        return "\n".join(evaluation(leakage=Leakage(*leakage)).sentences())
+
+    assert "no query shares its image with a pool example" in said(0, 0, {})
+    assert "3 of 200 queries share their image with a pool example and are not" in said(3, 0, {})
+    assert "3 of 200 queries share" in said(3, 2, {})
+    assert "WARNING: 2 may be shown it" in said(3, 2, {})
+    assert "RL was trained on none of these queries" in said(0, 0, {"RL": 0})
+    assert "WARNING: RL was trained on 7 of these 200 queries" in said(0, 0, {"RL": 7})
+
+
+def test_queries_left_out_are_counted_and_many_of_them_are_loud():
+    assert evaluation().warnings() == []
+    few, many = (
+        evaluation(world(lost=range(number)), first_failure="too long").warnings()
+        for number in (10, 11)
+    )
+    assert len(few) == len(many) == 3  # 0, 1 and 2 shots
+    assert few[1] == (
+        "10 of 200 queries left out at 1 shot, where a trial failed (first: too long)"
+    )
+    assert many[1].startswith("WARNING, not to be trusted: 11 of 200 queries")
+
+
+def test_where_every_query_fails_nothing_is_concluded():
+    lost = evaluation(world(queries=20, lost=range(20)), first_failure="no network")
+    assert lost.conclusions is None
+    assert lost.verdict == "nothing measured: a trial of every query failed (no network)"
+    assert lost.rows()[-1] == ("2", "oracle", "0", "-", "", "", "")
+    assert json.loads(lost.to_json())["rows"][-1]["accuracy"] is None
+
+
+def test_json_holds_everything_and_the_same_bytes_come_out():
+    lost = world(lost=[3])
+    text = evaluation(lost).to_json()
+    assert evaluation(lost, from_store=5).to_json() == text
+    content = json.loads(text)
+    assert content["verdict"] == evaluation(lost).verdict
+    assert content["comparisons"][0]["primary"] is True
+    assert len(content["comparisons"]) == 1 + 13
+    of_rl = content["accuracies"]["2"]["RL"]
+    assert of_rl[3] is None
+    kept = [value for value in of_rl if value is not None]
+    row = next(r for r in content["rows"] if (r["arm"], r["shots"]) == ("RL", 2))
+    assert np.mean(kept) == pytest.approx(row["accuracy"])
+    assert len(content["accuracies"]["1"]["random by seed"]) == 3
+    assert len(content["query_ids"]) == 200
+    assert not {"accuracies", "query_ids"} & set(evaluation().summary())
+    assert evaluation().summary()["verdict"] == evaluation().verdict
+
+
+# --- the picture ----------------------------------------------------------------------------------
+
+
+def test_the_picture_has_a_line_for_each_arm(tmp_path):
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    from pointer_rl.report import figure
+
+    axes = Figure().add_subplot()
+    figure._fill(axes, evaluation())
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert set(lines) == {"zero-shot", "oracle", *world()[1].accuracies}
+    assert lines["RL"].get_xdata().tolist() == [0, 1, 2]
+    expected = [0.0, *(100 * each.accuracy("RL") for each in evaluation().measured[1:])]
+    assert lines["RL"].get_ydata().tolist() == pytest.approx(expected)
+    assert lines["vote RL"].get_xdata().tolist() == [1, 2]
+    assert lines["oracle"].get_linestyle() == "--"
+    assert lines["RL"].get_linewidth() > lines["SFT"].get_linewidth()
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert (legend[0], legend[-1]) == ("oracle", "zero-shot")
+
+    odd = evaluation(settings={"dataset": {"name": "$a_$ $"}, "primary": "RL"})
+    figure.draw(odd, tmp_path / "deeper" / "a.png")
+    with Image.open(tmp_path / "deeper" / "a.png") as picture:
+        assert picture.size == (1200, 750)
+
+
+def test_a_picture_of_nothing_is_drawn_too(tmp_path):
+    from pointer_rl.report.figure import draw
+
+    draw(evaluation(world(queries=5, lost=range(5))), tmp_path / "a.png")
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch, tmp_path):
+    from pointer_rl.errors import MissingExtraError
+    from pointer_rl.report import figure
+
+    fake = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None))
+    monkeypatch.setattr(figure, "importlib", fake)
+    with pytest.raises(MissingExtraError, match=r"pip install pointer-rl\[plot\]"):
+        figure.check_drawable(tmp_path / "a.png")

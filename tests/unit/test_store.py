@@ -1,0 +1,520 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import random
+import signal
+import sqlite3
+import struct
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+from fakes import FakeBackend
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pointer_rl.errors import InputError, PluginError
+from pointer_rl.images import ImageBytes, ImageFile
+from pointer_rl.trials import store as store_module
+from pointer_rl.trials.keys import decode_response, encode_response, request_key
+from pointer_rl.trials.store import ResponseStore
+from pointer_rl.trials.stored import StoredBackend
+from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response, Usage
+
+CAT, DOG = ImageBytes(b"cat", "cat"), ImageBytes(b"dog", "dog")
+
+
+def request(*parts, decoding=Decoding(), score=(), role="user"):
+    return Request(Prompt((Message(role, parts or ("hello",)),)), decoding, score)
+
+
+def texts(*words):
+    return [request(word) for word in words]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "cache" / "responses.sqlite"
+
+
+def stored(path, answer=lambda text: f"answer to {text}"):
+    backend = FakeBackend(answer)
+    return StoredBackend(backend, ResponseStore(path)), backend
+
+
+@contextmanager
+def suppress_read_only():
+    try:
+        yield
+    except InputError as error:
+        if "readonly" not in str(error):
+            raise
+
+
+def answers(backend, requests):
+    results = list(backend.run(requests))
+    assert sorted(index for index, _ in results) == list(range(len(requests)))
+    return [result for _, result in sorted(results, key=lambda each: each[0])]
+
+
+class TestKeys:
+    PLAIN = request(CAT, "a", DOG, "b", score=("x", "y"))
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            request(DOG, "a", CAT, "b", score=("x", "y")),
+            request(CAT, "a", DOG, "c", score=("x", "y")),
+            request(CAT, DOG, "ab", score=("x", "y")),
+            request(CAT.key, "a", DOG, "b", score=("x", "y")),
+            request(CAT, "a", DOG, "b", score=("y", "x")),
+            request(CAT, "a", DOG, "b", score=("xy",)),
+            request(CAT, "a", DOG, "b"),
+            request(CAT, "a", DOG, "b", score=("x", "y"), role="system"),
+            request(CAT, "a", DOG, "b", score=("x", "y"), decoding=None),
+            *(
+                request(CAT, "a", DOG, "b", score=("x", "y"), decoding=Decoding(**field))
+                for field in (
+                    {"max_new_tokens": 9},
+                    {"num_beams": 2},
+                    {"length_penalty": 0.5},
+                    {"stop": ("b",)},
+                )
+            ),
+            Request(
+                Prompt((Message("user", (CAT, "a")), Message("user", (DOG, "b")))),
+                Decoding(),
+                ("x", "y"),
+            ),
+        ],
+    )
+    def test_whatever_decides_a_response_is_in_its_key(self, other):
+        assert request_key("f", other) != request_key("f", self.PLAIN)
+
+    def test_backends_do_not_share_and_equal_images_do(self):
+        assert request_key("f", self.PLAIN) != request_key("g", self.PLAIN)
+        again = request(ImageBytes(b"cat", "a copy"), "a", DOG, "b", score=("x", "y"))
+        assert request_key("f", again) == request_key("f", self.PLAIN)
+
+    def test_every_field_of_decoding_is_tried_above(self):
+        named = {"max_new_tokens", "num_beams", "length_penalty", "stop"}
+        assert {field.name for field in dataclasses.fields(Decoding)} == named
+
+    def test_no_image_is_opened(self):
+        class Closed:
+            key = "k"
+
+            def open(self):
+                raise AssertionError
+
+        request_key("f", request(Closed(), "a"))
+
+
+@given(
+    text=st.none() | st.text(st.characters(codec=None)),
+    logprobs=st.lists(st.floats(allow_nan=False)),
+    usage=st.builds(Usage, *[st.integers(0, 2**40)] * 3),
+    key=st.binary(min_size=32, max_size=32),
+    position=st.integers(0),
+    flip=st.integers(1, 255),
+)
+def test_responses_come_back_to_the_bit_and_damaged_ones_not_at_all(
+    text, logprobs, usage, key, position, flip
+):
+    response = Response(text, tuple(logprobs), usage)
+    value = encode_response(key, response)
+    back = decode_response(key, value)
+    assert (back.text, back.usage) == (text, usage)
+    assert struct.pack(f"{len(logprobs)}d", *back.score_logprobs) == struct.pack(
+        f"{len(logprobs)}d", *logprobs
+    )
+    damaged = bytearray(value)
+    damaged[position % len(value)] ^= flip
+    assert decode_response(key, bytes(damaged)) is None
+    assert decode_response(bytes(32) if any(key) else key[::-1] + b"x", value) is None
+    assert decode_response(key, value[: position % len(value)]) is None
+    assert decode_response(key, None) is None
+
+
+class TestStoredBackend:
+    def test_what_was_answered_is_not_asked_again(self, path):
+        backend, inner = stored(path)
+        first = answers(backend, texts("a", "b", "a"))
+        assert [each.text for each in first] == ["answer to a", "answer to b", "answer to a"]
+        assert (len(inner.asked), backend.asked, backend.hits) == (2, 2, 0)
+        again, inner = stored(path)
+        assert answers(again, texts("b", "c", "b")) == [
+            first[1],
+            Response("answer to c"),
+            first[1],
+        ]
+        assert [each.prompt.text for each in inner.asked] == ["c"]
+        assert (again.asked, again.hits) == (1, 2)
+        assert again.fingerprint == inner.fingerprint
+
+    def test_another_backend_finds_nothing_of_it(self, path):
+        backend, _ = stored(path)
+        answers(backend, texts("a"))
+        inner = FakeBackend(lambda text: "other")
+        inner.fingerprint = "another"
+        other = StoredBackend(inner, ResponseStore(path))
+        assert answers(other, texts("a")) == [Response("other")]
+
+    def test_missing_counts_what_would_be_asked_and_asks_nothing(self, path):
+        backend, inner = stored(path)
+        answers(backend, texts("a", "b"))
+        unreadable = request(ImageFile(path.parent / "none.png"), "c")
+        assert backend.missing([*texts("a", "c", "c", "d"), unreadable]) == 2
+        assert backend.missing([]) == 0
+        assert len(inner.asked) == backend.asked == 2
+
+    def test_failures_are_shared_in_a_call_and_asked_again_in_the_next(self, path):
+        backend, inner = stored(path, lambda text: BackendError("no memory"))
+        failure = BackendError("no memory")
+        assert answers(backend, texts("a", "a")) == [failure, failure]
+        assert backend.asked == 1
+        assert answers(backend, texts("a")) == [failure]
+        assert len(inner.asked) == backend.asked == 2
+
+    def test_an_image_that_is_not_there_fails_its_request_alone(self, path):
+        backend, _ = stored(path)
+        requests = [*texts("a"), request(ImageFile(path.parent / "none.png"), "b")]
+        good, bad = answers(backend, requests)
+        assert good.text == "answer to a"
+        assert "none.png: cannot read the image" in bad.message
+        assert backend.asked == 1
+
+    def test_what_came_is_kept_when_the_caller_stops_or_the_backend_breaks(self, path):
+        backend, _ = stored(path)
+        results = backend.run(texts("a", "b", "c"))
+        next(results)
+        next(results)
+        results.close()
+        assert stored(path)[0].missing(texts("a", "b", "c")) == 1  # the last is answered first
+
+        class Breaks(FakeBackend):
+            def run(self, requests):
+                yield 0, Response("kept")
+                raise RuntimeError("the model fell over")
+
+        broken = StoredBackend(Breaks(str), ResponseStore(path))
+        with pytest.raises(RuntimeError, match="fell over"):
+            list(broken.run(texts("x", "y")))
+        assert stored(path)[0].missing(texts("x", "y")) == 1
+
+    def test_a_slow_backends_answers_are_stored_before_the_next(self, path, monkeypatch):
+        monkeypatch.setattr("pointer_rl.trials.stored._SECONDS", 0)
+        backend, _ = stored(path)
+        results = backend.run(texts("a", "b", "c"))
+        next(results)
+        assert stored(path)[0].missing(texts("a", "b", "c")) == 2
+        results.close()
+
+    @pytest.mark.parametrize(
+        ("asked", "response"),
+        [
+            (request("a"), Response(None)),
+            (request("a", decoding=None, score=("x",)), Response(None, (math.nan,))),
+        ],
+    )
+    def test_what_lacks_a_part_is_passed_on_but_not_kept(self, path, asked, response):
+        class Lacks(FakeBackend):
+            def run(self, requests):
+                yield 0, response
+
+        backend = StoredBackend(Lacks(str), ResponseStore(path))
+        assert [index for index, _ in backend.run([asked])] == [0]
+        assert backend.missing([asked]) == 1
+
+    def test_scores_alone_are_kept(self, path):
+        class Scores(FakeBackend):
+            def run(self, requests):
+                yield 0, Response(None, (-1 / 3, -math.inf))
+
+        asked = request("a", decoding=None, score=("x", "y"))
+        first = answers(StoredBackend(Scores(str), ResponseStore(path)), [asked])
+        assert answers(stored(path)[0], [asked]) == first == [Response(None, (-1 / 3, -math.inf))]
+
+    def test_without_a_store_equal_requests_of_a_call_share_a_trial(self):
+        inner = FakeBackend(lambda text: text)
+        backend = StoredBackend(inner)
+        assert [each.text for each in answers(backend, texts("a", "b", "a"))] == ["a", "b", "a"]
+        assert len(inner.asked) == backend.asked == 2
+        assert backend.missing(texts("a", "a")) == 1
+
+    @pytest.mark.parametrize("given", [[0, 0], [7], [-1], []])
+    def test_a_backend_that_breaks_its_promise_is_named(self, path, given):
+        class Breaks(FakeBackend):
+            def run(self, requests):
+                for index in given:
+                    yield index, Response("x")
+
+        with pytest.raises(PluginError, match="fake"):
+            list(StoredBackend(Breaks(str), ResponseStore(path)).run(texts("a")))
+
+    def test_a_number_of_log_probabilities_that_is_wrong_is_not_stored(self, path):
+        class Wrong(FakeBackend):
+            def run(self, requests):
+                yield 0, Response("x", (-1.0,))
+
+        backend = StoredBackend(Wrong(str), ResponseStore(path))
+        asked = request("a", score=("x", "y"))
+        with pytest.raises(PluginError, match="returned 1 log-probabilities for 2 answers"):
+            list(backend.run([asked]))
+        assert backend.missing([asked]) == 1
+
+
+def items(count, size=0):
+    return [
+        (request_key("f", request(str(i))), Response(f"{i}" + "x" * size, (-i / 7,)))
+        for i in range(count)
+    ]
+
+
+def filled(path, count=100, size=0):
+    store = ResponseStore(path)
+    store.put("f", items(count, size))
+    return store
+
+
+class TestDamage:
+    @pytest.mark.parametrize(
+        ("content", "why"),
+        [
+            (b"my diary", "file is not a database"),
+            (b"SQLite format 3\0" + b"\1" * 5000, "not a database"),
+        ],
+    )
+    def test_what_is_no_store_is_set_aside_whole(self, path, caplog, content, why):
+        path.parent.mkdir()
+        path.write_bytes(content)
+        store = filled(path)
+        assert len(store.get([key for key, _ in items(100)])) == 100
+        assert path.with_name("responses.sqlite.damaged-1").read_bytes() == content
+        (record,) = caplog.records
+        assert why in record.getMessage()
+        assert "set aside as responses.sqlite.damaged-1" in record.getMessage()
+
+    def other_tables(self, connection):
+        connection.execute("CREATE TABLE mine (thing)")
+
+    def another_version(self, connection):
+        connection.execute("PRAGMA user_version = 99")
+
+    def lost_table(self, connection):
+        connection.execute("DROP TABLE responses")
+
+    @pytest.mark.parametrize("change", [other_tables, another_version, lost_table])
+    def test_databases_that_are_no_store_are_set_aside(self, path, caplog, change):
+        if change is TestDamage.other_tables:
+            path.parent.mkdir()
+        else:
+            filled(path).close()
+        with sqlite3.connect(path) as connection:
+            change(self, connection)
+        connection.close()
+        assert ResponseStore(path).get([key for key, _ in items(100)]) == {}
+        assert path.with_name("responses.sqlite.damaged-1").exists()
+        assert len(caplog.records) == 1
+
+    def test_an_empty_file_becomes_one(self, path, caplog):
+        path.parent.mkdir()
+        path.touch()
+        filled(path).close()
+        assert not caplog.records
+
+    @settings(max_examples=60)
+    @given(seed=st.integers(0, 2**32))
+    def test_random_damage_never_passes_for_a_response(self, seed, tmp_path_factory):
+        path = tmp_path_factory.mktemp("damage") / "s.sqlite"
+        filled(path).close()
+        rng = random.Random(seed)
+        content = bytearray(path.read_bytes())
+        start = rng.randrange(len(content))
+        end = start + rng.choice([1, 50, 4096])
+        content[start:end] = rng.randbytes(len(content[start:end]))
+        if rng.random() < 0.3:
+            del content[rng.randrange(len(content)) :]
+        path.write_bytes(content)
+        # The damaged header may say that the file is read-only: no other error may come.
+        with suppress_read_only():
+            store = ResponseStore(path)
+            truth = dict(items(100))
+            found = store.get(list(truth))
+            assert all(truth[key] == response for key, response in found.items())
+            store.put("f", items(100))
+            assert store.get(list(truth)) == truth
+
+    def test_one_damaged_entry_is_asked_anew_and_the_others_are_kept(self, path, caplog):
+        filled(path).close()
+        content = path.read_bytes()
+        path.write_bytes(content.replace(struct.pack("<d", -55 / 7), struct.pack("<d", -1.0)))
+        store = ResponseStore(path)
+        keys = [key for key, _ in items(100)]
+        found = store.get(keys)
+        assert [i for i, key in enumerate(keys) if key not in found] == [55]
+        assert "1 damaged entries are asked anew" in caplog.text
+        assert len(list(store.entries())) == 99
+        store.put("f", items(100))
+        assert len(store.get(keys)) == 100
+
+    def test_damage_that_shows_later_is_set_aside_then(self, path, caplog):
+        store = filled(path, 400, size=16_000)  # more than SQLite keeps in memory
+        store.close()
+        store = ResponseStore(path)
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            file.seek(4096)
+            file.write(random.Random(0).randbytes(size - 4096))
+        keys = [key for key, _ in items(400)]
+        found = store.get(keys)
+        truth = dict(items(400, size=16_000))
+        assert all(truth[key] == response for key, response in found.items())
+        store.put("f", items(400))
+        assert store.get(keys) == dict(items(400))
+        assert "set aside as" in caplog.text
+
+    def test_a_file_that_another_process_set_aside_is_left_for_the_new_one(self, path, caplog):
+        old = filled(path, 400, size=16_000)
+        old.close()
+        old = ResponseStore(path)
+        with path.open("r+b") as file:
+            file.seek(4096)
+            file.write(random.Random(0).randbytes(path.stat().st_size - 4096))
+        new = filled(path, 50)  # recognises it, begins anew
+        assert len(caplog.records) == 1
+        keys = [key for key, _ in items(400)]
+        old.get(keys)
+        old.put("f", items(60)[50:])
+        assert len(caplog.records) == 1
+        assert new.get(keys) == dict(items(60)) == old.get(keys)
+
+    def test_looking_into_a_file_changes_nothing(self, path):
+        with pytest.raises(InputError, match="no such file"):
+            ResponseStore.existing(path)
+        path.parent.mkdir()
+        path.write_text("my diary")
+        with pytest.raises(InputError, match="file is not a database; name a store"):
+            ResponseStore.existing(path)
+        assert os.listdir(path.parent) == [path.name]
+        assert path.read_text() == "my diary"
+
+
+class TestUnusable:
+    def test_places_where_no_file_can_be(self, path):
+        path.parent.mkdir()
+        path.mkdir()
+        with pytest.raises(InputError, match=r"cannot be stored there .* --no-store"):
+            ResponseStore(path)
+        (path.parent / "file").touch()
+        with pytest.raises(InputError, match=r"file/s.sqlite: responses cannot be stored there"):
+            ResponseStore(path.parent / "file" / "s.sqlite")
+
+    def test_a_file_that_another_process_holds(self, path, monkeypatch):
+        monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.05)
+        store = filled(path)
+        holder = sqlite3.connect(path, isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(InputError, match="database is locked"):
+            store.put("f", items(3))
+        holder.execute("ROLLBACK")
+        holder.close()
+        store.put("f", items(3))
+
+    def test_a_full_disk_is_one_line_and_loses_nothing(self, path):
+        code = """
+import resource, signal, sys
+from pathlib import Path
+from pointer_rl.errors import InputError
+from pointer_rl.trials.store import ResponseStore
+from pointer_rl.types import Response
+store = ResponseStore(Path(sys.argv[1]))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+for i in range(1000):
+    try:
+        store.put("f", [(i.to_bytes(32, "big"), Response("x" * 1000))])
+    except InputError as error:
+        print(i, error)
+        break
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+        )
+        count, _, message = done.stdout.strip().partition(" ")
+        assert "responses cannot be stored there" in message
+        assert len(list(ResponseStore(path).entries())) == int(count) > 10
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(path, monkeypatch):
+    store = filled(path, 10)
+    monkeypatch.setattr(store_module.time, "time", lambda: -5e9)
+    store.put("f", items(20))
+    assert store.get([key for key, _ in items(20)]) == dict(items(20))
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from pointer_rl.trials.store import ResponseStore
+from pointer_rl.types import Response
+first, last = map(int, sys.argv[2:])
+store = ResponseStore(Path(sys.argv[1]))
+for i in range(first, last):
+    store.put("f", [(i.to_bytes(32, "big"), Response(str(i)))])
+    print(i, flush=True)
+"""
+
+
+def writer(path, first, last):
+    command = [sys.executable, "-c", WRITER, str(path), str(first), str(last)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_processes_that_begin_it_together_share_it(path):
+    """Three writers whose ranges overlap."""
+    processes = [writer(path, first, first + 200) for first in (0, 100, 200)]
+    for process in processes:
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, stderr
+        assert stderr == ""
+    found = {int.from_bytes(each.key, "big"): each for each in ResponseStore(path).entries()}
+    assert {i: each.response.text for i, each in found.items()} == {i: str(i) for i in range(400)}
+
+
+def test_a_killed_process_loses_nothing_that_it_had_put(path):
+    for _ in range(3):
+        process = writer(path, 0, 10**6)
+        for _ in range(50):
+            last = int(process.stdout.readline())
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        found = ResponseStore(path).get([i.to_bytes(32, "big") for i in range(last + 1)])
+        assert len(found) == last + 1
+
+
+def test_tallies_and_pruning(path, monkeypatch):
+    store = ResponseStore(path)
+    for day, (fingerprint, count) in enumerate([("old", 5), ("new", 3), ("old", 2)]):
+        monkeypatch.setattr(store_module.time, "time", lambda day=day: 86_400.0 * day)
+        store.put(
+            fingerprint,
+            [(bytes([day, i]) * 16, Response("x" * 2000)) for i in range(count)],
+        )
+    new, old = store.tallies()
+    assert (new.fingerprint, new.entries, new.oldest, new.newest) == ("new", 3, 86_400, 86_400)
+    assert (old.fingerprint, old.entries, old.oldest, old.newest) == ("old", 7, 0, 2 * 86_400)
+    assert old.bytes > 7 * 2000
+    store.close()
+    before = path.stat().st_size
+    store = ResponseStore(path)
+    assert store.prune(fingerprint="none") == 0
+    assert store.prune(fingerprint="old", before=86_400) == 5
+    assert [each.entries for each in store.tallies()] == [3, 2]
+    assert store.prune(before=2 * 86_400) == 3
+    assert [each.fingerprint for each in store.tallies()] == ["old"]
+    store.close()
+    assert path.stat().st_size < before
