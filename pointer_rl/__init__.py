@@ -19,12 +19,15 @@ if TYPE_CHECKING:
         load_vqa_model,
         sample_pointer_with_temperature,
     )
+    from pointer_rl.data.beam_dataset import BeamDataset, BeamDatasetWithEmbedding
     from pointer_rl.errors import PointerRLError
     from pointer_rl.hookspecs import hookimpl
     from pointer_rl.policy import load_selector
     from pointer_rl.policy.selecting import Policy
 
 __all__ = [
+    "BeamDataset",
+    "BeamDatasetWithEmbedding",
     "PointerRLError",
     "Policy",
     "build_vqa_prompt",
@@ -40,6 +43,8 @@ __all__ = [
 ]
 
 _HOME = {
+    "BeamDataset": "pointer_rl.data.beam_dataset",
+    "BeamDatasetWithEmbedding": "pointer_rl.data.beam_dataset",
     "PointerRLError": "pointer_rl.errors",
     "Policy": "pointer_rl.policy.selecting",
     "hookimpl": "pointer_rl.hookspecs",

@@ -8,6 +8,9 @@ from typing import Any
 
 import click
 
+from pointer_rl.cli.beams import beams
+from pointer_rl.cli.cache import cache
+from pointer_rl.cli.convert import convert
 from pointer_rl.cli.embed import embed
 from pointer_rl.cli.evaluate import evaluate
 from pointer_rl.cli.generate import generate
@@ -59,7 +62,7 @@ def cli() -> None:
     """
 
 
-for command in (generate, validate, evaluate, embed, select, plugins):
+for command in (generate, validate, convert, evaluate, embed, select, plugins, beams, cache):
     cli.add_command(command)
 
 

@@ -1,12 +1,15 @@
-"""The layouts of RL data that the ancestors (Lever-LM, Lever-Plus) wrote, told apart by record."""
+"""The layouts that the ancestors (Lever-LM, Lever-Plus) wrote, told apart and upgraded."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-__all__ = ["LAYOUTS", "Layout", "detect_layout"]
+from pointer_rl.errors import InputError
 
-Layout = Literal["pointer_candidates", "v4", "k64", "beam"]
+__all__ = ["LAYOUTS", "Layout", "detect_layout", "read_rows", "upgrade_record"]
+
+Layout = Literal["pointer_candidates", "v4", "k64", "beams", "beam"]
+Record = dict[str, Any]
 
 LAYOUTS: dict[Layout, str] = {
     "pointer_candidates": "RL data: `pointer` holds rows of the whole pool",
@@ -14,26 +17,164 @@ LAYOUTS: dict[Layout, str] = {
     "them as positions in a candidate pool",
     "k64": "older layout k64: `pointer` holds positions in candidate_pool_ids, not pool rows "
     "(those are in `pointer_global`)",
+    "beams": "beam data: demonstrations scored for SFT, with no answers; it is not RL data",
     "beam": "beam data of Lever-LM (id_list, score_list): demonstrations scored for SFT, with no "
     "answers; it is not RL data",
 }
-"""Layout → what it is."""
+"""Layout → what it is. `pointer_candidates` and `beams` are the current ones."""
+
+_OUTCOME = (
+    "vqa_pred_answer",
+    "vqa_correct",
+    "vqa_acc_score",
+    "vqa_raw_generation",
+    "vqa_gt_prob",
+    "vqa_rel_token_f1",
+    "vqa_rel_edit_sim",
+    "vqa_rel_score",
+)
+"""Fields that a candidate whose evaluation failed does not have, by the schema."""
 
 
 def detect_layout(record: Any) -> Layout:
-    """The layout of one query's record; "pointer_candidates" for what bears no older one's mark."""
+    """The layout of one query's record; "pointer_candidates" for what bears no other one's mark."""
     if not isinstance(record, dict):
         return "pointer_candidates"
     candidates = record.get("pointer_candidates")
-    if candidates is None and "id_list" in record:
-        return "beam"
-    if "candidate_pool_ids" in record or _first_has(candidates, "pointer_global"):
+    if candidates is None:
+        if "id_list" in record:
+            return "beam"
+        return "beams" if "beams" in record else "pointer_candidates"
+    if _first_has(candidates, "pointer_global"):
         return "k64"
     if _first_has(candidates, "pointer_pos"):
         return "v4"
-    return "pointer_candidates"
+    return "k64" if "candidate_pool_ids" in record else "pointer_candidates"
 
 
 def _first_has(candidates: Any, key: str) -> bool:
     first = candidates[0] if isinstance(candidates, list) and candidates else None
     return isinstance(first, dict) and key in first
+
+
+def read_rows(value: Any, what: str) -> list[int]:
+    """A list of pool rows: whole numbers from 0, also where they are written as 7.0.
+
+    Raises InputError, naming `what`, for anything else.
+    """
+    if isinstance(value, list):
+        if set(map(type, value)) <= {int} and min(value, default=0) >= 0:
+            return value
+        if all(type(row) in (int, float) and row >= 0 and row % 1 == 0 for row in value):
+            return [int(row) for row in value]
+    raise InputError(f"{what} is no list of rows (whole numbers from 0)")
+
+
+# --- upgrading ----------------------------------------------------------------------------------
+
+
+def upgrade_record(record: Any, layout: Layout) -> Record:
+    """The record in the current layout of its kind, `layout` being what `detect_layout` says.
+
+    Nothing is lost: what the current layout has no place for keeps its value, under another key
+    where its own would be misread. A current record is returned as it is. Raises InputError, which
+    names no file and no query, for a record of no layout and for one that contradicts itself.
+    """
+    kind = "beams" if layout in ("beams", "beam") else "pointer_candidates"
+    if not isinstance(record, dict) or (layout == kind and kind not in record):
+        raise InputError("neither RL data (pointer_candidates) nor beam data (beams)")
+    if layout == "beam":
+        return _upgrade_lever_beams(record)
+    members = record[kind]
+    if not isinstance(members, list) or not all(isinstance(each, dict) for each in members):
+        raise InputError(f"{kind} is no list of objects")
+    if layout == "beams" and any("shots" in each and "pointer" not in each for each in members):
+        raise InputError(
+            "`beams` of `shots` without id_list: the order in which they are shown is not known"
+        )
+    if layout == kind:
+        return record
+    upgraded = dict(record)
+    pool = None
+    if "candidate_pool_ids" in record:
+        pool = read_rows(upgraded.pop("candidate_pool_ids"), "candidate_pool_ids")
+        if record.get("pool", pool) != pool:
+            raise InputError("candidate_pool_ids and pool differ")
+        upgraded["pool"] = list(dict.fromkeys(pool))
+    upgraded["pointer_candidates"] = [
+        _without_failed_outcome(_upgrade_candidate(each, index, layout, pool))
+        for index, each in enumerate(members)
+    ]
+    return upgraded
+
+
+def _upgrade_candidate(
+    candidate: Record, index: int, layout: Layout, pool: list[int] | None
+) -> Record:
+    """With pool rows in `pointer`, and the positions in the query's own pool beside it."""
+    upgraded = dict(candidate)
+    pointer = read_rows(upgraded.get("pointer"), f"candidate {index}: pointer")
+    listed = upgraded.pop("pointer_pos", None)
+    if layout == "v4":
+        rows, positions = pointer, listed
+    else:
+        rows, positions = upgraded.pop("pointer_global", None), pointer
+        if listed not in (None, positions):
+            raise InputError(f"candidate {index}: pointer_pos and pointer differ")
+        if rows is None and pool is None:
+            raise InputError(
+                f"candidate {index}: positions without pointer_global or candidate_pool_ids"
+            )
+    if pool is not None and positions is not None:
+        found = _at(pool, read_rows(positions, f"candidate {index}: pointer_pos"), index)
+        if rows not in (None, found):
+            raise InputError(
+                f"candidate {index}: rows {rows} are not those of candidate_pool_ids at {positions}"
+            )
+        rows = found
+    upgraded["pointer"] = read_rows(rows, f"candidate {index}: pointer_global")
+    if positions is not None:
+        upgraded["pool_positions"] = positions
+    return upgraded
+
+
+def _at(pool: list[int], positions: list[int], index: int) -> list[int]:
+    if max(positions, default=0) >= len(pool):
+        raise InputError(
+            f"candidate {index}: position {max(positions)} in a pool of {len(pool)} rows"
+        )
+    return [pool[position] for position in positions]
+
+
+def _without_failed_outcome(candidate: Record) -> Record:
+    """Lever-Plus wrote a wrong answer where an evaluation had failed: it is put aside."""
+    if candidate.get("eval_failed") is not True and candidate.get("vqa_eval_mode") != "error":
+        return candidate
+    kept = {key: value for key, value in candidate.items() if key not in _OUTCOME}
+    aside = {key: candidate[key] for key in _OUTCOME if key in candidate}
+    return {**kept, "eval_failed": True, **({"failed_outcome": aside} if aside else {})}
+
+
+def _upgrade_lever_beams(record: Record) -> Record:
+    """`id_list` is in the order shown, and each of its lists ends with the query's own row."""
+    lists, scores = record["id_list"], record.get("score_list")
+    if not isinstance(lists, list) or not isinstance(scores, list) or len(lists) != len(scores):
+        raise InputError("id_list and score_list are no lists of the same length")
+    sequences = [read_rows(each, f"id_list {index}") for index, each in enumerate(lists)]
+    if not all(sequences) or len({rows[-1] for rows in sequences}) > 1:
+        raise InputError("the lists of id_list do not all end with the query's own row")
+    upgraded = {k: v for k, v in record.items() if k not in ("id_list", "score_list", "beams")}
+    if "beams" in record:  # theirs: the same, in the order chosen
+        upgraded["lever_beams"] = record["beams"]
+    upgraded["beams"] = [
+        {"pointer": rows[:-1], "score": score, "step_scores": []}
+        for rows, score in zip(sequences, scores, strict=True)
+    ]
+    if sequences:
+        own = sequences[0][-1]
+        query = upgraded.get("query", {})
+        if not isinstance(query, dict) or query.get("row", own) != own:
+            raise InputError(f"the query's row is {own} by id_list, and another by `query`")
+        upgraded["query"] = {**query, "row": own}
+        upgraded.setdefault("excluded", [own])
+    return upgraded

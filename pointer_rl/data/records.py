@@ -195,7 +195,18 @@ class RecordWriter:
         self._member(query_id, record)
         self._records += 1
 
-    def _member(self, key: str, value: Mapping[str, Any]) -> None:
+    def write_aside(self, key: str, value: Any) -> None:
+        """Append what is no query, under a key of another program's that begins with _.
+
+        Raises InputError for `.jsonl`, which has no line for it.
+        """
+        assert key.startswith("_")
+        assert key != "_meta", "which stands first"
+        if self._lines:
+            raise InputError(f"{self.path}: .jsonl has no line for {key!r}; write a .json file")
+        self._member(key, value)
+
+    def _member(self, key: str, value: Any) -> None:
         if self._lines:
             line = {"_meta": value} if key == "_meta" else {"query_id": key, **value}
             self._append(_encode(line) + b"\n")

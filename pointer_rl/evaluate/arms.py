@@ -11,17 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import Tensor
-
 from pointer_rl.errors import InputError
 from pointer_rl.generate.proposing import AllowedRows, propose
-from pointer_rl.options import describe_options
 from pointer_rl.registry import registry
 from pointer_rl.trials.inputs import NoPolicy
+from pointer_rl.trials.similarity import MODES, Space, similarities
 from pointer_rl.trials.workbench import Named, Workbench
-from pointer_rl.types import Example, Generator, Pointer, Policy, Pool, QueryBatch
+from pointer_rl.types import Example, Generator, Pointer, Policy, QueryBatch
 
 __all__ = [
+    "MODES",
     "ORACLE",
     "RANDOM",
     "VOTE",
@@ -36,22 +35,11 @@ __all__ = [
 ZERO_SHOT, RANDOM, ORACLE = "zero-shot", "random", "oracle"
 VOTE = "vote "
 """Before the name of an arm: the majority of its demonstrations' answers, without a VLM."""
-MODES = {"image": "image", "text": "text", "mixed": "both"}
-"""Similarity arm → mode of the encoder."""
 WINDOW = 64
 """Queries that pointers are chosen for together."""
 
 Pointers = list[tuple[Pointer, ...]]
 """For each query, the pointers that an arm shows it."""
-
-
-@dataclass(frozen=True)
-class Space:
-    """Queries and pool, embedded alike."""
-
-    queries: Tensor
-    """[N, d]"""
-    pool: Pool
 
 
 @dataclass(frozen=True)
@@ -74,32 +62,8 @@ def zero_shot(queries: Sequence[Example]) -> Arms:
 def similarity_spaces(
     workbench: Workbench, queries: Sequence[Example], encoder: Named | None
 ) -> dict[str, Space]:
-    """Similarity arm → what it compares; the last is the one that a retriever would use.
-
-    `encoder`, else that of the dataset's companions: image, text and mixed where it can embed each
-    and its options leave the mode open, else one arm, similarity. Without an encoder the arm
-    similarity compares the workbench's own embeddings.
-    """
-    companions = workbench.dataset.companions
-    if encoder is None and companions is not None:
-        encoder = Named(companions.encoder)
-    if encoder is None:
-        return {"similarity": Space(*workbench.embeddings(queries))}
-    options = registry().find("encoder", encoder.name).options
-    modes = {
-        mode
-        for option in (describe_options(options) if options is not None else ())
-        if option.name == "mode" and "mode" not in encoder.options
-        for mode in option.type.split("|")
-    }
-    if not modes >= set(MODES.values()):
-        return {
-            "similarity": Space(*workbench.encoded(queries, encoder.name, encoder.options)),
-        }
-    return {
-        arm: Space(*workbench.encoded(queries, encoder.name, {**encoder.options, "mode": mode}))
-        for arm, mode in MODES.items()
-    }
+    """Similarity arm → what it compares; as `similarities`, all of them embedded."""
+    return {arm: embed() for arm, embed in similarities(workbench, queries, encoder).items()}
 
 
 @dataclass(frozen=True)

@@ -199,9 +199,16 @@ class ResponseStore:
                     "DELETE FROM backends WHERE id NOT IN (SELECT backend FROM responses)"
                 )
             connection.execute("VACUUM")
+            # What VACUUM wrote is in the WAL, as large as the file, until it is moved over.
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             return removed
 
         return self._do(delete)
+
+    def size(self) -> int:
+        """Bytes on disk, those not yet moved into the file itself (WAL) included."""
+        files = (self.path, Path(f"{self.path}-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
 
     def close(self) -> None:
         """Let go of the file. Happens by itself, too, when the store is no longer used."""

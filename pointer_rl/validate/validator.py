@@ -58,6 +58,7 @@ class _Run:
         self._config = config
         self._record = SchemaChecker("pointer_candidates", "record")
         self._meta = SchemaChecker("pointer_candidates", "meta")
+        self._beams = SchemaChecker("beams", "record")
         meta = read_meta(path)
         provenance = _Provenance(meta, self._meta.faults(meta or {}))
         self._num_queries = provenance.num_queries
@@ -87,6 +88,11 @@ class _Run:
         self._layouts[layout] += 1
         self._first.setdefault(layout, member)
         if layout == "beam":
+            return
+        if layout == "beams":
+            self._faults(member, self._beams.faults(member.value))
+            beams = member.value["beams"]
+            self.report.candidates["beam"] += len(beams) if isinstance(beams, list) else 0
             return
         self._count(member.value)
         faults = self._record.faults(member.value)
@@ -129,6 +135,8 @@ class _Run:
         for layout, count in self._layouts.items():
             if layout == "v4":
                 report.notes.append(f"{count} queries in an older layout: {LAYOUTS[layout]}")
+            elif layout == "beams" and len(self._layouts) == 1:
+                report.notes.append("beam data: its form is checked, not its rows")
             elif layout != "pointer_candidates":
                 message = f"{LAYOUTS[layout]} ({count} of {report.queries} queries)"
                 self._add(self._first[layout], Fault("layout", (), message, _LAYOUT_FIX[layout]))
@@ -209,8 +217,9 @@ class _Run:
 
 _ROW_RULES = (rules.RowInRange, rules.RowInQueryPool, rules.OwnDemonstration)
 _LAYOUT_FIX: dict[Layout, str] = {
-    "beam": "generate RL data from it",
-    "k64": "write in `pointer` the rows that `pointer_global` holds",
+    "beam": "generate RL data from it, or upgrade it with `pointer-rl convert`",
+    "beams": "keep RL data and beam data in files of their own",
+    "k64": "upgrade the file with `pointer-rl convert`",
 }
 
 

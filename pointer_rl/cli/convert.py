@@ -1,0 +1,36 @@
+"""`pointer-rl convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+__all__ = ["convert"]
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--overwrite", is_flag=True, help="Replace an existing TARGET.")
+def convert(source: Path, target: Path, overwrite: bool) -> None:
+    """Write SOURCE, RL data or beam data, to TARGET in the current layout.
+
+    The layouts of Lever-LM and Lever-Plus are upgraded; the suffixes .json and .jsonl say which
+    form each file has. Nothing is lost, and TARGET appears when it is whole.
+    """
+    from pointer_rl.data.convert import convert_file
+
+    done = convert_file(source, target, overwrite)
+    (kind,) = done.kinds
+    what = "beam" if kind == "beam data" else "candidate"
+    upgraded = ", ".join(f"{count:,} from {name}" for name, count in sorted(done.upgraded.items()))
+    click.echo(
+        f"{source}: {kind}, {_count(done.queries, 'query', 'queries')}, "
+        f"{_count(done.candidates, what, what + 's')}; "
+        f"upgraded {upgraded or 'none'}; wrote {target}"
+    )
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
