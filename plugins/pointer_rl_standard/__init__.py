@@ -14,6 +14,7 @@ from pointer_rl_standard.options import (
     BeamOptions,
     ChatOptions,
     ClipOptions,
+    ProbeOptions,
     RandomOptions,
     RetrievalOptions,
     RewardOptions,
@@ -101,6 +102,12 @@ def pointer_rl_register_generators(register: Register) -> None:
         options=RetrievalOptions,
         summary="Pointers of the rows most similar to the query",
     )
+    register(
+        "probe",
+        _probe,
+        options=ProbeOptions,
+        summary="Pointers that differ in one row: the likeliest, each beside the same random rows",
+    )
 
 
 @hookimpl
@@ -184,6 +191,12 @@ def _retrieval(options: RetrievalOptions) -> Generator:
     from pointer_rl_standard.generators import RetrievalGenerator
 
     return RetrievalGenerator(options)
+
+
+def _probe(options: ProbeOptions) -> Generator:
+    from pointer_rl_standard.generators import ProbeGenerator
+
+    return ProbeGenerator(options)
 
 
 def _vqa(options: VQAOptions) -> Dataset:

@@ -1,4 +1,4 @@
-"""Candidate generators: beam search, temperature sampling, random rows, retrieval.
+"""Candidate generators: beam search, temperature sampling, random rows, retrieval, probes.
 
 Each gives what exists and no more: where few rows are allowed there are fewer candidates. A pointer
 may be proposed by several generators, and drawn twice by `sample`: merging them is the engine's.
@@ -8,21 +8,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from pointer_rl.errors import InputError
 from pointer_rl.types import Candidate, Policy, Pool, QueryBatch
 from pointer_rl_standard.options import (
     BeamOptions,
+    ProbeOptions,
     RandomOptions,
     RetrievalOptions,
     SampleOptions,
 )
 
-__all__ = ["BeamGenerator", "RandomGenerator", "RetrievalGenerator", "SampleGenerator"]
+__all__ = [
+    "BeamGenerator",
+    "ProbeGenerator",
+    "RandomGenerator",
+    "RetrievalGenerator",
+    "SampleGenerator",
+]
 
 Proposals = list[list[Candidate]]
 
@@ -134,27 +142,71 @@ class RetrievalGenerator:
         rngs: Sequence[np.random.Generator],
     ) -> Proposals:
         """`num` candidates a query, or as many as the allowed rows fill."""
-        similarity_BK = normalize(queries.embeddings, dim=-1) @ normalize(pool.embeddings, dim=-1).T
-        if not similarity_BK.isfinite().all():
-            raise InputError("retrieval: embeddings with values that are not finite; encode again")
-        allowed = queries.allowed.to(similarity_BK.device)
-        ranked = similarity_BK.masked_fill(~allowed, -math.inf).sort(
-            dim=-1, descending=True, stable=True
-        )
+        cosines_BK, ranks_BK = _ranked(queries, pool)
         wanted = self.options.num * queries.shots
-        counts = allowed.sum(-1).clamp(max=wanted) // queries.shots
+        counts = queries.allowed.sum(-1).clamp(max=wanted) // queries.shots
         return [
             [
                 _retrieved(rows[first : first + queries.shots], cosines[first:][: queries.shots])
                 for first in range(0, count * queries.shots, queries.shots)
             ]
             for rows, cosines, count in zip(
-                ranked.indices[:, :wanted].tolist(),
-                ranked.values[:, :wanted].tolist(),
+                ranks_BK[:, :wanted].tolist(),
+                cosines_BK[:, :wanted].tolist(),
                 counts.tolist(),
                 strict=True,
             )
         ]
+
+
+@dataclass(frozen=True)
+class ProbeGenerator:
+    """Pointers that differ in their first row alone, so that their rewards tell rows apart.
+
+    Of two pointers with no row in common, a reward does not say which row earned it. Here each of
+    the highest-ranked rows stands before the same randomly drawn ones: what the rewards of a query
+    differ by is that row (in experiments, a controlled comparison; in simulation, common random
+    numbers).
+    """
+
+    options: ProbeOptions
+
+    def propose(
+        self,
+        policy: Policy,
+        queries: QueryBatch,
+        pool: Pool,
+        rngs: Sequence[np.random.Generator],
+    ) -> Proposals:
+        """`num` candidates a query, or as many as leave enough allowed rows beside them."""
+        companions = queries.shots - 1
+        if self.options.by == "policy":
+            first = policy.beam(replace(queries, shots=1), pool, self.options.num)
+            ranked = [
+                [row for (row,), score in zip(rows, scores, strict=True) if score > -math.inf]
+                for rows, scores in zip(first.rows.tolist(), first.logprobs.tolist(), strict=True)
+            ]
+        else:
+            counts = queries.allowed.sum(-1).clamp(max=self.options.num).tolist()
+            rows_BN = _ranked(queries, pool)[1][:, : self.options.num].tolist()
+            ranked = [rows[:count] for rows, count in zip(rows_BN, counts, strict=True)]
+        proposals: Proposals = []
+        for probed, allowed, rng in zip(ranked, queries.allowed.cpu().numpy(), rngs, strict=True):
+            probed = probed[: max(0, int(allowed.sum()) - companions)]
+            others = np.setdiff1d(allowed.nonzero()[0], probed)
+            beside = rng.choice(others, companions, replace=False).tolist() if probed else []
+            proposals.append([Candidate((row, *beside), "probe") for row in probed])
+        return proposals
+
+
+def _ranked(queries: QueryBatch, pool: Pool) -> tuple[Tensor, Tensor]:
+    """Cosines [B, K], highest first, -inf for rows that may not be chosen; and their rows."""
+    cosine_BK = normalize(queries.embeddings, dim=-1) @ normalize(pool.embeddings, dim=-1).T
+    if not cosine_BK.isfinite().all():
+        raise InputError("retrieval: embeddings with values that are not finite; encode again")
+    allowed = queries.allowed.to(cosine_BK.device)
+    ranked = cosine_BK.masked_fill(~allowed, -math.inf).sort(dim=-1, descending=True, stable=True)
+    return ranked.values, ranked.indices
 
 
 def _retrieved(rows: list[int], cosines: list[float]) -> Candidate:

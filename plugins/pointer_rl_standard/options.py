@@ -9,6 +9,7 @@ __all__ = [
     "BeamOptions",
     "ChatOptions",
     "ClipOptions",
+    "ProbeOptions",
     "RandomOptions",
     "RetrievalOptions",
     "RewardOptions",
@@ -88,6 +89,20 @@ class RetrievalOptions:
 
     num: int = 1
     """Pointers of nearest rows proposed for each query."""
+
+    def __post_init__(self) -> None:
+        if self.num < 1:
+            raise ValueError("num must be at least 1")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class ProbeOptions:
+    """Options of the `probe` generator."""
+
+    num: int = 10
+    """Rows probed for each query."""
+    by: Literal["similarity", "policy"] = "similarity"
+    """What ranks the rows of which the highest are probed."""
 
     def __post_init__(self) -> None:
         if self.num < 1:

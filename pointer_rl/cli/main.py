@@ -16,6 +16,7 @@ from pointer_rl.cli.evaluate import evaluate
 from pointer_rl.cli.generate import generate
 from pointer_rl.cli.plugins import plugins
 from pointer_rl.cli.select import select
+from pointer_rl.cli.train import sft, train
 from pointer_rl.cli.validate import validate
 from pointer_rl.errors import PointerRLError
 
@@ -58,11 +59,16 @@ class RootGroup(click.Group):
 def cli() -> None:
     """Learn which solved examples to show a vision-language model.
 
-    generate makes reinforcement-learning data; validate checks it.
+    generate makes reinforcement-learning data, train learns from it, evaluate says whether it
+    helped, and select uses what was learned.
     """
 
 
-for command in (generate, validate, convert, evaluate, embed, select, plugins, beams, cache):
+_COMMANDS = (
+    *(generate, validate, convert, beams, sft, train, evaluate, select),
+    *(embed, cache, plugins),
+)
+for command in _COMMANDS:
     cli.add_command(command)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -43,6 +44,12 @@ class Progress:
     def query(self) -> None:
         self.done += 1
         self._bar.advance(self._task)
+
+    def say(self, line: str) -> None:
+        """Print a line on standard output, the bar out of its way."""
+        self._bar.stop()
+        click.echo(line)
+        self._bar.start()
 
     def outcome(self, outcome: Any) -> None:
         self._trials += 1

@@ -27,7 +27,13 @@ from pointer_rl.evaluate.evaluation import Evaluation, Leakage
 from pointer_rl.evaluate.measure import ask, measure
 from pointer_rl.generate.proposing import AllowedRows, random_source
 from pointer_rl.policy import SelectorPolicy, load_selector
-from pointer_rl.policy.bundle import BundleInfo, load_bundle, read_query_ids, update_evaluation
+from pointer_rl.policy.bundle import (
+    BundleInfo,
+    is_bundle,
+    load_bundle,
+    read_query_ids,
+    update_evaluation,
+)
 from pointer_rl.trials.inputs import describe_policy
 from pointer_rl.trials.judging import Judge
 from pointer_rl.trials.stored import StoredBackend
@@ -39,7 +45,6 @@ __all__ = [
     "EvaluateRun",
     "OpenedPolicy",
     "evaluate",
-    "is_bundle",
     "open_policy",
     "run_evaluation",
 ]
@@ -132,11 +137,6 @@ def open_policy(path: Path, device: str | None = None) -> OpenedPolicy:
         bundle = load_bundle(path, place)
         return OpenedPolicy(bundle.policy, bundle.info, frozenset(read_query_ids(path)))
     return OpenedPolicy(SelectorPolicy(load_selector(path), place))
-
-
-def is_bundle(path: Path) -> bool:
-    """Whether it is the folder of a finished policy bundle."""
-    return (path / "bundle.json").is_file()
 
 
 def evaluate(

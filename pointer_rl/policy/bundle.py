@@ -38,6 +38,7 @@ __all__ = [
     "BundleInfo",
     "DataFile",
     "EncoderInfo",
+    "is_bundle",
     "load_bundle",
     "read_query_ids",
     "save_bundle",
@@ -178,6 +179,11 @@ def _quote(id: str) -> str:
 
 
 # --- reading ----------------------------------------------------------------------------------
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether it is the folder of a finished policy bundle."""
+    return (path / _DOCUMENT).is_file()
 
 
 def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundle:

@@ -151,15 +151,17 @@ class Workbench:
         """Provenance, for `_meta`: versions, dataset, backend, prompt, metric, decoding."""
         return {
             "pointer_rl_version": version("pointer-rl"),
-            "dataset": {**self._dataset_plugin.describe(), **self._describe_dataset(queries)},
+            "dataset": self.describe_dataset(queries),
             "backend": {**self._describe_backend(), "fingerprint": judge.backend.fingerprint},
             "prompt": self._prompt_plugin.describe(),
             "metric": {**self._metric_plugin.describe(), "version": self.metric.version},
             "decoding": asdict(self.options.decoding),
         }
 
-    def _describe_dataset(self, queries: Sequence[Example]) -> dict[str, Any]:
+    def describe_dataset(self, queries: Sequence[Example]) -> dict[str, Any]:
+        """The dataset's part of it."""
         return {
+            **self._dataset_plugin.describe(),
             "num_queries": len(queries),
             "pool_size": len(self.dataset.pool),
             "pool_sha256": digest_ids([example.id for example in self.dataset.pool]),

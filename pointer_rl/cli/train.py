@@ -1,0 +1,276 @@
+"""`pointer-rl train` and `pointer-rl sft`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pointer_rl.cli.common import FILE, GuideCommand, read_trial_options, trial_options
+
+if TYPE_CHECKING:
+    from pointer_rl.train.config import TrainConfig
+    from pointer_rl.train.run import Output, TrainResult
+    from pointer_rl.trials.workbench import Named
+
+__all__ = ["sft", "train"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_OUTPUT = [
+    click.option(
+        "--output-dir",
+        required=True,
+        type=FILE,
+        help="Folder for the policy bundle, metrics.jsonl and the checkpoint.",
+    ),
+    click.option("--resume", is_flag=True, help="Go on where a run into this folder stopped."),
+    click.option("--overwrite", is_flag=True, help="Start anew in a folder that holds a run."),
+    click.option(
+        "--tensorboard", is_flag=True, help="Write the metrics as TensorBoard events too."
+    ),
+]
+_START = [
+    click.option("--img-emb", type=FILE, help="One file of embeddings for queries and pool alike."),
+    click.option("--sft-ckpt", type=FILE, help="Policy bundle or checkpoint to start from."),
+    click.option(
+        "--shots",
+        type=click.IntRange(min=1),
+        help="Demonstrations in a pointer  [default: the data's].",
+    ),
+    click.option("--layers", "num_layers", type=click.IntRange(min=1), help="Of a fresh selector."),
+    click.option("--heads", "num_heads", type=click.IntRange(min=1), help="Of a fresh selector."),
+    click.option("--hidden-dim", type=click.IntRange(min=1), help="Of a fresh selector."),
+    click.option(
+        "--history",
+        type=click.Choice(["static", "gated"]),
+        help="Whether what was chosen moves a fresh selector's query.",
+    ),
+    click.option("--batch-size", type=click.IntRange(min=1), help="Queries a step."),
+    click.option(
+        "--own-pools",
+        is_flag=True,
+        help="Let a query attend to, and choose from, the `pool` of its record alone.",
+    ),
+    click.option("--held-out", type=float, help="Share of the images that only choose the policy."),
+    click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Random seed."),
+]
+_LEARNING = [
+    click.option(
+        "--recipe",
+        type=click.Choice(["default", "guide", "ancestor"]),
+        default="default",
+        show_default=True,
+        help="Defaults of all that follows: ours; the original request's; Lever-Plus' with the "
+        "faults that kept it from learning.",
+    ),
+    click.option("--rce-epochs", type=click.IntRange(min=0)),
+    click.option("--grpo-epochs", type=click.IntRange(min=0)),
+    click.option("--rce-lr", type=float, help="Learning rate of RCE."),
+    click.option("--grpo-lr", type=float, help="Learning rate of GRPO."),
+    click.option("--contrast", type=float, help="Weight of the contrast within groups, in RCE."),
+    click.option("--kl-beta", type=float, help="Weight of the KL term, in GRPO."),
+    click.option("--clip", type=float, help="The ratio's range, 1 ± clip, in GRPO."),
+    click.option(
+        "--advantage",
+        type=click.Choice(["mean", "mean-std"]),
+        help="Reward less its group's mean, over the standard deviation or not.",
+    ),
+    click.option(
+        "--grpo-on",
+        type=click.Choice(["all", "sampled"]),
+        help="Candidates that GRPO learns from.",
+    ),
+    click.option("--reward-mode", default="hard_plus_soft", show_default=True, metavar="NAME"),
+    click.option(
+        "--reward-opt",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Option of the reward (repeatable).",
+    ),
+]
+_ONLINE = [
+    click.option("--online", is_flag=True, help="Ask the backend while learning."),
+    click.option(
+        "--max-calls", type=click.IntRange(min=1), help="Trials that it may ask, in all rounds."
+    ),
+    click.option("--rounds", type=click.IntRange(min=1), help="Of asking and learning."),
+    click.option("--pointers", type=click.IntRange(min=2), help="Asked for each query of a round."),
+]
+
+
+def _with(options: Iterable[Callable[[Function], Function]]) -> Callable[[Function], Function]:
+    def add(command: Function) -> Function:
+        for option in reversed([*options]):
+            command = option(command)
+        return command
+
+    return add
+
+
+@click.command(cls=GuideCommand)
+@click.option("--beam-data", type=FILE, help="RL data, as `generate` writes it.")
+@_with([*_OUTPUT, *_START, *_LEARNING, *_ONLINE])
+@trial_options
+def train(**given: Any) -> None:
+    """Train a policy on RL data: reward-weighted cross-entropy (RCE), then GRPO.
+
+    Writes a policy bundle, which `evaluate` measures and `select` uses. The policy that is kept is
+    the one with the highest expected reward on held-out queries. Embeddings come from --img-emb,
+    or --query-emb and --cand-emb; data of a dataset that brings its own encoder need neither.
+
+    With --online it also asks the backend, in rounds: the policy proposes, the backend answers,
+    and it learns from all there is so far. Only then are the options of backend, dataset, prompt,
+    metric, decoding and store of any effect.
+    """
+    from pointer_rl.errors import InputError
+
+    config = _config(given)
+    if given["online"]:
+        _train_online(given, config)
+        return
+    for name in ("max_calls", "rounds", "pointers"):
+        if given[name] is not None:
+            raise InputError(f"--{name.replace('_', '-')} is for --online")
+    if given["beam_data"] is None:
+        raise InputError("give --beam-data, or --online to ask the backend while learning")
+    _train_on_data(given, config, supervised=False)
+
+
+@click.command(cls=GuideCommand)
+@click.option("--beam-data", required=True, type=FILE, help="Beam data, as `beams` writes it.")
+@_with([*_OUTPUT, *_START])
+@click.option("--epochs", "rce_epochs", type=click.IntRange(min=1), help="Over the beams.")
+@click.option("--lr", "rce_lr", type=float, help="Learning rate.")
+@click.option(
+    "--temperature", type=float, default=1.0, show_default=True, help="Of softmax(score / T)."
+)
+@click.option("--query-emb", type=FILE, help="Embeddings of the queries.")
+@click.option("--cand-emb", type=FILE, help="Embeddings of the pool.")
+@click.option("--device", help="cpu, cuda, cuda:1, …; by default the first GPU, if any.")
+def sft(**given: Any) -> None:
+    """Train a policy on InfoScore beams, by teacher forcing.
+
+    A query's beams are weighted by softmax(score / temperature). The policy that is kept is the
+    one with the highest likelihood of held-out beams. RL data, whose rewards are known, will do
+    too: then it is the one with the highest expected reward.
+    """
+    temperatures = (given["temperature"], given["temperature"])
+    config = _config(
+        {**given, "recipe": "default", "grpo_epochs": 0, "contrast": 0.0},
+        rce_temperatures=temperatures,
+        all_steps=True,
+    )
+    _train_on_data(
+        {**given, "reward_mode": "hard_plus_soft", "reward_opt": ()}, config, supervised=True
+    )
+
+
+def _config(given: dict[str, Any], **fixed: Any) -> TrainConfig:
+    from pointer_rl.train.config import RECIPES, SelectorSizes, TrainConfig
+
+    def chosen(kind: type, names: set[str]) -> dict[str, Any]:
+        known = {each.name for each in fields(kind)} & names
+        return {name: given[name] for name in known if given.get(name) not in (None, False)}
+
+    names = set(given)
+    sizes = SelectorSizes(**chosen(SelectorSizes, names))
+    options = {**RECIPES[given["recipe"]], **chosen(TrainConfig, names), **fixed}
+    return TrainConfig(sizes=sizes, **options)
+
+
+def _reward(given: dict[str, Any]) -> Named:
+    from pointer_rl.options import parse_assignments
+    from pointer_rl.trials.workbench import Named
+
+    return Named(given["reward_mode"], parse_assignments(given["reward_opt"], "--reward-opt"))
+
+
+def _output(given: dict[str, Any]) -> Output:
+    from pointer_rl.train.run import Output
+
+    return Output(
+        folder=given["output_dir"],
+        **{name: given[name] for name in ("resume", "overwrite", "tensorboard")},
+    )
+
+
+def _train_on_data(given: dict[str, Any], config: TrainConfig, supervised: bool) -> None:
+    from pointer_rl.train.run import TrainRun, run_training
+
+    run = TrainRun(
+        data=given["beam_data"],
+        supervised=supervised,
+        output=_output(given),
+        config=config,
+        reward=_reward(given),
+        **{
+            name: given[name]
+            for name in ("shots", "img_emb", "query_emb", "cand_emb", "sft_ckpt", "device")
+        },
+    )
+    _tell(lambda: run_training(run, on_epoch=_print_epoch), given["output_dir"])
+
+
+def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
+    from pointer_rl.cli.progress import Progress
+    from pointer_rl.errors import InputError
+    from pointer_rl.train.online import OnlineConfig, OnlineRun, run_online
+
+    if given["max_calls"] is None:
+        raise InputError("--online needs --max-calls: how many trials it may ask")
+    if given["img_emb"] is not None:
+        raise InputError("--online: give --query-emb and --cand-emb rather than --img-emb")
+    more = {name: given[name] for name in ("rounds", "pointers") if given[name] is not None}
+    run = OnlineRun(
+        trials=read_trial_options(given),
+        output=_output(given),
+        online=OnlineConfig(max_calls=given["max_calls"], **more),
+        config=config,
+        data=given["beam_data"],
+        reward=_reward(given),
+        shots=given["shots"] or 2,
+        sft_ckpt=given["sft_ckpt"],
+    )
+
+    def learn() -> TrainResult:
+        with ExitStack() as stack:
+            progress = stack.enter_context(Progress())
+            return run_online(
+                run,
+                on_epoch=lambda line: progress.say(_epoch_text(line)),
+                on_start=progress.start,
+                on_query=progress.query,
+                on_outcome=progress.outcome,
+            )
+
+    _tell(learn, given["output_dir"])
+
+
+def _tell(learn: Callable[[], TrainResult], folder: Path) -> None:
+    try:
+        result = learn()
+    except KeyboardInterrupt:
+        click.echo(f"pointer-rl: interrupted: --resume goes on from {folder}", err=True)
+        sys.exit(130)
+    for sentence in result.sentences():
+        click.echo(sentence)
+    click.echo(f"wrote {result.folder}")
+
+
+def _print_epoch(line: dict[str, Any]) -> None:
+    click.echo(_epoch_text(line))
+
+
+def _epoch_text(line: dict[str, Any]) -> str:
+    """A line for people; metrics.jsonl has every number."""
+    shown = ("rce", "contrast", "ppo", "kl", "entropy", "clipped")
+    numbers = [f"{name} {line[name]:.3f}" for name in shown if name in line]
+    place = f"round {line['round']}  " if line["round"] else ""
+    worth = f"held-out reward {line['held_out_reward']:.3f}"
+    return "  ".join([f"{place}{line['stage']:<5} {line['epoch']:>3}", *numbers, worth])

@@ -1,0 +1,252 @@
+"""What is trained on: groups of judged pointers as tensors, and batches of them.
+
+All groups of a run, whatever file or round they come from, stand side by side; a batch pads those
+that it holds. Queries with a pool of their own (`pool` in the data) are batched with those whose
+pools have the same size, so that no padding is ever attended to.
+
+Shapes: Q queries, C candidates of all queries, B queries of a batch, N candidates of the largest
+group in it, S shots, K pool rows (M of a query's own pool), d embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pointer_rl.data.beam_dataset import BeamDatasetWithEmbedding
+from pointer_rl.errors import InputError
+
+__all__ = ["Batch", "Groups"]
+
+SAMPLED = "sample"
+"""The `gen_method` of pointers that the policy drew."""
+Rows = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some queries with their candidates, padded, on the device."""
+
+    queries: Tensor
+    """[B, d]"""
+    pool: Tensor
+    """[K, d], or [B, M, d] where queries have pools of their own"""
+    allowed: Tensor | None
+    """[B, K] bool; None: every row"""
+    pointers: Tensor
+    """[B, N, S] int64 rows of `pool`; 0 where invalid"""
+    rewards: Tensor
+    """[B, N] float32; 0 where invalid"""
+    valid: Tensor
+    """[B, N] bool: the candidates that there are"""
+    sampled: Tensor
+    """[B, N] bool: those that were drawn from a policy"""
+    varied: Tensor
+    """[B, S] bool: the steps at which a query's candidates differ. A row that they all have in
+    common explains none of the differences between their rewards."""
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Judged candidates of Q queries, over one pool."""
+
+    ids: Sequence[str]
+    images: Sequence[str]
+    """What tells the queries' images apart."""
+    queries: Tensor
+    """[Q, d] float32"""
+    pool: Tensor
+    """[K, d] float32"""
+    offsets: npt.NDArray[np.int64]
+    """[Q+1]: the candidates of query i are offsets[i]:offsets[i+1]"""
+    pointers: npt.NDArray[np.int64]
+    """[C, S] rows of the whole pool"""
+    rewards: npt.NDArray[np.float32]
+    """[C]"""
+    sampled: npt.NDArray[np.bool_]
+    """[C]"""
+    pools: Sequence[Rows | None]
+    """The rows of each query's own pool, ascending as in the data; None: the whole pool."""
+    excluded: Sequence[Rows | None]
+    """The rows that each query may not choose."""
+
+    @classmethod
+    def of(
+        cls, data: BeamDatasetWithEmbedding, shots: int | None, *, own_pools: bool = False
+    ) -> Groups:
+        """From a file. Raises InputError where its pointers are not all of `shots` rows."""
+        found = data.shots
+        if found != (shots or found[0],):
+            given = "more than one" if shots is None else f"--shots {shots}"
+            raise InputError(
+                f"{data.path}: its pointers have {' and '.join(map(str, found))} demonstrations "
+                f"and {given} cannot be trained on: give a file of one number of shots, and that"
+            )
+        excluded = [_union(*each) for each in zip(data.excluded, _own_rows(data), strict=True)]
+        _check_choices(data, excluded)
+        sample = {name: code for code, name in enumerate(data.method_names)}.get(SAMPLED, -1)
+        return cls(
+            ids=data.ids,
+            images=[
+                image or f"of query {id_}"
+                for image, id_ in zip(data.image_ids, data.ids, strict=True)
+            ],
+            queries=data.query_embeddings.vectors[torch.from_numpy(data.query_rows)].float(),
+            pool=data.candidate_embeddings.vectors.float(),
+            offsets=data.offsets,
+            pointers=data.pointers.astype(np.int64),
+            rewards=data.rewards,
+            sampled=data.methods == sample,
+            pools=data.pools if own_pools else [None] * len(data),
+            excluded=excluded,
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def shots(self) -> int:
+        return int(self.pointers.shape[1])
+
+    @cached_property
+    def spread(self) -> npt.NDArray[np.bool_]:
+        """[Q] whether a query's rewards differ: the others teach nothing."""
+        starts = self.offsets[:-1]
+        highest = np.maximum.reduceat(self.rewards, starts)
+        spread: npt.NDArray[np.bool_] = highest > np.minimum.reduceat(self.rewards, starts)
+        return spread
+
+    def joined(self, other: Groups) -> Groups:
+        """These and the other's, over the same pool."""
+        assert torch.equal(self.pool, other.pool), "one pool"
+        return Groups(
+            ids=[*self.ids, *other.ids],
+            images=[*self.images, *other.images],
+            queries=torch.cat([self.queries, other.queries]),
+            pool=self.pool,
+            offsets=np.concatenate([self.offsets, other.offsets[1:] + self.offsets[-1]]),
+            pointers=np.concatenate([self.pointers, other.pointers]),
+            rewards=np.concatenate([self.rewards, other.rewards]),
+            sampled=np.concatenate([self.sampled, other.sampled]),
+            pools=[*self.pools, *other.pools],
+            excluded=[*self.excluded, *other.excluded],
+        )
+
+    def plan(self, queries: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
+        """These queries in batches of at most `size`, of pools of one size each."""
+        pool_sizes = np.array([self._own_size(query) for query in queries], dtype=np.int64)
+        return [
+            alike[start : start + size]
+            for pool_size in np.unique(pool_sizes)
+            for alike in [queries[pool_sizes == pool_size]]
+            for start in range(0, len(alike), size)
+        ]
+
+    def batches(
+        self,
+        queries: npt.NDArray[np.int64],
+        size: int,
+        device: torch.device,
+        rng: np.random.Generator | None = None,
+    ) -> Iterator[Batch]:
+        """These queries, `size` at a time; with `rng` in random order, batches too."""
+        plan = self.plan(queries if rng is None else rng.permutation(queries), size)
+        order = range(len(plan)) if rng is None else rng.permutation(len(plan))
+        pool = self.pool.to(device)
+        for index in order:
+            yield self._batch(plan[index], pool)
+
+    def _own_size(self, query: int) -> int:
+        own = self.pools[query]
+        return 0 if own is None else own.size
+
+    def _batch(self, queries: npt.NDArray[np.int64], shared: Tensor) -> Batch:
+        starts, ends = self.offsets[queries], self.offsets[queries + 1]
+        counts = ends - starts
+        places = np.arange(counts.max(initial=0))
+        valid = places < counts[:, None]
+        candidates = np.where(valid, starts[:, None] + places, starts[:, None])
+        pointers = self.pointers[candidates]
+        pool, blocked = shared, [self.excluded[query] for query in queries]
+        if self.pools[queries[0]] is not None:
+            own = np.stack([self._own_pool(query) for query in queries]).astype(np.int64)
+            pool = shared[torch.from_numpy(own).to(shared.device)]
+            pointers = _positions(own, pointers)
+            blocked = [
+                None if rows is None else np.flatnonzero(np.isin(own[index], rows))
+                for index, rows in enumerate(blocked)
+            ]
+        return Batch(
+            queries=self.queries[torch.from_numpy(queries)].to(shared.device),
+            pool=pool,
+            allowed=_mask(blocked, pool.shape[-2], shared.device),
+            pointers=torch.from_numpy(np.where(valid[..., None], pointers, 0)).to(shared.device),
+            rewards=torch.from_numpy(np.where(valid, self.rewards[candidates], 0)).to(
+                shared.device
+            ),
+            valid=torch.from_numpy(valid).to(shared.device),
+            sampled=torch.from_numpy(valid & self.sampled[candidates]).to(shared.device),
+            varied=torch.from_numpy((pointers != pointers[:, :1]).any(axis=1)).to(shared.device),
+        )
+
+    def _own_pool(self, query: int) -> Rows:
+        own = self.pools[query]
+        assert own is not None
+        return own
+
+
+def _own_rows(data: BeamDatasetWithEmbedding) -> Sequence[Rows | None]:
+    """Each query's own row, where one matrix embeds queries and pool (the guide's `--img-emb`)."""
+    if data.query_embeddings is not data.candidate_embeddings:
+        return [None] * len(data)
+    return [np.array([row], dtype=np.int32) for row in data.query_rows]
+
+
+def _check_choices(data: BeamDatasetWithEmbedding, excluded: Sequence[Rows | None]) -> None:
+    """Raise InputError for a pointer with a row that its query may not choose."""
+    for query, (own, blocked) in enumerate(zip(data.pools, excluded, strict=True)):
+        rows = data.pointers[data.offsets[query] : data.offsets[query + 1]]
+        wrong = np.zeros_like(rows, dtype=bool)
+        if own is not None:
+            wrong |= ~np.isin(rows, own)
+        if blocked is not None:
+            wrong |= np.isin(rows, blocked)
+        if wrong.any():
+            raise InputError(
+                f"{data.path}: query {data.ids[query]!r} has a pointer with the row "
+                f"{rows[wrong][0]}, which it may not choose: it is not in the query's pool, or has "
+                "its image; `pointer-rl validate` lists such pointers"
+            )
+
+
+def _union(first: Rows | None, second: Rows | None) -> Rows | None:
+    found = [each for each in (first, second) if each is not None]
+    return np.unique(np.concatenate(found)) if found else None
+
+
+def _mask(blocked: Sequence[Rows | None], size: int, device: torch.device) -> Tensor | None:
+    if all(rows is None or not len(rows) for rows in blocked):
+        return None
+    allowed = torch.ones(len(blocked), size, dtype=torch.bool)
+    for index, rows in enumerate(blocked):
+        if rows is not None:
+            allowed[index, torch.from_numpy(rows.astype(np.int64))] = False
+    return allowed.to(device)
+
+
+def _positions(
+    own: npt.NDArray[np.int64], pointers: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Where each row of `pointers` [B, N, S] stands in its query's pool [B, M]."""
+    order = np.argsort(own, axis=1, kind="stable")
+    found = np.empty_like(pointers)
+    for index, rows in enumerate(pointers):
+        ranks = np.searchsorted(own[index], rows, sorter=order[index])
+        found[index] = order[index][np.minimum(ranks, own.shape[1] - 1)]
+    return found

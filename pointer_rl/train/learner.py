@@ -1,0 +1,287 @@
+"""An epoch of RCE, an epoch of GRPO, and what a policy is worth on held-out groups.
+
+Three policies are kept apart: the one that learns; `old`, the ratio's, which is what it was at the
+start of the epoch; and `reference`, the KL's, which is what it was at the start of GRPO. The one
+that drew the data is in none of the losses: log-probabilities recorded in the data are not used.
+
+Dropout is off throughout (but for the fault of that name), so that a policy has one probability for
+a pointer, whoever computes it.
+
+Shapes: B queries, N candidates, K pool rows.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from pointer_rl.policy.selector import PointerSelector
+from pointer_rl.train import losses
+from pointer_rl.train.config import TrainConfig
+from pointer_rl.train.groups import Batch, Groups
+
+__all__ = [
+    "Learner",
+    "Metrics",
+    "Schedule",
+    "frozen",
+    "pointer_logprobs",
+    "step_logprobs",
+    "without_history",
+]
+
+Metrics = dict[str, float]
+_GRADIENT_NORM = 1.0
+_WARMUP_STEPS = 50
+_TOP_K = 3
+_DROPOUT = 0.5
+
+
+def step_logprobs(selector: PointerSelector, batch: Batch) -> Iterator[Tensor]:
+    """For each step the log-probabilities of the next row along the batch's pointers.
+
+    [B, 1, K] at the first step, which all candidates share, then [B, N, K].
+    """
+    state = selector.encode(batch.queries, batch.pool, batch.allowed)
+    for step in range(batch.pointers.shape[-1]):
+        if step:
+            state = selector.advance(state, batch.pointers[..., step - 1])
+        yield selector.step_logits(state).log_softmax(-1)
+
+
+def pointer_logprobs(batch: Batch, steps: list[Tensor], taught: Tensor | None = None) -> Tensor:
+    """[B, N] log-probabilities of the pointers, from those of their steps; 0 where invalid.
+
+    `taught` [B, S] bool: only those of these steps; None: of all, that is the policy's own.
+    """
+    chosen = [
+        logprobs.expand(*batch.pointers.shape[:2], -1).gather(-1, rows.unsqueeze(-1)).squeeze(-1)
+        for logprobs, rows in zip(steps, batch.pointers.unbind(-1), strict=True)
+    ]
+    logprobs_BNS = torch.stack(chosen, dim=-1)
+    if taught is not None:
+        logprobs_BNS = logprobs_BNS.where(taught.unsqueeze(1), 0.0)
+    return logprobs_BNS.sum(-1).masked_fill(~batch.valid, 0.0)
+
+
+def frozen(selector: PointerSelector) -> PointerSelector:
+    """A copy that learns no more."""
+    return copy.deepcopy(selector).eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of each step of a stage: a warm-up, then linearly to 5 % of its height."""
+
+    lr: float
+    steps: int
+
+    def __call__(self, step: int) -> float:
+        warmup = min(1.0, (step + 1) / min(_WARMUP_STEPS, max(1, self.steps // 10)))
+        return self.lr * warmup * (1 - 0.95 * step / max(1, self.steps))
+
+
+class _Mean:
+    """Means over an epoch, kept on the device: reading them at each step would wait for it."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, float] = {}
+
+    def add(self, name: str, values: Tensor, count: float | None = None) -> None:
+        total = values.detach().double().sum() if values.device.type != "mps" else values.sum()
+        self._sums[name] = self._sums[name] + total if name in self._sums else total
+        self._counts[name] = self._counts.get(name, 0.0) + (
+            values.numel() if count is None else count
+        )
+
+    def metrics(self) -> Metrics:
+        return {name: float(self._sums[name]) / max(1.0, self._counts[name]) for name in self._sums}
+
+
+class Learner:
+    """A selector, the groups that it learns from, and those that it is chosen by."""
+
+    def __init__(
+        self,
+        selector: PointerSelector,
+        groups: Groups,
+        training: npt.NDArray[np.int64],
+        held_out: npt.NDArray[np.int64],
+        config: TrainConfig,
+        device: torch.device,
+    ) -> None:
+        self.selector = selector.to(device).eval()
+        self.config = config
+        self.device = device
+        self._groups = groups
+        self.tied_share = 1 - float(groups.spread[training].mean())
+        """Of the training groups, those whose rewards are all equal."""
+        self._training = training[groups.spread[training]]
+        """The groups that teach: the tied ones are left out of every term."""
+        self._held_out = held_out
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self._groups.plan(self._training, self.config.batch_size))
+
+    def rce_epoch(
+        self,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        first_step: int,
+        rng: np.random.Generator,
+        temperature: float,
+    ) -> Metrics:
+        """Reward-weighted cross-entropy over every group with spread, once."""
+        mean = _Mean()
+        for step, batch in enumerate(self._batches(rng), first_step):
+            with self._dropout():
+                steps = list(step_logprobs(self.selector, batch))
+            logprobs = pointer_logprobs(batch, steps, self._taught(batch))
+            valid = batch.valid if self.config.grpo_on == "all" else batch.valid & ~batch.sampled
+            rce = losses.rce_loss(logprobs, batch.rewards, valid, temperature)
+            contrast = losses.contrast_loss(logprobs, batch.rewards, valid)
+            self._step(optimizer, schedule(step), (rce + self.config.contrast * contrast).mean())
+            mean.add("rce", rce)
+            mean.add("contrast", contrast)
+            mean.add("entropy", _entropy(steps[0]))
+        return mean.metrics()
+
+    def grpo_epoch(
+        self,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        first_step: int,
+        rng: np.random.Generator,
+        old: PointerSelector,
+        reference: PointerSelector,
+    ) -> Metrics:
+        """Clipped policy gradient with a KL term over every group with spread, once."""
+        mean = _Mean()
+        for step, batch in enumerate(self._batches(rng), first_step):
+            valid, advantage = self._compared(batch)
+            with self._dropout():
+                steps = list(step_logprobs(self.selector, batch))
+            taught = self._taught(batch)
+            logprobs = pointer_logprobs(batch, steps, taught)
+            with torch.no_grad():
+                old_logprobs = pointer_logprobs(batch, list(step_logprobs(old, batch)), taught)
+                reference_steps = list(step_logprobs(reference, batch))
+            ppo, clipped = losses.clipped_ratio_loss(
+                logprobs, old_logprobs, advantage, valid, self.config.clip
+            )
+            kl = self._kl(batch, valid, steps, reference_steps)
+            loss = ppo + self.config.kl_beta * kl
+            self._step(optimizer, schedule(step), loss.mean())
+            count = float(valid.sum())
+            ratio = (logprobs - old_logprobs).exp().where(valid, 0.0)
+            mean.add("ppo", ppo)
+            mean.add("kl", kl)
+            mean.add("ratio", ratio, count)
+            mean.add("clipped", clipped, count)
+            mean.add("entropy", _entropy(steps[0]))
+        return mean.metrics()
+
+    def _taught(self, batch: Batch) -> Tensor | None:
+        return None if self.config.all_steps else batch.varied
+
+    def _compared(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The candidates that GRPO compares, [B, N] bool, and their advantages."""
+        valid, rewards = batch.valid, batch.rewards
+        if self.config.grpo_on == "sampled":
+            valid = batch.sampled
+            # Those that are left may be tied, and then have no advantage but would have a KL.
+            valid = valid & losses.has_spread(rewards, valid).unsqueeze(-1)
+        if "top-k" in self.config.faults:
+            best = rewards.masked_fill(~valid, -torch.inf).topk(min(_TOP_K, rewards.shape[1]))
+            valid = valid & torch.zeros_like(valid).scatter(1, best.indices, True)
+        if "double-zscore" in self.config.faults:
+            rewards = losses.standardise(rewards, valid)
+        divide = self.config.advantage == "mean-std"
+        return valid, losses.advantages(rewards, valid, divide_by_std=divide)
+
+    def _kl(
+        self, batch: Batch, valid: Tensor, steps: list[Tensor], reference: list[Tensor]
+    ) -> Tensor:
+        """[B] KL against the reference, averaged over the candidates compared."""
+        if self.config.kl == "exact":
+            kl = torch.stack(
+                [
+                    losses.exact_kl(*pair).expand(valid.shape)
+                    for pair in zip(steps, reference, strict=True)
+                ]
+            ).sum(0)
+        else:
+            pair = (pointer_logprobs(batch, steps), pointer_logprobs(batch, reference))
+            kl = losses.sampled_kl(*pair, valid)
+        return kl.where(valid, 0.0).sum(-1) / valid.sum(-1).clamp(min=1)
+
+    @torch.no_grad()
+    def held_out(self) -> Metrics:
+        """What the selector is worth on held-out groups with spread.
+
+        `reward`: expected among the pointers that were judged; `best`: that of the best of each;
+        `cross_entropy`: RCE at its last temperature.
+        """
+        mean = _Mean()
+        queries = self._held_out[self._groups.spread[self._held_out]]
+        for batch in self._groups.batches(queries, self.config.batch_size, self.device):
+            steps = list(step_logprobs(self.selector, batch))
+            logprobs = pointer_logprobs(batch, steps, self._taught(batch))
+            scored = (logprobs, batch.rewards, batch.valid)
+            mean.add("reward", losses.expected_reward(*scored))
+            mean.add("best", batch.rewards.masked_fill(~batch.valid, -torch.inf).amax(-1))
+            temperature = self.config.rce_temperatures[1]
+            mean.add("cross_entropy", losses.rce_loss(*scored, temperature))
+        return mean.metrics()
+
+    def _batches(self, rng: np.random.Generator) -> Iterator[Batch]:
+        return self._groups.batches(self._training, self.config.batch_size, self.device, rng)
+
+    def _dropout(self) -> _Dropout:
+        return _Dropout(self.selector, _DROPOUT if "dropout" in self.config.faults else 0.0)
+
+    def _step(self, optimizer: torch.optim.Optimizer, lr: float, loss: Tensor) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        clip_grad_norm_(self.selector.parameters(), _GRADIENT_NORM)
+        optimizer.step()
+
+
+class _Dropout:
+    """The fault `dropout`: on in this block, at this share; 0 leaves everything as it is."""
+
+    def __init__(self, selector: PointerSelector, share: float) -> None:
+        self._selector, self._share = selector, share
+
+    def __enter__(self) -> None:
+        if self._share:
+            self._selector.dropout.p = self._share
+            self._selector.train()
+
+    def __exit__(self, *_: object) -> None:
+        self._selector.eval()
+
+
+def without_history(selector: PointerSelector) -> PointerSelector:
+    """The fault `no-history`: a copy that scores every step with the first step's query."""
+    copied = frozen(selector)
+    copied.config = replace(copied.config, history="static")
+    return copied
+
+
+def _entropy(logprobs: Tensor) -> Tensor:
+    """Of the first choice, in nats: [B]."""
+    logprobs = logprobs.detach()
+    terms = logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)
+    return -terms.sum(-1).squeeze(1)

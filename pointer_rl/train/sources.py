@@ -1,0 +1,131 @@
+"""What a run trains on: the embeddings that belong to its data, and the policy to start from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pointer_rl.data.beam_dataset import BeamDatasetWithEmbedding
+from pointer_rl.data.embeddings import Embeddings, load_embeddings
+from pointer_rl.data.records import read_meta
+from pointer_rl.errors import InputError
+from pointer_rl.policy.bundle import EncoderInfo, is_bundle, load_bundle
+from pointer_rl.policy.checkpoints import load_selector
+from pointer_rl.policy.selector import PointerSelector, SelectorConfig
+from pointer_rl.registry import registry
+from pointer_rl.train.config import SelectorSizes
+from pointer_rl.trials.inputs import dataset_embeddings
+from pointer_rl.trials.workbench import Named
+from pointer_rl.types import Dataset, Pool
+
+__all__ = ["Source", "embedded", "open_source", "start_policy"]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Embeddings of queries and pool, and where they come from."""
+
+    queries: Embeddings
+    pool: Embeddings
+    encoder: EncoderInfo
+    dataset: Mapping[str, Any] = field(default_factory=dict)
+    """As the data's `_meta` describes it."""
+
+    def read(self, path: Path, reward: Named) -> BeamDatasetWithEmbedding:
+        """The groups of a file of RL data or beam data."""
+        return BeamDatasetWithEmbedding(path, self.queries, self.pool, reward.name, reward.options)
+
+    @property
+    def pool_ids(self) -> tuple[str, ...]:
+        """Of the pool's rows; the rows themselves where the file of embeddings does not say."""
+        return self.pool.ids or tuple(map(str, range(len(self.pool.vectors))))
+
+
+def open_source(
+    data: Path, img_emb: Path | None, query_emb: Path | None, cand_emb: Path | None
+) -> Source:
+    """The embeddings for a file of data.
+
+    From the files given (`img_emb`: one matrix for queries and pool) or, where none is given and
+    the data's `_meta` names a dataset that brings its own encoder, made by that.
+    Raises InputError for anything else.
+    """
+    told = (read_meta(data) or {}).get("dataset")
+    about = told if isinstance(told, dict) else {}
+    if img_emb is not None:
+        if query_emb is not None or cand_emb is not None:
+            raise InputError("--img-emb embeds queries and pool: do without the other two")
+        both = load_embeddings(img_emb)
+        return Source(both, both, EncoderInfo.of(both), about)
+    if query_emb is not None and cand_emb is not None:
+        queries, pool = load_embeddings(query_emb), load_embeddings(cand_emb)
+        if queries.encoder and pool.encoder and queries.encoder != pool.encoder:
+            raise InputError(
+                f"{query_emb} and {cand_emb} come from different encoders ({queries.encoder} and "
+                f"{pool.encoder}): embed both with the same"
+            )
+        return Source(queries, pool, EncoderInfo.of(pool), about)
+    if query_emb is not None or cand_emb is not None or "name" not in about:
+        raise InputError(
+            f"{data}: give --query-emb and --cand-emb (`pointer-rl embed` makes them), or "
+            "--img-emb where one file embeds queries and pool"
+        )
+    plugin = registry().configure("dataset", about["name"], about.get("options", {}))
+    dataset = plugin.create()
+    if dataset.companions is None:
+        raise InputError(
+            f"{data}: the dataset {dataset.name} brings no encoder: give --query-emb and "
+            "--cand-emb (`pointer-rl embed` makes them)"
+        )
+    return embedded(
+        dataset, *dataset_embeddings(dataset, plugin, dataset.queries, None, None), about
+    )
+
+
+def embedded(dataset: Dataset, queries: Tensor, pool: Pool, about: Mapping[str, Any]) -> Source:
+    """From a dataset's embeddings: queries [Q, d], in its order, and the pool."""
+    name = dataset.companions.encoder if dataset.companions else None
+    return Source(
+        Embeddings(tuple(each.id for each in dataset.queries), queries, pool.encoder),
+        Embeddings(tuple(each.id for each in pool.examples), pool.embeddings, pool.encoder),
+        EncoderInfo(fingerprint=pool.encoder, name=name),
+        about,
+    )
+
+
+def start_policy(
+    path: Path | None, source: Source, sizes: SelectorSizes, seed: int
+) -> PointerSelector:
+    """That of a bundle or checkpoint, or a fresh one.
+
+    Raises InputError where it takes other embeddings than the source's.
+    """
+    dim = source.pool.vectors.shape[1]
+    if path is None:
+        config = SelectorConfig(
+            d_model=dim,
+            hidden_dim=sizes.hidden_dim or dim,
+            num_layers=sizes.num_layers,
+            num_heads=sizes.num_heads,
+            history=sizes.history,
+        )
+        return PointerSelector.seeded(config, seed)
+    if is_bundle(path):
+        info = load_bundle(path).info
+        own, given = info.encoder.fingerprint, source.encoder.fingerprint
+        if own and given and own != given:
+            raise InputError(
+                f"{path}: a bundle for another encoder ({own}); these embeddings come from "
+                f"{given}: embed queries and pool with the bundle's"
+            )
+    selector = load_selector(path)
+    if selector.config.d_model != dim:
+        raise InputError(
+            f"{path}: the selector takes embeddings of {selector.config.d_model} dimensions and "
+            f"these have {dim}: use the encoder that it was trained with"
+        )
+    return selector

@@ -1,0 +1,119 @@
+"""Where a training run stands after an epoch: one safetensors file, replaced whole.
+
+It holds the policies (the learning one, the best, GRPO's reference, the one that training started
+from), the optimizer's state and, as metadata, everything else as JSON. There is no random state:
+every epoch draws from (seed, its own number). So a run that was killed and goes on from here ends
+in the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pointer_rl.data.embeddings import atomic_write
+from pointer_rl.errors import InputError, first_line
+from pointer_rl.policy.selector import PointerSelector, SelectorConfig
+
+__all__ = ["TrainState", "load_state", "save_state"]
+
+_METADATA = "pointer_rl_training"
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(eq=False)
+class TrainState:
+    """What the next epoch starts from."""
+
+    policies: dict[str, PointerSelector]
+    """`policy` learns; `best`, `start` and, once GRPO has begun, `reference` are copies."""
+    optimizer: torch.optim.AdamW | None
+    """Of the stage that is under way."""
+    run: Mapping[str, Any]
+    """What decided the run: another run cannot go on from here."""
+    stage: int = 0
+    epoch: int = 0
+    """Of the stage, that comes next."""
+    best_reward: float | None = None
+    """Of `best`, on held-out groups; None before anything was measured."""
+    log: list[dict[str, Any]] = field(default_factory=list)
+    """A line for each epoch."""
+
+
+def save_state(path: Path, state: TrainState) -> None:
+    """Replace the file. Raises InputError where it cannot be written."""
+    tensors: dict[str, Tensor] = {}
+    for name, selector in state.policies.items():
+        for key, tensor in selector.state_dict().items():
+            # Copies: safetensors refuses tensors that share memory.
+            tensors[f"{name}/{key}"] = tensor.detach().cpu().clone().contiguous()
+    if state.optimizer is not None:
+        for index, moments in state.optimizer.state_dict()["state"].items():
+            for name in _MOMENTS:
+                tensors[f"optimizer/{index}/{name}"] = moments[name].cpu().clone()
+    about = {
+        "selector": asdict(state.policies["policy"].config),
+        "optimizer": state.optimizer is not None,
+        "run": state.run,
+        "stage": state.stage,
+        "epoch": state.epoch,
+        "best_reward": state.best_reward,
+        "log": state.log,
+    }
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata={_METADATA: json.dumps(about)})
+
+
+def load_state(path: Path, device: torch.device) -> TrainState:
+    """Read what `save_state` wrote. Raises InputError for any other file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})[_METADATA])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path}: no state of a training run ({first_line(error)}); train anew with --overwrite"
+        ) from error
+    config = SelectorConfig(**about["selector"])
+    names = {key.partition("/")[0] for key in tensors} - {"optimizer"}
+    policies = {}
+    for name in sorted(names):
+        selector = PointerSelector.seeded(config, 0)
+        own = {
+            key.partition("/")[2]: tensor
+            for key, tensor in tensors.items()
+            if key.startswith(f"{name}/")
+        }
+        selector.load_state_dict(own)
+        policies[name] = selector.to(device).eval().requires_grad_(name == "policy")
+    optimizer = None
+    if about["optimizer"]:
+        optimizer = torch.optim.AdamW(policies["policy"].parameters(), weight_decay=0.0)
+        _load_moments(optimizer, tensors)
+    return TrainState(
+        policies,
+        optimizer,
+        about["run"],
+        about["stage"],
+        about["epoch"],
+        about["best_reward"],
+        about["log"],
+    )
+
+
+def _load_moments(optimizer: torch.optim.AdamW, tensors: Mapping[str, Tensor]) -> None:
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        kind, _, rest = key.partition("/")
+        if kind == "optimizer":
+            index, _, name = rest.partition("/")
+            moments.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})

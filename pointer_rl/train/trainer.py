@@ -1,0 +1,211 @@
+"""The loop: stages of epochs, a checkpoint and a line after each, the best policy kept.
+
+A run is a list of stages. Offline there are two, RCE and GRPO, over logged groups; online each
+round has these two again, over all groups so far.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pointer_rl.errors import InputError
+from pointer_rl.policy.selector import PointerSelector
+from pointer_rl.train.config import TrainConfig
+from pointer_rl.train.groups import Groups
+from pointer_rl.train.learner import Learner, Metrics, Schedule, frozen, without_history
+from pointer_rl.train.state import TrainState, load_state, save_state
+
+__all__ = ["Stage", "Trainer", "round_stages", "split_by_image"]
+
+EpochLine = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some epochs with one objective."""
+
+    kind: Literal["rce", "grpo"]
+    epochs: int
+    lr: float
+    round: int
+    """Of online learning; 0 offline."""
+
+
+def round_stages(config: TrainConfig, number: int) -> list[Stage]:
+    """RCE and GRPO, where they have epochs."""
+    stages = [
+        Stage("rce", config.rce_epochs, config.rce_lr, number),
+        Stage("grpo", config.grpo_epochs, config.grpo_lr, number),
+    ]
+    return [stage for stage in stages if stage.epochs]
+
+
+def split_by_image(
+    groups: Groups, share: float, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Indices of the queries to train on, and of those held out: no image is on both sides.
+
+    An image's side depends on the seed and the image alone, so that it stays there when groups are
+    added. Raises InputError where a side would have no group with spread.
+    """
+    bound = int(share * 2**64)
+    held = np.array([_number(f"{seed}/{image}") < bound for image in groups.images], dtype=bool)
+    for side, what in ((held, "hold out"), (~held, "train on")):
+        if not (groups.spread & side).any():
+            raise InputError(
+                f"no query is left to {what} whose candidates differ in reward "
+                f"({int(groups.spread.sum()):,} of {len(groups):,} have such): use more queries"
+            )
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+class Trainer:
+    """Runs stages, from the start or from where a checkpoint stands.
+
+    Raises InputError when a checkpoint is of another run, and when the loss is no number any more:
+    the checkpoint of the last good epoch stays.
+    """
+
+    def __init__(
+        self,
+        selector: PointerSelector,
+        config: TrainConfig,
+        device: torch.device,
+        checkpoint: Path,
+        run: Mapping[str, Any],
+        on_epoch: Callable[[EpochLine], object] = lambda line: None,
+    ) -> None:
+        """`run`, plain JSON, says what decides the run; with a checkpoint there, it goes on."""
+        self.config = config
+        self.device = device
+        self._checkpoint = checkpoint
+        self._on_epoch = on_epoch
+        if checkpoint.exists():
+            self.state = load_state(checkpoint, device)
+            _check_same(self.state.run, run, checkpoint)
+        else:
+            selector = selector.to(device).eval().requires_grad_(True)
+            copies = {"best": frozen(selector), "start": frozen(selector)}
+            self.state = TrainState({"policy": selector, **copies}, None, run)
+
+    @property
+    def policy(self) -> PointerSelector:
+        """The one that learns."""
+        return self.state.policies["policy"]
+
+    @property
+    def best(self) -> PointerSelector:
+        """The one with the highest expected reward on held-out groups, in this round."""
+        return self.state.policies["best"]
+
+    @property
+    def log(self) -> list[EpochLine]:
+        """A line for each epoch so far, those before a resumption included."""
+        return self.state.log
+
+    def fit(self, groups: Groups, stages: Sequence[Stage], first: int) -> None:
+        """Run the stages that have not been run; `first` is the number of the first of them.
+
+        Each round starts from the best policy of the one before, and chooses its own best.
+        """
+        if self.state.stage >= first + len(stages):
+            return
+        training, held_out = split_by_image(groups, self.config.held_out, self.config.seed)
+        learner = Learner(self.policy, groups, training, held_out, self.config, self.device)
+        if (self.state.stage, self.state.epoch) == (first, 0):
+            self.policy.load_state_dict(self.best.state_dict())
+            self.state.best_reward = self._worth(learner.held_out())
+            self._report(learner, stages[0], "start", {})
+        while self.state.stage < first + len(stages):
+            stage = stages[self.state.stage - first]
+            self._epoch(learner, stage)
+            self.state.epoch += 1
+            if self.state.epoch == stage.epochs:
+                self.state.stage, self.state.epoch = self.state.stage + 1, 0
+                self.state.optimizer = None
+            save_state(self._checkpoint, self.state)
+
+    def _epoch(self, learner: Learner, stage: Stage) -> None:
+        state, config = self.state, self.config
+        if state.epoch == 0:
+            parameters = self.policy.parameters()
+            state.optimizer = torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=0.0)
+            if stage.kind == "grpo":
+                state.policies["reference"] = frozen(self.policy)
+        assert state.optimizer is not None
+        steps = learner.steps_per_epoch
+        schedule = Schedule(stage.lr, steps * stage.epochs)
+        place = (schedule, steps * state.epoch, self._rng())
+        if stage.kind == "rce":
+            first, last = config.rce_temperatures
+            progress = state.epoch / max(1, stage.epochs - 1)
+            metrics = learner.rce_epoch(state.optimizer, *place, first + (last - first) * progress)
+        else:
+            metrics = learner.grpo_epoch(state.optimizer, *place, *self._references())
+        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if broken:
+            raise InputError(
+                f"{stage.kind} epoch {state.epoch + 1}: {broken[0]} is {metrics[broken[0]]}; "
+                f"stopped, and the last good epoch is in {self._checkpoint}: lower the learning "
+                "rate, and train again with --overwrite"
+            )
+        held_out = self._report(learner, stage, stage.kind, metrics)
+        worth = self._worth(held_out)
+        if state.best_reward is None or worth > state.best_reward:
+            state.best_reward = worth
+            self.best.load_state_dict(self.policy.state_dict())
+
+    def _references(self) -> tuple[PointerSelector, PointerSelector]:
+        """GRPO's old policy and reference."""
+        policies, faults = self.state.policies, self.config.faults
+        old, reference = frozen(self.policy), policies["reference"]
+        if "stale-old" in faults:
+            old = reference = policies["start"]
+        if "no-history" in faults:
+            old = without_history(old)
+        return old, reference
+
+    def _worth(self, held_out: Metrics) -> float:
+        """By which the best is chosen: higher is better."""
+        if self.config.keep_by == "cross_entropy" or "cross-entropy" in self.config.faults:
+            return -held_out["cross_entropy"]
+        return held_out["reward"]
+
+    def _rng(self) -> np.random.Generator:
+        return np.random.default_rng([self.config.seed, self.state.stage, self.state.epoch])
+
+    def _report(self, learner: Learner, stage: Stage, kind: str, metrics: Metrics) -> Metrics:
+        held_out = learner.held_out()
+        line = {
+            "round": stage.round,
+            "stage": kind,
+            "epoch": self.state.epoch + 1 if kind != "start" else 0,
+            **metrics,
+            "tied_groups": learner.tied_share,
+            **{f"held_out_{name}": value for name, value in held_out.items()},
+        }
+        self.state.log.append(line)
+        self._on_epoch(line)
+        return held_out
+
+
+def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise InputError(
+                f"{path}: the run that stopped there had another {key} ({before.get(key)!r}, now "
+                f"{now.get(key)!r}): give the same, or start anew with --overwrite"
+            )
