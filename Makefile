@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint format bench docs wheel-smoke clean help
+.PHONY: demo test test-all lint format bench bench-learning docs wheel-smoke clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -19,17 +19,15 @@ DEV := $(VENV)/.ready-dev
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -e .
+	$(PIP) -e '.[plot]'
 	touch $@
 
 $(DEV): $(READY)
 	$(PIP) -e '.[dev]'
 	touch $@
 
-demo: $(READY)  ## the main job on the embedded world: generate RL data, validate it
-	mkdir -p demo
-	$(BIN)/pointer-rl generate --backend qwen2vl --output-path demo/rl.json --limit 200 --overwrite
-	$(BIN)/pointer-rl validate demo/rl.json
+demo: $(READY)  ## the whole loop on the embedded world: beams, sft, generate, train, evaluate
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh docs/demo.sh demo
 
 test: $(DEV)  ## the default suite, under six minutes on two cores
 	$(BIN)/python -m pytest -q -m "not slow"
@@ -48,6 +46,9 @@ format: $(DEV)
 
 bench: $(DEV)  ## benchmarks, each against a baseline in the same run
 	@for each in tests/benchmarks/bench_*.py; do echo "== $$each"; $(BIN)/python $$each || exit 1; done
+
+bench-learning: $(DEV)  ## what learning is worth on glyphs, three seeds (an hour and a half)
+	$(BIN)/python tests/benchmarks/learning.py runs/learning
 
 docs: $(READY)  ## write the generated reference pages
 	$(BIN)/python docs/generate_reference.py

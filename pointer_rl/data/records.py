@@ -30,8 +30,10 @@ def to_record(
     query: Example,
     judged: Sequence[Judged],
     normalise: Callable[[str], str] | None = None,
+    excluded: Sequence[int] = (),
 ) -> Record:
     """A query's record. `normalise` is the metric's: it adds the answers in the form it compares.
+    `excluded`: rows that the query may not choose.
 
     A candidate whose trial failed carries `eval_failed` and no outcome.
     """
@@ -47,6 +49,7 @@ def to_record(
         described["gt_answers_norm"] = [normalise(answer) for answer in query.answers]
     return {
         "query": described,
+        **({"excluded": list(excluded)} if excluded else {}),
         "pointer_candidates": [_to_candidate(candidate, outcome) for candidate, outcome in judged],
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -46,6 +46,8 @@ class Judged:
 
     query: Example
     candidates: tuple[tuple[Candidate, Outcome], ...]
+    excluded: tuple[int, ...] = ()
+    """Rows that the query may not choose: training must not either."""
 
 
 def generate(
@@ -76,7 +78,8 @@ def generate(
             shots=config.shots,
         )
         proposed = propose(policy, batch, pool, generators, config.seed, config.dedup)
-        yield from _judge_window(batch.examples, proposed, pool, judge, on_outcome)
+        for judged in _judge_window(batch.examples, proposed, pool, judge, on_outcome):
+            yield replace(judged, excluded=allowed_rows.excluded(judged.query))
 
 
 def _judge_window(

@@ -44,6 +44,10 @@ class AllowedRows:
     def _by_content(self) -> dict[str, list[int]]:
         return _group(map(_content, self._pool))
 
+    def excluded(self, query: Example) -> tuple[int, ...]:
+        """The rows that a query may not choose, ascending."""
+        return tuple(self._blocked(query))
+
     def _blocked(self, query: Example) -> list[int]:
         if self._have_ids and query.image_id is not None:
             return self._by_id.get(str(query.image_id), [])

@@ -97,7 +97,9 @@ def run_generate(
         ):
             writer.write(
                 judged.query.id,
-                to_record(judged.query, judged.candidates, workbench.metric.normalise),
+                to_record(
+                    judged.query, judged.candidates, workbench.metric.normalise, judged.excluded
+                ),
             )
             summary.add(judged)
             on_query()

@@ -233,7 +233,10 @@ class _Asking:
                 on_outcome,
             ):
                 record = to_record(
-                    judged.query, judged.candidates, self._workbench.metric.normalise
+                    judged.query,
+                    judged.candidates,
+                    self._workbench.metric.normalise,
+                    judged.excluded,
                 )
                 writer.write(judged.query.id, record)
                 on_query()

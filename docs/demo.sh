@@ -1,0 +1,28 @@
+#!/bin/sh
+# The whole loop on the embedded world, into a folder: `make demo`.
+set -eu
+out=${1:-demo}
+mkdir -p "$out"
+
+step() { printf '\n$ pointer-rl %s\n' "$*"; pointer-rl "$@"; }
+
+# What a VLM thinks of single demonstrations, and a first policy from that.
+step beams --output-path "$out/beams.json" --limit 100 --sampler mixed --sub-pool 20 \
+    --beam-size 1 --overwrite
+step sft --beam-data "$out/beams.json" --output-dir "$out/sft" --epochs 10 --overwrite
+
+# RL data: the policy's beams and samples, and probes that tell rows apart.
+step generate --backend qwen2vl --output-path "$out/rl.json" --limit 300 --overwrite \
+    --sft-ckpt "$out/sft" --num-beams 3 --num-samples-per-temp 1 \
+    --generator probe --generator-opt probe.num=15
+step validate "$out/rl.json"
+
+# Learning from it; then learning while asking.
+step train --beam-data "$out/rl.json" --sft-ckpt "$out/sft" --output-dir "$out/offline" --overwrite
+step train --online --beam-data "$out/rl.json" --sft-ckpt "$out/sft" --max-calls 6000 --rounds 3 \
+    --output-dir "$out/online" --overwrite
+
+# Did it help? All on the same questions, which nothing was trained on.
+step evaluate --dataset-opt split=test --limit 200 --shots 1..3 --policy "SFT=$out/sft" \
+    --policy "offline=$out/offline" --policy "online=$out/online" --record \
+    --output-path "$out/evaluation.json" --plot "$out/accuracy.png" --overwrite
