@@ -46,7 +46,7 @@ def accuracy(
 
 def table(folder: Path, episodes: int, seed: str = "card") -> list[tuple[str, float, list[float]]]:
     """For each case its name, its goal, and the accuracy in each of FORMATS."""
-    backend = registry().create("backend", "qwen2vl", {"model": str(folder), "batch_size": 64})
+    backend = registry().create("backend", "qwen2vl", {"model": str(folder)})
     builders = [
         registry().create("prompt", name, {} if instructed else {"instructions": ""})
         for name, instructed in FORMATS

@@ -33,7 +33,9 @@ def create_backend(options: Qwen2VLOptions) -> Qwen2VLBackend:
     from pointer_rl_qwen2vl.backend import Qwen2VLBackend
     from pointer_rl_qwen2vl.checkpoint import load_checkpoint
 
-    return Qwen2VLBackend(load_checkpoint(options), batch_size=options.batch_size)
+    return Qwen2VLBackend(
+        load_checkpoint(options), engine=options.engine, batch_tokens=options.batch_tokens
+    )
 
 
 @hookimpl

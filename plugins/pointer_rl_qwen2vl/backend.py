@@ -1,146 +1,52 @@
-"""The backend: which requests share a batch, and what happens to those that fail.
-
-Requests with the same decoding are taken in the order given, `batch_size` at a time, so that the
-same requests always make the same batches, and thereby the same floats. They are not sorted by
-length: that takes opening every image first, and prompts that are asked together mostly have the
-same number of demonstrations.
-"""
+"""The backend: requests become jobs for an engine; those that cannot fail alone."""
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import Literal
 
-import torch
-
-from pointer_rl.types import BackendError, Decoding, Request, Response, Usage
-from pointer_rl_qwen2vl import engine
+from pointer_rl.types import BackendError, Decoding, Request
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
-from pointer_rl_qwen2vl.inputs import EncodedPrompt, PromptEncoder
+from pointer_rl_qwen2vl.inputs import PromptEncoder
+from pointer_rl_qwen2vl.jobs import Engine, Job, Result
+from pointer_rl_qwen2vl.patches import PatchStore
+from pointer_rl_qwen2vl.plain import PlainEngine
+from pointer_rl_qwen2vl.shared import SharedEngine
 
 __all__ = ["Qwen2VLBackend"]
-
-logger = logging.getLogger(__name__)
-
-Result = Response | BackendError
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A request that can go through the model."""
-
-    index: int
-    decoding: Decoding | None
-    prompt: EncodedPrompt
-    answers: list[list[int]]
 
 
 class Qwen2VLBackend:
     """A loaded Qwen-VL checkpoint as a `VQABackend`."""
 
-    def __init__(self, checkpoint: Checkpoint, *, batch_size: int) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        engine: Literal["shared", "plain"] = "shared",
+        batch_tokens: int | None = None,
+    ) -> None:
         self.fingerprint = checkpoint.fingerprint
-        self._checkpoint = checkpoint
         self._encoder = PromptEncoder(checkpoint)
-        self._rows = batch_size
-        """That go through together: `batch_size`, until memory runs out."""
+        if batch_tokens is None:
+            batch_tokens = 1024 if checkpoint.model.device.type == "cpu" else 16384
+        make = SharedEngine if engine == "shared" else PlainEngine
+        self._engine: Engine = make(checkpoint, PatchStore(checkpoint), batch_tokens)
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
-        """Answer each request once, batch by batch, as (its index, its result)."""
+        """Answer each request once, those of one decoding together, as (its index, its result)."""
         groups: dict[Decoding | None, list[int]] = {}
         for index, request in enumerate(requests):
             groups.setdefault(request.decoding, []).append(index)
-        for indices in groups.values():
-            start = 0
-            while start < len(indices):
-                batch = indices[start : start + self._rows]
-                start += len(batch)
-                jobs = []
-                for index, job in self._prepare(batch, requests):
-                    if isinstance(job, BackendError):
-                        yield index, job
-                    else:
-                        jobs.append(job)
-                yield from self._answer_within_memory(jobs, self._rows)
-
-    def _prepare(
-        self, batch: Sequence[int], requests: Sequence[Request]
-    ) -> Iterator[tuple[int, _Job | BackendError]]:
-        prompts = self._encoder.encode([requests[index].prompt for index in batch])
-        for index, prompt in zip(batch, prompts, strict=True):
-            answers = self._encoder.encode_answers(requests[index].score)
-            if isinstance(prompt, BackendError):
-                yield index, prompt
-            elif isinstance(answers, BackendError):
-                yield index, answers
-            else:
-                yield index, _Job(index, requests[index].decoding, prompt, answers)
-
-    def _answer_within_memory(
-        self, jobs: Sequence[_Job], rows: int
-    ) -> Iterator[tuple[int, Result]]:
-        """Answer with at most `rows` rows a pass; where memory does not suffice, with half."""
-        for start in range(0, len(jobs), rows):
-            batch = jobs[start : start + rows]
-            try:
-                results = self._answer(batch, rows)
-            except torch.OutOfMemoryError as error:
-                message = str(error).partition("\n")[0]
-            else:
-                yield from results
-                continue
-            # Outside the `except`: the traceback holds the tensors of the failed pass.
-            torch.cuda.empty_cache()
-            widest = max(len(batch), min(rows, sum(len(job.answers) for job in batch)))
-            if widest == 1:
-                yield (
-                    batch[0].index,
-                    BackendError(
-                        "out of memory on a single prompt"
-                        f" ({len(batch[0].prompt.token_ids)} tokens); use a smaller max_pixels,"
-                        f" fewer demonstrations or fewer beams ({message})"
-                    ),
-                )
-                continue
-            if widest // 2 < self._rows:
-                self._rows = widest // 2
-                logger.warning(
-                    "out of memory with %d rows at a time; continuing with %d: batch_size=%d"
-                    " avoids the failed passes",
-                    *(widest, self._rows, self._rows),
-                )
-            yield from self._answer_within_memory(batch, widest // 2)
-
-    def _answer(self, batch: Sequence[_Job], rows: int) -> list[tuple[int, Result]]:
-        decoding = batch[0].decoding
-        generations: list[engine.Generation | None] = [None] * len(batch)
-        if decoding is not None:
-            prompts = [job.prompt for job in batch]
-            generations = [*engine.generate(self._checkpoint, prompts, decoding)]
-        logprobs = iter(self._score(batch, rows))
-        results: list[tuple[int, Result]] = []
-        for job, generation in zip(batch, generations, strict=True):
-            scores = tuple(next(logprobs) for _ in job.answers)
-            if not all(map(math.isfinite, scores)):
-                error = BackendError("the model's output overflows; use dtype=bfloat16 or float32")
-                results.append((job.index, error))
-                continue
-            usage = Usage(
-                prompt_tokens=len(job.prompt.token_ids),
-                generated_tokens=generation.tokens if generation else 0,
-                images=len(job.prompt.images),
-            )
-            text = generation.text if generation else None
-            results.append((job.index, Response(text, scores, usage)))
-        return results
-
-    def _score(self, batch: Sequence[_Job], rows: int) -> list[float]:
-        """Log-probabilities of all answers of the batch, job by job."""
-        pairs = [(job.prompt, answer) for job in batch for answer in job.answers]
-        return [
-            logprob
-            for start in range(0, len(pairs), rows)
-            for logprob in engine.score(self._checkpoint, pairs[start : start + rows])
-        ]
+        for decoding, indices in groups.items():
+            prompts = self._encoder.encode([requests[index].prompt for index in indices])
+            answers = self._encoder.encode_answers([requests[index].score for index in indices])
+            jobs = []
+            for index, prompt, scored in zip(indices, prompts, answers, strict=True):
+                if isinstance(prompt, BackendError):
+                    yield index, prompt
+                elif isinstance(scored, BackendError):
+                    yield index, scored
+                else:
+                    jobs.append(Job(index, prompt, requests[index].prompt.images, scored))
+            yield from self._engine.run(jobs, decoding)

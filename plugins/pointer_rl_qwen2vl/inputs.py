@@ -1,87 +1,95 @@
-"""From prompts to the tensors that a Qwen-VL model takes, as the official processor makes them.
+"""From prompts to what a Qwen-VL model takes, as the official processor makes it.
 
-The checkpoint's chat template writes the prompt with one <|image_pad|> an image; after tokenising,
-each is repeated once for every merged patch of its image. (The official processor repeats it in the
-text. It is a special token, so the tokens are the same, and this way long prompts are not
-tokenised pad by pad.)
-
-Shapes: B rows, L tokens of the longest row, P patches of all images, D numbers a patch.
+The checkpoint's chat template writes the prompt with one <|image_pad|> an image. The official
+processor repeats it in the text, once for every merged patch; here it is repeated after tokenising
+(`expand`). It is a special token, so the tokens are the same, and this way long prompts are not
+tokenised pad by pad, and tokenising needs no image.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Any
 
-import torch
 from jinja2 import TemplateError
-from torch import Tensor
 
-from pointer_rl.errors import InputError
-from pointer_rl.types import BackendError, ImageRef, Prompt
+from pointer_rl.types import BackendError, Prompt
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 
-__all__ = ["EncodedPrompt", "PromptEncoder", "left_pad"]
+__all__ = ["PromptEncoder", "expand"]
 
-_PIXEL_CACHE_BYTES = 512 * 2**20
-
-
-@dataclass(frozen=True)
-class Patches:
-    """One preprocessed image."""
-
-    pixels: Tensor
-    """[patches, D], in the model's dtype"""
-    grid: Tensor
-    """[1, 3] int64: patches in time, height and width"""
-    tokens: int
-    """How many <|image_pad|> stand for it: patches after merging."""
-
-
-@dataclass(frozen=True)
-class EncodedPrompt:
-    """A prompt as the model sees it, images in the order of their places."""
-
-    token_ids: list[int]
-    images: tuple[Patches, ...]
+_PIECES = 100_000
+"""Pieces of prompts whose tokens are kept."""
 
 
 class PromptEncoder:
-    """Renders, tokenises and preprocesses; keeps the images that it met last."""
+    """Renders and tokenises; opens no image."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._tokenizer = checkpoint.tokenizer
         self._template = checkpoint.chat_template
         self._image_token_id = checkpoint.image_token_id
-        self._image_processor = checkpoint.image_processor
-        self._dtype = checkpoint.model.dtype
-        self._cache: OrderedDict[str, Patches] = OrderedDict()
-        self._cached_bytes = 0
+        self._special = _special_tokens(checkpoint.tokenizer)
+        self._pieces: dict[str, list[int]] = {}
 
-    def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt | BackendError]:
-        """Each prompt up to where the model begins to answer, or why it cannot be shown."""
+    def encode(self, prompts: Sequence[Prompt]) -> list[list[int] | BackendError]:
+        """The tokens of each prompt up to where the model begins to answer, or why it has none.
+
+        One <|image_pad|> stands for each image.
+        """
         rendered = [self._render(prompt) for prompt in prompts]
         texts = [text for text in rendered if isinstance(text, str)]
-        token_ids = iter(self._tokenizer(texts)["input_ids"] if texts else [])
+        token_ids = iter(self._tokenise_rendered(texts))
         return [
-            text if isinstance(text, BackendError) else self._insert_images(next(token_ids), prompt)
+            text if isinstance(text, BackendError) else self._check(next(token_ids), prompt)
             for text, prompt in zip(rendered, prompts, strict=True)
         ]
 
-    def encode_answers(self, answers: Sequence[str]) -> list[list[int]] | BackendError:
-        """The tokens of each answer alone.
+    def encode_answers(
+        self, answers: Sequence[tuple[str, ...]]
+    ) -> list[list[list[int]] | BackendError]:
+        """The tokens of each answer alone, for each request's answers.
 
         Tokenised apart from the prompt: generation, too, begins at a token boundary after the
         prompt, and a boundary that shifted with the answer would change the prompt it follows.
         """
-        if not answers:
-            return []
-        token_ids: list[list[int]] = self._tokenizer(list(answers), add_special_tokens=False)[
-            "input_ids"
+        distinct = list(dict.fromkeys(answer for each in answers for answer in each))
+        token_ids = dict(zip(distinct, self._tokenise(distinct, special=False), strict=True))
+        refused = {answer for answer in distinct if self._image_token_id in token_ids[answer]}
+        return [
+            BackendError("an answer to be scored contains the token <|image_pad|>")
+            if refused.intersection(each)
+            else [token_ids[answer] for answer in each]
+            for each in answers
         ]
-        if any(self._image_token_id in answer for answer in token_ids):
-            return BackendError("an answer to be scored contains the token <|image_pad|>")
+
+    def _tokenise_rendered(self, texts: Sequence[str]) -> list[list[int]]:
+        """Whole prompts, from pieces that are tokenised once: most have been seen before.
+
+        A special token is cut out before anything else happens to a text, so what stands before
+        it and after it are tokenised apart in any case.
+        """
+        if self._special is None:
+            return self._tokenise(list(texts), special=True)
+        split = [self._special.split(text) for text in texts]
+        new = [each for each in dict.fromkeys(chain(*split)) if each not in self._pieces]
+        if len(self._pieces) + len(new) > _PIECES:
+            self._pieces.clear()
+            new = list(dict.fromkeys(chain(*split)))
+        self._pieces |= zip(new, self._tokenise(new, special=False), strict=True)
+        return [list(chain(*map(self._pieces.__getitem__, pieces))) for pieces in split]
+
+    def _tokenise(self, texts: list[str], *, special: bool) -> list[list[int]]:
+        if not texts:
+            return []
+        token_ids: list[list[int]] = self._tokenizer(
+            texts,
+            add_special_tokens=special,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
         return token_ids
 
     def _render(self, prompt: Prompt) -> str | BackendError:
@@ -106,69 +114,40 @@ class PromptEncoder:
             return BackendError(f"the chat template refuses the prompt: {error}")
         return text
 
-    def _insert_images(self, token_ids: list[int], prompt: Prompt) -> EncodedPrompt | BackendError:
-        if token_ids.count(self._image_token_id) != len(prompt.images):
-            return BackendError(
-                f"the prompt has {len(prompt.images)} images but"
-                f" {token_ids.count(self._image_token_id)} <|image_pad|>: a question or answer"
-                " contains that token, or the chat template has no place for images"
-            )
-        try:
-            images = tuple(self._patches(image) for image in prompt.images)
-        except InputError as error:
-            return BackendError(str(error))
-        expanded: list[int] = []
-        remaining = iter(images)
-        for token_id in token_ids:
-            if token_id == self._image_token_id:
-                expanded += [token_id] * next(remaining).tokens
-            else:
-                expanded.append(token_id)
-        return EncodedPrompt(expanded, images)
-
-    def _patches(self, image: ImageRef) -> Patches:
-        key = image.key
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
-        picture = image.open()
-        try:
-            features = self._image_processor(images=[picture], return_tensors="pt")
-        except ValueError as error:  # an aspect ratio beyond 200
-            raise InputError(f"image {key[:12]}, {picture.size} pixels: {error}") from error
-        patches = Patches(
-            pixels=features["pixel_values"].to(self._dtype),
-            grid=features["image_grid_thw"],
-            tokens=int(features["image_grid_thw"].prod()) // self._image_processor.merge_size**2,
+    def _check(self, token_ids: list[int], prompt: Prompt) -> list[int] | BackendError:
+        pads, images = token_ids.count(self._image_token_id), len(prompt.images)
+        if pads == images:
+            return token_ids
+        return BackendError(
+            f"the prompt has {images} images but {pads} <|image_pad|>: a question or answer"
+            " contains that token, or the chat template has no place for images"
         )
-        self._cache[key] = patches
-        self._cached_bytes += patches.pixels.nbytes
-        while self._cached_bytes > _PIXEL_CACHE_BYTES:
-            _, oldest = self._cache.popitem(last=False)
-            self._cached_bytes -= oldest.pixels.nbytes
-        return patches
 
 
-def left_pad(
-    rows: Sequence[tuple[EncodedPrompt, Sequence[int]]], checkpoint: Checkpoint
-) -> dict[str, Tensor]:
-    """The model's arguments for rows of (prompt, tokens that follow it), on its device.
+def expand(token_ids: Sequence[int], pad: int, replacements: Iterable[Sequence[int]]) -> list[int]:
+    """The tokens with each `pad` replaced by the next of the replacements."""
+    expanded: list[int] = []
+    remaining = iter(replacements)
+    for token_id in token_ids:
+        if token_id == pad:
+            expanded += next(remaining)
+        else:
+            expanded.append(token_id)
+    return expanded
 
-    input_ids, attention_mask, mm_token_type_ids (1 at images, else 0): [B, L] int64, rows end
-    together. Where there are images also pixel_values [P, D] and image_grid_thw [images, 3].
+
+def _special_tokens(tokenizer: Any) -> re.Pattern[str] | None:
+    """Matches the tokens at which a text may be cut; None for a tokenizer that looks across them.
+
+    Qwen's do not: they put nothing around a text, and their special tokens take no space along.
     """
-    token_ids = [[*prompt.token_ids, *following] for prompt, following in rows]
-    length = max(map(len, token_ids))
-    input_ids = torch.tensor([[checkpoint.pad_id] * (length - len(row)) + row for row in token_ids])
-    attention_mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in token_ids])
-    arguments = {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "mm_token_type_ids": (input_ids == checkpoint.image_token_id).long(),
-    }
-    images = [image for prompt, _ in rows for image in prompt.images]
-    if images:
-        arguments["pixel_values"] = torch.cat([image.pixels for image in images])
-        arguments["image_grid_thw"] = torch.cat([image.grid for image in images])
-    device = checkpoint.model.device
-    return {name: tensor.to(device) for name, tensor in arguments.items()}
+    added = tokenizer.added_tokens_decoder.values()
+    special = [each for each in added if each.special]
+    if (
+        tokenizer("a")["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]
+        or not special
+        or any(e.lstrip or e.rstrip or e.single_word or e.normalized for e in special)
+    ):
+        return None
+    longest_first = sorted((each.content for each in special), key=len, reverse=True)
+    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")

@@ -28,12 +28,20 @@ class Qwen2VLOptions:
     """Smaller images are enlarged to this many pixels; the checkpoint's own value by default."""
     max_pixels: int | None = None
     """Larger images are reduced to this many pixels; the checkpoint's own value by default."""
-    batch_size: int = 8
-    """Prompts that go through the model together; halved by itself where memory runs out."""
+    engine: Literal["shared", "plain"] = "shared"
+    """shared computes what prompts have in common once; plain is transformers' own generate."""
+    batch_tokens: int | None = None
+    """Tokens that go through the model together (by default 1,024 on a CPU, else 16,384); halved
+    by itself where memory runs out."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError("batch_size must be at least 1")
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise ValueError("batch_tokens must be at least 1")
+        if self.engine == "shared" and self.attn_implementation == "flash_attention_2":
+            raise ValueError(
+                "attn_implementation=flash_attention_2 takes no masks, which engine=shared needs;"
+                " use engine=plain with it, or sdpa"
+            )
         for name, pixels in (("min_pixels", self.min_pixels), ("max_pixels", self.max_pixels)):
             if pixels is not None and pixels < 1:
                 raise ValueError(f"{name} must be at least 1")

@@ -34,7 +34,7 @@ def main() -> None:
                 output_path=path,
                 trials=TrialOptions(
                     dataset=Named("glyphs", options),
-                    backend=Named("qwen2vl", {"batch_size": 32}),
+                    backend=Named("qwen2vl"),
                     prompt=Named("short-answer"),
                     metric=Named("vqa"),
                     limit=limit,

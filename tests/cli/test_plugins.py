@@ -19,7 +19,7 @@ def test_json_has_the_options(cli):
     assert backend["aliases"]["qwen2.5_vl_3B"] == {"model": "Qwen/Qwen2.5-VL-3B-Instruct"}
     options = {option["name"]: option for option in backend["options"]}
     assert options["model"]["required"]
-    assert options["batch_size"]["type"] == "int"
+    assert options["batch_tokens"]["type"] == "int | None"
     assert all(option["help"] for option in backend["options"])
 
 

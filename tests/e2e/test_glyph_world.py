@@ -76,7 +76,7 @@ def test_the_same_command_writes_the_same_bytes_and_batches_change_no_answer(gen
     )
     run(*arguments)
     assert again.read_bytes() == path.read_bytes()
-    run(*arguments, "--backend-opt", "batch_size=3")
+    run(*arguments, "--backend-opt", "batch_tokens=200")
     one, other = ([c["vqa_pred_answer"] for c, _ in candidates(p)] for p in (path, again))
     assert one == other
 
@@ -106,4 +106,4 @@ def test_the_card_reaches_its_goals():
 
 def _model():
     dataset = registry().create("dataset", "glyphs")
-    return {"model": dataset.companions.model, "batch_size": 32}
+    return {"model": dataset.companions.model}

@@ -66,18 +66,20 @@ def test_auto_is_bfloat16_on_cuda(folder, requests):
     checkpoint = load_checkpoint(Qwen2VLOptions(model=str(folder)))
     assert checkpoint.model.device.type == "cuda"
     assert checkpoint.model.dtype == torch.bfloat16
-    for result in answers(Qwen2VLBackend(checkpoint, batch_size=8), requests):
+    for result in answers(Qwen2VLBackend(checkpoint), requests):
         assert all(map(math.isfinite, result.score_logprobs))
 
 
 def test_memory_that_runs_out_for_real_halves_the_batch(folder, requests):
     checkpoint = load_checkpoint(Qwen2VLOptions(model=str(folder), dtype="float32"))
-    expected = answers(Qwen2VLBackend(checkpoint, batch_size=8), requests)
+    expected = answers(Qwen2VLBackend(checkpoint), requests)
 
     def allocate_too_much(module, args, kwargs):
-        if len(kwargs["input_ids"]) > 3:
+        if len(kwargs["inputs_embeds"]) > 3:
             torch.empty(2**50, dtype=torch.uint8, device="cuda")
 
-    checkpoint.model.register_forward_pre_hook(allocate_too_much, with_kwargs=True)
-    results = answers(Qwen2VLBackend(checkpoint, batch_size=8), requests)
+    checkpoint.model.model.language_model.register_forward_pre_hook(
+        allocate_too_much, with_kwargs=True
+    )
+    results = answers(Qwen2VLBackend(checkpoint), requests)
     assert [result.text for result in results] == [result.text for result in expected]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pointer_rl.images import ImageBytes
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response
-from pointer_rl_qwen2vl import Qwen2VLOptions, create_backend, inputs
+from pointer_rl_qwen2vl import Qwen2VLOptions, create_backend, patches
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend
 from pointer_rl_qwen2vl.checkpoint import load_checkpoint
 
@@ -47,6 +47,11 @@ def answers(backend: Qwen2VLBackend, requests: list[Request]) -> list[Response |
     return [results[index] for index in range(len(requests))]
 
 
+@pytest.fixture(params=("shared", "plain"))
+def engine(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture
 def checkpoint(tiny_qwen):
     return load_checkpoint(Qwen2VLOptions(model=str(tiny_qwen("qwen2_5_vl")), device="cpu"))
@@ -71,18 +76,21 @@ class CountedImage:
         return self.image.open()
 
 
-def test_an_image_is_opened_once_while_it_fits_the_cache(checkpoint, monkeypatch):
+def test_an_image_is_opened_once_while_it_fits_the_cache(checkpoint, engine, monkeypatch):
     opened: list[str] = []
     one, other = (CountedImage(picture(seed), opened) for seed in (1, 2))
     again = CountedImage(picture(1), opened)
     prompts = [ask(one, other, "this?"), ask(again, "this?"), ask(other, one, "this?")]
     requests = [Request(prompt, GREEDY) for prompt in prompts]
-    answers(Qwen2VLBackend(checkpoint, batch_size=2), requests)
-    assert opened == [one.key, other.key]
+    backend = Qwen2VLBackend(checkpoint, engine=engine)
+    for _ in range(2):
+        answers(backend, requests)
+        assert sorted(opened) == sorted([one.key, other.key])
     opened.clear()
-    monkeypatch.setattr(inputs, "_PIXEL_CACHE_BYTES", 0)
-    answers(Qwen2VLBackend(checkpoint, batch_size=2), requests)
-    assert len(opened) == 5
+    monkeypatch.setattr(patches, "_CAPACITY_BYTES", 0)
+    answers(Qwen2VLBackend(checkpoint, engine=engine), requests)
+    # Within a window the shared engine keeps features: what was cut into patches may go.
+    assert len(opened) == (2 if engine == "shared" else 5)
 
 
 @pytest.mark.parametrize(
@@ -94,8 +102,8 @@ def test_an_image_is_opened_once_while_it_fits_the_cache(checkpoint, monkeypatch
     ],
     ids=["unreadable", "too narrow", "pad in the text"],
 )
-def test_a_bad_prompt_fails_alone(checkpoint, prompt, why):
-    backend = Qwen2VLBackend(checkpoint, batch_size=8)
+def test_a_bad_prompt_fails_alone(checkpoint, engine, prompt, why):
+    backend = Qwen2VLBackend(checkpoint, engine=engine)
     expected = answers(backend, [Request(each, GREEDY, ANSWERS) for each in PROMPTS])
     requests = [Request(each, GREEDY, ANSWERS) for each in (*PROMPTS[:2], prompt, *PROMPTS[2:])]
     results = answers(backend, requests)
@@ -106,7 +114,7 @@ def test_a_bad_prompt_fails_alone(checkpoint, prompt, why):
 
 
 def test_a_bad_answer_to_score_fails_alone(checkpoint):
-    backend = Qwen2VLBackend(checkpoint, batch_size=8)
+    backend = Qwen2VLBackend(checkpoint)
     results = answers(
         backend,
         [Request(PROMPTS[0], None, ("a", "<|image_pad|>")), Request(PROMPTS[1], None, ("a",))],
@@ -147,48 +155,115 @@ def test_max_pixels_and_min_pixels_set_the_number_of_image_tokens(tiny_qwen, fam
 # --- memory ---
 
 
-def limit_memory(checkpoint, rows: int) -> None:
-    """As if no more than `rows` rows fitted."""
+def limit_memory(checkpoint, tokens: int, rows: int = 1000) -> None:
+    """As if no more than so many tokens, or rows, fitted."""
 
     def refuse(module, args, kwargs):
-        if len(kwargs["input_ids"]) > rows:
+        if kwargs["inputs_embeds"][..., 0].numel() > tokens or len(kwargs["inputs_embeds"]) > rows:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
 
-    checkpoint.model.register_forward_pre_hook(refuse, with_kwargs=True)
+    checkpoint.model.model.language_model.register_forward_pre_hook(refuse, with_kwargs=True)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3])
-def test_a_batch_that_does_not_fit_is_halved(checkpoint, caplog, rows):
+@pytest.mark.parametrize("tokens", [64, 90, 150])
+def test_a_batch_that_does_not_fit_is_halved(checkpoint, engine, caplog, tokens):
     requests = [Request(prompt, GREEDY, ANSWERS) for prompt in (*PROMPTS, *PROMPTS[:3])]
-    expected = answers(Qwen2VLBackend(checkpoint, batch_size=7), requests)
-    limit_memory(checkpoint, rows)
-    backend = Qwen2VLBackend(checkpoint, batch_size=7)
+    expected = answers(Qwen2VLBackend(checkpoint, engine=engine), requests)
+    limit_memory(checkpoint, tokens)
+    backend = Qwen2VLBackend(checkpoint, engine=engine)
     results = answers(backend, requests)
     for result, full in zip(results, expected, strict=True):
         assert result.text == full.text
         assert result.usage == full.usage
         assert result.score_logprobs == pytest.approx(full.score_logprobs, rel=1e-4)
-    sizes = [3] if rows == 3 else [3, 1]
-    warned = [record.getMessage() for record in caplog.records]
-    assert [f"batch_size={size} " in message for size, message in zip(sizes, warned, strict=True)]
+    assert all("out of memory" in record.getMessage() for record in caplog.records)
+    assert 0 < len(caplog.records) < 8
+    caplog.clear()
     answers(backend, requests)  # what was learnt is kept: no pass fails again
-    assert len(caplog.records) == len(sizes)
+    assert not caplog.records
 
 
-def test_a_prompt_that_does_not_fit_alone_is_an_error(checkpoint):
+def test_a_prompt_that_does_not_fit_alone_is_an_error(checkpoint, engine):
     limit_memory(checkpoint, 0)
     for request in (Request(PROMPTS[0], GREEDY), Request(PROMPTS[0], None, ANSWERS)):
-        [result] = answers(Qwen2VLBackend(checkpoint, batch_size=4), [request])
+        [result] = answers(Qwen2VLBackend(checkpoint, engine=engine), [request])
         assert isinstance(result, BackendError)
         assert "out of memory on a single prompt" in result.message
         assert "\n" not in result.message
 
 
-def test_scores_that_are_no_numbers_are_an_error(checkpoint):
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rows_that_do_not_fit_while_decoding_are_decoded_fewer_at_a_time(
+    checkpoint, engine, caplog, rows
+):
+    requests = [Request(prompt, GREEDY, ANSWERS) for prompt in PROMPTS]
+    expected = answers(Qwen2VLBackend(checkpoint, engine=engine), requests)
+    limit_memory(checkpoint, 1000, rows)
+    results = answers(Qwen2VLBackend(checkpoint, engine=engine), requests)
+    for result, full in zip(results, expected, strict=True):
+        assert result.text == full.text
+        assert result.score_logprobs == pytest.approx(full.score_logprobs, rel=1e-4)
+    assert caplog.records
+
+
+def test_many_answers_that_do_not_fit_are_scored_fewer_at_a_time(checkpoint):
+    scored = tuple(f"a dog {number}" for number in range(30))
+    request = Request(PROMPTS[0], GREEDY, scored)
+    [expected] = answers(Qwen2VLBackend(checkpoint), [request])
+    limit_memory(checkpoint, 70)
+    [result] = answers(Qwen2VLBackend(checkpoint), [request])
+    assert result.text == expected.text
+    assert result.score_logprobs == pytest.approx(expected.score_logprobs, rel=1e-4)
+
+
+def test_a_prompt_that_does_not_fit_leaves_the_others_as_they_were(checkpoint):
+    """Where one prompt is too long, the batches of others stay as large as they were."""
+    requests = [Request(prompt, GREEDY, ANSWERS) for prompt in (*PROMPTS, *PROMPTS[:3])]
+    passes: list[int] = []
+
+    def refuse_long(module, args, kwargs):
+        passes.append(1)
+        if kwargs["inputs_embeds"].shape[1] > 200:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    checkpoint.model.model.language_model.register_forward_pre_hook(refuse_long, with_kwargs=True)
+    backend = Qwen2VLBackend(checkpoint)
+    expected = answers(backend, requests)
+    usual = len(passes)
+    # Two, so that they fail together first.
+    long = [Request(ask(word * 90), GREEDY) for word in ("a dog? ", "dog? a ")]
+    results = answers(backend, [*requests, *long])
+    for _ in long:
+        assert "out of memory on a single prompt" in results.pop().message
+    assert [each.text for each in results] == [each.text for each in expected]
+    passes.clear()
+    assert answers(backend, requests) == expected
+    assert len(passes) == usual
+
+
+@pytest.mark.parametrize("images", [0, 1, 2])
+def test_images_that_do_not_fit_are_encoded_fewer_at_a_time(checkpoint, images):
+    requests = [Request(prompt, GREEDY) for prompt in PROMPTS]
+    expected = answers(Qwen2VLBackend(checkpoint), requests)
+
+    def refuse(module, args, kwargs):
+        if len(kwargs["grid_thw"]) > images:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
+
+    checkpoint.model.model.visual.register_forward_pre_hook(refuse, with_kwargs=True)
+    results = answers(Qwen2VLBackend(checkpoint), requests)
+    if images:
+        assert [each.text for each in results] == [each.text for each in expected]
+        return
+    assert [isinstance(each, BackendError) for each in results] == [True, False, True, True]
+    assert "out of memory on an image" in results[0].message
+    assert "\n" not in results[0].message
+
+
+def test_scores_that_are_no_numbers_are_an_error(checkpoint, engine):
     with torch.no_grad():
         checkpoint.model.lm_head.weight[0] = float("inf")
-    [result] = answers(
-        Qwen2VLBackend(checkpoint, batch_size=4), [Request(PROMPTS[0], None, ("a",))]
-    )
+    backend = Qwen2VLBackend(checkpoint, engine=engine)
+    [result] = answers(backend, [Request(PROMPTS[0], None, ("a",))])
     assert isinstance(result, BackendError)
     assert "bfloat16" in result.message

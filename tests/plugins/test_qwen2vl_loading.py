@@ -57,7 +57,9 @@ def test_the_entry_module_is_light():
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"batch_size": "0"}, "batch_size"),
+        ({"batch_tokens": "0"}, "batch_tokens"),
+        ({"engine": "fast"}, "not one of"),
+        ({"attn_implementation": "flash_attention_2"}, "use engine=plain"),
         ({"max_pixels": "0"}, "max_pixels"),
         ({"min_pixels": "9", "max_pixels": "8"}, "must not exceed"),
         ({"dtype": "int8"}, "not one of"),
@@ -180,7 +182,7 @@ def test_a_device_that_is_not_there_is_refused(folder):
 
 def test_flash_attention_is_refused_where_it_cannot_run(folder):
     with pytest.raises(InputError, match="needs a CUDA device"):
-        load(folder, attn_implementation="flash_attention_2")
+        load(folder, attn_implementation="flash_attention_2", engine="plain")
 
 
 def test_a_model_that_does_not_fit_is_refused(folder, monkeypatch):
@@ -326,4 +328,4 @@ def test_flash_attention_without_its_package_names_it(folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(MissingExtraError, match="pip install flash-attn"):
-        load(folder, device="cuda", attn_implementation="flash_attention_2")
+        load(folder, device="cuda", attn_implementation="flash_attention_2", engine="plain")

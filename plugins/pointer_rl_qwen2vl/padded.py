@@ -1,34 +1,58 @@
 """Padded batches through a model: generation, and the log-probability of given answers.
 
 Shapes: B rows, L tokens of the longest row, A tokens of the longest answer with its end, V
-vocabulary.
+vocabulary, P patches of all images, D numbers a patch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from pointer_rl.types import Decoding
+from pointer_rl_qwen2vl.answers import Generation, first_stop, read, text_of
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
-from pointer_rl_qwen2vl.inputs import EncodedPrompt, left_pad
+from pointer_rl_qwen2vl.patches import ImagePatches
 
-__all__ = ["Generation", "generate", "score"]
+__all__ = ["EncodedPrompt", "generate", "left_pad", "score"]
 
 
 @dataclass(frozen=True)
-class Generation:
-    """What the model wrote after one prompt."""
+class EncodedPrompt:
+    """A prompt as the model sees it, images in the order of their places."""
 
-    text: str
-    """Without special tokens, and cut before the first stop string."""
-    tokens: int
-    """How many were generated, with the one that ended it."""
+    token_ids: list[int]
+    """An <|image_pad|> for every merged patch."""
+    images: tuple[ImagePatches, ...]
+
+
+def left_pad(
+    rows: Sequence[tuple[EncodedPrompt, Sequence[int]]], checkpoint: Checkpoint
+) -> dict[str, Tensor]:
+    """The model's arguments for rows of (prompt, tokens that follow it), on its device.
+
+    input_ids, attention_mask, mm_token_type_ids (1 at images, else 0): [B, L] int64, rows end
+    together. Where there are images also pixel_values [P, D] and image_grid_thw [images, 3].
+    """
+    token_ids = [[*prompt.token_ids, *following] for prompt, following in rows]
+    length = max(map(len, token_ids))
+    input_ids = torch.tensor([[checkpoint.pad_id] * (length - len(row)) + row for row in token_ids])
+    attention_mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in token_ids])
+    arguments = {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "mm_token_type_ids": (input_ids == checkpoint.image_token_id).long(),
+    }
+    images = [image for prompt, _ in rows for image in prompt.images]
+    if images:
+        arguments["pixel_values"] = torch.cat([image.pixels for image in images])
+        arguments["image_grid_thw"] = torch.tensor([image.grid for image in images])
+    device = checkpoint.model.device
+    return {name: tensor.to(device) for name, tensor in arguments.items()}
 
 
 @torch.inference_mode()
@@ -47,13 +71,13 @@ def generate(
         **(beams if decoding.num_beams > 1 else {}),
     )
     prompt_length = arguments["input_ids"].shape[1]
-    criteria = [_StopStrings(checkpoint.tokenizer, decoding.stop, prompt_length)]
+    criteria = [_StopStrings(checkpoint, decoding.stop, prompt_length)]
     sequences = checkpoint.model.generate(
         **arguments,
         generation_config=config,
         stopping_criteria=StoppingCriteriaList(criteria if decoding.stop else []),
     )
-    return [_read(row, checkpoint, decoding.stop) for row in sequences[:, prompt_length:].tolist()]
+    return [read(row, checkpoint, decoding.stop) for row in sequences[:, prompt_length:].tolist()]
 
 
 @torch.inference_mode()
@@ -89,34 +113,13 @@ class _StopStrings(StoppingCriteria):  # type: ignore[misc]  # transformers carr
     index a large vocabulary.)
     """
 
-    def __init__(self, tokenizer: Any, stop: tuple[str, ...], prompt_length: int) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, checkpoint: Checkpoint, stop: tuple[str, ...], prompt_length: int) -> None:
+        self._checkpoint = checkpoint
         self._stop = stop
         self._prompt_length = prompt_length
 
     def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Tensor:
-        texts = self._tokenizer.batch_decode(
-            input_ids[:, self._prompt_length :],
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=False,
-        )
-        done = [_first_stop(text, self._stop) is not None for text in texts]
+        rows = input_ids[:, self._prompt_length :].tolist()
+        texts = [text_of(row, self._checkpoint) for row in rows]
+        done = [first_stop(text, self._stop) is not None for text in texts]
         return torch.tensor(done, device=input_ids.device)
-
-
-def _first_stop(text: str, stop: tuple[str, ...]) -> int | None:
-    """Where the first stop string begins in the text."""
-    return min((place for each in stop if (place := text.find(each)) >= 0), default=None)
-
-
-def _read(token_ids: list[int], checkpoint: Checkpoint, stop: tuple[str, ...]) -> Generation:
-    """Cut one row of new tokens where its generation ended: at an end token, or at padding."""
-    end = next((place for place, id_ in enumerate(token_ids) if id_ in checkpoint.stop_ids), None)
-    written = token_ids[:end]
-    text: str = checkpoint.tokenizer.decode(
-        written, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    cut = _first_stop(text, stop)
-    if cut is None:
-        return Generation(text, len(written) + (end is not None))
-    return Generation(text[:cut], len(written))

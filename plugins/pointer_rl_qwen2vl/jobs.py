@@ -1,0 +1,52 @@
+"""What goes through an engine, and what comes back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pointer_rl.types import BackendError, Decoding, ImageRef, Response, Usage
+from pointer_rl_qwen2vl.answers import Generation
+
+__all__ = ["OVERFLOW", "Engine", "Job", "Result", "respond"]
+
+OVERFLOW = "the model's output overflows; use dtype=bfloat16 or float32"
+
+Result = Response | BackendError
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request whose text has been tokenised."""
+
+    index: int
+    """Of the request."""
+    token_ids: list[int]
+    """The prompt, with one <|image_pad|> an image."""
+    images: tuple[ImageRef, ...]
+    answers: list[list[int]]
+    """To be scored, without the token that ends them."""
+
+
+class Engine(Protocol):
+    """A way to take jobs through the model."""
+
+    def run(self, jobs: Sequence[Job], decoding: Decoding | None) -> Iterator[tuple[int, Result]]:
+        """Generate (unless `decoding` is None) and score: each job's index and result, once."""
+        ...
+
+
+def respond(
+    job: Job, prompt_tokens: int, generation: Generation | None, scores: Sequence[float]
+) -> tuple[int, Result]:
+    """The job's index and result. Scores that are no numbers make it a failure."""
+    if not all(map(math.isfinite, scores)):
+        return job.index, BackendError(OVERFLOW)
+    usage = Usage(
+        prompt_tokens=prompt_tokens,
+        generated_tokens=generation.tokens if generation else 0,
+        images=len(job.images),
+    )
+    return job.index, Response(generation.text if generation else None, tuple(scores), usage)

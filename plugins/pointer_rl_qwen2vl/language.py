@@ -1,0 +1,186 @@
+"""Pieces of prompts through the language model, each after the keys and values of its prefix.
+
+Called is the language model inside the model: embeddings, features, positions and mask come from
+here, and no size is worked out twice. The mask is a 4D additive one, which transformers passes on
+to the attention as it is. It is 0 where a token may look and the dtype's lowest number elsewhere:
+after the softmax that is a weight of exactly 0, so neither padding nor what else lies in a row's
+memory has any part in a result. (Not -inf: a padding token that sees nothing would become NaN.)
+
+Shapes: B rows, P places of the prefix, S tokens of the longest piece with its tree, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pointer_rl_qwen2vl.checkpoint import Checkpoint
+from pointer_rl_qwen2vl.continuations import NO_ANSWERS, AnswerTree
+from pointer_rl_qwen2vl.keyvalues import PrefixStore, RowCache
+from pointer_rl_qwen2vl.layout import Layout
+
+__all__ = ["OVERFLOWED", "LanguageModel", "Piece"]
+
+OVERFLOWED = -1
+"""In place of a token."""
+
+_LOGITS_BYTES = 128 * 2**20
+"""Of logits at a time: a vocabulary has 150,000 tokens."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A row of a batch: tokens after a shared prefix, and the answers that follow them."""
+
+    layout: Layout
+    prefix: NDArray[np.int64]
+    """[P] places of its prefix in the store."""
+    tree: AnswerTree = NO_ANSWERS
+
+    @property
+    def length(self) -> int:
+        """Tokens that it adds."""
+        return len(self.layout.token_ids) + len(self.tree.token_ids)
+
+
+class LanguageModel:
+    """A checkpoint's language model, a batch of pieces at a time."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._model = checkpoint.model.model.language_model
+        self._head = checkpoint.model.lm_head
+        self._embed = checkpoint.model.get_input_embeddings()
+        self._pad_id = checkpoint.pad_id
+        self.device: torch.device = checkpoint.model.device
+        self.dtype: torch.dtype = checkpoint.model.dtype
+        self._lowest = torch.finfo(self.dtype).min
+        self._part = max(
+            1, _LOGITS_BYTES // (4 * checkpoint.model.config.get_text_config().vocab_size)
+        )
+
+    def prefill(
+        self, pieces: Sequence[Piece], store: PrefixStore | None, cache: RowCache
+    ) -> Tensor:
+        """Hidden states [B, S, H] of the pieces, and their keys and values into the cache.
+
+        The cache's columns: the prefix from 0 on, the piece from the longest prefix' length on.
+        """
+        prefix_lengths = [len(piece.prefix) for piece in pieces]
+        longest = max(prefix_lengths)
+        if longest:
+            assert store is not None
+            places = np.full((len(pieces), longest), PrefixStore.NOWHERE, dtype=np.int64)
+            for row, piece in enumerate(pieces):
+                places[row, : prefix_lengths[row]] = piece.prefix
+            store.read(cache, self._tensor(places))
+        cache.places = longest
+        length = max(piece.length for piece in pieces)
+        token_ids = np.full((len(pieces), length), self._pad_id, dtype=np.int64)
+        positions = np.zeros((3, len(pieces), length), dtype=np.int64)
+        # [B, S, P + S]: all of the own prefix, and of the piece what stands before.
+        visible = np.zeros((len(pieces), length, longest + length), dtype=np.bool_)
+        visible[:, :, longest:] = np.tri(length, dtype=np.bool_)
+        for row, piece in enumerate(pieces):
+            end = len(piece.layout.token_ids)
+            token_ids[row, :end] = piece.layout.token_ids
+            positions[:, row, :end] = piece.layout.positions
+            visible[row, :, : prefix_lengths[row]] = True
+            if piece.tree.token_ids:
+                following = slice(end, piece.length)
+                token_ids[row, following] = piece.tree.token_ids
+                positions[:, row, following] = piece.layout.next_position + piece.tree.depths
+                places_of_tree = slice(longest + end, longest + piece.length)
+                visible[row, following, places_of_tree] = piece.tree.visible
+        embeds = self._embed(self._tensor(token_ids))
+        deepstack = self._insert_images(pieces, embeds)
+        output = self._model(
+            inputs_embeds=embeds,
+            position_ids=self._tensor(positions),
+            attention_mask=self.mask(self._tensor(visible)[:, None]),
+            past_key_values=cache,
+            use_cache=True,
+            **deepstack,
+        )
+        cache.places += length
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def step(self, token_ids: Tensor, positions: Tensor, mask: Tensor, cache: RowCache) -> Tensor:
+        """One token a row: [B] ids at positions [B], additive mask [B, 1, 1, places] → [B, H]."""
+        output = self._model(
+            inputs_embeds=self._embed(token_ids[:, None]),
+            position_ids=positions[None, :, None].expand(3, -1, -1),
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache.places += 1
+        hidden: Tensor = output.last_hidden_state
+        return hidden[:, 0]
+
+    def mask(self, visible: Tensor) -> Tensor:
+        """The additive mask of a boolean one."""
+        mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
+        return mask.masked_fill_(~visible, self._lowest)
+
+    def predict(
+        self, hidden: Tensor, wanted: Sequence[tuple[int, int]]
+    ) -> tuple[list[int], list[float]]:
+        """What comes after each of [N, H]: the likeliest token, and how likely those wanted are.
+
+        wanted: (row of N, token), whose natural log-probabilities are returned in that order.
+        OVERFLOWED stands for the likeliest token where the logits are no numbers.
+        """
+        best: list[Tensor] = []
+        found: list[Tensor] = []
+        order = sorted(range(len(wanted)), key=lambda index: wanted[index][0])
+        rows = np.array([wanted[index][0] for index in order], dtype=np.int64)
+        tokens = np.array([wanted[index][1] for index in order], dtype=np.int64)
+        for start in range(0, len(hidden), self._part):
+            logits = self._head(hidden[start : start + self._part]).float()
+            highest = logits.max(dim=-1)
+            best.append(highest.indices.where(highest.values.isfinite(), OVERFLOWED))
+            mine = slice(*np.searchsorted(rows, (start, start + self._part)))
+            if len(rows[mine]):
+                row_W, token_W = self._tensor(rows[mine] - start), self._tensor(tokens[mine])
+                found.append(logits[row_W, token_W] - logits.logsumexp(dim=-1)[row_W])
+        logprobs = [0.0] * len(wanted)
+        if found:
+            for index, value in zip(order, torch.cat(found).tolist(), strict=True):
+                logprobs[index] = value
+        likeliest: list[int] = torch.cat(best).tolist()
+        return likeliest, logprobs
+
+    def _insert_images(self, pieces: Sequence[Piece], embeds: Tensor) -> dict[str, object]:
+        """Put the images' features into their places; what deepstack layers are to be handed."""
+        rows, length, _ = embeds.shape
+        images = [
+            (row * length + place, features)
+            for row, piece in enumerate(pieces)
+            for place, features in piece.layout.images
+        ]
+        if not images:
+            return {}
+        places = np.concatenate(
+            [place + np.arange(len(features.embeds)) for place, features in images]
+        )
+        index = self._tensor(places)
+        flat = embeds.view(rows * length, -1)
+        flat[index] = torch.cat([features.embeds for _, features in images])
+        if not images[0][1].deepstack:
+            return {}
+        is_image = torch.zeros(rows * length, dtype=torch.bool, device=self.device)
+        is_image[index] = True
+        layers = zip(*(features.deepstack for _, features in images), strict=True)
+        return {
+            "visual_pos_masks": is_image.view(rows, length),
+            "deepstack_visual_embeds": [torch.cat(layer) for layer in layers],
+        }
+
+    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array).to(self.device)

@@ -1,0 +1,155 @@
+"""What is planned before a model is called: prefixes, answer trees, positions, tokens."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from qwen_reference import MODEL_NAMES
+
+from pointer_rl_qwen2vl import Qwen2VLOptions
+from pointer_rl_qwen2vl.checkpoint import load_checkpoint
+from pointer_rl_qwen2vl.continuations import AnswerTree
+from pointer_rl_qwen2vl.inputs import PromptEncoder
+from pointer_rl_qwen2vl.layout import lay_out
+from pointer_rl_qwen2vl.prefixes import find_prefixes
+from pointer_rl_qwen2vl.vision import Features
+
+# Few symbols, so that much is shared; negative ones are images.
+ELEMENTS = st.integers(-2, 2)
+PROMPTS = st.lists(st.lists(ELEMENTS, min_size=1, max_size=7), max_size=12).map(sorted)
+
+
+def width(element: int) -> int:
+    return 1 if element >= 0 else 5
+
+
+def path(plan, parent: int | None) -> list[int]:
+    """The prefixes that lead to one, the first first."""
+    found: list[int] = []
+    while parent is not None:
+        found.insert(0, parent)
+        parent = plan.nodes[parent].parent
+    return found
+
+
+@given(PROMPTS, st.sampled_from([1, 3, 8, 1000]))
+def test_prefixes_and_what_follows_make_up_each_prompt(prompts, worth):
+    plan = find_prefixes(prompts, width, worth)
+    assert len(plan.parents) == len(prompts)
+    for prompt, parent in zip(prompts, plan.parents, strict=True):
+        built: list[int] = []
+        for depth, index in enumerate(path(plan, parent)):
+            node = plan.nodes[index]
+            assert (node.start, node.depth) == (len(built), depth)
+            assert node.parent is None or node.parent < index
+            built += prompts[node.row][node.start : node.end]
+        assert built == prompt[: len(built)]
+        assert len(built) < len(prompt)  # the last element is each one's own
+
+
+@given(PROMPTS)
+def test_with_no_threshold_nothing_is_computed_twice(prompts):
+    plan = find_prefixes(prompts, width, 1)
+    spent = sum(sum(map(width, prompts[n.row][n.start : n.end])) for n in plan.nodes)
+    for prompt, parent in zip(prompts, plan.parents, strict=True):
+        start = 0 if parent is None else plan.nodes[parent].end
+        spent += sum(map(width, prompt[start:]))
+    distinct = {tuple(prompt[:end]) for prompt in prompts for end in range(1, len(prompt))}
+    naive = sum(width(prefix[-1]) for prefix in distinct)
+    assert spent == naive + sum(width(prompt[-1]) for prompt in prompts)
+
+
+@given(PROMPTS, st.integers(1, 30))
+def test_a_prefix_saves_what_it_has_to(prompts, worth):
+    plan = find_prefixes(prompts, width, worth)
+    for index, node in enumerate(plan.nodes):
+        users = plan.parents.count(index) + [n.parent for n in plan.nodes].count(index)
+        size = sum(map(width, prompts[node.row][node.start : node.end]))
+        assert size * (users - 1) >= worth
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=5), max_size=8))
+def test_an_answer_tree_holds_each_beginning_once(answers):
+    tree = AnswerTree.merge(answers, end=9)
+    beginnings = {tuple(answer[:end]) for answer in answers for end in range(1, len(answer) + 1)}
+    assert len(tree.token_ids) == len(beginnings)
+    for answer, predicted in zip(answers, tree.predicted, strict=True):
+        assert [token for _, token in predicted] == [*answer, 9]
+        places = [place for place, _ in predicted]
+        assert places[0] == 0
+        for number, place in enumerate(places[1:]):
+            assert tree.token_ids[place - 1] == answer[number]
+            assert tree.depths[place - 1] == number
+            seen = [place - 1 for place in places[1 : number + 2]]
+            assert tree.visible[place - 1].nonzero()[0].tolist() == sorted(seen)
+            assert tree.children[places[number], answer[number]] == place
+
+
+GRIDS = ((1, 1), (2, 3), (4, 2))
+IMAGE_TOKEN = 77
+
+
+def features(element: int) -> Features:
+    rows, columns = GRIDS[-element - 1]
+    return Features(torch.zeros(rows * columns, 4), (), (rows, columns))
+
+
+@pytest.mark.parametrize("family", list(MODEL_NAMES))
+def test_positions_are_the_models_own_wherever_a_prompt_is_cut(tiny_qwen, family):
+    model_class = getattr(transformers, f"{MODEL_NAMES[family]}ForConditionalGeneration")
+    model = model_class.from_pretrained(tiny_qwen(family)).model
+
+    @given(st.lists(st.integers(-3, 3), min_size=1, max_size=9), st.data())
+    def check(elements, data):
+        whole = lay_out(elements, 0, features, IMAGE_TOKEN)
+        ids = torch.tensor([whole.token_ids])
+        # Images that touch could not be told apart: there is always a token between them.
+        touching = any(a < 0 and b < 0 for a, b in itertools.pairwise(elements))
+        if not touching:
+            grids = [(1, 2 * GRIDS[-e - 1][0], 2 * GRIDS[-e - 1][1]) for e in elements if e < 0]
+            theirs, delta = model.get_rope_index(
+                ids,
+                (ids == IMAGE_TOKEN).long(),
+                image_grid_thw=torch.tensor(grids) if grids else None,
+            )
+            assert theirs[:, 0].tolist() == whole.positions.tolist()
+            assert whole.next_position == len(whole.token_ids) + delta.item()
+        cut = data.draw(st.integers(0, len(elements)))
+        before = lay_out(elements[:cut], 0, features, IMAGE_TOKEN)
+        after = lay_out(elements[cut:], before.next_position, features, IMAGE_TOKEN)
+        assert before.token_ids + after.token_ids == whole.token_ids
+        joined = np.concatenate([before.positions, after.positions], axis=1)
+        assert joined.tolist() == whole.positions.tolist()
+        assert after.next_position == whole.next_position
+
+    check()
+
+
+def test_prompts_tokenised_in_pieces_are_as_tokenised_whole(tiny_qwen):
+    checkpoint = load_checkpoint(Qwen2VLOptions(model=str(tiny_qwen("qwen3_vl")), device="cpu"))
+    encoder = PromptEncoder(checkpoint)
+    pieces = ["<|im_start|>", "<|im_end|>", "<|image_pad|>", "a dog", " ", "\n", "<|im", "é", "́"]
+
+    @given(st.lists(st.lists(st.sampled_from(pieces), max_size=9).map("".join), max_size=4))
+    def check(texts):
+        whole = checkpoint.tokenizer(texts)["input_ids"] if texts else []
+        assert encoder._tokenise_rendered(texts) == whole
+
+    check()
+    assert encoder._special is not None
+
+
+def test_a_tokenizer_that_looks_across_its_special_tokens_is_given_whole_prompts(tiny_qwen):
+    checkpoint = load_checkpoint(Qwen2VLOptions(model=str(tiny_qwen("qwen3_vl")), device="cpu"))
+    greedy = transformers.AddedToken("<|greedy|>", lstrip=True, special=True)
+    checkpoint.tokenizer.add_tokens([greedy])
+    encoder = PromptEncoder(checkpoint)
+    assert encoder._special is None
+    text = "a dog <|greedy|>"
+    assert encoder._tokenise_rendered([text]) == checkpoint.tokenizer([text])["input_ids"]
