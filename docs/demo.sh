@@ -19,8 +19,8 @@ step validate "$out/rl.json"
 
 # Learning from it; then learning while asking.
 step train --beam-data "$out/rl.json" --sft-ckpt "$out/sft" --output-dir "$out/offline" --overwrite
-step train --online --beam-data "$out/rl.json" --sft-ckpt "$out/sft" --max-calls 6000 --rounds 3 \
-    --output-dir "$out/online" --overwrite
+step train --online --beam-data "$out/rl.json" --sft-ckpt "$out/offline" --rce-epochs 8 \
+    --grpo-epochs 2 --max-calls 6000 --rounds 3 --output-dir "$out/online" --overwrite
 
 # Did it help? All on the same questions, which nothing was trained on.
 step evaluate --dataset-opt split=test --limit 200 --shots 1..3 --policy "SFT=$out/sft" \

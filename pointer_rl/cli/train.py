@@ -69,8 +69,16 @@ _LEARNING = [
         help="Defaults of all that follows: ours; the original request's; Lever-Plus' with the "
         "faults that kept it from learning.",
     ),
-    click.option("--rce-epochs", type=click.IntRange(min=0)),
-    click.option("--grpo-epochs", type=click.IntRange(min=0)),
+    click.option(
+        "--rce-epochs",
+        type=click.IntRange(min=0),
+        help="Of RCE; with --online, of every round too  [default: 20, and 8 a round].",
+    ),
+    click.option(
+        "--grpo-epochs",
+        type=click.IntRange(min=0),
+        help="Of GRPO; with --online, of every round too  [default: 5, and 2 a round].",
+    ),
     click.option("--rce-lr", type=float, help="Learning rate of RCE."),
     click.option("--grpo-lr", type=float, help="Learning rate of GRPO."),
     click.option("--contrast", type=float, help="Weight of the contrast within groups, in RCE."),
@@ -165,6 +173,7 @@ def sft(**given: Any) -> None:
         {**given, "recipe": "default", "grpo_epochs": 0, "contrast": 0.0},
         rce_temperatures=temperatures,
         all_steps=True,
+        imitate=True,
     )
     _train_on_data(
         {**given, "reward_mode": "hard_plus_soft", "reward_opt": ()}, config, supervised=True
@@ -176,7 +185,12 @@ def _config(given: dict[str, Any], **fixed: Any) -> TrainConfig:
 
     def chosen(kind: type, names: set[str]) -> dict[str, Any]:
         known = {each.name for each in fields(kind)} & names
-        return {name: given[name] for name in known if given.get(name) not in (None, False)}
+        # A flag that is not set is False; 0 is a value (`--grpo-epochs 0`), and equal to False.
+        return {
+            name: given[name]
+            for name in known
+            if given.get(name) is not None and given[name] is not False
+        }
 
     names = set(given)
     sizes = SelectorSizes(**chosen(SelectorSizes, names))
@@ -226,7 +240,8 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
         raise InputError("--online needs --max-calls: how many trials it may ask")
     if given["img_emb"] is not None:
         raise InputError("--online: give --query-emb and --cand-emb rather than --img-emb")
-    more = {name: given[name] for name in ("rounds", "pointers") if given[name] is not None}
+    names = ("rounds", "pointers", "rce_epochs", "grpo_epochs")
+    more = {name: given[name] for name in names if given[name] is not None}
     run = OnlineRun(
         trials=read_trial_options(given),
         output=_output(given),
@@ -234,7 +249,7 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
         config=config,
         data=given["beam_data"],
         reward=_reward(given),
-        shots=given["shots"] or 2,
+        shots=given["shots"],
         sft_ckpt=given["sft_ckpt"],
     )
 

@@ -121,9 +121,11 @@ class BeamWriter:
         query: Mapping[str, Any],
         beams: Sequence[Beam],
         pool: Sequence[int] | None = None,
+        excluded: Sequence[int] = (),
     ) -> None:
-        """Append a query with its beams, best first; `pool`: the rows it could choose from.
+        """Append a query with its beams, best first.
 
+        `pool`: the rows it could choose from; `excluded`: those that it may not choose.
         Raises InputError for an id that cannot be a key, ValueError for a score that is not finite.
         """
         record: dict[str, Any] = {
@@ -139,6 +141,8 @@ class BeamWriter:
         }
         if pool is not None:
             record["pool"] = [int(row) for row in pool]
+        if excluded:
+            record["excluded"] = [int(row) for row in excluded]
         self._writer.write(query_id, record)
 
     def close(self) -> None:

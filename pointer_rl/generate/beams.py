@@ -214,7 +214,8 @@ def run_beams(
                 summary.add(each)
                 if each is not None:
                     rows = None if sub_pool.is_whole else sub_pool.rows
-                    writer.add(query.id, to_record(query, ())["query"], each.beams, rows)
+                    about = to_record(query, ())["query"]
+                    writer.add(query.id, about, each.beams, rows, allowed.excluded(query))
                 on_query()
     summary.not_begun = len(queries) - summary.queries - summary.left_out
     summary.asked, summary.from_store = workbench.backend.asked, workbench.backend.hits

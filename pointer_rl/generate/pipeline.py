@@ -20,7 +20,7 @@ from pointer_rl.types import Candidate, Example, Generator, Outcome, Policy, Poo
 
 __all__ = ["GenerateConfig", "Judged", "generate"]
 
-WINDOW = 32
+WINDOW = 128
 """Queries proposed for and judged together."""
 
 

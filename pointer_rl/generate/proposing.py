@@ -18,7 +18,14 @@ from torch import Tensor
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.types import Candidate, Example, Generator, Policy, Pool, QueryBatch
 
-__all__ = ["AllowedRows", "Dedup", "deduplicate", "propose", "random_source"]
+__all__ = [
+    "AllowedRows",
+    "Dedup",
+    "deduplicate",
+    "image_content",
+    "propose",
+    "random_source",
+]
 
 Dedup = Literal["ordered", "unordered"]
 
@@ -42,7 +49,7 @@ class AllowedRows:
 
     @cached_property
     def _by_content(self) -> dict[str, list[int]]:
-        return _group(map(_content, self._pool))
+        return _group(map(image_content, self._pool))
 
     def excluded(self, query: Example) -> tuple[int, ...]:
         """The rows that a query may not choose, ascending."""
@@ -51,7 +58,7 @@ class AllowedRows:
     def _blocked(self, query: Example) -> list[int]:
         if self._have_ids and query.image_id is not None:
             return self._by_id.get(str(query.image_id), [])
-        return self._by_content.get(_content(query), [])
+        return self._by_content.get(image_content(query), [])
 
     def check(self, queries: Sequence[Example], shots: int) -> None:
         """Raise InputError for the first query that may choose fewer rows than `shots`."""
@@ -85,7 +92,8 @@ def _group(marks: Iterable[str]) -> dict[str, list[int]]:
     return rows
 
 
-def _content(example: Example) -> str:
+def image_content(example: Example) -> str:
+    """A key of the example's image, equal for equal content."""
     try:
         return example.image.key
     except InputError:

@@ -39,19 +39,19 @@ class TrainConfig:
 
     rce_epochs: int = 20
     """Of reward-weighted cross-entropy."""
-    grpo_epochs: int = 10
+    grpo_epochs: int = 5
     """Each is an iteration: the old policy is the one at its start."""
     batch_size: int = 32
     """Queries a step."""
     rce_lr: float = 1e-3
-    grpo_lr: float = 3e-4
+    grpo_lr: float = 1e-4
     rce_temperatures: tuple[float, float] = (0.1, 0.1)
     """Of softmax(reward / T), from the first epoch to the last, linearly."""
     contrast: float = 3.0
     """Weight of the contrast between a query's own candidates, beside RCE."""
     clip: float = 0.2
     """The ratio's range, 1 ± clip."""
-    kl_beta: float = 0.01
+    kl_beta: float = 0.3
     """Weight of KL(policy ‖ reference), the reference being the policy at the start of GRPO."""
     kl: Literal["exact", "sampled"] = "exact"
     """Over the whole pool at each step; or the ancestor's estimate from the pointers at hand."""
@@ -67,6 +67,8 @@ class TrainConfig:
     whole pool, as it does wherever the policy is used."""
     all_steps: bool = False
     """Also teach the steps at which all candidates of a query chose the same row."""
+    imitate: bool = False
+    """Every group teaches, tied ones too: what is there is to be imitated, not compared."""
     held_out: float = 0.1
     """Share of the images whose queries do nothing but choose the policy to keep."""
     seed: int = 0

@@ -10,8 +10,8 @@ group in it, S shots, K pool rows (M of a query's own pool), d embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -121,6 +121,14 @@ class Groups:
         highest = np.maximum.reduceat(self.rewards, starts)
         spread: npt.NDArray[np.bool_] = highest > np.minimum.reduceat(self.rewards, starts)
         return spread
+
+    def teaching(self, imitate: bool) -> npt.NDArray[np.bool_]:
+        """[Q] those with something to tell: with spread, or all where they are to be imitated."""
+        return np.ones(len(self), dtype=bool) if imitate else self.spread
+
+    def with_images(self, image_of: Mapping[str, str]) -> Groups:
+        """The same, their images told apart by what the mapping gives for the queries' ids."""
+        return replace(self, images=[image_of[id_] for id_ in self.ids])
 
     def joined(self, other: Groups) -> Groups:
         """These and the other's, over the same pool."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -93,17 +94,18 @@ class _Mean:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, float] = {}
+        self._counts: dict[str, Tensor] = {}
 
-    def add(self, name: str, values: Tensor, count: float | None = None) -> None:
+    def add(self, name: str, values: Tensor, count: Tensor | None = None) -> None:
         total = values.detach().double().sum() if values.device.type != "mps" else values.sum()
         self._sums[name] = self._sums[name] + total if name in self._sums else total
-        self._counts[name] = self._counts.get(name, 0.0) + (
-            values.numel() if count is None else count
-        )
+        number = torch.tensor(values.numel()) if count is None else count
+        self._counts[name] = self._counts[name] + number if name in self._counts else number
 
     def metrics(self) -> Metrics:
-        return {name: float(self._sums[name]) / max(1.0, self._counts[name]) for name in self._sums}
+        return {
+            name: float(self._sums[name]) / max(1, int(self._counts[name])) for name in self._sums
+        }
 
 
 class Learner:
@@ -122,11 +124,12 @@ class Learner:
         self.config = config
         self.device = device
         self._groups = groups
-        self.tied_share = 1 - float(groups.spread[training].mean())
-        """Of the training groups, those whose rewards are all equal."""
-        self._training = training[groups.spread[training]]
+        teaching = groups.teaching(config.imitate)
+        self.tied_share = 1 - float(teaching[training].mean())
+        """Of the training groups, those that teach nothing, since their rewards are all equal."""
+        self._training = training[teaching[training]]
         """The groups that teach: the tied ones are left out of every term."""
-        self._held_out = held_out
+        self._held_out = held_out[teaching[held_out]]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -143,7 +146,7 @@ class Learner:
         """Reward-weighted cross-entropy over every group with spread, once."""
         mean = _Mean()
         for step, batch in enumerate(self._batches(rng), first_step):
-            with self._dropout():
+            with self._dropout(rng):
                 steps = list(step_logprobs(self.selector, batch))
             logprobs = pointer_logprobs(batch, steps, self._taught(batch))
             valid = batch.valid if self.config.grpo_on == "all" else batch.valid & ~batch.sampled
@@ -168,7 +171,7 @@ class Learner:
         mean = _Mean()
         for step, batch in enumerate(self._batches(rng), first_step):
             valid, advantage = self._compared(batch)
-            with self._dropout():
+            with self._dropout(rng):
                 steps = list(step_logprobs(self.selector, batch))
             taught = self._taught(batch)
             logprobs = pointer_logprobs(batch, steps, taught)
@@ -181,7 +184,7 @@ class Learner:
             kl = self._kl(batch, valid, steps, reference_steps)
             loss = ppo + self.config.kl_beta * kl
             self._step(optimizer, schedule(step), loss.mean())
-            count = float(valid.sum())
+            count = valid.sum()
             ratio = (logprobs - old_logprobs).exp().where(valid, 0.0)
             mean.add("ppo", ppo)
             mean.add("kl", kl)
@@ -226,14 +229,13 @@ class Learner:
 
     @torch.no_grad()
     def held_out(self) -> Metrics:
-        """What the selector is worth on held-out groups with spread.
+        """What the selector is worth on held-out groups that teach.
 
-        `reward`: expected among the pointers that were judged; `best`: that of the best of each;
-        `cross_entropy`: RCE at its last temperature.
+        `reward`: expected (`losses.expected_reward`), by the steps that are taught; `best`: that of
+        the best candidate of each; `cross_entropy`: RCE at its last temperature.
         """
         mean = _Mean()
-        queries = self._held_out[self._groups.spread[self._held_out]]
-        for batch in self._groups.batches(queries, self.config.batch_size, self.device):
+        for batch in self._groups.batches(self._held_out, self.config.batch_size, self.device):
             steps = list(step_logprobs(self.selector, batch))
             logprobs = pointer_logprobs(batch, steps, self._taught(batch))
             scored = (logprobs, batch.rewards, batch.valid)
@@ -246,8 +248,20 @@ class Learner:
     def _batches(self, rng: np.random.Generator) -> Iterator[Batch]:
         return self._groups.batches(self._training, self.config.batch_size, self.device, rng)
 
-    def _dropout(self) -> _Dropout:
-        return _Dropout(self.selector, _DROPOUT if "dropout" in self.config.faults else 0.0)
+    @contextmanager
+    def _dropout(self, rng: np.random.Generator) -> Iterator[None]:
+        """The fault `dropout`: on in this block, drawn from `rng` alone. Else nothing."""
+        if "dropout" not in self.config.faults:
+            yield
+            return
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(int(rng.integers(2**63)))
+            self.selector.dropout.p = _DROPOUT
+            self.selector.train()
+            try:
+                yield
+            finally:
+                self.selector.eval()
 
     def _step(self, optimizer: torch.optim.Optimizer, lr: float, loss: Tensor) -> None:
         for group in optimizer.param_groups:
@@ -256,21 +270,6 @@ class Learner:
         loss.backward()  # type: ignore[no-untyped-call]
         clip_grad_norm_(self.selector.parameters(), _GRADIENT_NORM)
         optimizer.step()
-
-
-class _Dropout:
-    """The fault `dropout`: on in this block, at this share; 0 leaves everything as it is."""
-
-    def __init__(self, selector: PointerSelector, share: float) -> None:
-        self._selector, self._share = selector, share
-
-    def __enter__(self) -> None:
-        if self._share:
-            self._selector.dropout.p = self._share
-            self._selector.train()
-
-    def __exit__(self, *_: object) -> None:
-        self._selector.eval()
 
 
 def without_history(selector: PointerSelector) -> PointerSelector:

@@ -35,8 +35,8 @@ ADVANTAGE_LIMIT = 5.0
 def rce_weights(rewards: Tensor, valid: Tensor, temperature: float) -> Tensor:
     """softmax(reward / temperature) over the candidates of each query: [B, N], 0 where invalid."""
     scaled = (rewards / temperature).masked_fill(~valid, -torch.inf)
-    # A query without a valid candidate would be 0 / 0.
-    return scaled.softmax(-1).nan_to_num(0.0)
+    # A query without a valid candidate would be 0 / 0. (Not nan_to_num: it hides what is broken.)
+    return scaled.softmax(-1).masked_fill(~valid, 0.0)
 
 
 def rce_loss(logprobs: Tensor, rewards: Tensor, valid: Tensor, temperature: float) -> Tensor:
@@ -135,9 +135,11 @@ def sampled_kl(logprobs: Tensor, reference_logprobs: Tensor, valid: Tensor) -> T
 
 
 def expected_reward(logprobs: Tensor, rewards: Tensor, valid: Tensor) -> Tensor:
-    """Σ_i p_i r_i / Σ_i p_i over a query's candidates: [B].
+    """What the policy is to earn, were pointers that nobody judged like the group's average: [B].
 
-    What the policy is to earn if it chooses among the pointers that were judged.
+    mean + Σ_i p_i (r_i - mean). Normalised over the judged pointers instead, it would praise a
+    policy that drops the bad ones for others of which nothing is known.
     """
-    weights = logprobs.masked_fill(~valid, -torch.inf).softmax(-1).nan_to_num(0.0)
-    return (weights * rewards.where(valid, 0.0)).sum(-1)
+    mean, _ = _moments(rewards, valid)
+    gained = logprobs.exp() * (rewards - mean)
+    return mean.squeeze(-1) + gained.where(valid, 0.0).sum(-1)

@@ -20,7 +20,7 @@ from pointer_rl.data.records import RecordWriter, to_record
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
 from pointer_rl.generate.pipeline import GenerateConfig, generate
-from pointer_rl.generate.proposing import AllowedRows
+from pointer_rl.generate.proposing import AllowedRows, image_content
 from pointer_rl.generate.run import SCHEMA_VERSION
 from pointer_rl.policy import SelectorPolicy
 from pointer_rl.policy.bundle import DataFile
@@ -34,6 +34,7 @@ from pointer_rl.train.run import (
     Output,
     Recorder,
     TrainResult,
+    check_rewarded,
     check_teaches,
     finish,
     identity,
@@ -94,7 +95,8 @@ class OnlineRun:
     data: Path | None = None
     """RL data to start with."""
     reward: Named = Named("hard_plus_soft")
-    shots: int = 2
+    shots: int | None = None
+    """None: those of `data` or, without, 2."""
     sft_ckpt: Path | None = None
 
 
@@ -109,19 +111,28 @@ def run_online(
 
     Raises InputError, before the first trial, for what is missing or does not fit.
     """
+    if run.config.grpo_on == "sampled":
+        raise InputError("--grpo-on sampled: online rounds ask probes, which no policy draws")
+    if run.config.own_pools:
+        raise InputError("--own-pools: online learning proposes from the whole pool")
     workbench = Workbench(run.trials)
     workbench.check_answers(workbench.queries)
-    AllowedRows(workbench.dataset.pool).check(workbench.queries, run.shots)
     embeddings, pool = workbench.embeddings(workbench.dataset.queries)
     about = workbench.describe_dataset(workbench.queries)
     source = embedded(workbench.dataset, embeddings, pool, about)
     logged = None if run.data is None else source.read(run.data, run.reward)
-    groups = None if logged is None else Groups.of(logged, run.shots)
-    if logged is not None and groups is not None:
+    images = _images(workbench)
+    groups = None
+    if logged is not None:
+        check_rewarded(logged)
+        groups = Groups.of(logged, run.shots).with_images(images)
         check_teaches(logged, groups)
+    shots = run.shots or (2 if groups is None else groups.shots)
+    AllowedRows(workbench.dataset.pool).check(workbench.queries, shots)
     start = start_policy(run.sft_ckpt, source, run.config.sizes, run.config.seed)
     judge = workbench.judge()
-    run.output.prepare()
+    run.output.prepare(run.data, run.sft_ckpt)
+    asked = workbench.describe(workbench.queries, judge)
     decided = identity(
         run.config,
         source,
@@ -129,11 +140,12 @@ def run_online(
         data=logged and logged.sha256,
         reward=run.reward.name,
         reward_options=dict(run.reward.options),
-        shots=run.shots,
+        shots=shots,
         backend=judge.backend.fingerprint,
+        **{name: asked[name] for name in ("dataset", "prompt", "metric", "decoding")},
         online=asdict(run.online),
     )
-    asking = _Asking(run, workbench, source, pool, judge)
+    asking = _Asking(run, shots, workbench, source, pool, judge)
     on_start(run.online.rounds * run.online.queries)
     with ExitStack() as stack:
         record = stack.enter_context(Recorder(run.output, on_epoch))
@@ -141,6 +153,8 @@ def run_online(
         path = run.output.folder / CHECKPOINT
         trainer = Trainer(start, run.config, device, path, decided, record.epoch)
         record.log = trainer.log
+        # A round may be written before anything is learned, and is for this run alone.
+        trainer.save()
         done = 0
         if groups is not None:
             stages = round_stages(run.config, 0)
@@ -156,7 +170,7 @@ def run_online(
                 knows = number > 1 or groups is not None or run.sft_ckpt is not None
                 policy = SelectorPolicy(frozen(trainer.best), device)
                 asking.ask(path, number, queries, policy, knows, on_query, on_outcome)
-            fresh = Groups.of(source.read(path, run.reward), run.shots)
+            fresh = Groups.of(source.read(path, run.reward), shots).with_images(images)
             groups = fresh if groups is None else groups.joined(fresh)
             known |= {query.id for query in queries}
             stages = round_stages(of_round, number)
@@ -164,29 +178,44 @@ def run_online(
             done += len(stages)
     assert groups is not None
     data = None if logged is None else DataFile(name=logged.path.name, sha256=logged.sha256)
-    finish(trainer, source, groups, run.output.folder, data)
-    return TrainResult(run.output.folder, trainer.log)
+    finish(trainer, source, groups, run.output.folder, data, run.sft_ckpt)
+    return TrainResult(run.output.folder, trainer.log, trainer.kept)
+
+
+def _images(workbench: Workbench) -> dict[str, str]:
+    """What tells the queries' images apart: ids where all have one, else their content."""
+    queries = workbench.dataset.queries
+    if all(query.image_id is not None for query in queries):
+        return {query.id: str(query.image_id) for query in queries}
+    return {query.id: image_content(query) for query in queries}
 
 
 class _Asking:
     """Rounds of trials."""
 
     def __init__(
-        self, run: OnlineRun, workbench: Workbench, source: Source, pool: Pool, judge: Judge
+        self,
+        run: OnlineRun,
+        shots: int,
+        workbench: Workbench,
+        source: Source,
+        pool: Pool,
+        judge: Judge,
     ) -> None:
         self._run = run
+        self._shots = shots
         self._workbench = workbench
         self._source = source
         self._pool = pool
         self._judge = judge
 
     def queries(self, number: int, known: set[str]) -> Sequence[Example]:
-        """Those of a round: the ones not asked yet, in random order; once all are, all again."""
+        """Those of a round, in random order: not asked yet or, once these are used up, again."""
         every = self._workbench.queries
-        fresh = [query for query in every if query.id not in known] or every
         rng = np.random.default_rng([self._run.config.seed, number])
-        chosen = rng.permutation(len(fresh))[: self._run.online.queries]
-        return [fresh[index] for index in chosen]
+        drawn = [every[index] for index in rng.permutation(len(every))]
+        drawn.sort(key=lambda query: query.id in known)
+        return drawn[: self._run.online.queries]
 
     def ask(
         self,
@@ -200,6 +229,7 @@ class _Asking:
     ) -> None:
         """Write a round's RL data: the whole round or nothing.
 
+        Raises InputError, and keeps nothing, where every trial failed.
         A policy that `knows` nothing yet ranks rows no better than chance: the first round then
         probes the most similar ones.
         """
@@ -208,7 +238,7 @@ class _Asking:
         probe = registry().configure("generator", PROBE, options)
         # Each round draws anew, for a query that was asked before too.
         seed = (self._run.config.seed + 1) * 1_000_003 + number
-        config = GenerateConfig(shots=self._run.shots, seed=seed)
+        config = GenerateConfig(shots=self._shots, seed=seed)
         rows = {id_: row for row, id_ in enumerate(self._source.queries.ids or ())}
         vectors = self._source.queries.vectors[[rows[query.id] for query in queries]]
         meta = {
@@ -219,6 +249,7 @@ class _Asking:
             "round": number,
             **asdict(config),
         }
+        failures: list[str | None] = []
         partial = path.with_name(f".{path.name.removesuffix('.json')}.partial.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         with RecordWriter(partial, meta) as writer:
@@ -239,5 +270,12 @@ class _Asking:
                     judged.excluded,
                 )
                 writer.write(judged.query.id, record)
+                failures += [outcome.failure for _, outcome in judged.candidates]
                 on_query()
+        if all(failures):
+            partial.unlink()
+            raise InputError(
+                f"round {number}: all {len(failures):,} trials failed, the first with: "
+                f"{failures[0]}; --resume asks them again"
+            )
         os.replace(partial, path)

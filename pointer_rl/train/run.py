@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -12,11 +11,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from pointer_rl.data.beam_dataset import BeamDatasetWithEmbedding
+from pointer_rl.data.embeddings import atomic_write
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError, MissingExtraError
 from pointer_rl.policy import SelectorPolicy
-from pointer_rl.policy.bundle import BundleInfo, DataFile, save_bundle
+from pointer_rl.policy.bundle import (
+    BundleInfo,
+    DataFile,
+    is_bundle,
+    read_query_ids,
+    save_bundle,
+)
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
 from pointer_rl.train.learner import frozen
@@ -44,15 +52,29 @@ class Output:
     tensorboard: bool = False
     """Write the epochs' lines as TensorBoard's events too."""
 
-    def prepare(self) -> None:
-        """Raise InputError for a folder that holds a run, and neither option says what to do."""
+    def prepare(self, *inputs: Path | None) -> None:
+        """Raise InputError for a folder that holds a run, and neither option says what to do.
+
+        MissingExtraError without TensorBoard where it is wanted, before anything is deleted.
+        """
+        if self.tensorboard:
+            _summary_writer()
         if self.resume and self.overwrite:
             raise InputError("--resume and --overwrite exclude each other")
+        inside = [path for path in inputs if path is not None and _is_under(path, self.folder)]
+        if inside and self.overwrite:
+            raise InputError(
+                f"{inside[0]}: lies in {self.folder}, which --overwrite would empty: give another "
+                "--output-dir"
+            )
         there = [self.folder / name for name in (CHECKPOINT, "bundle.json", ROUNDS)]
         found = next((path for path in there if path.exists()), None)
         if found is not None and self.overwrite:
-            for path in (*there, self.folder / METRICS):
-                path.unlink(missing_ok=True) if not path.is_dir() else shutil.rmtree(path)
+            try:
+                for path in (*there, self.folder / METRICS, self.folder / EVENTS):
+                    path.unlink(missing_ok=True) if not path.is_dir() else shutil.rmtree(path)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be removed ({error.strerror})") from error
         elif found is not None and not self.resume:
             raise InputError(
                 f"{found}: exists; --resume goes on with that run, --overwrite starts anew"
@@ -61,6 +83,10 @@ class Output:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.folder}: cannot be written ({error.strerror})") from error
+
+
+def _is_under(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,24 +116,29 @@ class TrainResult:
 
     folder: Path
     log: list[EpochLine]
+    kept: EpochLine
+    """That of the policy in the bundle."""
     keep_by: Literal["reward", "cross_entropy"] = "reward"
 
     def sentences(self) -> list[str]:
         """In words: whether held-out groups say that it learned."""
-        last = max(line["round"] for line in self.log)
-        lines = [line for line in self.log if line["round"] == last]
-        start, rest = lines[0], lines[1:]
+        start = next(line for line in self.log if line["round"] == self.kept["round"])
         key = f"held_out_{self.keep_by}"
         sign = 1 if self.keep_by == "reward" else -1
-        best = max(rest, key=lambda line: sign * float(line[key]))
         name = f"held-out {'expected reward' if sign == 1 else 'cross-entropy'}"
-        if sign * best[key] > sign * start[key]:
-            where = f"{best['stage']} epoch {best['epoch']}"
-            verdict = f"{name} {start[key]:.3f} → {best[key]:.3f} ({where})"
-        else:
+        where = f"{self.kept['stage']} epoch {self.kept['epoch']}"
+        change = f"{name} {start[key]:.3f} → {self.kept[key]:.3f} ({where})"
+        if sign * self.kept[key] > sign * start[key]:
+            verdict = change
+        elif self.kept is start:
             verdict = f"it learned nothing: no epoch improved on the {name} of {start[key]:.3f}"
-        if sign == 1:
-            verdict += f"; the best pointers judged have {start['held_out_best']:.3f}"
+        else:
+            verdict = f"it learned nothing: {change}"
+        if self.kept["round"]:
+            verdict = f"round {self.kept['round']}: {verdict}"
+        if sign == -1:
+            return [verdict]
+        verdict += f"; the best pointers judged have {start['held_out_best']:.3f}"
         tied = f"{start['tied_groups']:.0%} of the groups are tied and taught nothing"
         return [verdict, tied]
 
@@ -116,16 +147,20 @@ def identity(
     config: TrainConfig, source: Source, start: SelectorPolicy, **more: Any
 ) -> dict[str, Any]:
     """What decides a run, as plain JSON: a checkpoint goes on only where it is the same."""
-    pool = hashlib.sha256(source.pool.vectors.contiguous().numpy().tobytes())
     decided = {
         **asdict(config),
         "faults": sorted(config.faults),
-        "pool": pool.hexdigest(),
+        "queries": _digest(source.queries.vectors),
+        "pool": _digest(source.pool.vectors),
         "start": start.hash,
         **more,
     }
     plain: dict[str, Any] = json.loads(json.dumps(decided))
     return plain
+
+
+def _digest(vectors: Tensor) -> str:
+    return hashlib.sha256(vectors.contiguous().numpy().tobytes()).hexdigest()
 
 
 def run_training(
@@ -140,12 +175,18 @@ def run_training(
     config = run.config
     if data.kind == "beam":
         if not run.supervised:
-            raise InputError(f"{run.data}: beam data has no rewards: train with `pointer-rl sft`")
+            check_rewarded(data)
         config = replace(config, keep_by="cross_entropy")
     groups = Groups.of(data, run.shots, own_pools=config.own_pools)
-    check_teaches(data, groups)
+    if not config.imitate:
+        check_teaches(data, groups)
+    if config.grpo_on == "sampled" and config.grpo_epochs and not groups.sampled.any():
+        raise InputError(
+            f"{run.data}: GRPO on sampled candidates, and none of these was (gen_method sample): "
+            "generate some, or give --grpo-on all"
+        )
     start = start_policy(run.sft_ckpt, source, config.sizes, config.seed)
-    run.output.prepare()
+    run.output.prepare(run.data, run.sft_ckpt)
     decided = identity(
         config,
         source,
@@ -166,10 +207,15 @@ def run_training(
         )
         record.log = trainer.log
         trainer.fit(groups, round_stages(config, 0), first=0)
-    finish(
-        trainer, source, groups, run.output.folder, DataFile(name=run.data.name, sha256=data.sha256)
-    )
-    return TrainResult(run.output.folder, trainer.log, config.keep_by)
+    file = DataFile(name=run.data.name, sha256=data.sha256)
+    finish(trainer, source, groups, run.output.folder, file, run.sft_ckpt)
+    return TrainResult(run.output.folder, trainer.log, trainer.kept, config.keep_by)
+
+
+def check_rewarded(data: BeamDatasetWithEmbedding) -> None:
+    """Raise InputError for beam data, whose scores are no rewards."""
+    if data.kind == "beam":
+        raise InputError(f"{data.path}: beam data has no rewards: train with `pointer-rl sft`")
 
 
 def check_teaches(data: BeamDatasetWithEmbedding, groups: Groups) -> None:
@@ -183,16 +229,20 @@ def check_teaches(data: BeamDatasetWithEmbedding, groups: Groups) -> None:
 
 
 def finish(
-    trainer: Trainer, source: Source, groups: Groups, folder: Path, data: DataFile | None
+    trainer: Trainer,
+    source: Source,
+    groups: Groups,
+    folder: Path,
+    data: DataFile | None,
+    start: Path | None,
 ) -> None:
-    """Write the bundle of the best policy."""
-    last = max((line for line in trainer.log), key=lambda line: line["round"])
+    """Write the bundle of the best policy. What `start`, a bundle, has seen, this one has too."""
+    seen = read_query_ids(start) if start is not None and is_bundle(start) else ()
+    kept = trainer.kept
     metrics = {
-        key: value
-        for key, value in {"held_out_reward": trainer.state.best_reward, **last}.items()
-        if key in ("held_out_reward", "held_out_best", "tied_groups")
+        key: kept[key]
+        for key in ("held_out_reward", "held_out_best", "held_out_cross_entropy", "tied_groups")
     }
-    metrics["held_out_reward"] = trainer.state.best_reward
     save_bundle(
         folder,
         frozen(trainer.best),
@@ -205,7 +255,7 @@ def finish(
             data=data,
             training={"options": trainer.state.run, "metrics": metrics},
         ),
-        list(dict.fromkeys(groups.ids)),
+        list(dict.fromkeys([*seen, *groups.ids])),
     )
 
 
@@ -217,13 +267,13 @@ class Recorder(AbstractContextManager["Recorder"]):
         """The trainer's: written anew after each epoch, for a resumed run had other lines."""
         self._path = output.folder / METRICS
         self._on_epoch = on_epoch
-        self._events = _event_writer(output.folder / EVENTS) if output.tensorboard else None
+        events = str(output.folder / EVENTS)
+        self._events = _summary_writer()(events) if output.tensorboard else None
 
     def epoch(self, line: EpochLine) -> None:
         text = "".join(json.dumps(each) + "\n" for each in self.log)
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self._path)
+        with atomic_write(self._path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
         if self._events is not None:
             for name, value in _numbers(line).items():
                 self._events.add_scalar(name, value, len(self.log) - 1)
@@ -238,11 +288,12 @@ def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in line.items() if isinstance(value, float)}
 
 
-def _event_writer(folder: Path) -> Any:
+def _summary_writer() -> Callable[[str], Any]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingExtraError(
             "tensorboard", "--tensorboard", "pointer-rl[tensorboard]"
         ) from error
-    return SummaryWriter(str(folder))
+    writer: Callable[[str], Any] = SummaryWriter
+    return writer

@@ -56,6 +56,8 @@ def open_source(
     """
     told = (read_meta(data) or {}).get("dataset")
     about = told if isinstance(told, dict) else {}
+    if not isinstance(about.get("name", ""), str) or not isinstance(about.get("options", {}), dict):
+        raise InputError(f"{data}: _meta.dataset has no proper name and options")
     if img_emb is not None:
         if query_emb is not None or cand_emb is not None:
             raise InputError("--img-emb embeds queries and pool: do without the other two")
@@ -106,13 +108,16 @@ def start_policy(
     """
     dim = source.pool.vectors.shape[1]
     if path is None:
-        config = SelectorConfig(
-            d_model=dim,
-            hidden_dim=sizes.hidden_dim or dim,
-            num_layers=sizes.num_layers,
-            num_heads=sizes.num_heads,
-            history=sizes.history,
-        )
+        try:
+            config = SelectorConfig(
+                d_model=dim,
+                hidden_dim=sizes.hidden_dim or dim,
+                num_layers=sizes.num_layers,
+                num_heads=sizes.num_heads,
+                history=sizes.history,
+            )
+        except ValueError as error:
+            raise InputError(f"a fresh selector: {error}; give --heads or --hidden-dim") from error
         return PointerSelector.seeded(config, seed)
     if is_bundle(path):
         info = load_bundle(path).info
@@ -122,6 +127,10 @@ def start_policy(
                 f"{path}: a bundle for another encoder ({own}); these embeddings come from "
                 f"{given}: embed queries and pool with the bundle's"
             )
+    if sizes != SelectorSizes():
+        raise InputError(
+            f"{path} has a selector already: do without --layers, --heads, --hidden-dim, --history"
+        )
     selector = load_selector(path)
     if selector.config.d_model != dim:
         raise InputError(

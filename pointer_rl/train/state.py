@@ -78,10 +78,17 @@ def load_state(path: Path, device: torch.device) -> TrainState:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})[_METADATA])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        return _restored(about, tensors, device)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{path}: no state of a training run ({first_line(error)}); train anew with --overwrite"
+            f"{path}: no state of a training run of this version ({first_line(error)}); train anew "
+            "with --overwrite"
         ) from error
+
+
+def _restored(
+    about: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device
+) -> TrainState:
     config = SelectorConfig(**about["selector"])
     names = {key.partition("/")[0] for key in tensors} - {"optimizer"}
     policies = {}

@@ -26,6 +26,8 @@ from pointer_rl.train.state import TrainState, load_state, save_state
 
 __all__ = ["Stage", "Trainer", "round_stages", "split_by_image"]
 
+SPLIT_SEED = 0
+"""The same for every run: a policy that goes on from another's keeps what that held out."""
 EpochLine = dict[str, Any]
 
 
@@ -50,20 +52,23 @@ def round_stages(config: TrainConfig, number: int) -> list[Stage]:
 
 
 def split_by_image(
-    groups: Groups, share: float, seed: int
+    groups: Groups, share: float, seed: int, *, imitate: bool = False
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Indices of the queries to train on, and of those held out: no image is on both sides.
 
     An image's side depends on the seed and the image alone, so that it stays there when groups are
-    added. Raises InputError where a side would have no group with spread.
+    added; but of few queries at least one is held out. Raises InputError where a side would have
+    no group that teaches.
     """
-    bound = int(share * 2**64)
-    held = np.array([_number(f"{seed}/{image}") < bound for image in groups.images], dtype=bool)
+    numbers = np.array([_number(f"{seed}/{image}") for image in groups.images], dtype=np.uint64)
+    teaching = groups.teaching(imitate)
+    lowest = int(numbers[teaching].min(initial=2**64 - 1))
+    held = numbers <= np.uint64(max(int(share * 2**64) - 1, lowest))
     for side, what in ((held, "hold out"), (~held, "train on")):
-        if not (groups.spread & side).any():
+        if not (teaching & side).any():
             raise InputError(
                 f"no query is left to {what} whose candidates differ in reward "
-                f"({int(groups.spread.sum()):,} of {len(groups):,} have such): use more queries"
+                f"({int(teaching.sum()):,} of {len(groups):,} have such): use more queries"
             )
     return np.flatnonzero(~held), np.flatnonzero(held)
 
@@ -116,6 +121,16 @@ class Trainer:
         """A line for each epoch so far, those before a resumption included."""
         return self.state.log
 
+    @property
+    def kept(self) -> EpochLine:
+        """The line of the best policy."""
+        last = max(line["round"] for line in self.log)
+        return max((line for line in self.log if line["round"] == last), key=self._worth)
+
+    def save(self) -> None:
+        """Write the checkpoint: from then on no other run goes on in its folder."""
+        save_state(self._checkpoint, self.state)
+
     def fit(self, groups: Groups, stages: Sequence[Stage], first: int) -> None:
         """Run the stages that have not been run; `first` is the number of the first of them.
 
@@ -123,12 +138,15 @@ class Trainer:
         """
         if self.state.stage >= first + len(stages):
             return
-        training, held_out = split_by_image(groups, self.config.held_out, self.config.seed)
+        training, held_out = split_by_image(
+            groups, self.config.held_out, SPLIT_SEED, imitate=self.config.imitate
+        )
         learner = Learner(self.policy, groups, training, held_out, self.config, self.device)
         if (self.state.stage, self.state.epoch) == (first, 0):
             self.policy.load_state_dict(self.best.state_dict())
-            self.state.best_reward = self._worth(learner.held_out())
-            self._report(learner, stages[0], "start", {})
+            before = _held_out(learner)
+            self.state.best_reward = self._worth(before)
+            self._report(learner, stages[0], "start", {}, before)
         while self.state.stage < first + len(stages):
             stage = stages[self.state.stage - first]
             self._epoch(learner, stage)
@@ -136,7 +154,7 @@ class Trainer:
             if self.state.epoch == stage.epochs:
                 self.state.stage, self.state.epoch = self.state.stage + 1, 0
                 self.state.optimizer = None
-            save_state(self._checkpoint, self.state)
+            self.save()
 
     def _epoch(self, learner: Learner, stage: Stage) -> None:
         state, config = self.state, self.config
@@ -155,14 +173,16 @@ class Trainer:
             metrics = learner.rce_epoch(state.optimizer, *place, first + (last - first) * progress)
         else:
             metrics = learner.grpo_epoch(state.optimizer, *place, *self._references())
-        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if broken:
-            raise InputError(
-                f"{stage.kind} epoch {state.epoch + 1}: {broken[0]} is {metrics[broken[0]]}; "
-                f"stopped, and the last good epoch is in {self._checkpoint}: lower the learning "
-                "rate, and train again with --overwrite"
-            )
-        held_out = self._report(learner, stage, stage.kind, metrics)
+        # A step that breaks the weights shows in the next step's loss or, after the last, here.
+        held_out = _held_out(learner)
+        for name, value in {**metrics, **held_out}.items():
+            if not math.isfinite(value):
+                raise InputError(
+                    f"{stage.kind} epoch {state.epoch + 1}: {name} is {value}; stopped, and "
+                    f"{self._kept_where()}: lower the learning rate, and train again with "
+                    "--overwrite"
+                )
+        self._report(learner, stage, stage.kind, metrics, held_out)
         worth = self._worth(held_out)
         if state.best_reward is None or worth > state.best_reward:
             state.best_reward = worth
@@ -178,28 +198,37 @@ class Trainer:
             old = without_history(old)
         return old, reference
 
-    def _worth(self, held_out: Metrics) -> float:
+    def _worth(self, line: Mapping[str, Any]) -> float:
         """By which the best is chosen: higher is better."""
         if self.config.keep_by == "cross_entropy" or "cross-entropy" in self.config.faults:
-            return -held_out["cross_entropy"]
-        return held_out["reward"]
+            return -float(line["held_out_cross_entropy"])
+        return float(line["held_out_reward"])
 
     def _rng(self) -> np.random.Generator:
         return np.random.default_rng([self.config.seed, self.state.stage, self.state.epoch])
 
-    def _report(self, learner: Learner, stage: Stage, kind: str, metrics: Metrics) -> Metrics:
-        held_out = learner.held_out()
+    def _kept_where(self) -> str:
+        if not self._checkpoint.exists():
+            return "there was no good epoch before"
+        return f"the last good epoch is in {self._checkpoint}"
+
+    def _report(
+        self, learner: Learner, stage: Stage, kind: str, metrics: Metrics, held_out: Metrics
+    ) -> None:
         line = {
             "round": stage.round,
             "stage": kind,
             "epoch": self.state.epoch + 1 if kind != "start" else 0,
             **metrics,
             "tied_groups": learner.tied_share,
-            **{f"held_out_{name}": value for name, value in held_out.items()},
+            **held_out,
         }
         self.state.log.append(line)
         self._on_epoch(line)
-        return held_out
+
+
+def _held_out(learner: Learner) -> Metrics:
+    return {f"held_out_{name}": value for name, value in learner.held_out().items()}
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:

@@ -31,6 +31,7 @@ from pointer_rl.evaluate.statistics import compare, gap_recovered
 from pointer_rl.generate.beams import BeamConfig, BeamRun, run_beams
 from pointer_rl.generate.pipeline import GenerateConfig
 from pointer_rl.generate.run import GenerateRun, run_generate
+from pointer_rl.policy import PointerSelector, SelectorConfig, save_selector
 from pointer_rl.train.config import RECIPES, SelectorSizes, TrainConfig
 from pointer_rl.train.online import OnlineConfig, OnlineRun, run_online
 from pointer_rl.train.run import Output, TrainRun, run_training
@@ -46,15 +47,17 @@ ABLATED = BUDGETS[1]
 """The budget of the ablations: where there is less data, choices matter more."""
 
 DEFAULT = TrainConfig()
+THEIRS = SelectorSizes(num_layers=1, num_heads=1, history="gated")
+"""The ancestor's selector."""
 ABLATIONS: dict[str, Callable[[TrainConfig], TrainConfig]] = {
     "RCE alone": lambda c: replace(c, grpo_epochs=0),
-    "GRPO alone": lambda c: replace(c, rce_epochs=0, grpo_epochs=30),
+    "GRPO alone": lambda c: replace(c, rce_epochs=0, grpo_epochs=25, grpo_lr=1e-3),
     "RCE without contrast": lambda c: replace(c, contrast=0.0),
     "RCE without contrast, no GRPO": lambda c: replace(c, contrast=0.0, grpo_epochs=0),
     "every step taught": lambda c: replace(c, all_steps=True),
     "advantage without std": lambda c: replace(c, advantage="mean"),
     "KL weight 0": lambda c: replace(c, kl_beta=0.0),
-    "KL weight 0.3": lambda c: replace(c, kl_beta=0.3),
+    "GRPO at 1e-3, KL weight 0.01": lambda c: replace(c, grpo_lr=1e-3, kl_beta=0.01),
     "RCE temperature 2 → 0.5": lambda c: replace(c, rce_temperatures=(2.0, 0.5)),
     "1 layer, 1 head": lambda c: replace(c, sizes=SelectorSizes(num_layers=1, num_heads=1)),
     "gated history": lambda c: replace(c, sizes=SelectorSizes(history="gated")),
@@ -132,6 +135,14 @@ class Bench:
             ),
         )
 
+    def untrained(self) -> Path:
+        folder = self.folder / "untrained"
+        config = SelectorConfig(
+            d_model=256, hidden_dim=256, num_layers=1, num_heads=1, history="gated"
+        )
+        save_selector(folder, PointerSelector.seeded(config, self.seed))
+        return folder
+
     def sft(self, budget: int) -> Path:
         data = self.folder / f"beams-{budget}.json"
         if not data.exists():
@@ -200,12 +211,13 @@ class Bench:
             data = self.probes(budget)
             policies[f"offline {budget:,}"] = self.offline(f"offline-{budget}", data, DEFAULT)
             policies[f"online {budget:,}"] = self.online(budget)
+        policies["their selector, untrained"] = self.untrained()
         data = self.probes(FULL)
         for recipe in ("guide", "ancestor"):
-            config = TrainConfig(
-                sizes=SelectorSizes(num_layers=1, num_heads=1, history="gated"), **RECIPES[recipe]
-            )
+            config = TrainConfig(sizes=THEIRS, **RECIPES[recipe])
             policies[f"{recipe}'s recipe {FULL:,}"] = self.offline(recipe, data, config)
+            alone = replace(config, grpo_epochs=0)
+            policies[f"{recipe}'s RCE alone"] = self.offline(f"{recipe}-rce", data, alone)
         return self.evaluate("main", policies, f"online {FULL:,}")
 
     def ablations(self) -> dict[str, Any]:
@@ -215,9 +227,13 @@ class Bench:
             policies[name] = self.offline(f"ablation {name}", data, changed(DEFAULT))
         for reward in REWARDS:
             policies[f"reward {reward}"] = self.offline(f"reward {reward}", data, DEFAULT, reward)
+        theirs = TrainConfig(sizes=THEIRS, **RECIPES["ancestor"])
         for name, generators in OTHER_DATA.items():
             other = self.logged(name, generators, ABLATED)
             policies[f"data: {name}"] = self.offline(f"data {name}", other, DEFAULT)
+            policies[f"the same, ancestor's recipe: {name}"] = self.offline(
+                f"ancestor {name}", other, theirs
+            )
         return self.evaluate("ablations", policies, "default")
 
 

@@ -15,7 +15,7 @@ REGISTERED = {
     "backend": [],
     "prompt": ["chat", "short-answer"],
     "metric": ["exact", "vqa"],
-    "generator": ["beam", "random", "retrieval", "sample"],
+    "generator": ["beam", "probe", "random", "retrieval", "sample"],
     "reward": [
         "hard01_plus_gtprob",
         "hard01_plus_gtprob_separated",

@@ -1,0 +1,486 @@
+"""`pointer-rl train` and `sft`: from files to a bundle, what they refuse, and learning online."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from training_worlds import class_groups
+
+from pointer_rl.data.embeddings import load_embeddings, save_embeddings
+from pointer_rl.policy.bundle import load_bundle
+from pointer_rl.trials.store import default_store
+
+
+def candidate(pointer, reward, method="random"):
+    return {
+        **{"pointer": list(pointer), "gen_method": method, "vqa_pred_answer": "a"},
+        **{"vqa_correct": int(reward > 0.4), "vqa_acc_score": reward},
+    }
+
+
+class Place:
+    """RL data and beam data of 40 queries over a pool of 24, with embeddings of an encoder."""
+
+    def __init__(self, folder, cli) -> None:
+        self.folder, self._cli = folder, cli
+        groups = class_groups(0, 40, dim=8)
+        pool_ids = [f"p{row}" for row in range(24)]
+        save_embeddings(folder / "q.safetensors", groups.queries, groups.ids, "encoder one")
+        save_embeddings(folder / "c.safetensors", groups.pool, pool_ids, "encoder one")
+        records, beams = {}, {}
+        for index, id_ in enumerate(groups.ids):
+            own = range(groups.offsets[index], groups.offsets[index + 1])
+            judged = [(groups.pointers[each].tolist(), float(groups.rewards[each])) for each in own]
+            records[id_] = {"pointer_candidates": [candidate(*each) for each in judged]}
+            found = [{"pointer": rows, "score": score} for rows, score in judged]
+            beams[id_] = {"beams": sorted(found, key=lambda beam: -beam["score"])}
+        self.records = records
+        self.write("rl.json", records)
+        self.write("beams.json", beams)
+
+    def write(self, name, content):
+        (self.folder / name).write_text(json.dumps(content))
+
+    def run(self, *args, command="train", data="rl.json", output="out", embeddings=True):
+        given = ("--query-emb", "q.safetensors", "--cand-emb", "c.safetensors") * embeddings
+        sizes = () if "--sft-ckpt" in args else ("--layers", "1")
+        epochs = {"train": ("--rce-epochs", "2", "--grpo-epochs", "1"), "sft": ("--epochs", "2")}
+        return self._cli(
+            *(command, "--beam-data", data, "--output-dir", output),
+            *(*given, "--held-out", "0.3", *sizes, *epochs[command], *args),
+        )
+
+    def metrics(self, output="out"):
+        lines = (self.folder / output / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+
+@pytest.fixture
+def place(tmp_path, cli, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Place(tmp_path, cli)
+
+
+def succeeds(result):
+    assert result.exit_code == 0, result.output
+    return result.output.splitlines()
+
+
+def one_line(result, *parts):
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.output.splitlines() if line.startswith("pointer-rl: error: ")]
+    assert len(lines) == 1, result.output
+    assert result.output.splitlines()[-1] == lines[0]
+    for part in parts:
+        assert part in lines[0]
+
+
+# --- on data ---------------------------------------------------------------------------------
+
+
+def test_a_bundle_a_line_an_epoch_and_a_verdict(place):
+    *epochs, verdict, tied, wrote = succeeds(place.run())
+    assert [line.split()[:2] for line in epochs] == [
+        *(["start", "0"], ["rce", "1"], ["rce", "2"], ["grpo", "1"]),
+    ]
+    assert verdict.startswith(("held-out expected reward ", "it learned nothing"))
+    assert tied == "0% of the groups are tied and taught nothing" or tied.split("%")[0].isdigit()
+    assert wrote == "wrote out"
+    lines = place.metrics()
+    assert [line["stage"] for line in lines] == ["start", "rce", "rce", "grpo"]
+    for name in ("rce", "contrast", "entropy", "held_out_reward", "tied_groups"):
+        assert name in lines[1]
+    for name in ("ppo", "kl", "ratio", "clipped", "entropy", "held_out_reward"):
+        assert name in lines[3]
+    bundle = load_bundle(place.folder / "out")
+    assert bundle.info.shots == 2
+    assert bundle.info.encoder.fingerprint == "encoder one"
+    assert bundle.info.data.name == "rl.json"
+    kept = max(lines, key=lambda line: line["held_out_reward"])
+    metrics = bundle.info.training["metrics"]
+    assert metrics["held_out_reward"] == pytest.approx(kept["held_out_reward"])
+    assert bundle.info.training["options"]["rce_epochs"] == 2
+
+
+def test_the_guides_spelling(place, cli):
+    """Its command: underscores, and one matrix for queries and pool, by row."""
+    vectors = torch.cat(
+        [
+            load_embeddings(place.folder / "c.safetensors").vectors,
+            load_embeddings(place.folder / "q.safetensors").vectors,
+        ]
+    )
+    torch.save(vectors, place.folder / "all.pt")
+    records = {str(24 + index): record for index, record in enumerate(place.records.values())}
+    place.write("guide.json", records)
+    result = cli(
+        *("train", "--beam_data", "guide.json", "--img_emb", "all.pt", "--output_dir", "out"),
+        *("--rce_epochs", "2", "--grpo_epochs", "1", "--batch_size", "16", "--rce_lr", "1e-3"),
+        *("--grpo_lr", "1e-4", "--kl_beta", "0.1", "--device", "cpu", "--held_out", "0.3"),
+    )
+    succeeds(result)
+    options = load_bundle(place.folder / "out").info.training["options"]
+    names = ("rce_epochs", "grpo_epochs", "batch_size", "rce_lr", "grpo_lr", "kl_beta")
+    assert [options[name] for name in names] == [2, 1, 16, 1e-3, 1e-4, 0.1]
+
+
+def test_zero_is_a_value(place):
+    succeeds(place.run("--grpo-epochs", "0", "--contrast", "0", "--kl-beta", "0"))
+    assert {line["stage"] for line in place.metrics()} == {"start", "rce"}
+    options = load_bundle(place.folder / "out").info.training["options"]
+    assert (options["contrast"], options["kl_beta"], options["grpo_epochs"]) == (0, 0, 0)
+    one_line(place.run("--rce-epochs", "0", "--grpo-epochs", "0", output="none"), "no epochs")
+
+
+def test_recipes_are_defaults_that_options_overrule(place):
+    succeeds(place.run("--recipe", "ancestor", "--kl-beta", "0.7"))
+    options = load_bundle(place.folder / "out").info.training["options"]
+    assert (options["kl"], options["kl_beta"], options["grpo_lr"]) == ("sampled", 0.7, 5e-6)
+    assert len(options["faults"]) == 6
+
+
+def test_resume_goes_on_and_anything_else_is_refused(place):
+    succeeds(place.run(output="whole"))
+    succeeds(place.run())
+    one_line(place.run(), "out/checkpoint.safetensors: exists; --resume", "--overwrite")
+    one_line(place.run("--resume", "--overwrite"), "exclude each other")
+    one_line(place.run("--resume", "--seed", "3"), "had another seed (0, now 3)")
+    one_line(place.run("--resume", "--rce-epochs", "5"), "had another rce_epochs")
+    place.write("rl2.json", dict(list(place.records.items())[:30]))
+    one_line(place.run("--resume", data="rl2.json"), "had another data")
+    (place.folder / "out" / "bundle.json").unlink()
+    succeeds(place.run("--resume"))
+    succeeds(place.run("--overwrite", output="whole"))
+    for name in ("model.safetensors", "bundle.json", "metrics.jsonl", "checkpoint.safetensors"):
+        files = [place.folder / folder / name for folder in ("whole", "out")]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+
+
+def test_resuming_with_other_query_embeddings_is_refused(place):
+    succeeds(place.run())
+    embeddings = load_embeddings(place.folder / "q.safetensors")
+    path = place.folder / "q.safetensors"
+    save_embeddings(path, embeddings.vectors.flip(1), embeddings.ids, embeddings.encoder)
+    one_line(place.run("--resume"), "had another queries")
+
+
+def test_starting_from_a_policy(place):
+    succeeds(place.run(output="first"))
+    succeeds(place.run("--sft-ckpt", "first", output="second"))
+    first, second = (place.metrics(name) for name in ("first", "second"))
+    best = max(line["held_out_reward"] for line in first)
+    assert second[0]["held_out_reward"] == pytest.approx(best)
+
+
+def test_a_bundle_for_another_encoder_is_refused(place):
+    succeeds(place.run(output="first"))
+    for name in "qc":
+        embeddings = load_embeddings(place.folder / f"{name}.safetensors")
+        path = place.folder / f"{name}.safetensors"
+        save_embeddings(path, embeddings.vectors, embeddings.ids, "encoder two")
+    one_line(
+        place.run("--sft-ckpt", "first", output="second"),
+        *("first: a bundle for another encoder (encoder one)", "encoder two"),
+    )
+    for name in "qc":
+        embeddings = load_embeddings(place.folder / f"{name}.safetensors")
+        path = place.folder / f"{name}.safetensors"
+        save_embeddings(path, embeddings.vectors[:, :6], embeddings.ids)
+    one_line(place.run("--sft-ckpt", "first", output="second"), "of 8 dimensions and these have 6")
+    assert not (place.folder / "second").exists()
+
+
+def changed(place, change):
+    records = {
+        id_: {
+            **record,
+            "pointer_candidates": [change(dict(each)) for each in record["pointer_candidates"]],
+        }
+        for id_, record in place.records.items()
+    }
+    place.write("changed.json", records)
+    return "changed.json"
+
+
+def test_data_that_cannot_be_learned_from(place):
+    tied = changed(place, lambda each: {**each, "vqa_correct": 1, "vqa_acc_score": 1.0})
+    one_line(place.run(data=tied), "changed.json: every group is tied")
+    unjudged = changed(place, lambda each: {"pointer": each["pointer"], "gen_method": "random"})
+    one_line(place.run(data=unjudged), "changed.json: no candidate with a reward in it")
+    one_line(place.run("--shots", "3"), "have 2 demonstrations and --shots 3")
+    one_line(place.run(data="beams.json"), "beam data has no rewards", "pointer-rl sft")
+    one_line(place.run("--grpo-on", "sampled"), "sampled candidates, and none of these was")
+    one_line(place.run(data="none.json"), "none.json")
+    (place.folder / "broken.json").write_text("{")
+    one_line(place.run(data="broken.json"), "broken.json")
+    assert not (place.folder / "out").exists()
+
+
+def test_embeddings_that_are_not_the_datas(place):
+    one_line(place.run(embeddings=False), "give --query-emb and --cand-emb", "--img-emb")
+    one_line(place.run("--img-emb", "c.safetensors"), "--img-emb embeds queries and pool")
+    embeddings = load_embeddings(place.folder / "q.safetensors")
+    path = place.folder / "q.safetensors"
+    save_embeddings(path, embeddings.vectors, [f"other {i}" for i in range(40)], "encoder one")
+    one_line(place.run(), "no row for 40 of 40 queries", "those of the dataset")
+    save_embeddings(path, embeddings.vectors, embeddings.ids, "encoder two")
+    one_line(place.run(), "come from different encoders")
+    save_embeddings(path, embeddings.vectors, embeddings.ids, "encoder one")
+    pool = load_embeddings(place.folder / "c.safetensors")
+    save_embeddings(place.folder / "c.safetensors", pool.vectors[:9], pool.ids[:9], "encoder one")
+    one_line(place.run(), "the candidate embeddings are of another pool")
+    assert not (place.folder / "out").exists()
+
+
+def test_a_loss_that_is_no_number(place):
+    one_line(place.run("--rce-lr", "1e30"), "rce epoch 1: ", " is nan; stopped")
+    assert not (place.folder / "out" / "bundle.json").exists()
+    succeeds(place.run())
+    # From a good policy GRPO breaks: the last good epoch, of RCE, is what the checkpoint has.
+    one_line(
+        place.run("--overwrite", "--grpo-lr", "1e30"),
+        *("grpo epoch 1: ", "the last good epoch is in out/checkpoint.safetensors"),
+    )
+    assert [line["stage"] for line in place.metrics()] == ["start", "rce", "rce"]
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (("--rce-lr", "0"), "rce_lr is 0.0: it must be above 0"),
+        (("--held-out", "1"), "held_out is 1.0"),
+        (("--clip", "-1"), "clip is -1.0"),
+        (("--kl-beta", "nan"), "kl_beta is nan"),
+        (("--heads", "3"), "8 is no multiple of 3 heads; give --heads or --hidden-dim"),
+        (("--reward-mode", "nothing"), "nothing"),
+        (("--reward-opt", "nothing=1"), "nothing"),
+        (("--sft-ckpt", "nowhere"), "nowhere"),
+        (("--max-calls", "9"), "--max-calls is for --online"),
+        (("--rounds", "2"), "--rounds is for --online"),
+        (("--online",), "--online needs --max-calls"),
+        (("--online", "--max-calls", "40", "--own-pools"), "--own-pools"),
+        (("--online", "--max-calls", "4", "--no-store"), "4 calls are too few for 4 rounds"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
+)
+def test_options_that_will_not_do(place, options, what):
+    one_line(place.run(*options), what)
+    assert not (place.folder / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written(place):
+    (place.folder / "out").write_text("a file")
+    one_line(place.run(), "out: cannot be written")
+
+
+# --- sft -------------------------------------------------------------------------------------
+
+
+def test_sft_on_beams_by_likelihood(place, cli):
+    *epochs, verdict, _ = succeeds(place.run(command="sft", data="beams.json"))
+    assert [line.split()[0] for line in epochs] == ["start", "rce", "rce"], "no GRPO"
+    assert verdict.startswith("held-out cross-entropy ")
+    lines = place.metrics()
+    assert lines[-1]["held_out_cross_entropy"] < lines[0]["held_out_cross_entropy"]
+    assert all(line["tied_groups"] == 0 for line in lines)
+    bundle = load_bundle(place.folder / "out")
+    assert bundle.info.training["options"]["contrast"] == 0
+    metrics = bundle.info.training["metrics"]
+    best = min(line["held_out_cross_entropy"] for line in lines)
+    assert metrics["held_out_cross_entropy"] == pytest.approx(best)
+    assert metrics["held_out_reward"] > 0
+    chosen = succeeds(cli("select", "out", "--query-emb", "q.safetensors", "--shots", "2"))
+    assert len(chosen) == 40
+    succeeds(place.run("--sft-ckpt", "out", output="rl"))
+
+
+def test_sft_on_rl_data_is_chosen_by_reward_and_tied_groups_teach(place):
+    verdict, tied, _ = succeeds(place.run(command="sft"))[-3:]
+    assert "held-out expected reward" in verdict
+    assert tied.startswith("0% of the groups are tied")
+    same = changed(place, lambda each: {**each, "vqa_correct": 1, "vqa_acc_score": 1.0})
+    succeeds(place.run(command="sft", data=same, output="same"))
+    one_line(place.run("--temperature", "0", command="sft", output="no"), "must be above 0")
+
+
+# --- TensorBoard -----------------------------------------------------------------------------
+
+
+def test_without_tensorboard_it_says_what_to_install(place, monkeypatch):
+    succeeds(place.run())
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    one_line(
+        place.run("--tensorboard", "--overwrite"),
+        "--tensorboard needs the package tensorboard: pip install pointer-rl[tensorboard]",
+    )
+    assert (place.folder / "out" / "bundle.json").exists(), "nothing was deleted"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboards_events_are_the_metrics(place):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    succeeds(place.run("--tensorboard"))
+    events = EventAccumulator(str(place.folder / "out" / "tensorboard"))
+    events.Reload()
+    found = events.Scalars("held_out_reward")
+    expected = [line["held_out_reward"] for line in place.metrics()]
+    assert [each.value for each in found] == pytest.approx(expected)
+    assert [each.step for each in found] == list(range(len(expected)))
+    succeeds(place.run("--overwrite"))
+    assert not (place.folder / "out" / "tensorboard").exists()
+
+
+# --- online ----------------------------------------------------------------------------------
+
+
+class Online:
+    """The jsonl world, of more questions: the backend copies the one answer that it is shown."""
+
+    def __init__(self, world, backends, cli) -> None:
+        self.world, self.backends, self._cli = world, backends, cli
+        world.rows = [
+            {
+                **{"id": f"e{i}", "image": f"{i % 8}.png", "question": f"q{i}?"},
+                **{"answers": ["ab"[i % 2]] * 10, "image_id": str(i)},
+            }
+            for i in range(32)
+        ]
+        world.write()
+        vectors = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
+        vectors[:, 0] += torch.tensor([0.7, -0.7] * 16)
+        for path in (world.query_emb, world.cand_emb):
+            save_embeddings(path, vectors, [row["id"] for row in world.rows])
+
+    def run(self, *args, output="policy", calls="96"):
+        return self._cli(
+            *("train", "--online", "--max-calls", calls, "--rounds", "2", "--shots", "1"),
+            *("--backend", "copy", "--dataset", "jsonl"),
+            *("--dataset-opt", f"path={self.world.data}", "--output-dir", self.path(output)),
+            *("--query-emb", str(self.world.query_emb), "--cand-emb", str(self.world.cand_emb)),
+            *("--heads", "2", "--layers", "1", "--held-out", "0.3", *args),
+        )
+
+    def path(self, name):
+        return str(self.world.folder / name)
+
+    def asked(self):
+        """Trials of the backends made since this was last asked."""
+        asked = sum(len(each.asked) for each in self.backends)
+        self.backends.clear()
+        return asked
+
+    def written(self, output="policy"):
+        folder = self.world.folder / output
+        names = ("model.safetensors", "metrics.jsonl", "checkpoint.safetensors", "bundle.json")
+        paths = [folder / name for name in names] + sorted((folder / "rounds").iterdir())
+        return {path.name: path.read_bytes() for path in paths}
+
+
+@pytest.fixture
+def online(world, backends, cli):
+    return Online(world, backends, cli)
+
+
+def test_online_learns_within_its_calls_and_never_pays_twice(online, cli):
+    output = succeeds(online.run())
+    assert 0 < online.asked() <= 96
+    assert output[-3].startswith("round 2: ")
+    assert default_store().exists()
+    rounds = sorted((online.world.folder / "policy" / "rounds").iterdir())
+    assert [path.name for path in rounds] == ["round-01.json", "round-02.json"]
+    asked = 0
+    ids = []
+    for path in rounds:
+        succeeds(cli("validate", str(path)))
+        content = json.loads(path.read_text())
+        assert content.pop("_meta")["generators"][0]["name"] == "probe"
+        ids += content
+        asked += sum(len(record["pointer_candidates"]) for record in content.values())
+    assert asked <= 96
+    assert len(set(ids)) == len(ids) == 24, "queries not asked yet come first"
+    lines = [json.loads(line) for line in online.written()["metrics.jsonl"].splitlines()]
+    assert [line["round"] for line in lines if line["stage"] == "start"] == [1, 2]
+    assert load_bundle(online.world.folder / "policy").info.data is None
+    succeeds(online.run(output="again"))
+    assert online.asked() == 0, "the store answers"
+    assert online.written("again") == online.written()
+
+
+def test_online_learns_something(online):
+    succeeds(online.run("--pointers", "8", "--rce-epochs", "60", calls="256"))
+    lines = [json.loads(line) for line in online.written()["metrics.jsonl"].splitlines()]
+    assert max(line["held_out_reward"] for line in lines) > lines[0]["held_out_reward"] + 0.03
+
+
+@pytest.mark.parametrize("until", [3, 60])
+def test_online_resumes_after_an_interruption(online, monkeypatch, until):
+    """In the first round, before anything is learned; and in the second."""
+    succeeds(online.run(output="whole"))
+    default_store().unlink()
+    online.asked()
+    kind = online.backends  # the class is the fixture's: seen through one that is made
+    succeeds(online.run("--limit", "9", output="made", calls="32"))
+    copying = type(kind[0])
+    default_store().unlink()
+    online.asked()
+    run = copying.run
+    count = 0
+
+    def interrupted(self, requests):
+        nonlocal count
+        for result in run(self, requests):
+            count += 1
+            if count == until:
+                raise KeyboardInterrupt
+            yield result
+
+    monkeypatch.setattr(copying, "run", interrupted)
+    result = online.run()
+    assert result.exit_code == 130
+    assert "interrupted: --resume goes on from" in result.output
+    one_line(online.run("--resume", "--pointers", "3"), "had another online")
+    one_line(online.run("--resume", "--prompt-opt", "instructions="), "had another prompt")
+    succeeds(online.run("--resume"))
+    whole, resumed = online.written("whole"), online.written()
+    assert whole.keys() == resumed.keys(), "nothing is left lying about"
+    for name, content in whole.items():
+        assert resumed[name] == content, name
+
+
+def test_online_after_logged_data(online, cli):
+    generated = online.world.generate("--num-random", "6", "--shots", "1")
+    succeeds(generated)
+    data = str(online.world.output)
+    result = online.run("--beam-data", data, "--rce-epochs", "2", "--grpo-epochs", "0")
+    lines = [line for line in succeeds(result) if line.startswith(("start", "rce", "round"))]
+    assert lines[0].startswith("start")
+    assert [
+        line["round"] for line in map(json.loads, online.written()["metrics.jsonl"].splitlines())
+    ][:4] == [0, 0, 0, 1]
+    assert load_bundle(online.world.folder / "policy").info.data.name == "rl.json"
+
+
+def test_online_takes_its_shots_from_the_data(online):
+    succeeds(online.world.generate("--num-random", "6", "--shots", "3"))
+    result = online._cli(
+        *("train", "--online", "--max-calls", "64", "--rounds", "1", "--backend", "copy"),
+        *("--dataset", "jsonl", "--dataset-opt", f"path={online.world.data}"),
+        *("--query-emb", str(online.world.query_emb), "--cand-emb", str(online.world.cand_emb)),
+        *("--heads", "2", "--beam-data", str(online.world.output), "--held-out", "0.3"),
+        *("--output-dir", online.path("policy"), "--rce-epochs", "1", "--grpo-epochs", "0"),
+    )
+    # The backend copies the last demonstration alone: probes of the first tell nothing more.
+    succeeds(result)
+    assert load_bundle(online.world.folder / "policy").info.shots == 3
+
+
+def test_online_when_every_trial_fails(online):
+    for number in range(8):
+        (online.world.folder / f"{number}.png").write_bytes(b"no picture")
+    one_line(online.run(), "round 1: all 48 trials failed, the first with: ", "--resume")
+    assert not list((online.world.folder / "policy" / "rounds").glob("*.json"))

@@ -1,0 +1,111 @@
+"""Training data made of numbers: rows and queries have a hidden class, and like shows like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from pointer_rl.policy import PointerSelector, SelectorConfig
+from pointer_rl.train.config import TrainConfig
+from pointer_rl.train.groups import Groups
+from pointer_rl.train.learner import Learner
+
+CLASSES = 4
+
+
+def ragged_groups(
+    seed: int = 0,
+    *,
+    sizes: Sequence[int] = (3, 5, 2, 4, 1, 6),
+    rows: int = 9,
+    shots: int = 2,
+    dim: int = 6,
+    own_pools: bool = False,
+    excluding: bool = True,
+) -> Groups:
+    """Random groups; every third query's rewards are tied, every other one excludes rows."""
+    rng = np.random.default_rng(seed)
+    pools, excluded, pointers, rewards = [], [], [], []
+    for query, size in enumerate(sizes):
+        own = rng.permutation(rows)[: 6 + query % 2] if own_pools else np.arange(rows)
+        pools.append(np.sort(own).astype(np.int32) if own_pools else None)
+        blocked = rng.choice(own, 2, replace=False) if excluding and query % 2 else own[:0]
+        excluded.append(np.sort(blocked).astype(np.int32) if query % 2 else None)
+        left = np.setdiff1d(own, blocked)
+        pointers += [rng.choice(left, shots, replace=False) for _ in range(size)]
+        drawn = rng.choice([0.0, 0.5, 1.0, 2.0], size)
+        if query % 3:
+            drawn[0], drawn[-1] = 0.0, 2.0 if size > 1 else 0.0
+        else:
+            drawn[:] = 1.0
+        rewards += drawn.tolist()
+    count = len(rewards)
+    return Groups(
+        ids=[f"q{query}" for query in range(len(sizes))],
+        images=[f"image {query // 2}" for query in range(len(sizes))],
+        queries=torch.from_numpy(rng.standard_normal((len(sizes), dim))).float(),
+        pool=torch.from_numpy(rng.standard_normal((rows, dim))).float(),
+        offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        pointers=np.array(pointers, dtype=np.int64),
+        rewards=np.array(rewards, dtype=np.float32),
+        sampled=rng.random(count) < 0.5,
+        pools=pools,
+        excluded=excluded,
+    )
+
+
+def class_groups(
+    seed: int, queries: int, *, dim: int = 12, rows: int = 24, size: int = 6
+) -> Groups:
+    """Pointers of two random rows; the reward is the share of rows of the query's class.
+
+    Queries and rows show their class in different directions, so that similarity tells nothing.
+    """
+    world = np.random.default_rng(99)
+    as_query, as_row = world.standard_normal((2, CLASSES, dim))
+    row_classes = np.arange(rows) % CLASSES
+    pool = as_row[row_classes] + 0.3 * world.standard_normal((rows, dim))
+    rng = np.random.default_rng(seed)
+    classes = rng.integers(CLASSES, size=queries)
+    vectors = as_query[classes] + 0.3 * rng.standard_normal((queries, dim))
+    pointers = np.stack([rng.permutation(rows)[:2] for _ in range(queries * size)])
+    right = row_classes[pointers] == classes.repeat(size)[:, None]
+    return Groups(
+        ids=[f"{seed}/{query}" for query in range(queries)],
+        images=[f"{seed}/{query}" for query in range(queries)],
+        queries=torch.from_numpy(vectors).float(),
+        pool=torch.from_numpy(pool).float(),
+        offsets=np.arange(queries + 1, dtype=np.int64) * size,
+        pointers=pointers,
+        rewards=right.mean(axis=1).astype(np.float32),
+        sampled=np.zeros(queries * size, dtype=bool),
+        pools=[None] * queries,
+        excluded=[None] * queries,
+    )
+
+
+@torch.no_grad()
+def worth(selector: PointerSelector, groups: Groups) -> float:
+    """What the policy's likeliest first row earns on average: 1 where it has the query's class.
+
+    Classes are told from the rewards' formula, not from the groups' candidates.
+    """
+    state = selector.encode(groups.queries, groups.pool)
+    chosen = selector.step_logits(state)[:, 0].argmax(-1).numpy() % CLASSES
+    world = np.random.default_rng(99)
+    as_query = world.standard_normal((2, CLASSES, groups.queries.shape[1]))[0]
+    distance = ((groups.queries.numpy()[:, None] - as_query) ** 2).sum(-1)
+    return float((chosen == distance.argmin(-1)).mean())
+
+
+def selector_for(groups: Groups, history: str = "gated", seed: int = 0) -> PointerSelector:
+    dim = groups.pool.shape[1]
+    config = SelectorConfig(d_model=dim, hidden_dim=dim, num_layers=1, num_heads=2, history=history)
+    return PointerSelector.seeded(config, seed).eval()
+
+
+def learner_for(groups: Groups, selector: PointerSelector, **config) -> Learner:
+    every = np.arange(len(groups))
+    return Learner(selector, groups, every, every, TrainConfig(**config), torch.device("cpu"))

@@ -1,0 +1,351 @@
+"""Learning: the three policies, what teaches and what does not, and that it learns."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from fakes import example
+from training_worlds import class_groups, learner_for, ragged_groups, selector_for, worth
+
+from pointer_rl.policy import SelectorPolicy, decoding
+from pointer_rl.train.config import FAULTS, RECIPES, TrainConfig
+from pointer_rl.train.learner import (
+    Schedule,
+    frozen,
+    pointer_logprobs,
+    step_logprobs,
+    without_history,
+)
+from pointer_rl.train.trainer import Trainer, round_stages
+from pointer_rl.types import Pool, QueryBatch
+from pointer_rl_standard.generators import BeamGenerator, SampleGenerator
+from pointer_rl_standard.options import BeamOptions, SampleOptions
+
+CPU = torch.device("cpu")
+
+
+def adam(learner, lr=1e-2):
+    return torch.optim.AdamW(learner.selector.parameters(), lr=lr, weight_decay=0.0)
+
+
+def rce(learner, lr=1e-2, epochs=1):
+    optimizer, schedule = adam(learner), Schedule(lr, 10**6)
+    for epoch in range(epochs):
+        metrics = learner.rce_epoch(optimizer, schedule, 100, np.random.default_rng(epoch), 0.5)
+    return metrics
+
+
+def grpo(learner, old, reference, lr=1e-2, epochs=1):
+    optimizer, schedule = adam(learner), Schedule(lr, 10**6)
+    for epoch in range(epochs):
+        rng = np.random.default_rng(epoch)
+        metrics = learner.grpo_epoch(optimizer, schedule, 100, rng, old, reference)
+    return metrics
+
+
+def changed(selector, before):
+    after = selector.state_dict()
+    return any(not torch.equal(after[key], value) for key, value in before.items())
+
+
+# --- three policies --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("history", ["static", "gated"])
+@pytest.mark.parametrize("own_pools", [False, True])
+@pytest.mark.parametrize("kl", ["exact", "sampled"])
+def test_at_the_first_step_after_rce_the_ratio_is_one_and_kl_is_zero(history, own_pools, kl):
+    groups = ragged_groups(own_pools=own_pools, sizes=(3, 4, 5, 2, 6, 3))
+    learner = learner_for(groups, selector_for(groups, history), kl=kl, batch_size=64, contrast=0.0)
+    start = frozen(learner.selector)
+    rce(learner, epochs=3)
+    old, reference = frozen(learner.selector), frozen(learner.selector)
+    # One batch where pools have one size, two where they have two: none has learned before its own.
+    learner._step = lambda *_: None
+    metrics = grpo(learner, old, reference)
+    assert metrics["ratio"] == 1.0
+    assert metrics["kl"] == 0.0
+    assert metrics["clipped"] == 0.0
+    stale = grpo(learner, start, start)
+    assert stale["kl"] > 0
+    assert stale["ratio"] != 1.0
+
+
+def test_the_trainers_old_policy_is_refreshed_and_its_reference_is_grpos_start(tmp_path):
+    groups = class_groups(0, 40)
+    config = TrainConfig(rce_epochs=2, grpo_epochs=2, batch_size=64, grpo_lr=3e-3)
+    lines = []
+    trainer = Trainer(
+        selector_for(groups), config, CPU, tmp_path / "c.safetensors", {}, lines.append
+    )
+    trainer.fit(groups, round_stages(config, 0), first=0)
+    first, second = (line for line in lines if line["stage"] == "grpo")
+    assert (first["ratio"], first["kl"]) == (1.0, 0.0), "one step an epoch: before any update"
+    assert second["ratio"] == 1.0, "old: the policy at this epoch's start"
+    assert second["kl"] > 0, "the reference: still the policy at GRPO's start"
+
+
+@pytest.mark.parametrize("method", ["beam", "sample"])
+@pytest.mark.parametrize("history", ["static", "gated"])
+def test_a_recorded_logprob_is_what_training_computes(method, history):
+    """The candidates of the real generators, through masks and own rows, one policy throughout."""
+    groups = ragged_groups(3, sizes=(2,) * 8, rows=9, shots=3)
+    selector = selector_for(groups, history)
+    policy = SelectorPolicy(selector)
+    allowed = torch.ones(8, 9, dtype=torch.bool)
+    for query, rows in enumerate(groups.excluded):
+        if rows is not None:
+            allowed[query, torch.from_numpy(rows).long()] = False
+    queries = QueryBatch([example(query) for query in range(8)], groups.queries, allowed, 3)
+    pool = Pool([example(row) for row in range(9)], groups.pool)
+    rngs = [np.random.default_rng(query) for query in range(8)]
+    temperatures = (1.0, 0.4, 2.5)
+    generator = {
+        "beam": BeamGenerator(BeamOptions(width=5)),
+        "sample": SampleGenerator(SampleOptions(temperatures=temperatures, num_samples=4)),
+    }[method]
+    proposals = generator.propose(policy, queries, pool, rngs)
+    recorded = dataclasses.replace(
+        groups,
+        offsets=np.cumsum([0, *map(len, proposals)]).astype(np.int64),
+        pointers=np.array([each.pointer for own in proposals for each in own]),
+        rewards=np.zeros(sum(map(len, proposals)), dtype=np.float32),
+        sampled=np.ones(sum(map(len, proposals)), dtype=bool),
+    )
+    (batch,) = recorded.batches(np.arange(8), 8, CPU)
+    found = pointer_logprobs(batch, list(step_logprobs(selector, batch)))
+    state = selector.encode(batch.queries, batch.pool, batch.allowed)
+    checked = 0
+    for b, own in enumerate(proposals):
+        for n, each in enumerate(own):
+            temperature = each.temperature or 1.0
+            expected = found[b, n]
+            if temperature != 1.0:
+                drawn = decoding.log_prob(selector, state, batch.pointers, temperature=temperature)
+                expected = drawn[b, n]
+            assert each.logprob_score == pytest.approx(expected.item(), abs=1e-5)
+            checked += 1
+    assert checked == (40 if method == "beam" else 96)
+
+
+def test_only_the_taught_steps_are_summed():
+    groups = ragged_groups(sizes=(3, 4))
+    (batch,) = groups.batches(np.arange(2), 2, CPU)
+    steps = list(step_logprobs(selector_for(groups), batch))
+    whole = pointer_logprobs(batch, steps)
+    none, first = torch.zeros(2, 2).bool(), torch.tensor([[True, False]] * 2)
+    assert (pointer_logprobs(batch, steps, none) == 0).all()
+    rest = pointer_logprobs(batch, steps, ~first)
+    torch.testing.assert_close(pointer_logprobs(batch, steps, first) + rest, whole)
+
+
+# --- what teaches ----------------------------------------------------------------------------
+
+
+def without(groups, queries):
+    """Only these queries' groups."""
+    own = [slice(*groups.offsets[query : query + 2]) for query in queries]
+    picked = {
+        name: np.concatenate([getattr(groups, name)[each] for each in own])
+        for name in ("pointers", "rewards", "sampled")
+    }
+    named = {
+        name: [getattr(groups, name)[query] for query in queries]
+        for name in ("ids", "images", "pools", "excluded")
+    }
+    sizes = [each.stop - each.start for each in own]
+    offsets = np.cumsum([0, *sizes]).astype(np.int64)
+    rows = torch.from_numpy(np.asarray(queries))
+    return dataclasses.replace(
+        groups, **picked, **named, offsets=offsets, queries=groups.queries[rows]
+    )
+
+
+@pytest.mark.parametrize("kind", ["rce", "grpo"])
+@pytest.mark.parametrize("own_pools", [False, True])
+def test_tied_groups_change_nothing_and_are_counted(kind, own_pools):
+    groups = ragged_groups(2, sizes=(3, 4, 2, 5, 4, 3), own_pools=own_pools)
+    spread = np.flatnonzero(groups.spread)
+    assert len(spread) == 4
+    weights = []
+    for each, share in ((groups, 2 / 6), (without(groups, spread), 0.0)):
+        learner = learner_for(each, selector_for(each), batch_size=2, kl_beta=0.5)
+        assert learner.tied_share == pytest.approx(share)
+        start = frozen(selector_for(each, seed=1))
+        rce(learner, epochs=2) if kind == "rce" else grpo(learner, start, start, epochs=2)
+        weights.append(learner.selector.state_dict())
+    for key, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][key]), key
+
+
+def test_to_be_imitated_tied_groups_teach():
+    groups = ragged_groups(sizes=(3, 4, 2, 5))
+    learner = learner_for(groups, selector_for(groups), imitate=True, batch_size=2)
+    assert learner.tied_share == 0
+    assert learner.steps_per_epoch == 2
+    assert learner_for(groups, selector_for(groups), batch_size=2).steps_per_epoch == 1
+
+
+def test_grpo_on_sampled_leaves_the_others_to_rce():
+    groups = ragged_groups(sizes=(4, 4, 4, 4, 4, 4))
+    none = dataclasses.replace(groups, sampled=np.zeros(24, dtype=bool))
+    every = dataclasses.replace(groups, sampled=np.ones(24, dtype=bool))
+    for of_rce, teaches in ((none, True), (every, False)):
+        learner = learner_for(of_rce, selector_for(groups), grpo_on="sampled")
+        before = copy.deepcopy(learner.selector.state_dict())
+        rce(learner)
+        assert changed(learner.selector, before) is teaches
+    for of_grpo, teaches in ((none, False), (every, True)):
+        learner = learner_for(of_grpo, selector_for(groups), grpo_on="sampled")
+        before = copy.deepcopy(learner.selector.state_dict())
+        start = frozen(learner.selector)
+        grpo(learner, start, start, epochs=2)
+        assert changed(learner.selector, before) is teaches
+
+
+def test_sampled_candidates_that_are_tied_have_no_kl_either():
+    """Of each group one candidate is sampled: nothing is compared, nothing is held back."""
+    groups = ragged_groups(sizes=(4, 4, 4, 4, 4, 4))
+    one = dataclasses.replace(groups, sampled=np.arange(24) % 4 == 0)
+    learner = learner_for(one, selector_for(groups), grpo_on="sampled", kl_beta=10.0)
+    before = copy.deepcopy(learner.selector.state_dict())
+    other = frozen(selector_for(groups, seed=5))
+    assert grpo(learner, other, other)["kl"] == 0
+    assert not changed(learner.selector, before)
+
+
+def test_a_high_weight_of_kl_keeps_the_policy_near_the_reference():
+    groups = class_groups(0, 60)
+    distances = {}
+    for beta in (0.0, 1e3):
+        learner = learner_for(groups, selector_for(groups), kl_beta=beta, batch_size=16)
+        reference = frozen(learner.selector)
+        grpo(learner, reference, reference, lr=5e-3, epochs=8)
+        (batch,) = groups.batches(np.arange(60), 60, CPU)
+        with torch.no_grad():
+            pairs = zip(
+                step_logprobs(learner.selector, batch), step_logprobs(reference, batch), strict=True
+            )
+            distances[beta] = sum(
+                float((p.exp() * (p - q).nan_to_num()).sum(-1).mean()) for p, q in pairs
+            )
+    assert distances[0.0] > 0.1
+    assert distances[1e3] < distances[0.0] / 20
+
+
+def test_expected_reward_is_held_outs():
+    groups = ragged_groups(sizes=(3, 4, 5, 2, 6, 3))
+    learner = learner_for(groups, selector_for(groups), batch_size=2, all_steps=True)
+    (batch,) = groups.batches(np.flatnonzero(groups.spread), 9, CPU)
+    with torch.no_grad():
+        logprobs = pointer_logprobs(batch, list(step_logprobs(learner.selector, batch)))
+    expected = []
+    for own, rewards, valid in zip(logprobs, batch.rewards, batch.valid, strict=True):
+        chances = own[valid].double().exp()
+        judged = float((chances * rewards[valid]).sum())
+        expected.append(judged + float((1 - chances.sum()) * rewards[valid].mean()))
+    found = learner.held_out()
+    assert found["reward"] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert found["best"] == 2.0
+    assert found["cross_entropy"] > 0
+
+
+# --- it learns -------------------------------------------------------------------------------
+
+
+def trained(tmp_path, name="default", **options):
+    """The start's and the kept policy's worth on fresh queries."""
+    groups, fresh = class_groups(0, 240), class_groups(1, 400)
+    config = TrainConfig(**{**RECIPES[name], "batch_size": 32, **options})
+    trainer = Trainer(selector_for(groups), config, CPU, tmp_path / f"{name}.safetensors", {})
+    before = worth(trainer.policy, fresh)
+    trainer.fit(groups, round_stages(config, 0), first=0)
+    return before, worth(trainer.best, fresh), trainer
+
+
+def test_the_default_recipe_learns_and_the_ancestors_does_not(tmp_path):
+    before, after, _ = trained(tmp_path)
+    assert before < 0.45
+    assert after > 0.8
+    # Of the ancestor, what GRPO adds: its RCE is sound.
+    _, gained, trainer = trained(tmp_path, "ancestor", rce_epochs=0)
+    assert abs(gained - before) < 0.1
+    assert trainer.kept["stage"] == "start" or gained < after - 0.3
+
+
+def test_grpo_alone_learns(tmp_path):
+    before, after, _ = trained(tmp_path, rce_epochs=0, grpo_epochs=20, grpo_lr=3e-3)
+    assert after > before + 0.25
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS))
+def test_each_fault_changes_the_result(tmp_path, fault):
+    groups = class_groups(0, 48, size=5)
+    results = []
+    for faults in (frozenset(), frozenset({fault})):
+        config = TrainConfig(
+            rce_epochs=3,
+            grpo_epochs=2,
+            rce_lr=1e-2,
+            batch_size=16,
+            faults=faults,
+            rce_temperatures=(2.0, 0.5),
+            held_out=0.3,
+        )
+        path = tmp_path / f"{len(results)}.safetensors"
+        trainer = Trainer(selector_for(groups), config, CPU, path, {})
+        trainer.fit(groups, round_stages(config, 0), first=0)
+        results.append(trainer)
+    plain, faulty = results
+    if fault == "cross-entropy":  # the same epochs, another of them kept
+        assert plain.log == faulty.log
+        by = {name: [line[name] for line in plain.log] for name in plain.log[0]}
+        least = int(np.argmin(by["held_out_cross_entropy"]))
+        assert faulty.kept is faulty.log[least]
+        assert plain.kept is plain.log[int(np.argmax(by["held_out_reward"]))]
+    else:
+        assert changed(faulty.policy, plain.policy.state_dict())
+
+
+def test_the_fault_dropout_draws_from_the_seed_alone(tmp_path):
+    groups = class_groups(0, 48)
+    config = TrainConfig(rce_epochs=2, grpo_epochs=1, faults=frozenset({"dropout"}))
+    weights = []
+    for name in ("one", "two"):
+        torch.manual_seed(len(name) + len(weights))
+        state = torch.get_rng_state()
+        trainer = Trainer(selector_for(groups), config, CPU, tmp_path / name, {})
+        trainer.fit(groups, round_stages(config, 0), first=0)
+        assert torch.equal(torch.get_rng_state(), state), "the caller's random state stays"
+        assert not trainer.policy.training
+        weights.append(trainer.policy.state_dict())
+    assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
+
+
+def test_a_policy_without_history_scores_as_a_static_one():
+    groups = ragged_groups(sizes=(3, 3))
+    gated = selector_for(groups)
+    blind = without_history(gated)
+    (batch,) = groups.batches(np.arange(2), 2, CPU)
+    with torch.no_grad():
+        first, second = step_logprobs(blind, batch)
+        assert torch.equal(first, next(iter(step_logprobs(gated, batch))))
+        # The same logits, less the row chosen.
+        rows = batch.pointers[..., :1]
+        expected = first.expand_as(second).scatter(-1, rows, -torch.inf).log_softmax(-1)
+    torch.testing.assert_close(second, expected)
+    assert gated.config.history == "gated"
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    schedule = Schedule(1.0, 1000)
+    rates = [schedule(step) for step in range(1000)]
+    assert rates[0] == pytest.approx(1 / 50)
+    assert max(rates) == rates[49]
+    assert rates[50:] == sorted(rates[50:], reverse=True)
+    assert rates[-1] == pytest.approx(0.05, abs=1e-3)
+    assert Schedule(1.0, 1)(0) == 1.0
