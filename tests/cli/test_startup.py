@@ -21,6 +21,8 @@ HEAVY = ("torch", "transformers", "PIL", "datasets", "numpy")
         ["embed", "--help"],
         ["evaluate", "--help"],
         ["select", "--help"],
+        ["train", "--help"],
+        ["sft", "--help"],
         ["glyphs", "--help"],
     ],
     ids=" ".join,

@@ -14,12 +14,14 @@ from pointer_rl.policy import PointerSelector, SelectorConfig, SelectorPolicy
 from pointer_rl.types import Example, Pool, QueryBatch
 from pointer_rl_standard.generators import (
     BeamGenerator,
+    ProbeGenerator,
     RandomGenerator,
     RetrievalGenerator,
     SampleGenerator,
 )
 from pointer_rl_standard.options import (
     BeamOptions,
+    ProbeOptions,
     RandomOptions,
     RetrievalOptions,
     SampleOptions,
@@ -59,6 +61,7 @@ GENERATORS = {
     "sample": SampleGenerator(SampleOptions()),
     "random": RandomGenerator(RandomOptions(num=3)),
     "retrieval": RetrievalGenerator(RetrievalOptions(num=3)),
+    "probe": ProbeGenerator(ProbeOptions(num=3)),
 }
 
 
@@ -210,3 +213,58 @@ def test_retrieval_refuses_embeddings_that_are_not_finite():
     pool.embeddings[3, 1] = torch.nan
     with pytest.raises(InputError, match="not finite"):
         RetrievalGenerator(RetrievalOptions()).propose(POLICY, queries, pool, rngs(queries))
+
+
+@pytest.mark.parametrize("by", ["similarity", "policy"])
+@pytest.mark.parametrize("shots", [1, 2, 4])
+def test_probes_differ_in_their_first_row_alone(by, shots):
+    queries, pool = batch(shots, [9, 8, 6])
+    generator = ProbeGenerator(ProbeOptions(num=3, by=by))
+    for candidates in generator.propose(POLICY, queries, pool, rngs(queries)):
+        first = [each.pointer[0] for each in candidates]
+        beside = {each.pointer[1:] for each in candidates}
+        assert len(set(first)) == 3
+        assert len(beside) == 1
+        assert not set(first) & set(*beside), "what stands beside is not probed itself"
+        scores = {(each.beam_rank, each.beam_score, each.logprob_score) for each in candidates}
+        assert scores == {(None, None, None)}
+
+
+def test_probes_of_the_policy_are_its_top_rows_and_of_similarity_the_most_similar():
+    queries, pool = batch(2, [9, 5])
+    first = {
+        by: [
+            [each.pointer[0] for each in candidates]
+            for candidates in ProbeGenerator(ProbeOptions(num=3, by=by)).propose(
+                POLICY, queries, pool, rngs(queries)
+            )
+        ]
+        for by in ("policy", "similarity")
+    }
+    alone = QueryBatch(queries.examples, queries.embeddings, queries.allowed, 1)
+    assert first["policy"] == POLICY.beam(alone, pool, 3).rows.squeeze(-1).tolist()
+    cosine = torch.cosine_similarity(queries.embeddings.unsqueeze(1), pool.embeddings, dim=-1)
+    cosine[~queries.allowed] = -2
+    assert first["similarity"] == cosine.topk(3).indices.tolist()
+    assert first["policy"] != first["similarity"]
+
+
+@pytest.mark.parametrize("by", ["similarity", "policy"])
+def test_with_too_few_rows_fewer_are_probed(by):
+    """Of five, four and three allowed rows, two stand beside the probed ones."""
+    queries, pool = batch(3, [9, 5, 4, 3, 2])
+    proposals = ProbeGenerator(ProbeOptions(num=4, by=by)).propose(
+        POLICY, queries, pool, rngs(queries)
+    )
+    assert [len(each) for each in proposals] == [4, 3, 2, 1, 0]
+
+
+def test_what_stands_beside_the_probes_is_drawn_anew_with_each_seed():
+    queries, pool = batch(2, [9] * 6)
+    generator = ProbeGenerator(ProbeOptions(num=2))
+    one, two, other = (
+        generator.propose(POLICY, queries, pool, rngs(queries, seed)) for seed in (0, 0, 1)
+    )
+    assert one == two
+    assert one != other
+    assert [each[0].pointer[0] for each in one] == [each[0].pointer[0] for each in other]

@@ -245,9 +245,9 @@ def test_expected_reward_is_held_outs():
         logprobs = pointer_logprobs(batch, list(step_logprobs(learner.selector, batch)))
     expected = []
     for own, rewards, valid in zip(logprobs, batch.rewards, batch.valid, strict=True):
-        chances = own[valid].double().exp()
-        judged = float((chances * rewards[valid]).sum())
-        expected.append(judged + float((1 - chances.sum()) * rewards[valid].mean()))
+        lowest = rewards[valid].min()
+        gained = own[valid].double().exp() * (rewards[valid] - lowest)
+        expected.append(float(lowest + gained.sum()))
     found = learner.held_out()
     assert found["reward"] == pytest.approx(np.mean(expected), abs=1e-6)
     assert found["best"] == 2.0

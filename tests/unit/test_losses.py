@@ -202,14 +202,13 @@ def test_sampled_kl_is_the_ancestors_estimate(data):
 
 
 @given(ragged)
-def test_expected_reward_takes_what_nobody_judged_for_average(data):
+def test_expected_reward_takes_the_least_for_what_nobody_judged(data):
     rewards, logprobs, _, valid = data.tensors()
     expected = []
     for group in data.groups:
-        average = sum(reward for reward, *_ in group) / max(1, len(group))
-        judged = [(math.exp(logprob), reward) for reward, logprob, _ in group]
-        rest = 1 - sum(p for p, _ in judged)
-        expected.append(sum(p * reward for p, reward in judged) + rest * average)
+        lowest = min((reward for reward, *_ in group), default=0.0)
+        gained = [math.exp(logprob) * (reward - lowest) for reward, logprob, _ in group]
+        expected.append(lowest + sum(gained))
     per_group(losses.expected_reward(logprobs, rewards, valid), expected)
 
 
