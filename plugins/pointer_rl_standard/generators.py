@@ -203,7 +203,7 @@ def _ranked(queries: QueryBatch, pool: Pool) -> tuple[Tensor, Tensor]:
     """Cosines [B, K], highest first, -inf for rows that may not be chosen; and their rows."""
     cosine_BK = normalize(queries.embeddings, dim=-1) @ normalize(pool.embeddings, dim=-1).T
     if not cosine_BK.isfinite().all():
-        raise InputError("retrieval: embeddings with values that are not finite; encode again")
+        raise InputError("similarity: embeddings with values that are not finite; encode again")
     allowed = queries.allowed.to(cosine_BK.device)
     ranked = cosine_BK.masked_fill(~allowed, -math.inf).sort(dim=-1, descending=True, stable=True)
     return ranked.values, ranked.indices

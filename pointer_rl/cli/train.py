@@ -228,7 +228,11 @@ def _train_on_data(given: dict[str, Any], config: TrainConfig, supervised: bool)
             for name in ("shots", "img_emb", "query_emb", "cand_emb", "sft_ckpt", "device")
         },
     )
-    _tell(lambda: run_training(run, on_epoch=_print_epoch), given["output_dir"])
+    criterion = "cross_entropy" if supervised else "reward"
+    _tell(
+        lambda: run_training(run, lambda line: click.echo(_epoch_text(line, criterion))),
+        given["output_dir"],
+    )
 
 
 def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
@@ -278,14 +282,10 @@ def _tell(learn: Callable[[], TrainResult], folder: Path) -> None:
     click.echo(f"wrote {result.folder}")
 
 
-def _print_epoch(line: dict[str, Any]) -> None:
-    click.echo(_epoch_text(line))
-
-
-def _epoch_text(line: dict[str, Any]) -> str:
+def _epoch_text(line: dict[str, Any], criterion: str = "reward") -> str:
     """A line for people; metrics.jsonl has every number."""
     shown = ("rce", "contrast", "ppo", "kl", "entropy", "clipped")
     numbers = [f"{name} {line[name]:.3f}" for name in shown if name in line]
     place = f"round {line['round']}  " if line["round"] else ""
-    worth = f"held-out reward {line['held_out_reward']:.3f}"
+    worth = f"held-out {criterion.replace('_', '-')} {line[f'held_out_{criterion}']:.3f}"
     return "  ".join([f"{place}{line['stage']:<5} {line['epoch']:>3}", *numbers, worth])
