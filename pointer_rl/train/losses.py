@@ -135,11 +135,10 @@ def sampled_kl(logprobs: Tensor, reference_logprobs: Tensor, valid: Tensor) -> T
 
 
 def expected_reward(logprobs: Tensor, rewards: Tensor, valid: Tensor) -> Tensor:
-    """What the policy is to earn, were pointers that nobody judged like the group's average: [B].
+    """Σ_i p_i r_i / Σ_i p_i over a query's candidates: [B].
 
-    mean + Σ_i p_i (r_i - mean). Normalised over the judged pointers instead, it would praise a
-    policy that drops the bad ones for others of which nothing is known.
+    What the policy is to earn if it chooses among the pointers that were judged; of the others
+    nothing is known.
     """
-    mean, _ = _moments(rewards, valid)
-    gained = logprobs.exp() * (rewards - mean)
-    return mean.squeeze(-1) + gained.where(valid, 0.0).sum(-1)
+    weights = logprobs.masked_fill(~valid, -torch.inf).softmax(-1).masked_fill(~valid, 0.0)
+    return (weights * rewards.where(valid, 0.0)).sum(-1)

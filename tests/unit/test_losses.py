@@ -202,13 +202,13 @@ def test_sampled_kl_is_the_ancestors_estimate(data):
 
 
 @given(ragged)
-def test_expected_reward_takes_the_least_for_what_nobody_judged(data):
+def test_expected_reward_is_that_of_choosing_among_the_judged(data):
     rewards, logprobs, _, valid = data.tensors()
     expected = []
     for group in data.groups:
-        lowest = min((reward for reward, *_ in group), default=0.0)
-        gained = [math.exp(logprob) * (reward - lowest) for reward, logprob, _ in group]
-        expected.append(lowest + sum(gained))
+        chances = [math.exp(logprob) for _, logprob, _ in group]
+        earned = sum(p * reward for p, (reward, *_) in zip(chances, group, strict=True))
+        expected.append(earned / sum(chances) if chances else 0.0)
     per_group(losses.expected_reward(logprobs, rewards, valid), expected)
 
 
