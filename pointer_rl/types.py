@@ -3,7 +3,7 @@
 A leaf: it imports nothing of ours, and torch and Pillow only for type checkers, so that
 a plugin can name these types without paying for either.
 
-Shapes: B queries, K pool rows, N hypotheses (beams or samples) a query, S shots, d embedding size.
+Shapes: B queries, K pool rows, N hypotheses a query, S shots, d embedding size.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Example:
     question_id: int | str | None = None
     image_id: int | str | None = None
 
-    @property
+    @cached_property
     def answer(self) -> str:
         """The most frequent answer (the first given among equals): what a demonstration shows."""
         return max(dict.fromkeys(self.answers), key=self.answers.count) if self.answers else ""
@@ -196,7 +197,11 @@ class BackendError:
 
 
 class VQABackend(Protocol):
-    """Answers prompts. That is the whole of it: it knows no dataset, metric, pool or file."""
+    """Answers prompts. That is the whole of it: it knows no dataset, metric, pool or file.
+
+    What it may have besides is in `pointer_rl.costs`, and `batch_invariant = True`, if no response
+    depends, to the last digit, on what shares its call: a killed run then keeps what came.
+    """
 
     fingerprint: str
     """All that decides a response beside the request: model, revision, dtype, pixels, versions."""

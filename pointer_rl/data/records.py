@@ -17,7 +17,16 @@ from pointer_rl.data.json_stream import WINDOW, stream_members
 from pointer_rl.errors import InputError
 from pointer_rl.types import Candidate, Example, Outcome
 
-__all__ = ["RecordWriter", "from_record", "read_meta", "stream_records", "to_record"]
+__all__ = [
+    "RecordWriter",
+    "as_line",
+    "encode_record",
+    "from_record",
+    "read_meta",
+    "split_line",
+    "stream_records",
+    "to_record",
+]
 
 Record = dict[str, Any]
 Judged = tuple[Candidate, Outcome]
@@ -186,10 +195,14 @@ class RecordWriter:
         if not self._lines:
             self._append(b"{")
         if meta is not None:
-            self._member("_meta", dict(meta))
+            self._member("_meta", encode_record(meta))
 
     def write(self, query_id: str, record: Mapping[str, Any]) -> None:
         """Append a query's record. Raises ValueError for NaN, which JSON has no way to write."""
+        self.write_encoded(query_id, encode_record(record))
+
+    def write_encoded(self, query_id: str, record: bytes) -> None:
+        """Append a query's record that `encode_record` has written."""
         if not query_id or query_id.startswith("_"):
             raise InputError(
                 f"query id {query_id!r}: RL data keeps keys that begin with _ for what is no query;"
@@ -207,15 +220,14 @@ class RecordWriter:
         assert key != "_meta", "which stands first"
         if self._lines:
             raise InputError(f"{self.path}: .jsonl has no line for {key!r}; write a .json file")
-        self._member(key, value)
+        self._member(key, encode_record(value))
 
-    def _member(self, key: str, value: Any) -> None:
+    def _member(self, key: str, value: bytes) -> None:
         if self._lines:
-            line = {"_meta": value} if key == "_meta" else {"query_id": key, **value}
-            self._append(_encode(line) + b"\n")
+            self._append(as_line(key, value))
         else:
             begin = b"\n" if self._empty else b",\n"
-            self._append(begin + _encode(key) + b": " + _encode(value))
+            self._append(begin + encode_record(key) + b": " + value)
             self._empty = False
 
     def _append(self, data: bytes) -> None:
@@ -264,11 +276,37 @@ class RecordWriter:
             self.discard()
 
 
-def _encode(value: object) -> bytes:
+def encode_record(value: object) -> bytes:
+    """As JSON, on one line. Raises ValueError for NaN, which JSON has no way to write."""
     try:
         return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except UnicodeEncodeError:  # half a surrogate pair, which only an escape can write
         return json.dumps(value, allow_nan=False).encode()
+
+
+_QUERY_ID = b'{"query_id": '
+
+
+def as_line(key: str, record: bytes) -> bytes:
+    """The line of `.jsonl` that holds an encoded record, or `_meta`."""
+    if key == "_meta":
+        return b'{"_meta": ' + record + b"}\n"
+    separator = b"" if record == b"{}" else b", "
+    return _QUERY_ID + encode_record(key) + separator + record[1:] + b"\n"
+
+
+def split_line(line: bytes) -> tuple[str, bytes]:
+    """Query id and encoded record of a line that `as_line` wrote.
+
+    Raises ValueError for any other line, one that was cut included.
+    """
+    if not line.startswith(_QUERY_ID) or not line.endswith(b"}\n"):
+        raise ValueError("no line of a record")
+    text = line[len(_QUERY_ID) :].decode()
+    key, end = json.JSONDecoder().raw_decode(text)
+    if not isinstance(key, str) or not text.startswith(", ", end):
+        raise ValueError("no query id")
+    return key, b"{" + text[end + 2 : -1].encode()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from pointer_rl.data.records import RecordWriter, to_record
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
-from pointer_rl.generate.pipeline import GenerateConfig, generate
+from pointer_rl.generate.pipeline import GenerateConfig, Generation, generate
 from pointer_rl.generate.proposing import AllowedRows, image_content
 from pointer_rl.generate.run import SCHEMA_VERSION
 from pointer_rl.policy import SelectorPolicy
@@ -253,7 +253,7 @@ class _Asking:
         partial = path.with_name(f".{path.name.removesuffix('.json')}.partial.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         with RecordWriter(partial, meta) as writer:
-            for judged in generate(
+            generation = Generation(
                 queries,
                 vectors,
                 self._pool,
@@ -261,8 +261,8 @@ class _Asking:
                 {PROBE: probe.create()},
                 self._judge,
                 config,
-                on_outcome,
-            ):
+            )
+            for judged in generate(generation, on_outcome):
                 record = to_record(
                     judged.query,
                     judged.candidates,

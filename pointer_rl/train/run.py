@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -11,10 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
 from pointer_rl.data.beam_dataset import BeamDatasetWithEmbedding
-from pointer_rl.data.embeddings import atomic_write
+from pointer_rl.data.embeddings import atomic_write, digest_vectors
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError, MissingExtraError
 from pointer_rl.policy import SelectorPolicy
@@ -150,17 +147,13 @@ def identity(
     decided = {
         **asdict(config),
         "faults": sorted(config.faults),
-        "queries": _digest(source.queries.vectors),
-        "pool": _digest(source.pool.vectors),
+        "queries": digest_vectors(source.queries.vectors),
+        "pool": digest_vectors(source.pool.vectors),
         "start": start.hash,
         **more,
     }
     plain: dict[str, Any] = json.loads(json.dumps(decided))
     return plain
-
-
-def _digest(vectors: Tensor) -> str:
-    return hashlib.sha256(vectors.contiguous().numpy().tobytes()).hexdigest()
 
 
 def run_training(

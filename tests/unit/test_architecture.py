@@ -13,10 +13,20 @@ SOURCES = sorted(
     for folder in ("pointer_rl", "plugins", "schemas")
     for path in (ROOT / folder).rglob("*.py")
 )
-EXPORTED = {"types", "errors", "devices", "hookspecs", "hub", "images", "options", "registry"}
+EXPORTED = {
+    "types",
+    "costs",
+    "errors",
+    "devices",
+    "hookspecs",
+    "hub",
+    "images",
+    "options",
+    "registry",
+}
 """Modules of the engine that plugins may import."""
 LAYERS = [
-    {"types", "errors"},
+    {"types", "costs", "errors"},
     {"devices", "hub", "images", "options"},
     {"hookspecs"},
     {"registry"},
