@@ -3,8 +3,8 @@
     closeness(a, G)       = max over g in G of max(F1(a, g), 1 - edits(a, g) / max(|a|, |g|))
 
 F1 is that of the words, as multisets; edits counts the characters that must be inserted, removed or
-replaced (Levenshtein). All of it is in [0, 1], 1 for equal strings and 0 where there is no answer to
-compare with. Strings are compared as they are: normalise them first, by the metric that judges.
+replaced (Levenshtein). All of it is in [0, 1], 1 for equal strings and 0 where there is no answer
+to compare with. Strings are compared as they are: normalise them first, by the metric that judges.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import pytest
 from hypothesis import given
@@ -16,7 +16,7 @@ strings = st.text(alphabet="ab é", max_size=6)
 def levenshtein(first: str, second: str) -> int:
     """By its recursive definition."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def edits(i: int, j: int) -> int:
         if not i or not j:
             return i + j
