@@ -24,17 +24,20 @@ def merge(files: tuple[Path, ...], output_path: Path, overwrite: bool) -> None:
     (_meta), nothing is written. The suffixes .json, .jsonl and .parquet (needs pyarrow) say which
     form each file has.
     """
+    from pointer_rl.cli.tables import counted
     from pointer_rl.data.merge import merge_files
 
     merged = merge_files(files, output_path, overwrite)
     done = merged.converted
     (kind,) = done.kinds
-    what = "beams" if kind == "beam data" else "candidates"
+    what = "beam" if kind == "beam data" else "candidate"
     click.echo(
-        f"{len(files):,} files: {kind}, {done.queries:,} queries, {done.candidates:,} {what}"
+        f"{counted(len(files), 'file')}: {kind}, {counted(done.queries, 'query', 'queries')}, "
+        f"{counted(done.candidates, what)}"
     )
     if merged.repeated:
-        click.echo(f"{merged.repeated:,} queries stood in more than one file, and are kept once")
+        queries = counted(merged.repeated, "query", "queries")
+        click.echo(f"in more than one file, equal, and kept once: {queries}")
     for path, found, expected in merged.short:
         click.echo(f"note: {path} has {found:,} of its {expected:,} queries: it was ended early")
     click.echo(f"wrote {output_path}")

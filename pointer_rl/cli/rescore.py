@@ -76,9 +76,11 @@ def rescore(
 
 
 def _print(source: Path, target: Path, done: Rescored) -> None:
+    from pointer_rl.cli.tables import counted
+
     click.echo(
-        f"{source}: {done.queries:,} queries, {done.judged:,} candidates judged anew, "
-        f"{done.failed:,} failed (left as they are)"
+        f"{source}: {counted(done.queries, 'query', 'queries')}, "
+        f"{counted(done.judged, 'candidate')} judged anew, {done.failed:,} failed (left as they are)"
     )
     click.echo(f"answers: {done.answers:,} changed")
     click.echo(
@@ -92,7 +94,7 @@ def _print(source: Path, target: Path, done: Rescored) -> None:
     click.echo(accuracies)
     if done.other_normalisation:
         click.echo(
-            f"note: {done.other_normalisation:,} candidates keep a vqa_gt_prob of the answers as "
-            "they were normalised before"
+            f"note: vqa_gt_prob of {counted(done.other_normalisation, 'candidate')} is of the "
+            "answers as they were normalised before"
         )
     click.echo(f"wrote {target}")
