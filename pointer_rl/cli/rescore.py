@@ -80,7 +80,8 @@ def _print(source: Path, target: Path, done: Rescored) -> None:
 
     click.echo(
         f"{source}: {counted(done.queries, 'query', 'queries')}, "
-        f"{counted(done.judged, 'candidate')} judged anew, {done.failed:,} failed (left as they are)"
+        f"{counted(done.judged, 'candidate')} judged anew, "
+        f"{done.failed:,} failed (left as they are)"
     )
     click.echo(f"answers: {done.answers:,} changed")
     click.echo(
