@@ -92,8 +92,12 @@ def rescore_file(run: RescoreRun) -> Rescored:
     new_meta = _describe(run.source, meta, metric, rescorer.metric.version, parse)
     with whole_file(run.output_path, new_meta) as writer:
         rewriter = Rewriter(writer)
+        seen: set[str] = set()
         for key, value in stream_records(run.source):
             where = f"{run.source}: {key!r}"
+            if key in seen:
+                raise InputError(f"{where} occurs twice; keep one of them")
+            seen.add(key)
             if key.startswith("_"):
                 if key != "_meta":
                     rewriter.add(where, key, value)

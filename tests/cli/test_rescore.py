@@ -257,12 +257,15 @@ def test_what_cannot_be_judged_leaves_no_file(dump, cli, tmp_path, change, args,
 def test_files_and_options_that_do_not_fit_are_refused(dump, cli):
     dump({"q": {"beams": []}}, "beams.json")
     dump({}, "empty.json")
-    dump(document())
+    source = dump(document())
     exact = ("--metric", "exact")
     refused(cli("rescore", "beams.json", "--output-path", "x.json", *exact), "beam data, which has")
     refused(cli("rescore", "empty.json", "--output-path", "x.json", *exact), "no query in it")
     refused(cli("rescore", "rl.json", "--output-path", "rl.json", *exact), "give --overwrite")
     refused(cli("rescore", "none.json", "--output-path", "x.json"), "cannot read it")
+    text = json.dumps(document()["q"])
+    (source.with_name("twice.json")).write_text(f'{{"q": {text}, "q": {text}}}')
+    refused(cli("rescore", "twice.json", "--output-path", "x.json", *exact), "'q' occurs twice")
     result = cli("rescore", "rl.json", "--output-path", "x.json", "--prompt-opt", "a=1")
     assert result.exit_code == 2
     assert "--prompt-opt sets options of --prompt: name one" in result.stderr
