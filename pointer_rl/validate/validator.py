@@ -114,7 +114,7 @@ class _Run:
         if isinstance(candidates, list):
             objects = [each for each in candidates if isinstance(each, dict)]
             self.report.candidates.update([str(each.get("gen_method")) for each in objects])
-            self.report.failed += [each.get("eval_failed") for each in objects].count(True)
+            self.report.failed += len([each for each in objects if each.get("eval_failed") is True])
 
     def _faults(self, member: Member, faults: Iterable[Fault]) -> None:
         known = {flaw.path for flaw in member.flaws if flaw.kind == "not-finite"}
