@@ -12,8 +12,8 @@ import click
 from pointer_rl.cli.common import FILE, GuideCommand, read_trial_options, trial_options
 
 if TYPE_CHECKING:
+    from pointer_rl.data.shards import Shard
     from pointer_rl.generate.run import GenerateRun
-    from pointer_rl.generate.shard import Shard
     from pointer_rl.generate.summary import Summary
     from pointer_rl.trials.workbench import Named
 
@@ -47,18 +47,13 @@ def _temperatures(
 
 
 def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Shard | None:
+    from pointer_rl.data.shards import Shard
     from pointer_rl.errors import InputError
-    from pointer_rl.generate.shard import Shard
 
-    if value is None:
-        return None
     try:
-        number, count = map(int, value.split("/"))
-        return Shard(number, count)
+        return None if value is None else Shard.parse(value)
     except InputError as error:
         raise click.BadParameter(str(error)) from None
-    except ValueError:
-        raise click.BadParameter("write I/N, as in 1/4") from None
 
 
 @click.command(cls=_GenerateCommand)

@@ -14,7 +14,10 @@ from pointer_rl.cli.convert import convert
 from pointer_rl.cli.embed import embed
 from pointer_rl.cli.evaluate import evaluate
 from pointer_rl.cli.generate import generate
+from pointer_rl.cli.merge import merge
 from pointer_rl.cli.plugins import plugins
+from pointer_rl.cli.rescore import rescore
+from pointer_rl.cli.schema import schema
 from pointer_rl.cli.select import select
 from pointer_rl.cli.train import sft, train
 from pointer_rl.cli.validate import validate
@@ -65,8 +68,8 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(generate, validate, convert, beams, sft, train, evaluate, select),
-    *(embed, cache, plugins),
+    *(generate, validate, rescore, merge, convert, beams, sft, train, evaluate, select),
+    *(embed, cache, schema, plugins),
 )
 for command in _COMMANDS:
     cli.add_command(command)

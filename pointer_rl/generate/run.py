@@ -15,11 +15,11 @@ from pointer_rl.data.embed import digest_examples
 from pointer_rl.data.embeddings import digest_vectors
 from pointer_rl.data.json_stream import stream_members
 from pointer_rl.data.records import RecordWriter, to_record
+from pointer_rl.data.shards import Shard
 from pointer_rl.errors import InputError
 from pointer_rl.generate.journal import Journal
 from pointer_rl.generate.pipeline import GenerateConfig, Generation, Proposed
 from pointer_rl.generate.proposing import AllowedRows
-from pointer_rl.generate.shard import Shard
 from pointer_rl.generate.summary import Summary
 from pointer_rl.registry import registry
 from pointer_rl.trials.inputs import describe_policy
