@@ -22,7 +22,7 @@ from pointer_rl.policy.selector import PointerSelector
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
 from pointer_rl.train.learner import Learner, Metrics, Schedule, frozen, without_history
-from pointer_rl.train.state import TrainState, load_state, save_state
+from pointer_rl.train.state import TrainState, load_state, new_optimizer, save_state
 
 __all__ = ["Stage", "Trainer", "round_stages", "split_by_image"]
 
@@ -159,8 +159,7 @@ class Trainer:
     def _epoch(self, learner: Learner, stage: Stage) -> None:
         state, config = self.state, self.config
         if state.epoch == 0:
-            parameters = self.policy.parameters()
-            state.optimizer = torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=0.0)
+            state.optimizer = new_optimizer(self.policy)
             if stage.kind == "grpo":
                 state.policies["reference"] = frozen(self.policy)
         assert state.optimizer is not None

@@ -28,6 +28,7 @@ from pointer_rl.train import losses
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Batch, Groups
 from pointer_rl.train.learner import Learner, Schedule, frozen, pointer_logprobs, step_logprobs
+from pointer_rl.train.state import new_optimizer
 
 QUERIES, CANDIDATES, POOL, WHOLE_POOL, D, SHOTS, SIZE = 20_000, 12, 64, 512, 256, 2, 32
 LOOPED = 320
@@ -66,7 +67,7 @@ def selector() -> PointerSelector:
 def epoch(groups: Groups, kind: str) -> None:
     every = np.arange(QUERIES)
     learner = Learner(selector(), groups, every, every[:1], CONFIG, CPU)
-    optimizer = torch.optim.AdamW(learner.selector.parameters())
+    optimizer = new_optimizer(learner.selector)
     place = (Schedule(1e-3, learner.steps_per_epoch), 0, np.random.default_rng(0))
     if kind == "rce":
         learner.rce_epoch(optimizer, *place, 0.1)
