@@ -256,16 +256,17 @@ class Learner:
         return kl.where(valid, 0.0).sum(-1) / valid.sum(-1).clamp(min=1)
 
     @torch.no_grad()
-    def held_out(self) -> Metrics:
-        """What the selector is worth on held-out groups that teach.
+    def held_out(self, selector: PointerSelector | None = None) -> Metrics:
+        """What the selector, or another, is worth on held-out groups that teach.
 
         `reward`: expected (`losses.expected_reward`), by the steps that are taught; `best`: that of
         the best candidate of each; `cross_entropy`: RCE at its last temperature.
         """
         mean = _Mean()
-        pool = self._encoded(self.selector)
+        selector = selector or self.selector
+        pool = self._encoded(selector)
         for batch in self._groups.batches(self._held_out, self.config.batch_size, self.device):
-            steps = step_logprobs(self.selector, batch, self._depth(batch), pool)
+            steps = step_logprobs(selector, batch, self._depth(batch), pool)
             logprobs = pointer_logprobs(batch, steps, self._taught(batch))
             scored = (logprobs, batch.rewards, batch.valid)
             mean.add("reward", losses.expected_reward(*scored))

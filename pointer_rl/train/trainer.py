@@ -24,11 +24,14 @@ from pointer_rl.train.groups import Groups
 from pointer_rl.train.learner import Learner, Metrics, Schedule, frozen, without_history
 from pointer_rl.train.state import TrainState, load_state, new_optimizer, save_state
 
-__all__ = ["Stage", "Trainer", "round_stages", "split_by_image"]
+__all__ = ["AT_START", "Stage", "Trainer", "round_stages", "split_by_image"]
 
 SPLIT_SEED = 0
 """The same for every run: a policy that goes on from another's keeps what that held out."""
 EpochLine = dict[str, Any]
+AT_START = "held_out_reward_at_start"
+"""In the first line of every round but the first: the reward, on the groups now held out, of the
+policy that the run began with."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,9 @@ class Trainer:
             self.policy.load_state_dict(self.best.state_dict())
             before = _held_out(learner)
             self.state.best_reward = self._worth(before)
+            if first:
+                start = learner.held_out(self.state.policies["start"])
+                before[AT_START] = start["reward"]
             self._report(learner, stages[0], "start", {}, before)
         while self.state.stage < first + len(stages):
             stage = stages[self.state.stage - first]

@@ -262,7 +262,8 @@ def test_a_loss_that_is_no_number(place):
         (("--rounds", "2"), "--rounds is for --online"),
         (("--online",), "--online needs --max-calls"),
         (("--online", "--max-calls", "40", "--own-pools"), "--own-pools"),
-        (("--online", "--max-calls", "4", "--no-store"), "4 calls are too few for 4 rounds"),
+        (("--online", "--max-calls", "4"), "4 calls are too few for 4 rounds"),
+        (("--online", "--max-calls", "40", "--no-store"), "--no-store: of a round that is cut off"),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
 )
