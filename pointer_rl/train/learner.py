@@ -182,7 +182,10 @@ class Learner:
         old: PointerSelector,
         reference: PointerSelector,
     ) -> Metrics:
-        """Clipped policy gradient with a KL term over every group with spread, once."""
+        """Clipped policy gradient with a KL term over every group with spread, once.
+
+        Where `old` is `reference`, the same object, it is asked once.
+        """
         mean = _Mean()
         old_pool, reference_pool = self._encoded(old), self._encoded(reference)
         for step, batch in enumerate(self._batches(rng), first_step):
@@ -192,9 +195,11 @@ class Learner:
             taught = self._taught(batch)
             logprobs = pointer_logprobs(batch, steps, taught)
             with torch.no_grad():
-                old_steps = step_logprobs(old, batch, self._depth(batch), old_pool)
-                old_logprobs = pointer_logprobs(batch, old_steps, taught)
                 reference_steps = step_logprobs(reference, batch, encoded=reference_pool)
+                old_steps = reference_steps
+                if old is not reference:
+                    old_steps = step_logprobs(old, batch, self._depth(batch), old_pool)
+                old_logprobs = pointer_logprobs(batch, old_steps, taught)
             ppo, clipped = losses.clipped_ratio_loss(
                 logprobs, old_logprobs, advantage, valid, self.config.clip
             )

@@ -196,7 +196,9 @@ class Trainer:
     def _references(self) -> tuple[PointerSelector, PointerSelector]:
         """GRPO's old policy and reference."""
         policies, faults = self.state.policies, self.config.faults
-        old, reference = frozen(self.policy), policies["reference"]
+        reference = policies["reference"]
+        # At the start of GRPO they are the same policy.
+        old = frozen(self.policy) if self.state.epoch else reference
         if "stale-old" in faults:
             old = reference = policies["start"]
         if "no-history" in faults:
