@@ -240,7 +240,7 @@ class Groups:
     def _batch(self, queries: npt.NDArray[np.int64], shared: Tensor) -> Batch:
         device = shared.device
 
-        def placed(array: npt.NDArray[np.generic]) -> Tensor:
+        def on_device(array: npt.NDArray[np.generic]) -> Tensor:
             return torch.from_numpy(array).to(device)
 
         starts, ends = self.offsets[queries], self.offsets[queries + 1]
@@ -254,19 +254,19 @@ class Groups:
             pointers, blocked = self._placed
             _, rows = self._pools.take(queries)
             held, own = np.unique(rows, return_inverse=True)
-            pool, own = shared[placed(held)], own.reshape(-1, size)
+            pool, own = shared[on_device(held)], own.reshape(-1, size)
         pointers = pointers[candidates]
         varied = (pointers != pointers[:, :1]).any(axis=1)
         return Batch(
             queries=self.queries[torch.from_numpy(queries)].to(device),
             pool=pool,
-            own=None if own is None else placed(own),
+            own=None if own is None else on_device(own),
             allowed=_mask(len(queries), size or len(pool), *blocked.take(queries), device),
-            pointers=placed(np.where(valid[..., None], pointers, 0)),
-            rewards=placed(np.where(valid, self.rewards[candidates], 0)),
-            valid=placed(valid),
-            sampled=placed(valid & self.sampled[candidates]),
-            varied=placed(varied),
+            pointers=on_device(np.where(valid[..., None], pointers, 0)),
+            rewards=on_device(np.where(valid, self.rewards[candidates], 0)),
+            valid=on_device(valid),
+            sampled=on_device(valid & self.sampled[candidates]),
+            varied=on_device(varied),
             depth=1 + int(varied.any(axis=0).nonzero()[0].max(initial=0)),
         )
 
