@@ -75,6 +75,24 @@ class FakeBackend:
             yield index, result
 
 
+class CopyBackend(FakeBackend):
+    """Answers with the last demonstration's answer; fails for an image that does not open."""
+
+    fingerprint = "copy"
+
+    def __init__(self) -> None:
+        super().__init__(lambda text: text.split("Short answer:")[-2].split(" Question:")[0])
+
+    def run(self, requests):
+        for index, result in super().run(requests):
+            try:
+                for image in requests[index].prompt.images:
+                    image.open()
+            except Exception as error:
+                result = BackendError(str(error))
+            yield index, result
+
+
 def batch(queries: Sequence[Example], pool_size: int, shots: int = 2, dim: int = 4) -> QueryBatch:
     generator = torch.Generator().manual_seed(0)
     return QueryBatch(
