@@ -13,11 +13,15 @@ SOURCES = sorted(
     for folder in ("pointer_rl", "plugins", "schemas")
     for path in (ROOT / folder).rglob("*.py")
 )
-EXPORTED = {"types", "errors", "devices", "hookspecs", "hub", "images", "options", "registry"}
+EXPORTED = {
+    *("types", "errors", "devices", "hookspecs", "hub", "images", "options", "registry"),
+    *("fingerprints", "generation", "local_backend", "pretrained"),
+}
 """Modules of the engine that plugins may import."""
 LAYERS = [
     {"types", "errors"},
-    {"devices", "hub", "images", "options"},
+    {"devices", "fingerprints", "generation", "hub", "images", "options"},
+    {"local_backend", "pretrained"},
     {"hookspecs"},
     {"registry"},
     {"data", "policy"},
