@@ -73,7 +73,7 @@ class Reference(ABC):
         tokens: list[int] = []
         for _ in range(length):
             best = self.logits(prompt, tokens)[-1].topk(2)
-            assert best.values[0] - best.values[1] > 0.01, "a near-tie: take another seed"
+            assert best.values[0] - best.values[1] > 0.001, "a near-tie: take another seed"
             tokens.append(int(best.indices[0]))
         return tokens
 
