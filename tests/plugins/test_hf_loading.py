@@ -105,7 +105,12 @@ def unknown(folder: Path) -> None:
 
 
 def encoder_decoder(folder: Path) -> None:
-    edit_json(folder / "config.json", model_type="florence2", is_encoder_decoder=True)
+    config = {"model_type": "florence2", "is_encoder_decoder": True}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def broken_config(folder: Path) -> None:
+    edit_json(folder / "config.json", vision_feature_layer="the last but one")
 
 
 def pickled_weights(folder: Path) -> None:
@@ -131,7 +136,8 @@ def template(text: str) -> Callable[[Path], None]:
     [
         (without("config.json"), "not a checkpoint folder"),
         (text_only, "is a llama model, which is no image-text-to-text model"),
-        (unknown, "does not know no_such_model models.*never run"),
+        (unknown, "cannot use this no_such_model configuration.*never run"),
+        (broken_config, "cannot use this llava configuration"),
         (encoder_decoder, "an encoder-decoder"),
         (pickled_weights, "pickled weights are not read"),
         (damaged_weights, "cannot load the model"),
