@@ -14,20 +14,14 @@ SOURCES = sorted(
     for path in (ROOT / folder).rglob("*.py")
 )
 EXPORTED = {
-    "types",
-    "costs",
-    "errors",
-    "devices",
-    "hookspecs",
-    "hub",
-    "images",
-    "options",
-    "registry",
+    *("types", "costs", "errors", "devices", "hookspecs", "hub", "images", "options", "registry"),
+    *("fingerprints", "generation", "local_backend", "pretrained"),
 }
 """Modules of the engine that plugins may import."""
 LAYERS = [
     {"types", "costs", "errors"},
-    {"devices", "hub", "images", "options"},
+    {"devices", "fingerprints", "generation", "hub", "images", "options"},
+    {"local_backend", "pretrained"},
     {"hookspecs"},
     {"registry"},
     {"data", "policy"},
