@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +36,7 @@ __all__ = [
     "Pointer",
     "Policy",
     "Pool",
+    "PricedBackend",
     "Prompt",
     "PromptBuilder",
     "QueryBatch",
@@ -176,6 +177,13 @@ class Usage:
     generated_tokens: int = 0
     images: int = 0
 
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.generated_tokens + other.generated_tokens,
+            self.images + other.images,
+        )
+
 
 @dataclass(frozen=True)
 class Response:
@@ -203,6 +211,15 @@ class VQABackend(Protocol):
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Response | BackendError]]:
         """Answer each request once, in any order, as (its index, its result)."""
+        ...
+
+
+@runtime_checkable
+class PricedBackend(Protocol):
+    """What a backend may have beside: it knows what its answers cost."""
+
+    def cost(self, usage: Usage) -> float | None:
+        """The price of what was used, in the user's currency; None where no price is known."""
         ...
 
 

@@ -148,6 +148,11 @@ def generate(**given: Any) -> None:
     if summary.from_store:
         trials = f"{summary.all.candidates:,} trials"
         click.echo(f"{summary.from_store:,} of {trials} came from the store")
+    if summary.cost is not None:
+        click.echo(
+            f"cost {summary.cost:,.4f}: {summary.used.prompt_tokens:,} prompt and "
+            f"{summary.used.generated_tokens:,} generated tokens"
+        )
     click.echo(f"wrote {run.output_path}: {summary.queries:,} queries")
     if summary.first_failure:
         click.echo(

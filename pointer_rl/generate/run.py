@@ -104,6 +104,7 @@ def run_generate(
             summary.add(judged)
             on_query()
     summary.from_store = workbench.backend.hits
+    summary.used, summary.cost = workbench.backend.used, workbench.backend.cost
     return summary
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pointer_rl.generate.pipeline import Judged
+from pointer_rl.types import Usage
 
 __all__ = ["Summary", "Tally"]
 
@@ -54,6 +55,10 @@ class Summary:
     """The best candidate of each query: what a perfect chooser among them would get."""
     from_store: int = 0
     """Trials whose response was in the store."""
+    used: Usage = Usage()
+    """What the trials that were not in the store took."""
+    cost: float | None = None
+    """Its price; None where the backend knows none."""
     first_failure: str | None = None
     """Why the first of the trials that failed did."""
 

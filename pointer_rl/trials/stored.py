@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.trials.keys import request_key
 from pointer_rl.trials.store import ResponseStore
-from pointer_rl.types import BackendError, Request, Response, VQABackend
+from pointer_rl.types import BackendError, PricedBackend, Request, Response, Usage, VQABackend
 
 __all__ = ["StoredBackend", "ask"]
 
@@ -96,8 +96,15 @@ class StoredBackend:
         """Requests answered from the store."""
         self.asked = 0
         """Trials put to the backend, those that failed included."""
+        self.used = Usage()
+        """What its answers took: those from the store, and failures, are not in it."""
         self._backend = backend
         self._store = store
+
+    @property
+    def cost(self) -> float | None:
+        """The price of `used`; None for a backend that knows none."""
+        return self._backend.cost(self.used) if isinstance(self._backend, PricedBackend) else None
 
     def missing(self, requests: Sequence[Request]) -> int:
         """How many trials `run` would put to the backend; asks nothing."""
@@ -137,6 +144,8 @@ class StoredBackend:
             return
         for position, result in ask(self._backend, requests):
             self.asked += 1
+            if isinstance(result, Response):
+                self.used += result.usage
             yield position, result
 
     def _key(self, request: Request) -> bytes | BackendError:
