@@ -124,9 +124,7 @@ class FaultServer:
         self.in_flight = 0
         self.peak = 0
         self.refused = 0
-        self._http = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
-        self._http.daemon_threads = True
-        self._http.block_on_close = False
+        self._http = _Listener(("127.0.0.1", port), self._handler())
         self.base_url = f"http://127.0.0.1:{self._http.server_port}/v1"
 
     def __enter__(self) -> FaultServer:
@@ -155,6 +153,12 @@ class FaultServer:
             server_state = self
 
         return Handler
+
+
+class _Listener(ThreadingHTTPServer):
+    request_queue_size = 128  # or the sixth to connect at once waits for a second
+    daemon_threads = True
+    block_on_close = False
 
 
 class _Handler(BaseHTTPRequestHandler):

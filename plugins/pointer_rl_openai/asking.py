@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from dataclasses import replace
 from typing import TypeVar
 
 from pointer_rl_openai.pacing import ConcurrencyLimit, Slots, backoff_seconds
@@ -53,7 +54,7 @@ class Asker:
         answered = self._answered
         failures = counted = 0
         while True:
-            async with self._slots:
+            async with self._slots.taken(first=failures > 0):
                 result = await self._send(call)
             if isinstance(result, Answer):
                 return result.value
@@ -71,6 +72,8 @@ class Asker:
             if last:
                 return _given_up(result, failures)
             wait = backoff_seconds(failures, self._backoff, self._rng)
+            if result.unreachable:
+                self._hold(wait)  # it would only fail with the others, too
             logger.info(
                 "asking again in %.1f s: HTTP status %s, %d requests in flight at most",
                 *(max(wait, result.wait or 0.0), result.status, self._limit.current),
@@ -93,11 +96,15 @@ class Asker:
         if isinstance(result, Answer) or result.status is not None:
             self._heard_at = loop.time()
         if isinstance(result, Failure) and result.again and result.wait is not None:
-            # What one request is told holds for all: they share a key and a server.
-            self._held_until = max(self._held_until, loop.time() + result.wait)
+            self._hold(result.wait)  # told to one, meant for all: they share a key
         return result
+
+    def _hold(self, seconds: float) -> None:
+        """Send nothing for so long."""
+        now = asyncio.get_running_loop().time()
+        self._held_until = max(self._held_until, now + seconds)
 
 
 def _given_up(failure: Failure, attempts: int) -> Failure:
     after = f" (asked {attempts} times)" if attempts > 1 else ""
-    return Failure(message=failure.message + after, status=failure.status)
+    return replace(failure, message=failure.message + after, again=False)

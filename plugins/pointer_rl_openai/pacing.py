@@ -12,7 +12,8 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 __all__ = ["ConcurrencyLimit", "Slots", "backoff_seconds", "retry_after"]
 
@@ -49,16 +50,18 @@ class ConcurrencyLimit:
 
 
 class Slots:
-    """Places for requests in flight, as many as the limit allows at any time; first come, first."""
+    """Places for requests in flight, as many as the limit allows at any time."""
 
     def __init__(self, limit: ConcurrencyLimit) -> None:
         self._limit = limit
         self._taken = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def __aenter__(self) -> None:
+    @asynccontextmanager
+    async def taken(self, *, first: bool) -> AsyncIterator[None]:
+        """Wait for a place, before all others or after them, and give it back."""
         place = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
+        self._waiting.appendleft(place) if first else self._waiting.append(place)
         self._hand_out()
         try:
             await place
@@ -67,10 +70,11 @@ class Slots:
                 self._taken -= 1
                 self._hand_out()
             raise
-
-    async def __aexit__(self, *_: object) -> None:
-        self._taken -= 1
-        self._hand_out()
+        try:
+            yield
+        finally:
+            self._taken -= 1
+            self._hand_out()
 
     def _hand_out(self) -> None:
         while self._waiting and self._taken < self._limit.current:

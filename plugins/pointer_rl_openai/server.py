@@ -115,7 +115,7 @@ async def discover(asker: Asker, address: Address, options: OpenAIOptions) -> Se
     if isinstance(listed, Failure):
         if listed.status not in (404, 405, 501):
             hint = "is the server running?" if listed.unreachable else "is base_url right?"
-            raise InputError(f"backend openai: {address.models}: {listed.message}; {hint}")
+            raise InputError(f"backend openai, {address.models}: {listed.message}; {hint}")
         logger.warning(
             "%s: HTTP %d: the server does not say what it serves; base_url usually ends in /v1",
             *(address.models, listed.status),

@@ -107,7 +107,8 @@ class Transport:
         except TimeoutError:
             return Failure(message=f"no answer in {self._timeout:g} s", again=True, busy=True)
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            why = f"no connection to {call.url}: {first_line(error)}"
+            host = httpx2.URL(call.url).netloc.decode()
+            why = f"no connection to {host} ({first_line(error)})"
             return Failure(message=why, again=True, unreachable=True)
         except httpx2.HTTPError as error:
             return Failure(message=f"the connection broke ({type(error).__name__})", again=True)
