@@ -123,6 +123,7 @@ class _Window:
         asker: Asker,
         note: Callable[[str | None], None],
     ) -> None:
+        self._server_kind = server.kind
         self._chat_url = server.address.chat
         self._asker = asker
         self._note = note
@@ -165,7 +166,7 @@ class _Window:
             return {
                 **self._fields,
                 "messages": protocol.messages(prompt, self._images),
-                **protocol.decoding_fields(decoding),
+                **protocol.decoding_fields(decoding, self._server_kind),
             }
 
         return await self._asker.ask(

@@ -78,9 +78,14 @@ def texts(prompt: Prompt) -> list[str]:
     return [part for message in prompt.messages for part in message.parts if isinstance(part, str)]
 
 
-def decoding_fields(decoding: Decoding) -> dict[str, Any]:
-    """Greedy decoding. Fields that would say the default are left out: some servers refuse them."""
+def decoding_fields(decoding: Decoding, server_kind: str) -> dict[str, Any]:
+    """Greedy decoding, in the fields that every server knows.
+
+    vLLM and SGLang would apply the checkpoint's repetition penalty, which greedy decoding has not.
+    """
     fields: dict[str, Any] = {"max_tokens": decoding.max_new_tokens, "temperature": 0}
+    if server_kind in ("vllm", "sglang"):
+        fields["repetition_penalty"] = 1.0
     if decoding.stop:
         fields["stop"] = list(decoding.stop[:_MOST_STOPS])
     return fields

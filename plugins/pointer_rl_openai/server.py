@@ -71,6 +71,8 @@ class Server:
 
     address: Address
     model: str
+    kind: str
+    """Who serves the model, in the server's words: vllm, sglang, or an owner's name; may be ""."""
     fingerprint: str
 
 
@@ -141,7 +143,8 @@ async def discover(asker: Asker, address: Address, options: OpenAIOptions) -> Se
     kind = str(about.get("owned_by")) if about else ""
     version = await _version(asker, address, kind)
     logger.info("asking %s for %s, served by %s %s", address.base_url, model, kind, version)
-    return Server(address, model, _fingerprint(address, model, about or {}, version, options))
+    fingerprint = _fingerprint(address, model, about or {}, version, options)
+    return Server(address, model, kind, fingerprint)
 
 
 def _read_models(reply: object) -> list[dict[str, Any]]:

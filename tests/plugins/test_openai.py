@@ -88,6 +88,12 @@ def test_a_request_is_sent_as_the_protocol_says():
     )
 
 
+def test_vllm_is_told_to_leave_the_checkpoints_repetition_penalty_out():
+    with FaultServer(vllm=True) as server:
+        answers(connect(server), [ask("question")])
+        assert server.chats()[0]["repetition_penalty"] == 1.0
+
+
 def test_results_belong_to_their_requests():
     requests = [ask(f"question {number}") for number in range(40)]
     with FaultServer(delay_seconds=0.001) as server:
