@@ -315,6 +315,7 @@ class _Handler(BaseHTTPRequestHandler):
             "no choices": {**reply, "choices": []},
             "no message": {**reply, "choices": [{"finish_reason": "stop"}]},
             "numbers": {**reply, "choices": [{"message": {"content": 7}}]},
+            "oversize": {**reply, "padding": "x" * 3_000_000},
             "error in 200": {"error": {"message": "the worker died"}},
             "null text": {
                 **reply,
@@ -326,7 +327,6 @@ class _Handler(BaseHTTPRequestHandler):
             "garbage": b"\x00\xff{[not json",
             "html": b"<html>Bad gateway</html>",
             "empty": b"",
-            "oversize": b'"' + b"x" * 3_000_000 + b'"',
             "deep": b"[" * 200_000,
         }
         return raw[fault] if fault in raw else json.dumps(changes[fault]).encode()

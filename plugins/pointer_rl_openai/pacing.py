@@ -50,7 +50,10 @@ class ConcurrencyLimit:
 
 
 class Slots:
-    """Places for requests in flight, as many as the limit allows at any time."""
+    """Places for requests in flight, as many as the limit allows at any time.
+
+    Who waits is cancelled only with all others.
+    """
 
     def __init__(self, limit: ConcurrencyLimit) -> None:
         self._limit = limit
@@ -63,13 +66,7 @@ class Slots:
         place = asyncio.get_running_loop().create_future()
         self._waiting.appendleft(place) if first else self._waiting.append(place)
         self._hand_out()
-        try:
-            await place
-        except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                self._taken -= 1
-                self._hand_out()
-            raise
+        await place
         try:
             yield
         finally:
@@ -79,7 +76,7 @@ class Slots:
     def _hand_out(self) -> None:
         while self._waiting and self._taken < self._limit.current:
             place = self._waiting.popleft()
-            if not place.done():  # it may have been cancelled
+            if not place.cancelled():
                 self._taken += 1
                 place.set_result(None)
 

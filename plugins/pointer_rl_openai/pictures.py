@@ -61,7 +61,9 @@ def _data_url(image: ImageRef) -> str:
     kind, data = _own_bytes(image)
     if data is None:
         file = io.BytesIO()
-        picture.save(file, "PNG")
+        pixels = picture.copy()
+        pixels.info.clear()  # Pillow would write a transparent colour of the file's
+        pixels.save(file, "PNG")
         kind, data = "png", file.getvalue()
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 

@@ -73,7 +73,6 @@ class Scorer:
             self._tails[answer] = asyncio.create_task(self._tail(prompt, answer))
         tail = await self._tails[answer]
         if isinstance(tail, Failure):
-            self._tails.pop(answer, None)
             return tail
 
         def body() -> dict[str, Any]:

@@ -92,6 +92,7 @@ def test_what_decoders_read_differently_is_sent_as_the_picture_that_others_see(d
         assert head == "data:image/png"
         with Image.open(io.BytesIO(sent)) as picture:
             assert picture.mode == "RGB"
+            assert "transparency" not in picture.info
             assert picture.tobytes() == image.open().tobytes()
 
 
