@@ -34,9 +34,11 @@ def stream(work: Callable[[Callable[[T], None]], Coroutine[object, object, None]
     """
     results: queue.SimpleQueue[_Item[T] | _End] = queue.SimpleQueue()
     running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[None] | None]] = []
+    started = threading.Event()
 
     async def main() -> None:
         running.append((asyncio.get_running_loop(), asyncio.current_task()))
+        started.set()
         await work(lambda value: results.put(_Item(value)))
 
     def run() -> None:
@@ -46,6 +48,7 @@ def stream(work: Callable[[Callable[[T], None]], Coroutine[object, object, None]
             results.put(_End(error))
         else:
             results.put(_End(None))
+        started.set()  # also where it never came to it
 
     thread = threading.Thread(target=run, name="pointer-rl-openai", daemon=True)
     thread.start()
@@ -55,6 +58,7 @@ def stream(work: Callable[[Callable[[T], None]], Coroutine[object, object, None]
         if item.error is not None:
             raise item.error
     finally:
+        started.wait()
         for loop, task in running:
             if task is not None:
                 with contextlib.suppress(RuntimeError):  # the loop is closed: it has ended

@@ -117,9 +117,11 @@ class Transport:
         if body is None:
             return Failure(message=f"the reply is larger than {LARGEST_BODY:,} bytes", again=True)
         try:
-            return Answer(call.read(json.loads(body)))
+            reply = json.loads(body)
         except (ValueError, RecursionError):
             return Failure(message="the reply is no JSON", again=True)
+        try:
+            return Answer(call.read(reply))
         except BadReplyError as error:
             return Failure(message=self._quotable(str(error), call.private), again=error.again)
 

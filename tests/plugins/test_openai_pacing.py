@@ -82,6 +82,22 @@ def test_no_more_than_the_limit_are_inside_and_all_get_in():
     assert done == 200
 
 
+def test_all_that_wait_can_be_cancelled():
+    async def visit(slots: Slots) -> None:
+        async with slots.taken(first=False):
+            await asyncio.sleep(600)
+
+    async def main() -> list[object]:
+        slots = Slots(ConcurrencyLimit(1))
+        tasks = [asyncio.create_task(visit(slots)) for _ in range(3)]
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert all(isinstance(each, asyncio.CancelledError) for each in asyncio.run(main()))
+
+
 # --- waiting ---
 
 
