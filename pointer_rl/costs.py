@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from pointer_rl.types import Request
+from pointer_rl.types import Request, Usage
 
-__all__ = ["Count", "CountingBackend"]
+__all__ = ["Count", "CountingBackend", "PricedBackend"]
 
 
 @dataclass(frozen=True)
@@ -27,4 +27,13 @@ class CountingBackend(Protocol):
 
     def count(self, requests: Sequence[Request]) -> Count:
         """What `run(requests)` would compute; runs nothing."""
+        ...
+
+
+@runtime_checkable
+class PricedBackend(Protocol):
+    """What a backend may have beside: it knows what its answers cost."""
+
+    def cost(self, usage: Usage) -> float | None:
+        """The price of what was used, in the user's currency; None where no price is known."""
         ...

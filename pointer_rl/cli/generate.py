@@ -182,6 +182,11 @@ def generate(**given: Any) -> None:
     if summary.from_store:
         trials = f"{summary.from_store + summary.asked:,} trials"
         click.echo(f"{summary.from_store:,} of {trials} came from the store")
+    if summary.cost is not None:
+        click.echo(
+            f"cost {summary.cost:,.4f}: {summary.used.prompt_tokens:,} prompt and "
+            f"{summary.used.generated_tokens:,} generated tokens"
+        )
     if summary.stopped_by:
         said = f"stopped by {summary.stopped_by} after {summary.asked:,} trials"
         click.echo(f"{said}, {summary.left:,} queries left: {_kept(run, summary.queries)}")

@@ -52,6 +52,8 @@ class Plan:
     tokens: Count
     seconds: float | None
     """For the trials to be asked; None where none is, or none was answered."""
+    price: float | None
+    """Of the trials to be asked, by what those measured took; None where no price is known."""
     measured: int
     """Trials that `seconds` was measured on."""
 
@@ -102,6 +104,8 @@ class Plan:
             said.append(f"about {left}: {rate:,.1f} trials/s, measured on {self.measured:,}")
         elif self.measured:
             said.append(f"no time: none of {self.measured:,} trials was answered")
+        if self.price is not None:
+            said.append(f"about {self.price * self.scale:,.2f} by the backend's prices")
         return said
 
 
@@ -144,6 +148,7 @@ def _counted(ready: Prepared, windows: list[range], done: list[bool]) -> Plan:
         tokens.append(backend.count(missing))
         asked += missing[: MEASURED - len(asked)]
     seconds = _seconds(ready, asked)
+    price = backend.cost if backend.asked else None
     return Plan(
         queries=len(done),
         done=sum(done),
@@ -159,6 +164,7 @@ def _counted(ready: Prepared, windows: list[range], done: list[bool]) -> Plan:
             _sum([each.unique_tokens for each in tokens]),
         ),
         seconds=None if seconds is None else seconds * (trials - stored),
+        price=None if price is None else price / backend.asked * (trials - stored),
         measured=max(0, len(asked) - WARM_UP),
     )
 

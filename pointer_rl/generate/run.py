@@ -197,6 +197,7 @@ def run_generate(
         if not summary.left:
             journal.finish()
     summary.asked, summary.from_store = backend.asked, backend.hits
+    summary.used, summary.cost = backend.used, backend.cost
     return summary
 
 

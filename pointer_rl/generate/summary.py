@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pointer_rl.types import Candidate, Outcome
+from pointer_rl.types import Candidate, Outcome, Usage
 
 __all__ = ["Summary", "Tally"]
 
@@ -61,6 +61,10 @@ class Summary:
     """Queries that are not done."""
     stopped_by: str | None = None
     """The option that ended the run before they were."""
+    used: Usage = Usage()
+    """What the trials that were not in the store took."""
+    cost: float | None = None
+    """Its price; None where the backend knows none."""
     first_failure: str | None = None
     """Why the first of the trials that failed did."""
 

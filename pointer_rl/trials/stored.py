@@ -6,11 +6,11 @@ import math
 import time
 from collections.abc import Collection, Iterator, Sequence
 
-from pointer_rl.costs import Count, CountingBackend
+from pointer_rl.costs import Count, CountingBackend, PricedBackend
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.trials.keys import request_key
 from pointer_rl.trials.store import ResponseStore
-from pointer_rl.types import BackendError, Request, Response, VQABackend
+from pointer_rl.types import BackendError, Request, Response, Usage, VQABackend
 
 __all__ = ["StoredBackend", "ask"]
 
@@ -105,8 +105,15 @@ class StoredBackend:
         """Requests answered from the store."""
         self.asked = 0
         """Trials put to the backend, those that failed included."""
+        self.used = Usage()
+        """What its answers took: those from the store, and failures, are not in it."""
         self._backend = backend
         self._store = store
+
+    @property
+    def cost(self) -> float | None:
+        """The price of `used`; None for a backend that knows none."""
+        return self._backend.cost(self.used) if isinstance(self._backend, PricedBackend) else None
 
     def sort_out(self, requests: Sequence[Request]) -> tuple[int, list[Request]]:
         """Of the different ones of them: how many the store answers, and those that it lacks.
@@ -162,6 +169,8 @@ class StoredBackend:
             return
         for position, result in ask(self._backend, requests):
             self.asked += 1
+            if isinstance(result, Response):
+                self.used += result.usage
             yield position, result
 
     def _key(self, request: Request) -> bytes | BackendError:
