@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
-from fakes import FakeBackend, example
+from pointer_rl.testing import FakeBackend, example
 
 from pointer_rl.data.embeddings import save_embeddings
 from pointer_rl.hookspecs import hookimpl

@@ -9,7 +9,7 @@ from importlib.metadata import Distribution, EntryPoint
 from types import ModuleType
 
 import pytest
-from fakes import FakeBackend
+from pointer_rl.testing import FakeBackend
 from torch.nn.functional import cosine_similarity
 
 from pointer_rl import registry as registry_module

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fakes import batch, example, pool
+from pointer_rl.testing import batch, example, pool
 
 from pointer_rl.policy import PointerSelector, SelectorConfig, SelectorPolicy
 

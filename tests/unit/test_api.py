@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from fakes import FakeBackend, example
+from pointer_rl.testing import FakeBackend, example
 
 import pointer_rl
 from pointer_rl.errors import InputError, PluginError

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import example
+from pointer_rl.testing import example
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fakes import EqualMetric, FakeBackend, PlainPrompt, example
+from pointer_rl.testing import EqualMetric, FakeBackend, PlainPrompt, example
 
 from pointer_rl.errors import InputError
 from pointer_rl.evaluate import arms as arms_module
@@ -421,5 +421,5 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch, tmp_path):
 
     fake = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None))
     monkeypatch.setattr(figure, "importlib", fake)
-    with pytest.raises(MissingExtraError, match=r"pip install pointer-rl\[plot\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'pointer-rl\[plot\]'"):
         figure.check_drawable(tmp_path / "a.png")

@@ -7,7 +7,7 @@ import math
 import random
 
 import pytest
-from fakes import example
+from pointer_rl.testing import example
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from fakes import example
+from pointer_rl.testing import example
 from training_worlds import class_groups, learner_for, ragged_groups, selector_for, worth
 
 from pointer_rl.policy import SelectorPolicy, decoding

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fakes import EqualMetric, FakeBackend, PlainPrompt, example, pool
+from pointer_rl.testing import EqualMetric, FakeBackend, PlainPrompt, example, pool
 
 from pointer_rl.errors import InputError
 from pointer_rl.generate import pipeline

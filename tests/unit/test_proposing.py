@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from fakes import batch, example, pool
+from pointer_rl.testing import batch, example, pool
 from hypothesis import given
 from hypothesis import strategies as st
 

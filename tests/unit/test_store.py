@@ -12,7 +12,7 @@ import sys
 from contextlib import contextmanager
 
 import pytest
-from fakes import FakeBackend
+from pointer_rl.testing import FakeBackend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -1,10 +1,9 @@
-"""Small hand-written stand-ins, shared by the suites."""
+"""Small hand-written stand-ins for what a plugin is used with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pointer_rl.images import ImageBytes
 from pointer_rl.types import (
@@ -19,10 +18,18 @@ from pointer_rl.types import (
     Response,
 )
 
+if TYPE_CHECKING:
+    from pointer_rl.policy import SelectorPolicy
 
-def example(row: int, answer: str = "yes", **fields) -> Example:
-    """An example whose question is its id and whose image is bytes of its own."""
-    given = {
+__all__ = ["EqualMetric", "FakeBackend", "PlainPrompt", "batch", "example", "fake_policy", "pool"]
+
+
+def example(row: int, answer: str = "yes", **fields: Any) -> Example:
+    """An example that three annotators answered alike; its image is bytes that no decoder reads.
+
+    `fields` are those of `Example` that are to be otherwise.
+    """
+    given: dict[str, Any] = {
         "id": f"e{row}",
         "row": row,
         "image": ImageBytes(str(fields.get("id", row)).encode(), f"image {row}"),
@@ -75,7 +82,12 @@ class FakeBackend:
             yield index, result
 
 
-def batch(queries: Sequence[Example], pool_size: int, shots: int = 2, dim: int = 4) -> QueryBatch:
+def batch(
+    queries: Sequence[Example], pool_size: int, shots: int = 2, dim: int = 4
+) -> QueryBatch:
+    """The queries with random embeddings [B, dim]; they may choose any row of the pool."""
+    import torch
+
     generator = torch.Generator().manual_seed(0)
     return QueryBatch(
         queries,
@@ -86,5 +98,18 @@ def batch(queries: Sequence[Example], pool_size: int, shots: int = 2, dim: int =
 
 
 def pool(examples: Sequence[Example], dim: int = 4) -> Pool:
+    """The examples with random embeddings [K, dim]."""
+    import torch
+
     generator = torch.Generator().manual_seed(1)
     return Pool(examples, torch.randn(len(examples), dim, generator=generator))
+
+
+def fake_policy(dim: int = 4) -> SelectorPolicy:
+    """An untrained selector for embeddings of that size: its masks, beams and draws are real."""
+    from pointer_rl.policy import PointerSelector, SelectorConfig, SelectorPolicy
+
+    config = SelectorConfig(
+        d_model=dim, hidden_dim=dim, num_layers=1, num_heads=1, history="gated"
+    )
+    return SelectorPolicy(PointerSelector.seeded(config, seed=0))
