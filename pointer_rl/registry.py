@@ -184,9 +184,7 @@ class Registry:
             aliases: Mapping[str, Mapping[str, object]] | None = None,
             needs: Mapping[str, str] | None = None,
         ) -> None:
-            entry = Entry(
-                kind, name, factory, options, summary, plugin, aliases or {}, needs or {}
-            )
+            entry = Entry(kind, name, factory, options, summary, plugin, aliases or {}, needs or {})
             for each in (name, *entry.aliases):
                 other = self._entries[kind].get(each)
                 if other is not None:

@@ -67,7 +67,10 @@ class BackendSubject(Subject[VQABackend]):
         """Of several lengths and forms; those at odd places are scored too, the last only that."""
         tiny, builder = tiny_dataset(), PlainPrompt()
         decoding = Decoding(max_new_tokens=6)
-        prompts = [builder.build(tiny.queries[0], ()), builder.build(tiny.queries[1], tiny.pool[:2])]
+        prompts = [
+            builder.build(tiny.queries[0], ()),
+            builder.build(tiny.queries[1], tiny.pool[:2]),
+        ]
         shown = tiny.pool[3]
         query = Message("user", (tiny.queries[2].image, tiny.queries[2].question))
         system = Message("system", ("Answer with one word.",))
@@ -213,7 +216,9 @@ def _answers_each_once(subject: BackendSubject) -> None:
 
 
 def _alone_as_in_company(subject: BackendSubject) -> None:
-    for index, (request, together) in enumerate(zip(subject.requests, subject.answers, strict=True)):
+    for index, (request, together) in enumerate(
+        zip(subject.requests, subject.answers, strict=True)
+    ):
         (alone,) = ask(subject.made, [request])
         require(
             subject.same(alone, together),
@@ -252,8 +257,7 @@ def _scores_in_order(subject: BackendSubject) -> None:
         request.score, together.score_logprobs, one_each, strict=True
     ):
         require(
-            isinstance(alone, Response)
-            and subject.same(Response(alone.text, (logprob,)), alone),
+            isinstance(alone, Response) and subject.same(Response(alone.text, (logprob,)), alone),
             f"{answer!r} scores {logprob:.4g} among {request.score} and "
             f"{_said(alone)} alone: give score_logprobs in the order of Request.score",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pointer_rl.errors import InputError
 from pointer_rl.images import ImageBytes
 from pointer_rl.types import (
     BackendError,
@@ -41,11 +42,12 @@ def example(row: int, answer: str = "yes", **fields: Any) -> Example:
 
 
 class PlainPrompt:
-    """`shown answers | question`; parse strips."""
+    """The pictures, then `shown answers | question`; parse strips."""
 
     def build(self, query: Example, demonstrations: Sequence[Example]) -> Prompt:
         shown = " ".join(each.answer for each in demonstrations)
-        return Prompt((Message("user", (f"{shown} | {query.question}",)),))
+        images = (*(each.image for each in demonstrations), query.image)
+        return Prompt((Message("user", (*images, f"{shown} | {query.question}")),))
 
     def parse(self, text: str) -> str:
         return text.strip()
@@ -60,31 +62,42 @@ class EqualMetric:
         return answer.lower()
 
     def judge(self, answer: str, answers: Sequence[str]) -> Judgement:
+        if not answers:
+            raise InputError("nobody answered: there is nothing to compare with")
         right = answer == answers[0]
         return Judgement(right, float(right))
 
 
+def _last_word(text: str) -> str:
+    return text.split()[-1]
+
+
 class FakeBackend:
-    """Answers with a function of the prompt's text; last request first."""
+    """Answers with a function of the prompt's text (its last word); last request first.
+
+    An answer's log-probability is minus its length.
+    """
 
     fingerprint = "fake"
 
-    def __init__(self, answer: Callable[[str], str | BackendError]) -> None:
+    def __init__(self, answer: Callable[[str], str | BackendError] = _last_word) -> None:
         self._answer = answer
         self.asked: list[Request] = []
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Response | BackendError]]:
         self.asked += requests
         for index in reversed(range(len(requests))):
-            result = self._answer(requests[index].prompt.text)
-            if not isinstance(result, BackendError):
-                result = Response(result, tuple(-float(len(a)) for a in requests[index].score))
-            yield index, result
+            request = requests[index]
+            answer = self._answer(request.prompt.text)
+            if isinstance(answer, BackendError):
+                yield index, answer
+                continue
+            for stop in request.decoding.stop if request.decoding else ():
+                answer = answer.partition(stop)[0]
+            yield index, Response(answer, tuple(-float(len(each)) for each in request.score))
 
 
-def batch(
-    queries: Sequence[Example], pool_size: int, shots: int = 2, dim: int = 4
-) -> QueryBatch:
+def batch(queries: Sequence[Example], pool_size: int, shots: int = 2, dim: int = 4) -> QueryBatch:
     """The queries with random embeddings [B, dim]; they may choose any row of the pool."""
     import torch
 
@@ -109,7 +122,5 @@ def fake_policy(dim: int = 4) -> SelectorPolicy:
     """An untrained selector for embeddings of that size: its masks, beams and draws are real."""
     from pointer_rl.policy import PointerSelector, SelectorConfig, SelectorPolicy
 
-    config = SelectorConfig(
-        d_model=dim, hidden_dim=dim, num_layers=1, num_heads=1, history="gated"
-    )
+    config = SelectorConfig(d_model=dim, hidden_dim=dim, num_layers=1, num_heads=1, history="gated")
     return SelectorPolicy(PointerSelector.seeded(config, seed=0))

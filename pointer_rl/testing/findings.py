@@ -32,11 +32,11 @@ class ContractError(AssertionError):
         self.findings = tuple(findings)
 
 
-class Broken(Exception):
+class Broken(Exception):  # noqa: N818 (a message within the kit)
     """What a check found, as a sentence that says what is wrong and what to mend."""
 
 
-class NotApplicable(Exception):
+class NotApplicable(Exception):  # noqa: N818
     """Why a check has nothing to look at."""
 
 

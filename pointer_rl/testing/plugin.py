@@ -151,7 +151,10 @@ def with_finite_options(options: Any) -> Iterator[tuple[str, Any]]:
         for value in values:
             if value != now:
                 try:
-                    yield f"{field.name}={value}", dataclasses.replace(options, **{field.name: value})
+                    yield (
+                        f"{field.name}={value}",
+                        dataclasses.replace(options, **{field.name: value}),
+                    )
                 except ValueError:
                     continue
 
