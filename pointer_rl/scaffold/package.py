@@ -60,7 +60,7 @@ def write_package(name: str, kind: str, folder: Path) -> None:
         "pyproject.toml": "pyproject.toml",
         "README.md": "README.md",
         f"{kind}.py": f"{module}.py",
-        f"test_{kind}.py": f"tests/test_{module}.py",
+        f"test_{kind}.py": f"tests/test_{name.replace('-', '_')}.py",
     }.items():
         content = files(__package__).joinpath("templates", f"{template}.template")
         filled = Template(content.read_text(encoding="utf-8")).substitute(names)

@@ -9,18 +9,17 @@ from functools import cached_property
 from typing import Any
 
 from pointer_rl.errors import first_line
+from pointer_rl.testing.examine import Check, examine
 from pointer_rl.testing.fakes import PlainPrompt
 from pointer_rl.testing.findings import (
     Broken,
-    Check,
     NotApplicable,
     Result,
     Subject,
-    examine,
     raise_findings,
     require,
 )
-from pointer_rl.testing.plugin import EVERY_PLUGIN, check_fingerprint
+from pointer_rl.testing.plugin import check_fingerprint
 from pointer_rl.testing.tiny import tiny_dataset
 from pointer_rl.testing.unreadable import UnreadableImage
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response, VQABackend
@@ -48,12 +47,12 @@ def check_backend(
     """
     __tracebackhide__ = True
     subject = BackendSubject("backend", factory, options, variants, tolerance=tolerance)
-    raise_findings(subject, examine(subject, _CHECKS))
+    raise_findings(subject, examine(subject, _FOUNDATIONS, _FURTHER))
 
 
 def examine_backend(factory: Callable[..., VQABackend], options: Any) -> Iterator[Result]:
     """Likewise, a result for each check."""
-    return examine(BackendSubject("backend", factory, options), _CHECKS)
+    return examine(BackendSubject("backend", factory, options), _FOUNDATIONS, _FURTHER)
 
 
 @dataclass
@@ -142,11 +141,11 @@ def ask(backend: VQABackend, requests: Sequence[Request]) -> Answers:
             "BackendError(why)) for the request that fails, so that the others are not lost"
         ) from error
     missing = [index for index in range(len(requests)) if index not in answers]
-    require(
-        not missing,
-        f"run gave no result for {len(missing)} of {len(requests)} requests (the first: "
-        f"{missing[:1]}): yield a Response or a BackendError for each",
-    )
+    if missing:
+        raise Broken(
+            f"run gave no result for {len(missing)} of {len(requests)} requests (the first: "
+            f"{missing[0]}): yield a Response or a BackendError for each"
+        )
     return [answers[index] for index in range(len(requests))]
 
 
@@ -181,7 +180,8 @@ def _check_answer(request: Request, answer: object) -> None:
     require(
         len(given) == len(request.score),
         f"a request with {len(request.score)} answers to score got {len(given)} "
-        "log-probabilities: give one for each, in their order",
+        "log-probabilities: give one for each, in their order, and yield each result with the "
+        "index of its own request",
     )
     require(
         all(each <= 1e-3 for each in given) and not any(map(math.isnan, given)),
@@ -315,13 +315,14 @@ def _said(answer: Response | BackendError) -> str:
     return f"{answer.text!r}" + (f" (scores {logprobs})" if logprobs else "")
 
 
-_CHECKS: dict[str, Check[BackendSubject]] = {
+_FOUNDATIONS: dict[str, Check[BackendSubject]] = {
     "has a fingerprint and run": _has_members,
-    **EVERY_PLUGIN,
     "answers each request once": _answers_each_once,
-    "answers alone as in company": _alone_as_in_company,
-    "answers in any order": _any_order,
     "answers again as before": _deterministic,
+    "answers in any order": _any_order,
+    "answers alone as in company": _alone_as_in_company,
+}
+_FURTHER: dict[str, Check[BackendSubject]] = {
     "scores in the order asked": _scores_in_order,
     "ends before a stop string": _stops,
     "failures are values": _failures_are_values,

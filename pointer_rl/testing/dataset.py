@@ -7,17 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pointer_rl.errors import InputError, first_line
+from pointer_rl.testing.examine import Check, examine
 from pointer_rl.testing.findings import (
     Broken,
-    Check,
     NotApplicable,
     Result,
     Subject,
-    examine,
     raise_findings,
     require,
 )
-from pointer_rl.testing.plugin import EVERY_PLUGIN
 from pointer_rl.types import Dataset, Example
 
 __all__ = ["check_dataset", "examine_dataset"]
@@ -35,12 +33,12 @@ def check_dataset(factory: Callable[..., Dataset], options: Any = None) -> None:
     """
     __tracebackhide__ = True
     subject = Subject("dataset", factory, options)
-    raise_findings(subject, examine(subject, _CHECKS))
+    raise_findings(subject, examine(subject, _FOUNDATIONS, _FURTHER))
 
 
 def examine_dataset(factory: Callable[..., Dataset], options: Any) -> Iterator[Result]:
     """Likewise, a result for each check."""
-    return examine(Subject("dataset", factory, options), _CHECKS)
+    return examine(Subject("dataset", factory, options), _FOUNDATIONS, _FURTHER)
 
 
 def _splits(dataset: Dataset) -> dict[str, Sequence[Example]]:
@@ -178,10 +176,11 @@ def _told(example: Example) -> tuple[object, ...]:
     return (example.id, example.question, example.answers, example.question_id, example.image_id)
 
 
-_CHECKS: dict[str, Check[Datasets]] = {
+_FOUNDATIONS: dict[str, Check[Datasets]] = {
     "is a dataset": _is_dataset,
-    **EVERY_PLUGIN,
     "examples are whole, rows count from 0": _examples,
+}
+_FURTHER: dict[str, Check[Datasets]] = {
     "ids are unique": _ids,
     "the pool has answers": _pool_is_answered,
     "pictures open": _pictures,

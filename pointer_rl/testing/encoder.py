@@ -8,16 +8,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pointer_rl.errors import InputError, first_line
+from pointer_rl.testing.examine import Check, examine
 from pointer_rl.testing.findings import (
     Broken,
-    Check,
     Result,
     Subject,
-    examine,
     raise_findings,
     require,
 )
-from pointer_rl.testing.plugin import EVERY_PLUGIN, check_fingerprint
+from pointer_rl.testing.plugin import check_fingerprint
 from pointer_rl.testing.tiny import tiny_dataset
 from pointer_rl.testing.unreadable import UnreadableImage
 from pointer_rl.types import Encoder, Example
@@ -43,12 +42,12 @@ def check_encoder(
     """
     __tracebackhide__ = True
     subject = EncoderSubject("encoder", factory, options, variants, tolerance=tolerance)
-    raise_findings(subject, examine(subject, _CHECKS))
+    raise_findings(subject, examine(subject, _FOUNDATIONS, _FURTHER))
 
 
 def examine_encoder(factory: Callable[..., Encoder], options: Any) -> Iterator[Result]:
     """Likewise, a result for each check."""
-    return examine(EncoderSubject("encoder", factory, options), _CHECKS)
+    return examine(EncoderSubject("encoder", factory, options), _FOUNDATIONS, _FURTHER)
 
 
 @dataclass
@@ -167,13 +166,14 @@ def _fingerprint(subject: EncoderSubject) -> None:
     )
 
 
-_CHECKS: dict[str, Check[EncoderSubject]] = {
+_FOUNDATIONS: dict[str, Check[EncoderSubject]] = {
     "has a fingerprint and dim": _has_members,
-    **EVERY_PLUGIN,
     "gives a row for each example": _encodes,
-    "encodes alone as in company": _alone_as_in_company,
-    "keeps the order": _in_order,
     "encodes again as before": _deterministic,
+    "keeps the order": _in_order,
+    "encodes alone as in company": _alone_as_in_company,
+}
+_FURTHER: dict[str, Check[EncoderSubject]] = {
     "passes on an unreadable picture": _unreadable,
     "its fingerprint tells apart what it embeds": _fingerprint,
 }

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, Literal, TypeVar
 
-from pointer_rl.errors import PointerRLError, first_line
-
 __all__ = [
     "Broken",
-    "Check",
     "ContractError",
     "NotApplicable",
     "Result",
     "Subject",
-    "examine",
     "raise_findings",
     "require",
 ]
@@ -78,57 +74,6 @@ class Subject(Generic[Made]):
     def made(self) -> Made:
         """The one that most checks share."""
         return self.make()
-
-
-S = TypeVar("S", bound=Subject[Any], contravariant=True)
-Check = Callable[[S], None]
-"""Looks at one thing. Raises Broken or NotApplicable; whatever else it raises is a finding too."""
-
-
-@dataclass
-class _Examination:
-    seen: set[str] = field(default_factory=set)
-
-    def look(self, title: str, check: Check[Any], subject: Subject[Any]) -> Result:
-        try:
-            check(subject)
-        except NotApplicable as reason:
-            return Result(title, "skipped", str(reason))
-        except Broken as finding:
-            message, cause = str(finding), finding.__cause__
-        except Exception as error:
-            message = f"it raised {type(error).__name__} ({first_line(error)})"
-            cause = error
-        else:
-            return Result(title, "ok")
-        if message in self.seen:
-            return Result(title, "skipped", "cannot be told before that is mended")
-        self.seen.add(message)
-        return Result(title, "broken", message, cause if isinstance(cause, Exception) else None)
-
-
-def examine(subject: S, checks: Mapping[str, Check[S]]) -> Iterator[Result]:
-    """A result for each check, in their order.
-
-    Raises PointerRLError where the factory does: what it was given cannot be used, or lacks.
-    """
-    try:
-        _ = subject.made
-    except PointerRLError:
-        raise
-    except Exception as error:
-        said = f"{type(error).__name__} ({first_line(error)})"
-        yield Result(
-            "is made",
-            "broken",
-            f"the factory raised {said}: raise InputError, or MissingExtraError for a package, "
-            "with a sentence that says what to do",
-            error,
-        )
-        return
-    examination = _Examination()
-    for title, check in checks.items():
-        yield examination.look(title, check, subject)
 
 
 def raise_findings(subject: Subject[Any], results: Iterator[Result]) -> None:

@@ -13,17 +13,15 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from pointer_rl.errors import first_line
+from pointer_rl.testing.examine import Check, examine
 from pointer_rl.testing.fakes import batch, fake_policy, pool
 from pointer_rl.testing.findings import (
     Broken,
-    Check,
     Result,
     Subject,
-    examine,
     raise_findings,
     require,
 )
-from pointer_rl.testing.plugin import EVERY_PLUGIN
 from pointer_rl.testing.tiny import tiny_dataset
 from pointer_rl.types import Candidate, Generator, Outcome, QueryBatch
 
@@ -45,12 +43,12 @@ def check_generator(factory: Callable[..., Generator], options: Any = None) -> N
     """
     __tracebackhide__ = True
     subject = Subject("generator", factory, options)
-    raise_findings(subject, examine(subject, _CHECKS))
+    raise_findings(subject, examine(subject, _FOUNDATIONS, _FURTHER))
 
 
 def examine_generator(factory: Callable[..., Generator], options: Any) -> Iterator[Result]:
     """Likewise, a result for each check."""
-    return examine(Subject("generator", factory, options), _CHECKS)
+    return examine(Subject("generator", factory, options), _FOUNDATIONS, _FURTHER)
 
 
 def _queries(shots: int, allowed: int | None = None) -> QueryBatch:
@@ -227,12 +225,13 @@ def _recordable(subject: Generators) -> None:
             )
 
 
-_CHECKS: dict[str, Check[Generators]] = {
-    **EVERY_PLUGIN,
-    "proposes rows that a query may choose": _proposes,
-    "copes with few rows": _few_rows,
-    "draws from the rngs alone": _own_randomness,
-    "proposes alone as in company": _alone_as_in_company,
+_FOUNDATIONS: dict[str, Check[Generators]] = {
     "leaves its inputs as they are": _changes_nothing,
+    "proposes rows that a query may choose": _proposes,
+    "draws from the rngs alone": _own_randomness,
+}
+_FURTHER: dict[str, Check[Generators]] = {
+    "copes with few rows": _few_rows,
+    "proposes alone as in company": _alone_as_in_company,
     "its candidates fit RL data": _recordable,
 }

@@ -7,16 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pointer_rl.errors import InputError
+from pointer_rl.testing.examine import Check, examine
 from pointer_rl.testing.findings import (
     Broken,
-    Check,
     Result,
     Subject,
-    examine,
     raise_findings,
     require,
 )
-from pointer_rl.testing.plugin import EVERY_PLUGIN
 from pointer_rl.types import Judgement, Metric
 
 __all__ = ["check_metric", "examine_metric"]
@@ -37,12 +35,12 @@ def check_metric(factory: Callable[..., Metric], options: Any = None) -> None:
     """Raise ContractError unless the metric that `factory(options)` makes keeps its contract."""
     __tracebackhide__ = True
     subject = Subject("metric", factory, options)
-    raise_findings(subject, examine(subject, _CHECKS))
+    raise_findings(subject, examine(subject, _FOUNDATIONS, _FURTHER))
 
 
 def examine_metric(factory: Callable[..., Metric], options: Any) -> Iterator[Result]:
     """Likewise, a result for each check."""
-    return examine(Subject("metric", factory, options), _CHECKS)
+    return examine(Subject("metric", factory, options), _FOUNDATIONS, _FURTHER)
 
 
 def judge(metric: Metric, answer: str, annotators: Sequence[str]) -> Judgement | None:
@@ -138,11 +136,12 @@ def _normalises(subject: Metrics) -> None:
         )
 
 
-_CHECKS: dict[str, Check[Metrics]] = {
-    **EVERY_PLUGIN,
+_FOUNDATIONS: dict[str, Check[Metrics]] = {
     "has a version": _has_version,
     "judges any answer, within [0, 1]": _judges,
     "judges again as before": _deterministic,
+}
+_FURTHER: dict[str, Check[Metrics]] = {
     "tells right from wrong": _tells_right_from_wrong,
     "normalises to one form": _normalises,
 }

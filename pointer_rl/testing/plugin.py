@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pointer_rl.errors import PointerRLError, first_line
 from pointer_rl.options import convert_text, describe_options
 from pointer_rl.registry import Loaded, registry
-from pointer_rl.testing.findings import Broken, Check, NotApplicable, Subject, require
+from pointer_rl.testing.findings import Broken, NotApplicable, Subject, require
 
 __all__ = ["EVERY_PLUGIN", "check_fingerprint", "check_pickles", "with_finite_options"]
 
@@ -125,7 +125,7 @@ def _plugin_of(factory: Callable[..., Any]) -> Loaded | None:
     return next((each for each in plugins if each.module.partition(".")[0] == package), None)
 
 
-EVERY_PLUGIN: dict[str, Check[Subject[Any]]] = {
+EVERY_PLUGIN: dict[str, Callable[[Subject[Any]], None]] = {
     "loading imports nothing heavy": _light,
     "options are a documented dataclass": _options,
     "options can be pickled": _options_pickle,

@@ -7,17 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from pointer_rl.errors import InputError
+from pointer_rl.testing.examine import Check, examine
 from pointer_rl.testing.findings import (
     Broken,
-    Check,
     NotApplicable,
     Result,
     Subject,
-    examine,
     raise_findings,
     require,
 )
-from pointer_rl.testing.plugin import EVERY_PLUGIN, check_pickles
+from pointer_rl.testing.plugin import check_pickles
 from pointer_rl.testing.tiny import tiny_dataset
 from pointer_rl.types import Example, Prompt, PromptBuilder
 
@@ -39,12 +38,12 @@ def check_prompt_builder(factory: Callable[..., PromptBuilder], options: Any = N
     """Raise ContractError unless the builder that `factory(options)` makes keeps its contract."""
     __tracebackhide__ = True
     subject = Subject("prompt", factory, options)
-    raise_findings(subject, examine(subject, _CHECKS))
+    raise_findings(subject, examine(subject, _FOUNDATIONS, _FURTHER))
 
 
 def examine_prompt_builder(factory: Callable[..., PromptBuilder], options: Any) -> Iterator[Result]:
     """Likewise, a result for each check."""
-    return examine(Subject("prompt", factory, options), _CHECKS)
+    return examine(Subject("prompt", factory, options), _FOUNDATIONS, _FURTHER)
 
 
 def _query() -> Example:
@@ -162,9 +161,10 @@ def _parses(subject: Builders) -> None:
     )
 
 
-_CHECKS: dict[str, Check[Builders]] = {
-    **EVERY_PLUGIN,
+_FOUNDATIONS: dict[str, Check[Builders]] = {
     "builds the same prompt each time": _builds,
+}
+_FURTHER: dict[str, Check[Builders]] = {
     "asks the query last": _asks_last,
     "hides the query's answer": _hides_the_answer,
     "shows demonstrations in order": _shows_demonstrations,

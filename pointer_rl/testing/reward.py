@@ -8,16 +8,14 @@ from itertools import product
 from typing import Any
 
 from pointer_rl.errors import first_line
+from pointer_rl.testing.examine import Check, examine
 from pointer_rl.testing.findings import (
     Broken,
-    Check,
     Result,
     Subject,
-    examine,
     raise_findings,
     require,
 )
-from pointer_rl.testing.plugin import EVERY_PLUGIN
 from pointer_rl.types import Candidate, Outcome, Reward
 
 __all__ = ["check_reward", "examine_reward"]
@@ -46,12 +44,12 @@ def check_reward(factory: Callable[..., Reward], options: Any = None) -> None:
     """Raise ContractError unless the reward that `factory(options)` makes keeps its contract."""
     __tracebackhide__ = True
     subject = Subject("reward", factory, options)
-    raise_findings(subject, examine(subject, _CHECKS))
+    raise_findings(subject, examine(subject, _FOUNDATIONS, _FURTHER))
 
 
 def examine_reward(factory: Callable[..., Reward], options: Any) -> Iterator[Result]:
     """Likewise, a result for each check."""
-    return examine(Subject("reward", factory, options), _CHECKS)
+    return examine(Subject("reward", factory, options), _FOUNDATIONS, _FURTHER)
 
 
 def _value(reward: Reward, outcome: Outcome, candidate: Candidate) -> float:
@@ -102,9 +100,10 @@ def _right_is_worth_it(subject: Rewards) -> None:
         )
 
 
-_CHECKS: dict[str, Check[Rewards]] = {
-    **EVERY_PLUGIN,
+_FOUNDATIONS: dict[str, Check[Rewards]] = {
     "gives a finite number": _finite,
+}
+_FURTHER: dict[str, Check[Rewards]] = {
     "gives it again": _deterministic,
     "pays a right answer no less than a wrong one": _right_is_worth_it,
 }

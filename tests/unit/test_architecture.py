@@ -24,6 +24,7 @@ LAYERS = [
     {"trials"},
     {"generate", "validate"},
     {"train", "evaluate"},
+    {"testing", "scaffold"},
     {"report"},
     {"api"},
     {"cli"},
