@@ -238,11 +238,20 @@ class Registry:
         return self.configure(kind, name, values).create()
 
     def add_commands(self, cli: click.Group) -> None:
-        """Let every plugin add its commands; one that fails is recorded, not fatal."""
+        """Let every plugin add its commands; one that fails is recorded, not fatal.
+
+        It fails, too, if it adds one of a name that is taken.
+        """
         for implementation in self._manager.hook.pointer_rl_register_commands.get_hookimpls():
+            before = dict(cli.commands)
             try:
                 implementation.function(cli=cli)
+                for name, command in before.items():
+                    if cli.commands.get(name) is not command:
+                        raise PluginError(f"the command {name} is there already")
             except Exception as error:  # as in _load
+                cli.commands.clear()
+                cli.commands.update(before)
                 self._fail(implementation.plugin_name, error)
 
     def _fail(self, manager_name: str, error: Exception) -> None:

@@ -36,6 +36,9 @@ def plugins(ctx: click.Context, output_format: str) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
+    root = ctx.find_root()
+    assert isinstance(root.command, click.Group)
+    root.command.list_commands(root)  # lets plugins add theirs: some fail only then
     failed = [plugin for plugin in registry().plugins if plugin.error]
     if output_format == "json":
         registered = [_as_json(entry) for entry in entries()]
