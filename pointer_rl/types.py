@@ -384,10 +384,13 @@ class Register(Protocol):
         options: type | None = None,
         summary: str,
         aliases: Mapping[str, Mapping[str, object]] | None = None,
+        needs: Mapping[str, str] | None = None,
     ) -> None:
         """Register `factory(options)`, or `factory()` where there is no options class.
 
         `options` is a keyword-only frozen dataclass; its fields, their defaults and the docstring
-        under each are what a user sees. Heavy imports belong in the factory.
+        under each are what a user sees. Heavy imports belong in the factory. `needs` names the
+        packages that not every user has: as they are imported → what pip installs them by. Where
+        one is missing, `pointer-rl plugins` says so, and the factory is not called.
         """
         ...

@@ -11,11 +11,12 @@ import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
-from fakes import CopyBackend, example
+from fakes import CopyBackend
 
 from pointer_rl.data.embeddings import save_embeddings
 from pointer_rl.hookspecs import hookimpl
 from pointer_rl.registry import registry
+from pointer_rl.testing import example
 from pointer_rl.types import Dataset
 
 

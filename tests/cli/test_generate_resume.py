@@ -7,10 +7,10 @@ import json
 import PIL.Image
 import pytest
 from cli.test_generate import records, refused
-from fakes import FakeBackend
 
 from pointer_rl.costs import Count
 from pointer_rl.generate import plan
+from pointer_rl.testing import FakeBackend
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pointer_rl.errors import InputError
 from pointer_rl.images import ImageBytes, ImageFile
-from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Usage
+from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request
 from pointer_rl_openai import OpenAIOptions, create_backend, pictures, protocol
 from pointer_rl_openai.pictures import ImageUrls
 from pointer_rl_openai.transport import BadReplyError

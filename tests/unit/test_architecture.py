@@ -28,6 +28,7 @@ LAYERS = [
     {"trials"},
     {"generate", "validate"},
     {"train", "evaluate"},
+    {"testing", "scaffold"},
     {"report"},
     {"api"},
     {"cli"},

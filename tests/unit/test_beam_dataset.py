@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import example
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from pointer_rl.data.embed import digest_ids
 from pointer_rl.data.embeddings import Embeddings
 from pointer_rl.data.records import RecordWriter, to_record
 from pointer_rl.errors import InputError, PluginError
+from pointer_rl.testing import example
 from pointer_rl.types import Candidate, Outcome
 
 REWARDS = json.loads((Path(__file__).parents[1] / "data" / "rewards.json").read_text())

@@ -5,13 +5,13 @@ import subprocess
 import sys
 
 import pytest
-from fakes import example
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pointer_rl.data.records import as_line, encode_record, split_line
 from pointer_rl.errors import InputError
 from pointer_rl.generate.journal import Journal, partial_path
+from pointer_rl.testing import example
 
 META = {"schema_version": "1.0", "seed": 0, "dataset": {"name": "d", "rows_sha256": "ab"}}
 QUERIES = [example(row, id=f"q{row}") for row in range(6)]

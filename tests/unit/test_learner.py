@@ -9,11 +9,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from fakes import example
 from training_worlds import class_groups, learner_for, ragged_groups, selector_for, worth
 
 from pointer_rl.errors import InputError
 from pointer_rl.policy import SelectorPolicy, decoding
+from pointer_rl.testing import example
 from pointer_rl.train import losses
 from pointer_rl.train.config import FAULTS, RECIPES, TrainConfig
 from pointer_rl.train.learner import (

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fakes import EqualMetric, FakeBackend, PlainPrompt, example, pool
 
 from pointer_rl.errors import InputError
 from pointer_rl.generate.pipeline import GenerateConfig, Generation, generate
 from pointer_rl.generate.summary import Summary
+from pointer_rl.testing import EqualMetric, FakeBackend, PlainPrompt, example, pool
 from pointer_rl.trials.judging import Judge
 from pointer_rl.types import BackendError, Candidate
 

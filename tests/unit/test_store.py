@@ -12,12 +12,12 @@ import sys
 from contextlib import contextmanager
 
 import pytest
-from fakes import FakeBackend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.images import ImageBytes, ImageFile
+from pointer_rl.testing import FakeBackend
 from pointer_rl.trials import store as store_module
 from pointer_rl.trials.keys import decode_response, encode_response, request_key
 from pointer_rl.trials.store import ResponseStore
