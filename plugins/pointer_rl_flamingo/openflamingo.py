@@ -13,26 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, CLIPVisionModel
+from transformers import CLIPModel, CLIPVisionModel, PreTrainedTokenizerFast
 
 from pointer_rl.errors import InputError, first_line
-from pointer_rl.pretrained import LOADING_ERRORS, load_weights
+from pointer_rl.pretrained import LOADING_ERRORS, load_weights, read_model_type
 from pointer_rl_flamingo.language import LAYERS, language_config, load_language_model
 from pointer_rl_flamingo.model import OpenFlamingoConfig, OpenFlamingoModel
 from pointer_rl_flamingo.prompts import END_OF_CHUNK, IMAGE
 from pointer_rl_flamingo.published import layout, read_checkpoint, rename
 
 __all__ = ["add_special_tokens", "assemble", "load_saved", "save"]
-
-
-class _VisionTower(CLIPVisionModel):  # type: ignore[misc]  # transformers carries no types
-    """Takes its half of a whole CLIP checkpoint without a word about the other."""
-
-    _keys_to_ignore_on_load_unexpected = (
-        r"^text_model\.",
-        r"^(text|visual)_projection\.",
-        r"^logit_scale$",
-    )
 
 
 def assemble(
@@ -54,7 +44,7 @@ def assemble(
             f"{path}: has embeddings of {shape.vocab_size} tokens, but {language}'s tokenizer has"
             f" {len(tokenizer)} with {END_OF_CHUNK} and {IMAGE}: it was trained on another model"
         )
-    tower = load_weights(_VisionTower, vision, dtype=dtype, attention="sdpa")
+    tower = _load_vision(vision, dtype)
     language_model, report = _load(language, load_language_model, language, text_config, dtype)
     _check_report(language, report)
     values = dataclasses.asdict(shape)
@@ -129,7 +119,18 @@ def _base_tensors(
 
 
 def _tokenizer(folder: Path) -> Any:
-    return _load(folder, AutoTokenizer.from_pretrained, folder)
+    # Not AutoTokenizer: MosaicGPT's configuration is code of its own, which is never run.
+    return _load(folder, PreTrainedTokenizerFast.from_pretrained, folder)
+
+
+def _load_vision(folder: Path, dtype: torch.dtype) -> Any:
+    """The vision tower of a whole CLIP model, or alone."""
+    model_type = read_model_type(folder)
+    if model_type == "clip":
+        return load_weights(CLIPModel, folder, dtype=dtype, attention="sdpa").vision_model
+    if model_type == "clip_vision_model":
+        return load_weights(CLIPVisionModel, folder, dtype=dtype, attention="sdpa")
+    raise InputError(f"{folder}: is a {model_type} model; OpenFlamingo sees through CLIP's")
 
 
 def _from_pretrained(
