@@ -8,6 +8,7 @@ Shapes: B rows, L tokens of the longest row, A tokens of the longest answer, V v
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -108,9 +109,11 @@ def score(model: TextModel, arguments: Mapping[str, Tensor], lengths: Sequence[i
     """
     longest = max(lengths)
     # Rows end together, so that all answers lie in the last A places, each predicted by the one
-    # before: nothing of size L × V is ever computed.
-    output = model.model(**arguments, use_cache=False, logits_to_keep=longest + 1)
-    logprobs_BAV = torch.log_softmax(output.logits[:, :-1].float(), dim=-1)
+    # before: nothing of size L × V is computed where the model can do without.
+    accepted = inspect.signature(model.model.forward).parameters
+    keep = {"logits_to_keep": longest + 1} if "logits_to_keep" in accepted else {}
+    output = model.model(**arguments, use_cache=False, **keep)
+    logprobs_BAV = torch.log_softmax(output.logits[:, -longest - 1 : -1].float(), dim=-1)
     answers_BA = arguments["input_ids"][:, -longest:]
     logprobs_BA = logprobs_BAV.gather(2, answers_BA[..., None])[..., 0]
     device = answers_BA.device
