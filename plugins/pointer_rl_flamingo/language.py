@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, MptConfig, MptForCausalLM
@@ -98,8 +99,10 @@ def language_config(folder: Path) -> Any:
                 " gpt_neox"
             )
         config = MptConfig(**values)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: not a configuration of {model_type} ({error})") from error
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise InputError(
+            f"{path}: not a configuration of {model_type} ({first_line(error)})"
+        ) from error
     _check_mpt(config, path)
     return config
 

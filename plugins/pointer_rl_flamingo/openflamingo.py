@@ -10,9 +10,11 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPModel, CLIPVisionModel, PreTrainedTokenizerFast
 
 from pointer_rl.errors import InputError, first_line
@@ -153,7 +155,7 @@ def _from_pretrained(
 def _load(place: Path, load: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return load(*arguments)
-    except LOADING_ERRORS as error:
+    except (*LOADING_ERRORS, StrictDataclassError, UnpicklingError) as error:
         raise InputError(f"{place}: cannot be loaded ({first_line(error)})") from error
 
 
