@@ -70,17 +70,20 @@ class Idefics:
         model.generation_config.suppress_tokens = [self._image_id, vocabulary[_FAKE]]
         self._longest: int = model.config.get_text_config().max_position_embeddings
 
-    _before_answer = ":"
-    """Text after which an answer stands: its tokens are those that it has there."""
+    _asked, _lead = ":", ""
+    """The end of a prompt, and what stands between it and an answer."""
 
     def encode(self, prompt: Prompt) -> IdeficsPrompt:
         """Opens the prompt's images. Raises InputError for a prompt that cannot be shown."""
         raise NotImplementedError
 
     def encode_answer(self, answer: str) -> list[int]:
-        """The answer's tokens and the one that ends it. Raises InputError for one with an image."""
-        before = self._tokenise(self._before_answer)
-        whole = self._tokenise(self._before_answer + answer)
+        """The tokens that the answer has after a prompt, and the one that ends it.
+
+        Raises InputError for an answer with an image.
+        """
+        before = self._tokenise(self._asked)
+        whole = self._tokenise(self._asked + self._lead + answer)
         fits = whole[: len(before)] == before
         token_ids = whole[len(before) :] if fits else self._tokenise(answer)
         if self._image_id in token_ids:
@@ -162,7 +165,8 @@ class IdeficsChat(Idefics):
         asked = self._template([user], add_generation_prompt=True)
         answered = self._template([user, said], add_generation_prompt=False)
         if answered.startswith(asked) and "ANSWER" in answered:
-            self._before_answer = answered.partition("ANSWER")[0]
+            self._asked = asked
+            self._lead = answered.removeprefix(asked).partition("ANSWER")[0]
 
     def encode(self, prompt: Prompt) -> IdeficsPrompt:
         conversation = [
@@ -240,12 +244,11 @@ def load_idefics(
 
 def _dialogue(prompt: Prompt) -> str:
     """As IDEFICS-1's instructed models were trained."""
-    turns = [
-        f"{message.role.capitalize()}: "
-        + "".join(part if isinstance(part, str) else IMAGE for part in message.parts)
-        + _END_OF_UTTERANCE
-        for message in prompt.messages
-    ]
+    turns = []
+    for message in prompt.messages:
+        text = "".join(part if isinstance(part, str) else IMAGE for part in message.parts)
+        space = "" if text.startswith(IMAGE) else " "
+        turns.append(f"{message.role.capitalize()}:{space}{text}{_END_OF_UTTERANCE}")
     return "\n".join([*turns, "Assistant:"])
 
 
