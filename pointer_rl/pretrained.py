@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import GenerationConfig
 
@@ -31,7 +32,10 @@ __all__ = [
     "set_end_tokens",
 ]
 
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
+LOADING_ERRORS = (
+    *(OSError, ValueError, RuntimeError, KeyError, TypeError),
+    *(SafetensorError, StrictDataclassError),
+)
 """What transformers and peft raise for files that are missing, damaged or do not fit."""
 SNAPSHOT_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 """What is fetched of a Hub repository."""

@@ -224,11 +224,78 @@ def _internvl() -> tuple[Any, Any]:
     return transformers.InternVLForConditionalGeneration(config), processor
 
 
+def _paligemma() -> tuple[Any, Any]:
+    """A model without a chat, which looks both ways within a prompt."""
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    tokenizer = _tokenizer(
+        ["<bos>", "<eos>", "<pad>", "<image>"],
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+    image_processor = SiglipImageProcessorPil(size={"height": 28, "width": 28})
+    image_processor.image_seq_length = 16
+    processor = transformers.PaliGemmaProcessor(image_processor, tokenizer)
+    config = transformers.PaliGemmaConfig(
+        text_config=transformers.GemmaConfig(vocab_size=len(tokenizer), **_TEXT),
+        vision_config=transformers.SiglipVisionConfig(**_VISION),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        projection_dim=48,
+    )
+    return transformers.PaliGemmaForConditionalGeneration(config), processor
+
+
+def _mllama() -> tuple[Any, Any]:
+    """A model that sees images through cross-attention, and pads them in a way of its own."""
+    from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+
+    tokenizer = _tokenizer(
+        ["<|begin_of_text|>", "<|eot_id|>", "<|pad|>", "<|image|>", "<|python_tag|>"],
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        pad_token="<|pad|>",
+        extra_special_tokens={"image_token": "<|image|>"},
+    )
+    processor = transformers.MllamaProcessor(
+        MllamaImageProcessorPil(size={"height": 28, "width": 28}, max_image_tiles=4),
+        tokenizer,
+        chat_template=_turns("<|begin_of_text|>", "", "<|eot_id|>", "<|image|>"),
+    )
+    sizes = {key: value for key, value in _TEXT.items() if key != "head_dim"}
+    config = transformers.MllamaConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "cross_attention_layers": [1],
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            **sizes,
+        },
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_global_layers": 1,
+            "attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 7,
+            "vision_output_dim": 64,
+            "intermediate_layers_indices": [0],
+        },
+        image_token_index=tokenizer.convert_tokens_to_ids("<|image|>"),
+    )
+    return transformers.MllamaForConditionalGeneration(config), processor
+
+
 FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llava": _llava,
     "idefics3": _idefics3,
     "gemma3": _gemma3,
     "internvl": _internvl,
+    "paligemma": _paligemma,
+    "mllama": _mllama,
 }
 
 

@@ -114,8 +114,8 @@ def _check_supported(folder: Path, model_type: str) -> None:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except LOADING_ERRORS as error:
         raise InputError(
-            f"{folder}: transformers {transformers.__version__} does not know {model_type} models"
-            f" ({first_line(error)}); code in a checkpoint is never run"
+            f"{folder}: transformers {transformers.__version__} cannot use this {model_type}"
+            f" configuration ({first_line(error)}); code in a checkpoint is never run"
         ) from error
     if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise InputError(

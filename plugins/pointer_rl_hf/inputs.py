@@ -37,18 +37,22 @@ class EncodedPrompt:
         return self.tensors["input_ids"].shape[1]
 
 
-def join(rows: Sequence[tuple[EncodedPrompt, Sequence[int]]], pad_id: int) -> dict[str, Tensor]:
+def join(
+    rows: Sequence[tuple[EncodedPrompt, Sequence[int]]], pad_id: int, following_type: int = 0
+) -> dict[str, Tensor]:
     """One batch of rows of (prompt, tokens that follow it). All have the same kinds of tensors.
 
     Tensors about tokens are padded on the left, so that rows end together; those about images
     with zeros to the largest, one prompt's after the other.
+
+    following_type: the model's token_type_ids of what follows a prompt.
     """
     joined = {}
     for name in rows[0][0].tensors:
         tensors = [prompt.tensors[name] for prompt, _ in rows]
         if name in _PER_TOKEN:
             tensors = [
-                _follow(name, tensor, following)
+                _follow(name, tensor, following, following_type)
                 for tensor, (_, following) in zip(tensors, rows, strict=True)
             ]
             length = max(tensor.shape[1] for tensor in tensors)
@@ -61,7 +65,7 @@ def join(rows: Sequence[tuple[EncodedPrompt, Sequence[int]]], pad_id: int) -> di
     return joined
 
 
-def _follow(name: str, tensor: Tensor, following: Sequence[int]) -> Tensor:
+def _follow(name: str, tensor: Tensor, following: Sequence[int], following_type: int) -> Tensor:
     """The tensor of a prompt with text tokens behind it."""
     if not following:
         return tensor
@@ -70,7 +74,8 @@ def _follow(name: str, tensor: Tensor, following: Sequence[int]) -> Tensor:
     elif name.endswith("attention_mask"):  # text that follows sees what the last token sees
         more = tensor[:, -1:].expand(-1, len(following), *tensor.shape[2:])
     else:
-        more = tensor.new_zeros(1, len(following))
+        kind = following_type if name == "token_type_ids" else 0  # mm_token_type_ids: 0 is text
+        more = tensor.new_full((1, len(following)), kind)
     return torch.cat([tensor, more], dim=1)
 
 

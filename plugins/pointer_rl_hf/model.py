@@ -4,6 +4,10 @@ Each prompt goes through the processor once, alone; batches are joined from what
 batch so joined is what the processor makes of the same prompts together is checked when the model
 is loaded, on two prompts of other lengths, image sizes and numbers of images. Where it is not,
 prompts go through the model one at a time.
+
+Answers are scored in one pass, which is right only where no token sees those behind it. Some models
+look both ways within a prompt and tell what follows it by its token type; that, too, is found when
+the model is loaded.
 """
 
 from __future__ import annotations
@@ -64,6 +68,8 @@ class HFModel:
         self._counts_positions = "position_ids" in inspect.signature(
             model.forward
         ).parameters and not hasattr(model.base_model, "get_rope_index")
+        self._following_type = self._find_following_type()
+        """The token type of an answer; None where the model cannot score in one pass."""
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         """See `LocalModel`."""
@@ -78,6 +84,10 @@ class HFModel:
 
     def encode_answer(self, answer: str) -> list[int]:
         """See `LocalModel`. Tokenised apart from the prompt, as generation begins after it."""
+        if self._following_type is None:
+            raise InputError(
+                "answers cannot be scored: this model lets their tokens see those behind them"
+            )
         token_ids: list[int] = self._tokenizer(answer, add_special_tokens=False)["input_ids"]
         special = self._checkpoint.special_ids.intersection(token_ids)
         if special:
@@ -97,7 +107,8 @@ class HFModel:
     def score(self, rows: Rows) -> list[float]:
         """See `BatchModel`."""
         done: dict[int, float] = {}
-        for indices, arguments in self._join(rows):
+        assert self._following_type is not None  # or no answer was encoded
+        for indices, arguments in self._join(rows, self._following_type):
             if self._counts_positions:
                 places = arguments["attention_mask"].cumsum(dim=1) - 1
                 arguments["position_ids"] = places.clamp(min=0)
@@ -108,17 +119,11 @@ class HFModel:
         return [done[index] for index in range(len(rows))]
 
     def joins_as_the_processor(self) -> bool:
-        """Whether a batch of two prompts is what the processor makes of them.
-
-        Raises InputError where it cannot take even one prompt with one image.
-        """
-        gradient = Image.linear_gradient("L").convert("RGB")
-        wide, tall = gradient.resize((64, 48)), gradient.resize((40, 120))
-        one = self._checkpoint.chat.render_user(None, "alpha")
-        two = self._checkpoint.chat.render_user("beta", None, "gamma", None)
-        rows = [(self._encode(one, [wide]), ())]
+        """Whether a batch of two prompts is what the processor makes of them."""
+        chat, (wide, tall) = self._checkpoint.chat, _pictures()
+        one, two = chat.render_user(None, "alpha"), chat.render_user("beta", None, "gamma", None)
         try:
-            rows.append((self._encode(two, [tall, wide]), ()))
+            rows = [(self._encode(one, [wide]), ()), (self._encode(two, [tall, wide]), ())]
             batch = self._process([one, two], [[wide], [tall, wide]], padding_side="left")
         except InputError:
             return False
@@ -126,6 +131,24 @@ class HFModel:
         return joined.keys() == batch.keys() and all(
             torch.equal(tensor, batch[name]) for name, tensor in joined.items()
         )
+
+    @torch.inference_mode()
+    def _find_following_type(self) -> int | None:
+        """With which token type what follows a prompt leaves what is before as it was.
+
+        Raises InputError where the model cannot take even one prompt with one image.
+        """
+        prompt = self._encode(self._checkpoint.chat.render_user(None, "alpha"), _pictures()[:1])
+        first, second, *_ = self._tokenizer("alpha beta", add_special_tokens=False)["input_ids"]
+        rows = [(prompt, (first, first)), (prompt, (first, second))]
+        for kind in (0, 1) if "token_type_ids" in prompt.tensors else (0,):
+            [(_, arguments)] = self._join(rows, kind)
+            with _refusing("the model refuses the prompt"):
+                logits_2LV = self._checkpoint.model(**arguments, use_cache=False).logits.float()
+            one, other = logits_2LV[:, -3:-1]
+            if (one - other).abs().max() <= 0.01 * one.abs().max():
+                return kind
+        return None
 
     def _encode(self, text: str, images: Sequence[Image.Image]) -> EncodedPrompt:
         return EncodedPrompt(self._process([text], [images] if images else None))
@@ -152,6 +175,8 @@ class HFModel:
             )
         tensors = {}
         for name, value in features.items():
+            if name == "labels":  # for training
+                continue
             if not isinstance(value, Tensor):
                 raise InputError(
                     f"{type(self._processor).__name__} gives {name} as {type(value).__name__}, not"
@@ -161,7 +186,9 @@ class HFModel:
             tensors[name] = value.to(self._checkpoint.model.dtype) if floating else value
         return tensors
 
-    def _join(self, rows: Rows) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    def _join(
+        self, rows: Rows, following_type: int = 0
+    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """The model's arguments for rows that go together, on its device, with their indices.
 
         Prompts with images and those without have other arguments.
@@ -171,8 +198,15 @@ class HFModel:
             kinds.setdefault(frozenset(prompt.tensors), []).append(index)
         device = self._checkpoint.model.device
         for indices in kinds.values():
-            joined = join([rows[index] for index in indices], self._checkpoint.pad_id)
+            alike = [rows[index] for index in indices]
+            joined = join(alike, self._checkpoint.pad_id, following_type)
             yield indices, {name: tensor.to(device) for name, tensor in joined.items()}
+
+
+def _pictures() -> list[Image.Image]:
+    """A wide and a tall one."""
+    gradient = Image.linear_gradient("L").convert("RGB")
+    return [gradient.resize((64, 48)), gradient.resize((40, 120))]
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def load_processor(folder: Path) -> Any:
         processor = _load(folder)
     except (*LOADING_ERRORS, ImportError) as error:
         for package in _OPTIONAL_PACKAGES:
-            if package in str(error) and importlib.util.find_spec(package) is None:
+            if package in str(error).lower() and importlib.util.find_spec(package) is None:
                 raise MissingExtraError(package, f"the processor of {folder}") from error
         raise InputError(f"{folder}: cannot load the processor ({first_line(error)})") from error
     for part in ("tokenizer", "image_processor"):
