@@ -33,7 +33,7 @@ from pointer_rl_glyphs.pictures import Picture
 
 SIDE = 28
 WORDS = [first + second for first in ("ba", "do", "ki", "lu", "me") for second in ("n", "p", "s")]
-QUESTION = "colour?"
+QUESTION = "what colour is it?"
 BLOCKS = 6
 EPISODES = 32
 """In a step."""
@@ -55,9 +55,7 @@ def make_tokenizer() -> Any:
     tokenizer.train_from_iterator(texts * 3, trainer)
     tokenizer.add_special_tokens([AddedToken("<|endoftext|>", special=True)])
     return add_special_tokens(
-        transformers.PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, eos_token="<|endoftext|>"
-        )
+        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
     )
 
 
@@ -151,9 +149,7 @@ def train(model: OpenFlamingoModel, episodes: Episodes, steps: int, peak: float)
     width = model.config.text_config.hidden_size
     probes = nn.ModuleList([nn.Linear(width, len(COLORS)) for _ in PROBED])
     read: dict[int, Tensor] = {}
-    gated = [
-        module for module in model.modules() if type(module).__name__ == "FlamingoLayer"
-    ]
+    gated = [module for module in model.modules() if type(module).__name__ == "FlamingoLayer"]
     hooks = [
         gated[layer].register_forward_hook(
             lambda module, args, out, layer=layer: read.update(
@@ -204,7 +200,7 @@ def train(model: OpenFlamingoModel, episodes: Episodes, steps: int, peak: float)
     model.eval()
 
 
-def train_tiny_flamingo(folder: Path, kind: str = "mpt", steps: int = 600) -> None:
+def train_tiny_flamingo(folder: Path, kind: str = "mpt", steps: int = 400) -> None:
     """Train and save. The backend loads the folder."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer()

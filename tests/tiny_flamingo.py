@@ -26,7 +26,7 @@ LAYERS = {
 MEDIA_WIDTH, TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 32, 32, 4, 4
 DEPTH, LATENTS, MEDIA_HEADS, HEAD_DIM = 2, 3, 2, 64
 SIDE = 28
-CONTEXT = 160
+CONTEXT = 512
 EVERY = {"mosaic_gpt": 1, "mpt": 4, "gpt_neox": 2}
 """As in the published models of 3B, 9B and 4B."""
 _MOSAIC = {
@@ -226,6 +226,13 @@ def make_parts(folder: Path, kind: str, seed: int = 0) -> Parts:
         heads=MEDIA_HEADS,
         vocab_size=len(tokenizer),
     )
+    # None of OpenFlamingo's tokens is ever the likeliest: all answers have their full length.
+    output = (
+        tensors["lm_head.weight"] if kind == "gpt_neox" else trained[f"lang_encoder.{name}.weight"]
+    )
+    output[len(tokenizer) - 3 : len(tokenizer)] *= 0.1
+    if kind == "gpt_neox":
+        model.save_pretrained(language)
     checkpoint = folder / "checkpoint"
     checkpoint.mkdir()
     torch.save(trained, checkpoint / "checkpoint.pt")

@@ -14,7 +14,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPModel, CLIPVisionModel, PreTrainedTokenizerFast
 
 from pointer_rl.errors import InputError, first_line
@@ -155,7 +154,7 @@ def _from_pretrained(
 def _load(place: Path, load: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return load(*arguments)
-    except (*LOADING_ERRORS, StrictDataclassError, UnpicklingError) as error:
+    except (*LOADING_ERRORS, UnpicklingError) as error:
         raise InputError(f"{place}: cannot be loaded ({first_line(error)})") from error
 
 

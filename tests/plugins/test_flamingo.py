@@ -6,6 +6,7 @@ import copy
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,39 +14,28 @@ import tiny_flamingo as tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from local_backend_checks import (
+    ANSWERS,
+    BEAM,
+    CHECKS,
+    GREEDY,
+    PROMPTS,
+    LocalCase,
+    Reference,
+    answers,
+)
 from PIL import Image
 from qwen_reference import ask, picture
 
 from pointer_rl.images import ImageBytes
 from pointer_rl.local_backend import LocalBackend
 from pointer_rl.registry import registry
-from pointer_rl.types import BackendError, Decoding, Example, Message, Prompt, Request, Response
+from pointer_rl.types import Decoding, Example, Message, Prompt, Request, Response
 from pointer_rl_flamingo import FlamingoOptions
 from pointer_rl_flamingo.loading import load_model
 from pointer_rl_flamingo.native import OpenFlamingo
 from pointer_rl_flamingo.pixels import pixels
 from pointer_rl_flamingo.prompts import render
-
-GREEDY = Decoding(max_new_tokens=6)
-BEAM = Decoding(max_new_tokens=6, num_beams=3, length_penalty=0.0)
-ANSWERS = ("red cat", "a", "")
-# 3, 0, 1 and 2 images, of different sizes; the first and the last share one.
-PROMPTS = [
-    ask(
-        *(picture(1), "Question:what? Short answer:red", picture(2, 90, 30)),
-        *("Question:what? Short answer:cat", picture(3, 200, 180), "Question:this? Short answer:"),
-    ),
-    ask("Question: what is a dog? Short answer:"),
-    Prompt(
-        (
-            Message("system", ("Answer.",)),
-            Message("user", (picture(4, 31, 80), "is this a cat?")),
-            Message("assistant", ("red",)),
-            Message("user", ("and this?",)),
-        )
-    ),
-    ask(picture(1), picture(5, 64, 64), "a dog? "),
-]
 
 
 @pytest.fixture(scope="module", params=tiny.KINDS)
@@ -78,100 +68,65 @@ def backend_of(model: OpenFlamingo, batch_tokens: int = 1024) -> LocalBackend:
     return LocalBackend(model, fingerprint="-", batch_tokens=batch_tokens, advice="-")
 
 
-def answers(backend, requests: list[Request]) -> list[Response | BackendError]:
-    results = dict(backend.run(requests))
-    assert sorted(results) == list(range(len(requests)))
-    return [results[index] for index in range(len(requests))]
-
-
-class Reference:
-    """One prompt at a time, without padding and without a cache."""
-
+class FlamingoReference(Reference):
     def __init__(self, model: OpenFlamingo, parts: tiny.Parts) -> None:
-        self.model = model.model
+        self.model = copy.deepcopy(model.model).double()
         self.tokenizer = parts.tokenizer
-        self.end, self.image = (
-            parts.tokenizer.convert_tokens_to_ids(each) for each in ("<|endofchunk|>", "<image>")
-        )
+        self.end = parts.tokenizer.convert_tokens_to_ids("<|endofchunk|>")
+
+    def ids(self, prompt: Prompt) -> list[int]:
+        return self.tokenizer(render(prompt))["input_ids"]
+
+    def prompt_tokens(self, prompt: Prompt) -> int:
+        return len(self.ids(prompt))
+
+    def media(self, prompt: Prompt) -> torch.Tensor | None:
+        if not prompt.images:
+            return None
+        batch = torch.stack([pixels(each.open(), tiny.SIDE) for each in prompt.images])
+        return self.model.project(self.model.encode(batch.double())[None])
 
     @torch.no_grad()
-    def logits(self, prompt: Prompt, following: list[int]) -> torch.Tensor:
-        """[1 + len(following), V]: after the prompt, and after each token that follows it."""
-        ids = self.tokenizer(render(prompt))["input_ids"]
-        media = None
-        if prompt.images:
-            batch = torch.stack([pixels(each.open(), tiny.SIDE) for each in prompt.images])
-            media = self.model.project(self.model.encode(batch)[None])
+    def logits(self, prompt: Prompt, following: Sequence[int]) -> torch.Tensor:
+        ids = self.ids(prompt)
         whole = torch.tensor([[*ids, *following]])
-        return self.model(whole, media=media).logits[0, len(ids) - 1 :]
+        return self.model(whole, media=self.media(prompt)).logits[0, len(ids) - 1 :]
 
-    def greedy(self, prompt: Prompt, length: int) -> list[int]:
-        tokens: list[int] = []
-        while len(tokens) < length and not {self.end, self.tokenizer.pad_token_id} & {*tokens}:
-            last = self.logits(prompt, tokens)[-1]
-            last[self.image] = -torch.inf
-            best = last.topk(2)
-            assert best.values[0] - best.values[1] > 0.001, "a near-tie: take another seed"
-            tokens.append(int(best.indices[0]))
-        return tokens
+    @torch.no_grad()
+    def beam(self, prompt: Prompt, decoding: Decoding) -> tuple[list[int], float]:
+        ids = torch.tensor([self.ids(prompt)])
+        output = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            media=self.media(prompt),
+            max_new_tokens=decoding.max_new_tokens,
+            num_beams=decoding.num_beams,
+            length_penalty=decoding.length_penalty,
+            num_return_sequences=2,
+            use_cache=False,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        first, second = output.sequences_scores.tolist()
+        return output.sequences[0, ids.shape[1] :].tolist(), first - second
 
-    def score(self, prompt: Prompt, answer: str) -> float:
-        tokens = [*self.tokenizer(answer)["input_ids"], self.end]
-        logprobs = self.logits(prompt, tokens).log_softmax(-1)
-        return sum(float(logprobs[place, token]) for place, token in enumerate(tokens))
+    def answer_tokens(self, answer: str) -> list[int]:
+        return [*self.tokenizer(answer)["input_ids"], self.end]
 
-    def text(self, tokens: list[int]) -> str:
+    def text(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True)
-
-
-@pytest.fixture
-def reference(model, parts) -> Reference:
-    return Reference(model, parts)
 
 
 # --- the answers ---
 
 
-def test_a_batch_is_answered_as_each_prompt_alone(reference, model):
-    requests = [Request(prompt, GREEDY, ANSWERS) for prompt in PROMPTS]
-    results = answers(backend_of(model), requests)
-    for result, request in zip(results, requests, strict=True):
-        expected = reference.greedy(request.prompt, 6)
-        assert result.text == reference.text(expected)
-        naive = [reference.score(request.prompt, answer) for answer in ANSWERS]
-        assert result.score_logprobs == pytest.approx(naive, rel=1e-4)
-        assert result.usage.images == len(request.prompt.images)
-        assert result.usage.generated_tokens == len(expected)
-        tokens = reference.tokenizer(render(request.prompt))["input_ids"]
-        assert result.usage.prompt_tokens == len(tokens)
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_local_backend(loaded, parts, check):
+    def create(batch_tokens: int = 1024) -> tuple[LocalBackend, torch.nn.Module]:
+        model = copy.deepcopy(loaded)
+        return backend_of(model, batch_tokens), model.model.lang_encoder
 
-
-@pytest.mark.parametrize("decoding", [GREEDY, BEAM, None], ids=["greedy", "beam", "score"])
-def test_batches_change_nothing(model, decoding):
-    requests = [Request(prompt, decoding, ANSWERS) for prompt in PROMPTS]
-    together = answers(backend_of(model), requests)
-    alone = answers(backend_of(model, batch_tokens=1), requests)
-    assert [each.text for each in together] == [each.text for each in alone]
-    for one, other in zip(together, alone, strict=True):
-        assert one.score_logprobs == pytest.approx(other.score_logprobs, rel=1e-4)
-    assert answers(backend_of(model), requests) == together
-
-
-def test_beams_differ_from_greedy(model):
-    texts = [
-        [each.text for each in answers(backend_of(model), [Request(p, d) for p in PROMPTS])]
-        for d in (GREEDY, BEAM)
-    ]
-    assert texts[0] != texts[1]
-
-
-def test_generation_ends_at_a_stop_string(model):
-    [whole] = answers(backend_of(model), [Request(PROMPTS[0], GREEDY)])
-    stop = whole.text[1:3]
-    stopping = Decoding(max_new_tokens=6, stop=(stop,))
-    [cut] = answers(backend_of(model), [Request(PROMPTS[0], stopping)])
-    assert cut.text == whole.text[: whole.text.index(stop)]
-    assert cut.usage.generated_tokens < 6
+    check(LocalCase(create, FlamingoReference(loaded, parts), "<image>"))
 
 
 def favour(model: OpenFlamingo, *tokens: str) -> None:
@@ -190,7 +145,7 @@ def favour(model: OpenFlamingo, *tokens: str) -> None:
 def test_no_image_is_ever_generated(model, decoding):
     favour(model, "<image>", "a")
     [result] = answers(backend_of(model), [Request(PROMPTS[0], decoding)])
-    assert result.text == "aaaaaa"
+    assert result.text == "aaaaa"
 
 
 def test_the_end_of_a_chunk_ends_an_answer_and_the_end_of_text_does_not(model):
@@ -200,7 +155,7 @@ def test_the_end_of_a_chunk_ends_an_answer_and_the_end_of_text_does_not(model):
     favour(model, "<|endoftext|>")  # now twice as likely
     favour(model, "<|endoftext|>")
     [result] = answers(backend_of(model), [Request(PROMPTS[0], GREEDY)])
-    assert (result.text, result.usage.generated_tokens) == ("", 6)
+    assert (result.text, result.usage.generated_tokens) == ("", 5)
 
 
 # --- images ---
@@ -244,21 +199,15 @@ def test_any_size_becomes_a_square(width, height):
 
 
 def test_what_cannot_be_shown_fails_alone(model):
-    broken = ImageBytes(b"no image", "broken.png")
     requests = [
         Request(PROMPTS[0], GREEDY),
-        Request(ask(broken, "what?"), GREEDY),
         Request(ask(picture(1), "what is <image>?"), GREEDY),
-        Request(PROMPTS[1], GREEDY, ("a <image>",)),
-        Request(ask("what? " * 100), GREEDY),
+        Request(ask("what? " * 300), GREEDY),
     ]
     results = answers(backend_of(model), requests)
     assert isinstance(results[0], Response)
-    messages = [each.message for each in results[1:]]
-    assert "broken.png: not a readable image" in messages[0]
-    assert "1 images but 2 <image>" in messages[1]
-    assert "contains the token <image>" in messages[2]
-    assert f"reads {tiny.CONTEXT} at most" in messages[3]
+    assert "1 images but 2 <image>" in results[1].message
+    assert f"reads {tiny.CONTEXT} at most" in results[2].message
 
 
 @pytest.mark.parametrize("decoding", [None, Decoding(max_new_tokens=8)], ids=["score", "generate"])
@@ -271,22 +220,6 @@ def test_a_prompt_that_leaves_just_enough_room_is_answered(model, decoding):
     results = answers(backend_of(model), [Request(p, decoding, scored) for p in (fits, longer)])
     assert isinstance(results[0], Response)
     assert "show fewer demonstrations" in results[1].message
-
-
-def test_memory_that_runs_out_halves_the_batch(model):
-    requests = [Request(prompt, GREEDY, ANSWERS) for prompt in PROMPTS]
-    expected = answers(backend_of(model), requests)
-    widths: list[int] = []
-
-    def run_out(module, args, named):
-        widths.append(len(named["input_ids"]))
-        if widths[-1] > 2:
-            raise torch.OutOfMemoryError("out of memory, for the test")
-
-    model.model.lang_encoder.register_forward_pre_hook(run_out, with_kwargs=True)
-    results = answers(backend_of(model), requests)
-    assert max(widths) > 2
-    assert [each.text for each in results] == [each.text for each in expected]
 
 
 # --- prompts ---
