@@ -174,7 +174,8 @@ def test_the_fingerprint_is_of_content_not_of_places(parts, tmp_path):
 
 
 @pytest.mark.parametrize("changed", ["checkpoint", "language", "vision", "tokenizer", "dtype"])
-def test_the_fingerprint_changes_with_what_decides_a_response(parts, changed, tmp_path):
+def test_the_fingerprint_changes_with_what_decides_a_response(made, changed, tmp_path):
+    parts = made["mosaic_gpt"]
     _, before = load_model(options(parts))
     for name in ("checkpoint", "language", "vision"):
         shutil.copytree(getattr(parts, name), tmp_path / name)
