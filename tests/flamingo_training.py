@@ -29,11 +29,12 @@ from pointer_rl_flamingo.model import OpenFlamingoConfig, OpenFlamingoModel
 from pointer_rl_flamingo.openflamingo import add_special_tokens, save
 from pointer_rl_flamingo.pixels import pixels
 from pointer_rl_glyphs.lexicon import COLORS
+from pointer_rl_glyphs.muon import Muon
 from pointer_rl_glyphs.pictures import Picture
 
 SIDE = 28
 WORDS = [first + second for first in ("ba", "do", "ki", "lu", "me") for second in ("n", "p", "s")]
-QUESTION = "what colour is it?"
+QUESTION = "colour?"
 BLOCKS = 6
 EPISODES = 32
 """In a step."""
@@ -144,8 +145,11 @@ class Episodes:
         return torch.tensor(rows), torch.tensor(pictures), torch.tensor(colors)
 
 
-def train(model: OpenFlamingoModel, episodes: Episodes, steps: int, peak: float) -> None:
-    """Adam with warm-up and linear decay; the loss is of words that were shown before."""
+def train(model: OpenFlamingoModel, episodes: Episodes, steps: int) -> None:
+    """Muon for the language model's matrices, Adam for the rest, warm-up and linear decay.
+
+    The loss is of words that were shown before.
+    """
     width = model.config.text_config.hidden_size
     probes = nn.ModuleList([nn.Linear(width, len(COLORS)) for _ in PROBED])
     read: dict[int, Tensor] = {}
@@ -161,14 +165,24 @@ def train(model: OpenFlamingoModel, episodes: Episodes, steps: int, peak: float)
     for module in gated:
         nn.init.constant_(module.gated_cross_attn_layer.attn_gate, 0.5)
         nn.init.constant_(module.gated_cross_attn_layer.ff_gate, 0.5)
-    parameters = [*model.parameters(), *probes.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
+    matrices = [
+        parameter
+        for name, parameter in model.lang_encoder.named_parameters()
+        if ".decoder_layer." in name and parameter.ndim == 2
+    ]
+    taken = {id(parameter) for parameter in matrices}
+    others = [each for each in (*model.parameters(), *probes.parameters()) if id(each) not in taken]
+    optimizers = [
+        Muon(matrices, lr=0.01),
+        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     started = time.process_time()
     model.train()
     for step in range(steps):
         scale = min((step + 1) / 30, (steps - step) / (0.5 * steps), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = peak * scale
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * scale
         ids, pictures, colors = episodes.draw()
         latents = model.encode(episodes.pixels[pictures.flatten()])
         media = model.project(latents.unflatten(0, pictures.shape))
@@ -184,11 +198,12 @@ def train(model: OpenFlamingoModel, episodes: Episodes, steps: int, peak: float)
             scores = probe(read[layer][:, place])
             probed.append((scores.argmax(-1) == colors).float().mean().item())
             loss = loss + 0.5 * cross_entropy(scores.flatten(0, 1), colors.flatten())
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
+        probes.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        if (step + 1) % 100 == 0:
+        for optimizer in optimizers:
+            optimizer.step()
+        if (step + 1) % 50 == 0:
             print(
                 f"step {step + 1}: loss {loss.item():.3f}, words {hits.item():.2f},"
                 f" colour {probed[0]:.2f} {probed[1]:.2f},"
@@ -205,7 +220,7 @@ def train_tiny_flamingo(folder: Path, kind: str = "mpt", steps: int = 400) -> No
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer, kind)
-    train(model, Episodes(tokenizer, seed=0), steps, peak=3e-3)
+    train(model, Episodes(tokenizer, seed=0), steps)
     save(model, tokenizer, folder)
 
 

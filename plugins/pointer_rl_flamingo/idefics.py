@@ -9,6 +9,7 @@ Shapes: B rows, L tokens of the longest row, T images (or tiles) of a row at mos
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ class IdeficsPrompt:
         return len(self.token_ids)
 
 
-class Idefics:
+class Idefics(ABC):
     """What the models of the family have in common. `encode` is each one's own."""
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any) -> None:
@@ -73,9 +74,9 @@ class Idefics:
     _asked, _lead = ":", ""
     """The end of a prompt, and what stands between it and an answer."""
 
+    @abstractmethod
     def encode(self, prompt: Prompt) -> IdeficsPrompt:
         """Opens the prompt's images. Raises InputError for a prompt that cannot be shown."""
-        raise NotImplementedError
 
     def encode_answer(self, answer: str) -> list[int]:
         """The tokens that the answer has after a prompt, and the one that ends it.

@@ -34,7 +34,6 @@ def assemble(
     Every tensor that training changes has to be in the checkpoint, and nothing else may be. Raises
     InputError for parts that cannot be read or do not fit, and lists what is missing or left over.
     """
-
     text_config = language_config(language)
     layers = LAYERS[text_config.model_type]
     trained = rename(read_checkpoint(path), layers)
