@@ -135,7 +135,7 @@ def favour(model: OpenFlamingo, *tokens: str) -> None:
 
     def add(module, arguments, logits):
         for rank, token_id in enumerate(ids):
-            logits[..., token_id] += 1000.0 - rank
+            logits[..., token_id] += 1000.0 - 100.0 * rank
         return logits
 
     model.model.lang_encoder.lm_head.register_forward_hook(add)
