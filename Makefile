@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint format bench bench-learning docs wheel-smoke clean help
+.PHONY: demo test test-all test-faults lint format bench bench-learning docs wheel-smoke clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -34,6 +34,9 @@ test: $(DEV)  ## the default suite, under six minutes on two cores
 
 test-all: $(DEV)  ## with the slow tests
 	$(BIN)/python -m pytest -q
+
+test-faults: $(DEV)  ## a hundred kills of generate, and those of train
+	POINTER_RL_KILLS=100 $(BIN)/python -m pytest -q tests/e2e/test_generate_kills.py tests/e2e/test_train_kills.py
 
 lint: $(DEV)  ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -51,29 +50,41 @@ class Judge:
         `ask` does.
         """
         requests, indices = [], []
-        for index, trial in enumerate(trials):
-            try:
-                requests.append(self.request(trial))
+        for index, request in enumerate(self._requests(trials)):
+            if isinstance(request, InputError):
+                yield index, Outcome(failure=str(request))
+            else:
+                requests.append(request)
                 indices.append(index)
-            except InputError as error:
-                yield index, Outcome(failure=str(error))
         for position, result in ask(self.backend, requests):
             index = indices[position]
             yield index, self._outcome(trials[index].query, result)
 
     def requests(self, trials: Sequence[Trial]) -> list[Request]:
         """What the backend would be asked for these; of a trial that cannot be asked, nothing."""
-        requests = []
-        for trial in trials:
-            with contextlib.suppress(InputError):
-                requests.append(self.request(trial))
-        return requests
+        return [each for each in self._requests(trials) if isinstance(each, Request)]
 
-    def request(self, trial: Trial) -> Request:
-        """Raises InputError for a query that cannot be judged, or an example that has no prompt."""
-        self.metric.judge("", trial.query.answers)  # not asked if it cannot be judged
-        prompt = self.prompt.build(trial.query, trial.demonstrations)
-        return Request(prompt, self.decoding, self._scored(trial.query))
+    def _requests(self, trials: Sequence[Trial]) -> Iterator[Request | InputError]:
+        """That of each trial, or why there is none."""
+        query: Example | None = None
+        for trial in trials:
+            if trial.query is not query:  # a query's trials stand together
+                query, refusal = trial.query, self._refusal(trial.query)
+                scored = () if refusal else self._scored(query)
+            try:
+                prompt = self.prompt.build(trial.query, trial.demonstrations)
+            except InputError as error:
+                yield refusal or error
+            else:
+                yield refusal or Request(prompt, self.decoding, scored)
+
+    def _refusal(self, query: Example) -> InputError | None:
+        """Why the metric could not judge an answer to it: then it is not asked."""
+        try:
+            self.metric.judge("", query.answers)
+        except InputError as error:
+            return error
+        return None
 
     def _scored(self, query: Example) -> tuple[str, ...]:
         if not self.score_answers:
