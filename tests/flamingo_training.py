@@ -170,7 +170,7 @@ def train(model: OpenFlamingoModel, episodes: Episodes, steps: int) -> None:
         for name, parameter in model.lang_encoder.named_parameters()
         if ".decoder_layer." in name and parameter.ndim == 2
     ]
-    # As was found by trying: with Adam alone GPT-NeoX does not begin to copy, with Muon MPT is slow.
+    # Found by trying: with Adam alone GPT-NeoX does not begin to copy, and with Muon MPT is slow.
     with_muon = model.config.text_config.model_type == "gpt_neox"
     taken = {id(parameter) for parameter in matrices} if with_muon else set()
     by_adam = [
