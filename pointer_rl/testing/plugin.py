@@ -148,14 +148,13 @@ def with_finite_options(options: Any) -> Iterator[tuple[str, Any]]:
         if typing.get_origin(hint) is Literal:
             values = typing.get_args(hint)
         for value in values:
-            if value != now:
-                try:
-                    yield (
-                        f"{field.name}={value}",
-                        dataclasses.replace(options, **{field.name: value}),
-                    )
-                except ValueError:
-                    continue
+            if value == now:
+                continue
+            try:
+                changed = dataclasses.replace(options, **{field.name: value})
+            except ValueError:
+                continue
+            yield f"{field.name}={value}", changed
 
 
 def check_fingerprint(subject: Subject[Any], differs: Callable[[Any], bool]) -> None:

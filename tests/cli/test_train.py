@@ -9,12 +9,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from fakes import CopyBackend, example
+from fakes import CopyBackend
 from training_worlds import class_groups
 
 from pointer_rl.data.embeddings import load_embeddings, save_embeddings
 from pointer_rl.policy import SelectorPolicy
 from pointer_rl.policy.bundle import load_bundle, update_evaluation
+from pointer_rl.testing import example
 from pointer_rl.train.state import load_state
 from pointer_rl.trials.store import default_store
 from pointer_rl.types import Pool, QueryBatch
