@@ -27,4 +27,13 @@ assert '$work' in pointer_rl.__file__, pointer_rl.__file__"
 "$work/venv/bin/pointer-rl" plugins
 "$work/venv/bin/pointer-rl" generate --output-path rl.json --limit 3
 "$work/venv/bin/pointer-rl" validate rl.json
+
+# A plugin of one's own: written, installed, passes its tests, and is used.
+"$work/venv/bin/pointer-rl" plugins new tint --kind backend
+"$root/.venv/bin/python" -m pip --python "$work/venv/bin/python" install --quiet --no-index \
+    --disable-pip-version-check --no-deps --no-build-isolation ./pointer-rl-tint
+"$work/venv/bin/python" -m pytest -q -W error pointer-rl-tint
+"$work/venv/bin/pointer-rl" plugins check tint
+"$work/venv/bin/pointer-rl" generate --backend tint --output-path tint.json --limit 3
+"$work/venv/bin/pointer-rl" validate tint.json
 echo "wheel smoke test: passed"

@@ -231,7 +231,7 @@ def _arrow_type(arrow: Any, kind: Kind) -> Any:
 
 def _pyarrow() -> Any:
     if find_spec("pyarrow") is None:
-        raise MissingExtraError("pyarrow", "Parquet", "'pointer-rl[parquet]'")
+        raise MissingExtraError("pyarrow", "Parquet", "pointer-rl[parquet]")
     import pyarrow
     import pyarrow.parquet
 

@@ -25,8 +25,8 @@ _HEAVY = ("torch", "transformers", "datasets", "tensorflow", "jax", "numpy", "PI
 _LOAD = (
     "import json, sys\n"
     "from pointer_rl.registry import registry\n"
-    "loaded = [each.name for each in registry().plugins]\n"
-    "print(json.dumps([loaded, [name for name in sys.argv[1:] if name in sys.modules]]))"
+    "registry()\n"
+    "print(json.dumps([name for name in sys.argv[1:] if name in sys.modules]))"
 )
 
 
@@ -96,33 +96,32 @@ def check_pickles(value: object, what: str) -> None:
 
 def _light(subject: Subject[Any]) -> None:
     """Listing the plugins imports nothing heavy."""
-    plugin = _plugin_of(subject.factory)
-    if plugin is None:
+    plugins = _plugins_of(subject.factory)
+    if not plugins:
         raise NotApplicable("its factory is not of an installed plugin")
     environment = {
         **os.environ,
-        "POINTER_RL_PLUGINS": plugin.name,
+        "POINTER_RL_PLUGINS": ",".join(plugin.name for plugin in plugins),
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     done = subprocess.run(
         [sys.executable, "-c", _LOAD, *_HEAVY], env=environment, capture_output=True, text=True
     )
     require(done.returncode == 0, f"loading it in a new process failed: {done.stderr[-500:]}")
-    loaded, heavy = json.loads(done.stdout.splitlines()[-1])
-    require(plugin.name in loaded, f"a new process does not find the plugin {plugin.name}")
+    heavy = json.loads(done.stdout.splitlines()[-1])
+    modules = " or ".join(sorted({plugin.module for plugin in plugins}))
     require(
         not heavy,
-        f"loading {plugin.module} imports {', '.join(heavy)}, and every command loads it, --help "
-        "too: import them inside the factory, or in a module that only the factory imports",
+        f"loading {modules} imports {', '.join(heavy)}, and every command loads it, --help too: "
+        "import them inside the factory, or in a module that only the factory imports",
     )
 
 
-def _plugin_of(factory: Callable[..., Any]) -> Loaded | None:
-    """The installed plugin whose package the factory is defined in."""
+def _plugins_of(factory: Callable[..., Any]) -> list[Loaded]:
+    """The installed plugins of the package that the factory is defined in."""
     function = getattr(factory, "func", factory)  # of a functools.partial
     package = str(getattr(function, "__module__", "")).partition(".")[0]
-    plugins = registry().plugins
-    return next((each for each in plugins if each.module.partition(".")[0] == package), None)
+    return [each for each in registry().plugins if each.module.partition(".")[0] == package]
 
 
 EVERY_PLUGIN: dict[str, Callable[[Subject[Any]], None]] = {
@@ -149,14 +148,13 @@ def with_finite_options(options: Any) -> Iterator[tuple[str, Any]]:
         if typing.get_origin(hint) is Literal:
             values = typing.get_args(hint)
         for value in values:
-            if value != now:
-                try:
-                    yield (
-                        f"{field.name}={value}",
-                        dataclasses.replace(options, **{field.name: value}),
-                    )
-                except ValueError:
-                    continue
+            if value == now:
+                continue
+            try:
+                changed = dataclasses.replace(options, **{field.name: value})
+            except ValueError:
+                continue
+            yield f"{field.name}={value}", changed
 
 
 def check_fingerprint(subject: Subject[Any], differs: Callable[[Any], bool]) -> None:

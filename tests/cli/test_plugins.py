@@ -1,6 +1,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pointer_rl.registry import KINDS
 
 
 def test_the_built_in_plugins_are_listed(cli):
@@ -53,3 +60,101 @@ def test_every_option_of_every_plugin_is_documented(cli):
         assert entry["summary"]
         for option in entry["options"]:
             assert option["help"], f"{entry['kind']} {entry['name']}: {option['name']}"
+
+
+# --- plugins check ---
+
+
+def test_check_prints_a_line_a_check(cli):
+    result = cli("plugins", "check", "metric:vqa")
+    assert result.exit_code == 0
+    first, *lines, last = result.stdout.splitlines()
+    assert first.startswith("metric vqa, from pointer-rl ")
+    assert [line.split(maxsplit=1)[0] for line in lines].count("ok") == 6
+    assert "  ok       tells right from wrong" in lines
+    assert last == "8 checks: 6 ok, 2 skipped"
+
+
+def test_check_takes_aliases_and_says_what_is_needed(cli):
+    result = cli("plugins", "check", "okvqa_local")
+    assert result.exit_code == 2
+    assert "dataset okvqa_local needs the option root" in result.stderr
+    assert cli("plugins", "check", "glyphs").stderr.endswith(
+        "glyphs stands in several kinds: write dataset:glyphs or encoder:glyphs\n"
+    )
+
+
+# --- what is missing ---
+
+
+def test_a_package_that_is_missing_is_named_with_its_command(cli, monkeypatch):
+    assert "missing" not in cli("plugins").stdout
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    line = "missing: dataset hf needs the package datasets: pip install 'pointer-rl[hf]'"
+    assert line in cli("plugins").stdout.splitlines()
+    assert f"  {line}" in cli("plugins", "show", "dataset:hf").stdout.splitlines()
+    result = cli("plugins", "check", "dataset:hf", "--opt", "path=x")
+    assert result.exit_code == 2
+    assert line.removeprefix("missing: ") in result.stderr
+
+
+# --- plugins new ---
+
+
+def test_new_writes_a_package_and_says_how_to_go_on(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = cli("plugins", "new", "my-model", "--kind", "backend")
+    assert result.exit_code == 0
+    assert "pip install -e 'pointer-rl-my-model[dev]'" in result.stdout
+    folder = tmp_path / "pointer-rl-my-model"
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*.*")} == {
+        "pyproject.toml",
+        "README.md",
+        "pointer_rl_my_model.py",
+        "tests/test_my_model.py",
+    }
+    assert '[project.entry-points.pointer_rl]\nmy-model = "pointer_rl_my_model"\n' in (
+        folder / "pyproject.toml"
+    ).read_text("utf-8")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_new_writes_is_formatted_as_our_own_code(cli, tmp_path, kind):
+    folder = tmp_path / kind
+    assert cli("plugins", "new", "tint", "--kind", kind, "--output-dir", str(folder)).exit_code == 0
+    rules = ["--config", str(Path(__file__).parents[2] / "pyproject.toml")]
+    for command in (["check", "--extend-ignore", "D1"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, *rules, folder], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout
+    for path in folder.rglob("*.*"):
+        assert "$" not in path.read_text("utf-8"), path
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("My_Model", "the name 'My_Model' cannot be used: write it in lower-case letters"),
+        ("a b", "the name 'a b' cannot be used"),
+        ("../up", "the name '../up' cannot be used"),
+        ("", "the name '' cannot be used"),
+        ("qwen2vl", "the backend qwen2vl is there already, from pointer-rl "),
+        ("qwen3_vl_2B", "the name 'qwen3_vl_2B' cannot be used"),
+        ("standard", "the module pointer_rl_standard is installed already: choose another"),
+    ],
+)
+def test_new_refuses_a_name_in_one_line(cli, tmp_path, monkeypatch, name, said):
+    monkeypatch.chdir(tmp_path)
+    result = cli("plugins", "new", name, "--kind", "backend")
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_new_refuses_a_folder_that_exists(cli, tmp_path):
+    result = cli("plugins", "new", "mine", "--kind", "metric", "--output-dir", str(tmp_path))
+    assert result.exit_code == 2
+    assert result.stderr == f"pointer-rl: error: {tmp_path}: cannot make it (File exists)\n"
+    assert not list(tmp_path.iterdir())

@@ -16,6 +16,8 @@ HEAVY = ("torch", "transformers", "PIL", "datasets", "numpy")
         ["--help"],
         ["plugins"],
         ["plugins", "show", "qwen2vl"],
+        ["plugins", "check", "--help"],
+        ["plugins", "new", "--help"],
         ["generate", "--help"],
         ["validate", "--help"],
         ["rescore", "--help"],

@@ -357,7 +357,7 @@ def test_without_tensorboard_it_says_what_to_install(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     one_line(
         place.run("--tensorboard", "--overwrite"),
-        "--tensorboard needs the package tensorboard: pip install pointer-rl[tensorboard]",
+        "--tensorboard needs the package tensorboard: pip install 'pointer-rl[tensorboard]'",
     )
     assert (place.folder / "out" / "bundle.json").exists(), "nothing was deleted"
 

@@ -110,18 +110,33 @@ def test_a_stranger_is_listed_described_and_greets(environment):
 
 
 def test_the_kit_passes_what_is_sound_and_finds_what_is_not(environment, acme):
-    assert "0 broken" not in environment.run("plugins", "check", "backend:acme")
-    for kind in ("prompt", "metric", "generator"):
-        environment.run("plugins", "check", f"{kind}:acme")
+    passed = environment.run("plugins", "check", "backend:acme", "--opt", "default=none")
+    assert passed.startswith("backend acme, from acme-vqa 2.3\n  ok       loading imports nothing")
+    assert "broken" not in passed
+    environment.run("plugins", "check", "acme-mute")
+    environment.run("plugins", "check", "generator:acme")
     found = environment.run("plugins", "check", "dataset:acme", "--opt", f"path={acme}", code=1)
     assert "broken   pictures open: the picture of example green-9 of the queries" in found
-    several = environment.run("plugins", "check", "acme", code=2)
-    assert "acme stands in several kinds: write backend:acme or prompt:acme or" in several
-    sdk = environment.run("plugins", "check", "acme-cloud", code=2)
-    assert sdk.endswith("pip install 'acme[sdk]'\n")
     zero = environment.run("plugins", "check", "zero", code=1)
-    assert "loading broken_vqa.lazy imports torch" in zero
-    assert "gave a Tensor: return Judgement(correct, accuracy)" in zero
+    assert "gave a float: return Judgement(correct, accuracy)" in zero
+    assert zero.endswith("1 broken\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["acme"], "acme stands in several kinds: write backend:acme or prompt:acme or"),
+        (["acme-cloud"], "needs the package acme_sdk: pip install 'acme[sdk]'"),
+        (["dataset:acme"], "dataset acme needs the option path (give key=value)"),
+        (["backend:acme", "--opt", "defualt=x"], "did you mean 'default'?"),
+        (["metric:acme", "--opt", "a=1"], "metric acme takes no options (given: a)"),
+        (["backend:acm"], "nothing is registered as 'backend:acm'; did you mean 'acme'?"),
+    ],
+)
+def test_what_cannot_be_checked_is_one_line(environment, args, said):
+    output = environment.run("plugins", "check", *args, code=2)
+    assert said in output
+    assert len(output.splitlines()) == 1
 
 
 def test_what_is_broken_breaks_nothing_but_itself(environment):

@@ -10,6 +10,7 @@ from fault_server import MODEL, FaultServer
 
 from pointer_rl.errors import InputError, MissingExtraError
 from pointer_rl.options import build_options
+from pointer_rl.registry import registry
 from pointer_rl_openai import OpenAIOptions, create_backend
 from pointer_rl_openai.server import Address, server_address
 
@@ -134,9 +135,9 @@ def test_a_server_without_a_list_of_models_is_used_with_a_warning(caplog):
 
 
 def test_a_missing_package_is_named_in_one_line(monkeypatch):
-    monkeypatch.setattr("pointer_rl_openai.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "httpx2", None)
     with pytest.raises(MissingExtraError, match=r"httpx2: pip install 'pointer-rl\[openai\]'"):
-        create_backend(OpenAIOptions(base_url="http://127.0.0.1:1/v1"))
+        registry().create("backend", "openai", {"base_url": "http://127.0.0.1:1/v1"})
 
 
 # --- the fingerprint ---

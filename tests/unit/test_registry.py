@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from pointer_rl.errors import InputError, PluginError
+from pointer_rl.errors import InputError, MissingExtraError, PluginError
 from pointer_rl.hookspecs import hookimpl
 from pointer_rl.registry import KINDS, Registry
 
@@ -166,3 +166,38 @@ def test_every_kind_has_a_hook():
 
     hooks = {name for name in vars(hookspecs) if name.startswith("pointer_rl_register_")}
     assert set(KINDS.values()) | {"pointer_rl_register_commands"} == hooks
+
+
+def test_a_command_of_a_name_that_is_taken_is_refused(monkeypatch):
+    import click
+
+    mine, theirs = click.Command("run"), click.Command("run")
+
+    def replaces(cli):
+        cli.add_command(click.Command("more"))
+        cli.add_command(theirs)
+
+    bad = point(monkeypatch, "bad", "d", pointer_rl_register_commands=replaces)
+    made = Registry([bad])
+    group = click.Group(commands={"run": mine})
+    made.add_commands(group)
+    assert group.commands == {"run": mine}
+    assert made.plugins[0].error == "PluginError: the command run is there already"
+
+
+def test_what_a_plugin_needs_is_said_before_its_factory_is_called(monkeypatch):
+    def never():
+        raise AssertionError("called")
+
+    def pointer_rl_register_metrics(register):
+        register("m", never, summary="s", needs={"json": "json", "no_such": "dist-a[more]"})
+        register("n", lambda: "N", summary="s", needs={"json": "json"})
+
+    plugin = point(
+        monkeypatch, "a", "dist-a", pointer_rl_register_metrics=pointer_rl_register_metrics
+    )
+    made = Registry([plugin])
+    needed = r"metric m needs the package no_such: pip install 'dist-a\[more\]'"
+    with pytest.raises(MissingExtraError, match=needed):
+        made.create("metric", "m")
+    assert made.create("metric", "n") == "N"

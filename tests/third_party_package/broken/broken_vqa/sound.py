@@ -1,5 +1,3 @@
-import torch
-
 from pointer_rl import hookimpl
 
 
@@ -10,7 +8,7 @@ class Zero:
         return answer
 
     def judge(self, answer, answers):
-        return torch.zeros(())
+        return 0.0
 
 
 @hookimpl

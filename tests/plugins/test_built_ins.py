@@ -1,0 +1,150 @@
+"""Every built-in plugin keeps its contract, by the kit that third parties are given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fault_server import FaultServer
+from tiny_clip import make_clip
+from tiny_flamingo import make_parts
+
+from pointer_rl.registry import KINDS, registry
+from pointer_rl.testing import tiny_dataset
+from pointer_rl.testing.examinations import EXAMINATIONS
+
+NAMES = [f"{kind}:{entry.name}" for kind in KINDS for entry in registry().entries(kind)]
+
+
+@pytest.fixture
+def needed(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """Options that the plugin cannot do without, for something small that the test makes."""
+    makers = {
+        "backend:qwen2vl": "a_qwen",
+        "backend:hf": "a_llava",
+        "backend:flamingo": "a_flamingo",
+        "backend:openai": "a_server",
+        "encoder:clip": "a_clip",
+        "dataset:jsonl": "json_lines",
+        "dataset:hf": "parquet_files",
+        "dataset:vqa": "vqa_files",
+    }
+    name = request.node.callspec.params["name"]
+    options: dict[str, Any] = request.getfixturevalue(makers[name]) if name in makers else {}
+    return options
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_built_in_keeps_its_contract(name: str, needed: dict[str, Any]) -> None:
+    kind, _, rest = name.partition(":")
+    options = registry().configure(kind, rest, needed).options
+    results = list(EXAMINATIONS[kind](registry().find(kind, rest).factory, options))
+    assert [result for result in results if result.state == "broken"] == []
+    assert sum(result.state == "ok" for result in results) >= 4
+    assert results[0].state == "ok", "its own plugin is found, and light"
+
+
+# --- what they need ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def a_qwen() -> dict[str, Any]:
+    from pointer_rl_glyphs.checkpoint import MODEL_DIR
+
+    return {"model": str(MODEL_DIR), "device": "cpu"}
+
+
+@pytest.fixture
+def a_llava(tiny_model: Any) -> dict[str, Any]:
+    return {"model": str(tiny_model("llava")), "device": "cpu"}
+
+
+@pytest.fixture
+def a_flamingo(tmp_path: Path) -> dict[str, Any]:
+    parts = make_parts(tmp_path, "gpt_neox", seed=10)
+    return {
+        "model": str(parts.checkpoint),
+        "language_model": str(parts.language),
+        "vision_model": str(parts.vision),
+        "device": "cpu",
+    }
+
+
+@pytest.fixture
+def a_server() -> Iterator[dict[str, Any]]:
+    with FaultServer(vllm=True) as server:
+        yield {"base_url": server.base_url}
+
+
+@pytest.fixture
+def a_clip(tmp_path: Path) -> dict[str, Any]:
+    make_clip(tmp_path)
+    return {"model": str(tmp_path), "device": "cpu"}
+
+
+def _pictures(folder: Path) -> list[str]:
+    folder.mkdir()
+    for example in tiny_dataset().pool:
+        (folder / f"{example.row}.png").write_bytes(example.image.data)  # type: ignore[attr-defined]
+    return [f"{example.row}.png" for example in tiny_dataset().pool]
+
+
+@pytest.fixture
+def json_lines(tmp_path: Path) -> dict[str, Any]:
+    names = _pictures(tmp_path / "pictures")
+    lines = [
+        json.dumps({"image": name, "question": each.question, "answers": each.answers})
+        for name, each in zip(names, tiny_dataset().pool, strict=True)
+    ]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    return {"path": str(tmp_path / "data.jsonl"), "images": str(tmp_path / "pictures")}
+
+
+@pytest.fixture
+def parquet_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    pool = tiny_dataset().pool
+    columns = {
+        "image": [{"bytes": each.image.data, "path": None} for each in pool],  # type: ignore[attr-defined]
+        "question": [each.question for each in pool],
+        "answers": [list(each.answers) for each in pool],
+        "question_id": [each.question_id for each in pool],
+    }
+    made = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    made.to_parquet(str(tmp_path / "data" / "validation-0.parquet"))
+    return {"path": str(tmp_path / "data")}
+
+
+@pytest.fixture
+def vqa_files(tmp_path: Path) -> dict[str, Any]:
+    _pictures(tmp_path / "pictures")
+    pool = tiny_dataset().pool
+    asked = [
+        {"image_id": each.row, "question": each.question, "question_id": each.question_id}
+        for each in pool
+    ]
+    answered = [
+        {
+            "image_id": each.row,
+            "question_id": each.question_id,
+            "answers": [{"answer": answer} for answer in each.answers],
+        }
+        for each in pool
+    ]
+    questions = {"data_subtype": "train2014", "questions": asked}
+    (tmp_path / "questions.json").write_text(json.dumps(questions))
+    (tmp_path / "annotations.json").write_text(json.dumps({"annotations": answered}))
+    return {
+        "root": str(tmp_path),
+        "questions": "questions.json",
+        "annotations": "annotations.json",
+        "images": "pictures",
+        "image_name": "{image_id}.png",
+    }
