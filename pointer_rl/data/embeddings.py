@@ -71,6 +71,10 @@ class Embeddings:
                     "to match them by: embed this split again with `pointer-rl embed`"
                 )
             return self.vectors
+        if len(self.ids) == len(examples) and all(
+            id_ == example.id for id_, example in zip(self.ids, examples, strict=True)
+        ):
+            return self.vectors  # as they are: of many, a copy would be gigabytes
         row_of = {each: row for row, each in enumerate(self.ids)}
         missing = [example.id for example in examples if example.id not in row_of]
         if missing:
@@ -178,7 +182,7 @@ def _read_npy(path: Path) -> tuple[Tensor, dict[str, Any]]:
         array = np.lib.format.read_array(file, allow_pickle=False)
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise InputError(f"{path}: holds {array.dtype}, not floating-point numbers")
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="))), {}
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False)), {}
 
 
 def _read_pt(path: Path) -> tuple[Tensor, dict[str, Any]]:
@@ -214,8 +218,7 @@ def _checked(vectors: object, path: Path) -> Tensor:
             f"{list(vectors.shape)}"
         )
     vectors = vectors.detach().to(torch.float32).contiguous()
-    finite = vectors.isfinite().all(dim=1)
-    if not finite.all():
-        row = int(finite.logical_not().nonzero()[0])
+    if not torch.stack(vectors.aminmax()).isfinite().all():
+        row = int(vectors.isfinite().all(dim=1).logical_not().nonzero()[0])
         raise InputError(f"{path}: row {row} holds NaN or infinity; embed again without it")
     return vectors

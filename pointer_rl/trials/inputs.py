@@ -64,6 +64,8 @@ def dataset_embeddings(
             "`pointer-rl embed`, --split queries and --split pool"
         )
     check_dims(every_query, pool.embeddings)
+    if queries is dataset.queries:
+        return every_query, pool
     row_of = {query.id: row for row, query in enumerate(dataset.queries)}
     return every_query[[row_of[query.id] for query in queries]], pool
 

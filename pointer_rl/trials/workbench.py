@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from pointer_rl.data.embed import digest_ids
@@ -71,7 +72,10 @@ class Workbench:
         self._metric_plugin = _configure("metric", options.metric)
         self.dataset: Dataset = self._dataset_plugin.create()
         _check_ids(self.dataset.queries, f"dataset {self.dataset.name}")
-        self.queries: Sequence[Example] = self.dataset.queries[: options.limit]
+        limit = options.limit
+        self.queries: Sequence[Example] = (
+            self.dataset.queries if limit is None else self.dataset.queries[:limit]
+        )
         self.metric: Metric = self._metric_plugin.create()
         self._backend_plugin = self._configure_backend()
 
@@ -182,13 +186,20 @@ def _configure(kind: str, named: Named) -> Configured:
 
 
 def _check_ids(examples: Sequence[Example], where: str) -> None:
-    seen: set[str] = set()
-    for example in examples:
+    hashes = np.empty(len(examples), dtype=np.int64)
+    for index, example in enumerate(examples):
         if not example.id or example.id.startswith("_"):
             raise InputError(
                 f"{where}: the query id {example.id!r} cannot be a key of RL data, where keys that "
                 "begin with _ are no queries: give it another"
             )
+        hashes[index] = hash(example.id)
+    # Of hundreds of thousands of ids a set would be large; two that have one hash are looked at.
+    hashes.sort()
+    suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    seen = set()
+    for example in examples if suspects else ():
         if example.id in seen:
             raise InputError(f"{where}: two queries have the id {example.id}")
-        seen.add(example.id)
+        if hash(example.id) in suspects:
+            seen.add(example.id)

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.synthetic import SOURCE
 from plugin_folder import install
 
-SMALL, CANDIDATES, DIM = 2_000, 10, 64
+SMALL, CANDIDATES, DIM = 2_000, 10, 16
 GOAL_RATE, GOAL_GROWTH = 20_000, 50
 
 
