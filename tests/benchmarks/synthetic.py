@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pointer_rl.hookspecs import hookimpl
@@ -20,7 +21,7 @@ class Picture:
 
     number: int
 
-    @property
+    @cached_property
     def key(self) -> str:
         return hashlib.sha256(b"%d" % self.number).hexdigest()
 
