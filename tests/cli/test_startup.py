@@ -24,6 +24,7 @@ HEAVY = ("torch", "transformers", "PIL", "datasets", "numpy")
         ["train", "--help"],
         ["sft", "--help"],
         ["glyphs", "--help"],
+        ["doctor", "--help"],
     ],
     ids=" ".join,
 )

@@ -25,7 +25,7 @@ LAYERS = [
     {"generate", "validate"},
     {"train", "evaluate"},
     {"report"},
-    {"api"},
+    {"api", "installation"},
     {"cli"},
 ]
 """Parts of the engine, lowest first: each may import what is lower, or its own."""
