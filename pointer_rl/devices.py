@@ -1,4 +1,4 @@
-"""Which torch device a name means."""
+"""Which torch device and dtype a name means."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from pointer_rl.errors import InputError
 
-__all__ = ["resolve_device"]
+__all__ = ["dtype_name", "resolve_device", "resolve_dtype"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -28,3 +28,17 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise InputError("no device mps: torch sees no Metal device; try device=auto")
     return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is float32 on a CPU, else bfloat16; otherwise torch's name of a dtype."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch's name of a dtype: float32, bfloat16, …"""
+    return str(dtype).removeprefix("torch.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable
 
 __all__ = [
@@ -34,7 +35,7 @@ class MissingExtraError(PointerRLError):
     """
 
     def __init__(self, package: str, needed_for: str, install: str | None = None) -> None:
-        command = f"pip install {install or package}"
+        command = f"pip install {shlex.quote(install or package)}"
         super().__init__(f"{needed_for} needs the package {package}: {command}")
 
 

@@ -14,7 +14,13 @@ from typing import Any, Literal, TypeVar, Union
 
 from pointer_rl.errors import InputError, did_you_mean
 
-__all__ = ["OptionInfo", "build_options", "describe_options", "parse_assignments"]
+__all__ = [
+    "OptionInfo",
+    "build_options",
+    "convert_text",
+    "describe_options",
+    "parse_assignments",
+]
 
 T = TypeVar("T")
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -63,7 +69,7 @@ def build_options(cls: type[T], values: Mapping[str, object], owner: str) -> T:
         if key not in fields:
             raise InputError(f"{owner} has no option {key!r}{did_you_mean(key, fields)}")
         try:
-            converted[key] = _convert(value, hints[key]) if isinstance(value, str) else value
+            converted[key] = convert_text(value, hints[key]) if isinstance(value, str) else value
         except ValueError as error:
             raise InputError(f"{owner}, option {key}={value}: {error}") from error
     missing = [name for name, field in fields.items() if _required(field) and name not in converted]
@@ -95,19 +101,23 @@ def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING
 
 
-def _convert(text: str, hint: Any) -> object:
+def convert_text(text: str, hint: Any) -> object:
+    """The value that a text stands for, as an option of this type.
+
+    Raises ValueError for a text that is none, TypeError for a type that no option can have.
+    """
     origin = typing.get_origin(hint)
     arguments = typing.get_args(hint)
     if origin in (Union, types.UnionType):
         if type(None) in arguments and text.lower() in ("", "none"):
             return None
-        return _convert(text, next(each for each in arguments if each is not type(None)))
+        return convert_text(text, next(each for each in arguments if each is not type(None)))
     if origin is Literal:
         if text not in arguments:
             raise ValueError(f"not one of {', '.join(map(str, arguments))}")
         return text
     if origin is tuple:
-        return tuple(_convert(part, arguments[0]) for part in text.split(",") if part)
+        return tuple(convert_text(part, arguments[0]) for part in text.split(",") if part)
     if hint is bool:
         if text.lower() not in _BOOLEANS:
             raise ValueError("not true or false")

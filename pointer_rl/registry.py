@@ -11,15 +11,16 @@ import dataclasses
 import os
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from pointer_rl import hookspecs
-from pointer_rl.errors import InputError, PluginError, did_you_mean
+from pointer_rl.errors import InputError, MissingExtraError, PluginError, did_you_mean
 from pointer_rl.options import build_options
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Loaded:
     name: str
     distribution: str
     version: str
+    module: str
     error: str | None = None
     traceback: str | None = None
 
@@ -73,6 +75,15 @@ class Entry:
     plugin: Loaded
     aliases: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Other names → option values that they stand for."""
+    needs: Mapping[str, str] = field(default_factory=dict)
+    """Packages that only this needs, by the name that is imported → what pip installs."""
+
+    def missing(self) -> MissingExtraError | None:
+        """What it cannot be built without, in words. Imports nothing."""
+        for package, install in self.needs.items():
+            if find_spec(package) is None:
+                return MissingExtraError(package, f"{self.kind} {self.name}", install)
+        return None
 
     def requires(self, name: str) -> bool:
         """Whether it has an option of that name without a default."""
@@ -97,7 +108,10 @@ class Configured:
     """An instance of `entry.options`; None where it takes none."""
 
     def create(self) -> Any:
-        """Build it."""
+        """Build it. Raises MissingExtraError for a package that it needs."""
+        missing = self.entry.missing()
+        if missing is not None:
+            raise missing
         return self.entry.factory() if self.options is None else self.entry.factory(self.options)
 
     def describe(self) -> dict[str, Any]:
@@ -135,7 +149,7 @@ class Registry:
 
     def _load(self, point: EntryPoint, distribution: str) -> Loaded:
         version = point.dist.version if point.dist else ""
-        plugin = Loaded(point.name, distribution, version)
+        plugin = Loaded(point.name, distribution, version, point.module)
         module: object | None = None
         added: list[Entry] = []
         try:
@@ -153,10 +167,8 @@ class Registry:
                 for name in (entry.name, *entry.aliases):
                     self._entries[entry.kind].pop(name, None)
             summary = str(error).strip().splitlines() or [""]
-            return Loaded(
-                point.name,
-                distribution,
-                version,
+            return replace(
+                plugin,
                 error=f"{type(error).__name__}: {summary[0]}",
                 traceback=traceback.format_exc(),
             )
@@ -170,8 +182,9 @@ class Registry:
             options: type | None = None,
             summary: str,
             aliases: Mapping[str, Mapping[str, object]] | None = None,
+            needs: Mapping[str, str] | None = None,
         ) -> None:
-            entry = Entry(kind, name, factory, options, summary, plugin, aliases or {})
+            entry = Entry(kind, name, factory, options, summary, plugin, aliases or {}, needs or {})
             for each in (name, *entry.aliases):
                 other = self._entries[kind].get(each)
                 if other is not None:
@@ -225,20 +238,27 @@ class Registry:
         return self.configure(kind, name, values).create()
 
     def add_commands(self, cli: click.Group) -> None:
-        """Let every plugin add its commands; one that fails is recorded, not fatal."""
+        """Let every plugin add its commands; one that fails is recorded, not fatal.
+
+        It fails, too, if it adds one of a name that is taken.
+        """
         for implementation in self._manager.hook.pointer_rl_register_commands.get_hookimpls():
+            before = dict(cli.commands)
             try:
                 implementation.function(cli=cli)
+                for name, command in before.items():
+                    if cli.commands.get(name) is not command:
+                        raise PluginError(f"the command {name} is there already")
             except Exception as error:  # as in _load
+                cli.commands.clear()
+                cli.commands.update(before)
                 self._fail(implementation.plugin_name, error)
 
     def _fail(self, manager_name: str, error: Exception) -> None:
         for index, plugin in enumerate(self.plugins):
             if f"{plugin.distribution}:{plugin.name}" == manager_name:
-                self.plugins[index] = Loaded(
-                    plugin.name,
-                    plugin.distribution,
-                    plugin.version,
+                self.plugins[index] = replace(
+                    plugin,
                     error=f"{type(error).__name__}: {error}",
                     traceback=traceback.format_exc(),
                 )

@@ -3,14 +3,15 @@
 A leaf: it imports nothing of ours, and torch and Pillow only for type checkers, so that
 a plugin can name these types without paying for either.
 
-Shapes: B queries, K pool rows, N hypotheses (beams or samples) a query, S shots, d embedding size.
+Shapes: B queries, K pool rows, N hypotheses a query, S shots, d embedding size.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Example:
     question_id: int | str | None = None
     image_id: int | str | None = None
 
-    @property
+    @cached_property
     def answer(self) -> str:
         """The most frequent answer (the first given among equals): what a demonstration shows."""
         return max(dict.fromkeys(self.answers), key=self.answers.count) if self.answers else ""
@@ -176,6 +177,9 @@ class Usage:
     generated_tokens: int = 0
     images: int = 0
 
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
 
 @dataclass(frozen=True)
 class Response:
@@ -196,7 +200,11 @@ class BackendError:
 
 
 class VQABackend(Protocol):
-    """Answers prompts. That is the whole of it: it knows no dataset, metric, pool or file."""
+    """Answers prompts. That is the whole of it: it knows no dataset, metric, pool or file.
+
+    What it may have besides is in `pointer_rl.costs`, and `batch_invariant = True`, if no response
+    depends, to the last digit, on what shares its call: a killed run then keeps what came.
+    """
 
     fingerprint: str
     """All that decides a response beside the request: model, revision, dtype, pixels, versions."""
@@ -376,10 +384,13 @@ class Register(Protocol):
         options: type | None = None,
         summary: str,
         aliases: Mapping[str, Mapping[str, object]] | None = None,
+        needs: Mapping[str, str] | None = None,
     ) -> None:
         """Register `factory(options)`, or `factory()` where there is no options class.
 
         `options` is a keyword-only frozen dataclass; its fields, their defaults and the docstring
-        under each are what a user sees. Heavy imports belong in the factory.
+        under each are what a user sees. Heavy imports belong in the factory. `needs` names the
+        packages that not every user has: as they are imported → what pip installs them by. Where
+        one is missing, `pointer-rl plugins` says so, and the factory is not called.
         """
         ...

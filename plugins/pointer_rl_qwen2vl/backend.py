@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from pointer_rl.errors import InputError
-from pointer_rl.types import BackendError, Decoding, ImageRef, Request
+from pointer_rl.local_backend import by_decoding, default_batch_tokens
+from pointer_rl.types import BackendError, ImageRef, Request
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.inputs import PromptEncoder
 from pointer_rl_qwen2vl.jobs import Engine, Job, Result
@@ -30,17 +31,14 @@ class Qwen2VLBackend:
         self.fingerprint = checkpoint.fingerprint
         self._encoder = PromptEncoder(checkpoint)
         if batch_tokens is None:
-            batch_tokens = 1024 if checkpoint.model.device.type == "cpu" else 16384
+            batch_tokens = default_batch_tokens(checkpoint.model.device)
         make = SharedEngine if engine == "shared" else PlainEngine
         self._engine: Engine = make(checkpoint, PatchStore(checkpoint), batch_tokens)
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
         """Answer each request once, those of one decoding together, as (its index, its result)."""
         keys: dict[int, str | BackendError] = {}
-        groups: dict[Decoding | None, list[int]] = {}
-        for index, request in enumerate(requests):
-            groups.setdefault(request.decoding, []).append(index)
-        for decoding, indices in groups.items():
+        for decoding, indices in by_decoding(requests).items():
             prompts = self._encoder.encode([requests[index].prompt for index in indices])
             answers = self._encoder.encode_answers([requests[index].score for index in indices])
             images = [_keyed(requests[index].prompt.images, keys) for index in indices]

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pointer_rl.types import BackendError, Decoding, ImageRef, Response, Usage
-from pointer_rl_qwen2vl.answers import Generation
+from pointer_rl.generation import Generation
+from pointer_rl.local_backend import OVERFLOW, Result, response
+from pointer_rl.types import Decoding, ImageRef
 
 __all__ = ["OVERFLOW", "Engine", "Job", "Result", "respond"]
-
-OVERFLOW = "the model's output overflows; use dtype=bfloat16 or float32"
-
-Result = Response | BackendError
 
 
 @dataclass(frozen=True)
@@ -43,11 +39,6 @@ def respond(
     job: Job, prompt_tokens: int, generation: Generation | None, scores: Sequence[float]
 ) -> tuple[int, Result]:
     """The job's index and result. Scores that are no numbers make it a failure."""
-    if not all(map(math.isfinite, scores)):
-        return job.index, BackendError(OVERFLOW)
-    usage = Usage(
-        prompt_tokens=prompt_tokens,
-        generated_tokens=generation.tokens if generation else 0,
-        images=len(job.images),
+    return job.index, response(
+        generation, scores, prompt_tokens=prompt_tokens, images=len(job.images)
     )
-    return job.index, Response(generation.text if generation else None, tuple(scores), usage)

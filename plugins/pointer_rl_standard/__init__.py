@@ -121,7 +121,11 @@ def pointer_rl_register_datasets(register: Register) -> None:
         aliases={"okvqa_local": OKVQA},
     )
     register(
-        "hf", _hf, options=HFOptions, summary="A dataset of the Hugging Face `datasets` library"
+        "hf",
+        _hf,
+        options=HFOptions,
+        summary="A dataset of the Hugging Face `datasets` library",
+        needs={"datasets": "pointer-rl[hf]"},
     )
     register(
         "jsonl", _jsonl, options=JSONLOptions, summary="JSON lines: image, question and answers"

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pointer_rl.errors import InputError, MissingExtraError, did_you_mean, first_line
+from pointer_rl.errors import InputError, did_you_mean, first_line
 from pointer_rl.images import ImageBytes, ImageFile
 from pointer_rl.types import Dataset, Example
 from pointer_rl_standard.dataset_options import HFOptions
@@ -31,15 +31,9 @@ __all__ = ["RowImage", "load_hf"]
 def load_hf(options: HFOptions) -> Dataset:
     """Queries and pool from splits of a dataset.
 
-    Raises MissingExtraError without the package `datasets`, and InputError for a dataset, split or
-    column that is not there, values of another form, and ids met twice.
+    Raises InputError for a dataset, split or column that is not there, values of another form, and
+    ids met twice.
     """
-    try:
-        import datasets  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name != "datasets":
-            raise
-        raise MissingExtraError("datasets", "the dataset hf") from error
     queries = _read_split(options, options.split)
     pool = queries
     if options.pool_split not in (None, options.split):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from pointer_rl.errors import InputError
 from pointer_rl.types import Judgement
@@ -31,17 +32,22 @@ class VQAAccuracy:
                 f"the metric vqa needs the answers of two annotators or more, not {len(answers)}: "
                 "use the metric exact, or drop examples that lack answers"
             )
-        given = [clean_whitespace(each) for each in answers]
-        asked = clean_whitespace(answer)
-        if len(set(given)) > 1:
-            given = [normalise(each) for each in given]
-            asked = normalise(asked)
+        agreed, given = _compared(tuple(answers))
+        asked = clean_whitespace(answer) if agreed else normalise(answer)
         matches = given.count(asked)
         others = len(given) - matches
         # A matching annotator is not counted as a match where it is the one left out.
         total = matches * min((matches - 1) / 3, 1.0) + others * min(matches / 3, 1.0)
         accuracy = total / len(given)
         return Judgement(correct=accuracy > 0, accuracy=accuracy)
+
+
+@lru_cache(maxsize=2**12)  # a query's candidates are judged one after the other
+def _compared(answers: tuple[str, ...]) -> tuple[bool, list[str]]:
+    """Whether all annotators agree, and their answers as they are compared."""
+    given = [clean_whitespace(each) for each in answers]
+    agreed = len(set(given)) == 1
+    return agreed, given if agreed else [normalise(each) for each in given]
 
 
 class ExactMatch:

@@ -8,6 +8,7 @@ with published ones.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 __all__ = ["clean_whitespace", "normalise"]
 
@@ -58,6 +59,7 @@ def clean_whitespace(answer: str) -> str:
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
+@lru_cache(maxsize=2**16)
 def normalise(answer: str) -> str:
     """Strip punctuation, case and articles; write numbers as digits and contractions in full.
 
@@ -73,8 +75,9 @@ def _strip_punctuation(answer: str) -> str:
     a space. Periods go, except before a digit.
     """
     stripped = answer
+    has_number = _COMMA_IN_NUMBER.search(answer)
     for mark in PUNCTUATION:
-        touches_space = f"{mark} " in answer or f" {mark}" in answer
-        goes = touches_space or _COMMA_IN_NUMBER.search(answer)
-        stripped = stripped.replace(mark, "" if goes else " ")
+        if mark in answer:
+            goes = has_number or f"{mark} " in answer or f" {mark}" in answer
+            stripped = stripped.replace(mark, "" if goes else " ")
     return _PERIOD_NOT_BEFORE_DIGIT.sub("", stripped, count=_MOST_PERIODS)

@@ -16,9 +16,11 @@ __all__ = ["convert"]
 def convert(source: Path, target: Path, overwrite: bool) -> None:
     """Write SOURCE, RL data or beam data, to TARGET in the current layout.
 
-    The layouts of Lever-LM and Lever-Plus are upgraded; the suffixes .json and .jsonl say which
-    form each file has. Nothing is lost, and TARGET appears when it is whole.
+    The layouts of Lever-LM and Lever-Plus are upgraded; the suffixes .json, .jsonl and .parquet
+    (needs pyarrow) say which form each file has. Nothing is lost, and TARGET appears when it is
+    whole.
     """
+    from pointer_rl.cli.tables import counted
     from pointer_rl.data.convert import convert_file
 
     done = convert_file(source, target, overwrite)
@@ -26,11 +28,7 @@ def convert(source: Path, target: Path, overwrite: bool) -> None:
     what = "beam" if kind == "beam data" else "candidate"
     upgraded = ", ".join(f"{count:,} from {name}" for name, count in sorted(done.upgraded.items()))
     click.echo(
-        f"{source}: {kind}, {_count(done.queries, 'query', 'queries')}, "
-        f"{_count(done.candidates, what, what + 's')}; "
+        f"{source}: {kind}, {counted(done.queries, 'query', 'queries')}, "
+        f"{counted(done.candidates, what)}; "
         f"upgraded {upgraded or 'none'}; wrote {target}"
     )
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"

@@ -12,6 +12,7 @@ import click
 from pointer_rl.cli.common import FILE, GuideCommand, read_trial_options, trial_options
 
 if TYPE_CHECKING:
+    from pointer_rl.data.shards import Shard
     from pointer_rl.generate.run import GenerateRun
     from pointer_rl.generate.summary import Summary
     from pointer_rl.trials.workbench import Named
@@ -43,6 +44,16 @@ def _temperatures(
         return tuple(float(each) for value in values for each in value.split(","))
     except ValueError:
         raise click.BadParameter("give numbers, as in --temps 1.0 1.3") from None
+
+
+def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Shard | None:
+    from pointer_rl.data.shards import Shard
+    from pointer_rl.errors import InputError
+
+    try:
+        return None if value is None else Shard.parse(value)
+    except InputError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command(cls=_GenerateCommand)
@@ -115,20 +126,45 @@ def _temperatures(
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed."
 )
-@click.option("--overwrite", is_flag=True, help="Replace an existing output file.")
+@click.option(
+    "--window",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Queries asked together: more have more in common, fewer are lost by a kill.",
+)
+@click.option(
+    "--max-calls", type=click.IntRange(min=1), help="Stop before the backend is asked more trials."
+)
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Stop at the end of the queries that are under way then.",
+)
+@click.option(
+    "--shard", callback=_shard, metavar="I/N", help="Only the I-th of N parts (see `merge`)."
+)
+@click.option("--plan", is_flag=True, help="Say what the run would cost, and stop.")
+@click.option("--overwrite", is_flag=True, help="Start anew, whatever there is.")
 def generate(**given: Any) -> None:
     """Generate RL data: propose pointers for each query, ask the VLM with each, judge the answers.
 
     `pointer-rl plugins` lists the names, `pointer-rl plugins show NAME` the options of each.
 
     Without a dataset it runs on the embedded one, glyphs, with the model that comes with it.
-    Ctrl-C leaves a valid file of the queries that are done. Exits 1 when every trial failed.
+
+    What is done stands in NAME.partial.jsonl until all is. However a run ended, the same command
+    goes on with it; of a finished file, it asks the failed trials again. Exits 1 when every trial
+    failed.
     """
     from pointer_rl.cli.progress import Progress
     from pointer_rl.cli.tables import format_table
     from pointer_rl.generate.run import run_generate
 
     run = _run(given)
+    if given["plan"]:
+        _print_plan(run)
+        return
     with ExitStack() as stack:
         progress = stack.enter_context(Progress())
         try:
@@ -140,34 +176,67 @@ def generate(**given: Any) -> None:
             )
         except KeyboardInterrupt:
             stack.close()
-            done = f"{progress.done:,} queries are in {run.output_path}"
-            message = done if progress.done else "no query was done, nothing is written"
-            click.echo(f"pointer-rl: interrupted: {message}", err=True)
+            click.echo(f"pointer-rl: interrupted: {_kept(run, progress.done)}", err=True)
             sys.exit(130)
     click.echo(format_table(summary.rows(), numeric=frozenset({1, 2, 3, 4})))
     if summary.from_store:
-        trials = f"{summary.all.candidates:,} trials"
+        trials = f"{summary.from_store + summary.asked:,} trials"
         click.echo(f"{summary.from_store:,} of {trials} came from the store")
-    click.echo(f"wrote {run.output_path}: {summary.queries:,} queries")
+    if summary.cost is not None:
+        click.echo(
+            f"cost {summary.cost:,.4f}: {summary.used.prompt_tokens:,} prompt and "
+            f"{summary.used.generated_tokens:,} generated tokens"
+        )
+    if summary.stopped_by:
+        said = f"stopped by {summary.stopped_by} after {summary.asked:,} trials"
+        click.echo(f"{said}, {summary.left:,} queries left: {_kept(run, summary.queries)}")
+    else:
+        click.echo(f"wrote {run.output_path}: {summary.queries:,} queries")
     if summary.first_failure:
         click.echo(
-            f"{summary.all.failed:,} trials failed; first: {summary.first_failure}", err=True
+            f"{summary.all.failed:,} trials failed; first: {summary.first_failure}; "
+            "the same command asks them again",
+            err=True,
         )
     if summary.all.candidates and not summary.all.judged:
         sys.exit(1)
 
 
+def _print_plan(run: GenerateRun) -> None:
+    from pointer_rl.cli.tables import format_table
+    from pointer_rl.generate.plan import make_plan
+
+    plan = make_plan(run)
+    click.echo(format_table(plan.rows(), numeric=frozenset({1})))
+    for line in plan.sentences():
+        click.echo(line)
+
+
+def _kept(run: GenerateRun, queries: int) -> str:
+    from pointer_rl.generate.journal import partial_path
+
+    if not queries:
+        return "no query was done, nothing is written"
+    where = partial_path(run.output_path)
+    return f"{queries:,} queries are in {where}; the same command goes on from there"
+
+
 def _run(given: dict[str, Any]) -> GenerateRun:
     from pointer_rl.generate.pipeline import GenerateConfig
-    from pointer_rl.generate.run import GenerateRun
+    from pointer_rl.generate.run import GenerateRun, Limits
 
     return GenerateRun(
         trials=read_trial_options(given),
         generators=_generators(given),
-        config=GenerateConfig(shots=given["shots"], seed=given["seed"], dedup=given["dedup"]),
+        config=GenerateConfig(
+            **{key: given[key] for key in ("shots", "seed", "dedup", "window")},
+        ),
+        limits=Limits(max_calls=given["max_calls"], max_seconds=given["max_seconds"]),
         **{
             key: given[key]
-            for key in ("output_path", "sft_ckpt", "beam_data", "score_answers", "overwrite")
+            for key in (
+                *("output_path", "sft_ckpt", "beam_data", "score_answers", "shard", "overwrite"),
+            )
         },
     )
 

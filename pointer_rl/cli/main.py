@@ -15,7 +15,10 @@ from pointer_rl.cli.doctor import doctor
 from pointer_rl.cli.embed import embed
 from pointer_rl.cli.evaluate import evaluate
 from pointer_rl.cli.generate import generate
+from pointer_rl.cli.merge import merge
 from pointer_rl.cli.plugins import plugins
+from pointer_rl.cli.rescore import rescore
+from pointer_rl.cli.schema import schema
 from pointer_rl.cli.select import select
 from pointer_rl.cli.train import sft, train
 from pointer_rl.cli.validate import validate
@@ -66,8 +69,8 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(generate, validate, convert, beams, sft, train, evaluate, select),
-    *(embed, cache, plugins, doctor),
+    *(generate, validate, rescore, merge, convert, beams, sft, train, evaluate, select),
+    *(embed, cache, schema, plugins, doctor),
 )
 for command in _COMMANDS:
     cli.add_command(command)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING
 
 import click
 
+from pointer_rl.cli.plugin_names import entries, find_all
+from pointer_rl.cli.plugins_check import check
+from pointer_rl.cli.plugins_new import new
 from pointer_rl.cli.tables import format_table
 from pointer_rl.errors import PluginError, did_you_mean
 from pointer_rl.options import describe_options
-from pointer_rl.registry import KINDS, Entry, registry
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from pointer_rl.registry import Entry, registry
 
 __all__ = ["plugins"]
 
@@ -37,17 +36,24 @@ def plugins(ctx: click.Context, output_format: str) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
+    root = ctx.find_root()
+    assert isinstance(root.command, click.Group)
+    root.command.list_commands(root)  # lets plugins add theirs: some fail only then
     failed = [plugin for plugin in registry().plugins if plugin.error]
     if output_format == "json":
-        registered = [_as_json(entry) for entry in _entries()]
+        registered = [_as_json(entry) for entry in entries()]
         failures = [dataclasses.asdict(plugin) for plugin in failed]
         click.echo(json.dumps({"registered": registered, "failed": failures}, indent=2))
         return
     rows = [("kind", "name", "from", "summary")]
-    for entry in _entries():
+    for entry in entries():
         rows.append((entry.kind, entry.name, entry.plugin.origin, entry.summary))
         rows += [("", alias, "", f"alias of {entry.name}") for alias in entry.aliases]
     click.echo(format_table(rows))
+    for entry in entries():
+        missing = entry.missing()
+        if missing is not None:
+            click.echo(f"missing: {missing}")
     for plugin in failed:
         click.echo(f"failed: plugin {plugin.name} of {plugin.origin}: {plugin.error}")
 
@@ -59,29 +65,28 @@ def show(name: str) -> None:
 
     For a plugin that failed to load: its traceback.
     """
-    kind, _, rest = name.rpartition(":")
-    found = [
-        entry
-        for entry in _entries()
-        if (not kind or entry.kind == kind) and rest in (entry.name, *entry.aliases)
-    ]
+    found = find_all(name)
     failures = [plugin for plugin in registry().plugins if plugin.error]
-    failed = [plugin for plugin in failures if plugin.name == rest]
+    failed = [plugin for plugin in failures if plugin.name == name]
     if not found and not failed:
-        known = {entry.name for entry in _entries()} | {plugin.name for plugin in failures}
-        raise PluginError(f"nothing is registered as {name!r}{did_you_mean(rest, known)}")
+        known = {entry.name for entry in entries()} | {plugin.name for plugin in failures}
+        raise PluginError(
+            f"nothing is registered as {name!r}{did_you_mean(name.rpartition(':')[2], known)}"
+        )
     click.echo("\n\n".join(_described(entry) for entry in found))
     for plugin in failed:
         click.echo(f"plugin {plugin.name} of {plugin.origin} failed to load:\n{plugin.traceback}")
 
 
-def _entries() -> Iterator[Entry]:
-    for kind in KINDS:
-        yield from registry().entries(kind)
+plugins.add_command(check)
+plugins.add_command(new)
 
 
 def _described(entry: Entry) -> str:
     lines = [f"{entry.kind} {entry.name}: {entry.summary}", f"  from {entry.plugin.origin}"]
+    missing = entry.missing()
+    if missing is not None:
+        lines.append(f"  missing: {missing}")
     for alias, values in entry.aliases.items():
         meaning = " ".join(f"{key}={value}" for key, value in values.items())
         lines.append(f"  alias {alias}: {meaning or 'the same'}")
@@ -111,5 +116,6 @@ def _as_json(entry: Entry) -> dict[str, object]:
         "plugin": entry.plugin.name,
         "distribution": entry.plugin.distribution,
         "version": entry.plugin.version,
+        "needs": dict(entry.needs),
         "options": [dataclasses.asdict(option) for option in options],
     }

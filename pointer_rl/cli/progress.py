@@ -38,8 +38,9 @@ class Progress:
     def __exit__(self, *_error: object) -> None:
         self._bar.stop()
 
-    def start(self, queries: int) -> None:
-        self._bar.reset(self._task, total=queries, description="queries")
+    def start(self, queries: int, done: int = 0) -> None:
+        self.done = done
+        self._bar.reset(self._task, total=queries, completed=done, description="queries")
 
     def query(self) -> None:
         self.done += 1

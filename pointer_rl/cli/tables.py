@@ -1,10 +1,15 @@
-"""Plain aligned tables."""
+"""Plain aligned tables, and numbers of things."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["format_table"]
+__all__ = ["counted", "format_table"]
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """`1 query`, `1,200 queries`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def format_table(rows: Sequence[Sequence[str]], numeric: frozenset[int] = frozenset()) -> str:

@@ -244,6 +244,11 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
         raise InputError("--online needs --max-calls: how many trials it may ask")
     if given["img_emb"] is not None:
         raise InputError("--online: give --query-emb and --cand-emb rather than --img-emb")
+    if given["no_store"]:
+        raise InputError(
+            "--no-store: of a round that is cut off, --resume would ask and pay for all trials "
+            "again: name a file with --store"
+        )
     names = ("rounds", "pointers", "rce_epochs", "grpo_epochs")
     more = {name: given[name] for name in names if given[name] is not None}
     run = OnlineRun(
@@ -266,6 +271,7 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
                 on_start=progress.start,
                 on_query=progress.query,
                 on_outcome=progress.outcome,
+                on_tied=progress.say,
             )
 
     _tell(learn, given["output_dir"])

@@ -38,25 +38,28 @@ __all__ = ["validate"]
 def validate(
     files: tuple[Path, ...], pool_size: int | None, recompute: bool, max_findings: int, form: str
 ) -> None:
-    """Check FILES of RL data (.json or .jsonl).
+    """Check FILES of RL data (.json, .jsonl or .parquet).
 
     Exits 0 when all are valid, 1 when there are findings, 2 when a file cannot be read.
     """
     from pointer_rl.validate import Report, ValidationConfig, validate_file
-    from pointer_rl.validate.formats import FORMATS
+    from pointer_rl.validate.formats import FORMATS, annotate_unreadable
 
     config = ValidationConfig(pool_size=pool_size, recompute=recompute, max_findings=max_findings)
     reports: list[Report] = []
-    unreadable: list[str] = []
+    unreadable: dict[Path, str] = {}
     for path in files:
         try:
             reports.append(validate_file(path, config))
         except InputError as error:
-            unreadable.append(str(error))
+            unreadable[path] = str(error)
     if reports:
         # A key may hold half a surrogate pair, which no terminal can be sent.
         click.echo(FORMATS[form](reports).encode("utf-8", "backslashreplace").decode())
+    if form == "github":
+        for path, message in unreadable.items():
+            click.echo(annotate_unreadable(path, message))
     if unreadable:
-        raise InputError("; ".join(unreadable))
+        raise InputError("; ".join(unreadable.values()))
     if any(report.num_findings for report in reports):
         raise click.exceptions.Exit(1)

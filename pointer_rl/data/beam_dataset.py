@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pointer_rl.data.candidate_arrays import NO_ROW, CandidateReader
+from pointer_rl.data.columns import RowLists, gather
 from pointer_rl.data.records import stream_records
 from pointer_rl.errors import InputError
 from pointer_rl.registry import registry
@@ -90,9 +91,9 @@ class BeamDataset:
     """[C]; NaN where there is none."""
     top_ps: Floats
     """[C]; NaN where there is none."""
-    pools: list[Rows | None]
+    pools: RowLists
     """For each query the rows that it could choose from; None: those of the whole pool."""
-    excluded: list[Rows | None]
+    excluded: RowLists
     """For each query the rows that it may not choose; None where the file does not say."""
 
     method_names: tuple[str, ...]
@@ -133,7 +134,7 @@ class BeamDataset:
         self.logprobs = reader.logprobs.array()
         self.temperatures = reader.temperatures.array()
         self.top_ps = reader.top_ps.array()
-        self.pools, self.excluded = reader.pools, reader.excluded()
+        self.pools, self.excluded = reader.pools(), reader.excluded()
         self.method_names = tuple(reader.method_names)
         self.kind, self.meta = reader.kind, reader.meta
         self.sha256 = _sha256(self.path)
@@ -180,10 +181,7 @@ class BeamDataset:
         return chosen
 
     def _keep(self, queries: npt.NDArray[np.int64]) -> None:
-        starts, ends = self.offsets[:-1][queries], self.offsets[1:][queries]
-        sizes = ends - starts
-        self.offsets = np.concatenate([[0], sizes.cumsum()]).astype(np.int64)
-        candidates = np.arange(self.offsets[-1]) + np.repeat(starts - self.offsets[:-1], sizes)
+        self.offsets, candidates = gather(self.offsets, queries)
         self.pointers = self.pointers[candidates]
         self.rewards = self.rewards[candidates]
         self.accuracies = self.accuracies[candidates]
@@ -194,8 +192,8 @@ class BeamDataset:
         self.recorded_rows = self.recorded_rows[queries]
         self.ids = [self.ids[query] for query in queries]
         self.image_ids = [self.image_ids[query] for query in queries]
-        self.pools = [self.pools[query] for query in queries]
-        self.excluded = [self.excluded[query] for query in queries]
+        self.pools = self.pools.select(queries)
+        self.excluded = self.excluded.select(queries)
 
 
 class BeamDatasetWithEmbedding(BeamDataset):

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Iterator
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pointer_rl.data.beams import beams_of
+from pointer_rl.data.columns import Column, RowLists, RowListsColumn
 from pointer_rl.data.layouts import detect_layout, read_rows, upgrade_record
 from pointer_rl.errors import InputError
 from pointer_rl.types import Candidate, Outcome, Reward
 
-__all__ = ["NO_ROW", "CandidateReader", "Column"]
+__all__ = ["NO_ROW", "CandidateReader"]
 
 NO_ROW = -1
 """Pads pointers; and a query's own row where it is not recorded."""
@@ -32,23 +32,6 @@ _NUMBERS = (
     "vqa_rel_score",
 )
 
-Scalar = TypeVar("Scalar", bound=np.generic)
-
-
-class Column(Generic[Scalar]):
-    """A column of numbers that grows: compact, as an array's are."""
-
-    def __init__(self, code: str, dtype: type[Scalar]) -> None:
-        self._values: array[Any] = array(code)
-        self._dtype = dtype
-        assert self._values.itemsize == np.dtype(dtype).itemsize
-        self.append = self._values.append
-        self.extend = self._values.extend
-
-    def array(self) -> npt.NDArray[Scalar]:
-        """The values, not copied: nothing can be appended any more."""
-        return np.frombuffer(self._values, dtype=self._dtype)
-
 
 class CandidateReader:
     """Takes records in; holds what `BeamDataset` is made of."""
@@ -57,7 +40,7 @@ class CandidateReader:
         self._reward = reward
         self._seen: set[str] = set()
         self._kind: Literal["rl", "beam"] | None = None
-        self._excluded: list[list[int] | None] = []
+        self._excluded = RowListsColumn()
         self._rows = Column("i", np.int32)
         self._lengths = Column("i", np.int32)
         self._count = 0
@@ -65,7 +48,7 @@ class CandidateReader:
         self.meta: dict[str, Any] = {}
         self.ids: list[str] = []
         self.image_ids: list[str | None] = []
-        self.pools: list[npt.NDArray[np.int32] | None] = []
+        self._pools = RowListsColumn()
         self.own_rows = Column("q", np.int64)
         self.offsets = Column("q", np.int64)
         self.offsets.append(0)
@@ -113,7 +96,7 @@ class CandidateReader:
         self.image_ids.append(None if image_id is None else str(image_id))
         self.own_rows.append(own_row)
         self.offsets.append(self._count)
-        self.pools.append(None if pool_rows is None else np.array(pool_rows, dtype=np.int32))
+        self._pools.append(pool_rows)
         self._excluded.append(excluded_rows)
 
     def _add_candidates(self, record: dict[str, Any]) -> None:
@@ -166,22 +149,29 @@ class CandidateReader:
 
     def pointers(self) -> npt.NDArray[np.int32]:
         """[C, S_max], padded with NO_ROW."""
-        lengths = self._lengths.array()
+        lengths, rows = self._lengths.array(), self._rows.array()
         width = int(lengths.max(initial=0))
+        if len(rows) == len(lengths) * width:
+            return rows.reshape(-1, width)  # as most files have it: not copied
         padded = np.full((len(lengths), width), NO_ROW, dtype=np.int32)
-        padded[np.arange(width) < lengths[:, None]] = self._rows.array()
+        padded[np.arange(width) < lengths[:, None]] = rows
         return padded
 
-    def excluded(self) -> list[npt.NDArray[np.int32] | None]:
+    def pools(self) -> RowLists:
+        """For each query: the rows that its record offers."""
+        return self._pools.lists()
+
+    def excluded(self) -> RowLists:
         """For each query: the rows its record excludes, and its own where queries are the pool."""
         dataset = self.meta.get("dataset")
         shared = isinstance(dataset, dict) and dataset.get("shared_pool") is True
-        rows: list[npt.NDArray[np.int32] | None] = []
-        for own, recorded in zip(self.own_rows.array().tolist(), self._excluded, strict=True):
-            known = set(recorded or ()) | ({own} if shared and own != NO_ROW else set())
-            unknown = recorded is None and not known
-            rows.append(None if unknown else np.array(sorted(known), dtype=np.int32))
-        return rows
+        lists = RowListsColumn()
+        for own, recorded in zip(self.own_rows.array(), self._excluded.lists(), strict=True):
+            known = set(() if recorded is None else recorded.tolist())
+            if shared and own != NO_ROW:
+                known.add(int(own))
+            lists.append(None if recorded is None and not known else sorted(known))
+        return lists.lists()
 
 
 # --- one record -------------------------------------------------------------------------------

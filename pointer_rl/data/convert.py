@@ -1,22 +1,25 @@
-"""Rewriting RL data and beam data: older layouts to the current one, `.json` to `.jsonl` and back.
+"""Rewriting RL data and beam data: older layouts to the current one, and from form to form.
 
-Record by record, in the memory of the largest one. Nothing is lost: keys that pointer-rl does not
+The forms are `.json`, `.jsonl` and `.parquet`. Record by record, in the memory of the largest one
+(of a row group, where that is Parquet). Nothing is lost: keys that pointer-rl does not
 know stay where they are.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pointer_rl.data.layouts import Layout, detect_layout, upgrade_record
-from pointer_rl.data.records import RecordWriter, read_meta, stream_records
+from pointer_rl.data.parquet import ParquetWriter
+from pointer_rl.data.records import RecordWriter, open_writer, read_meta, stream_records
 from pointer_rl.errors import InputError
 
-__all__ = ["Converted", "convert_file"]
+__all__ = ["Converted", "Rewriter", "convert_file", "whole_file"]
 
 
 Kind = Literal["RL data", "beam data"]
@@ -54,54 +57,74 @@ class Converted:
         return {key: count for key, count in self.layouts.items() if key not in _CURRENT}
 
 
+class Rewriter:
+    """Takes members of files in, in whatever layout, and writes them in the current one."""
+
+    def __init__(self, writer: RecordWriter | ParquetWriter) -> None:
+        self.converted = Converted()
+        self._writer = writer
+
+    def add(self, where: str, key: str, value: Any) -> None:
+        """Write a member other than `_meta`. Raises InputError, which names `where` it stands."""
+        try:
+            if key.startswith("_"):
+                self._writer.write_aside(key, value)
+                return
+            layout = detect_layout(value)
+            record = upgrade_record(value, layout)
+            self.converted.add(layout, record)
+            if len(self.converted.kinds) > 1:
+                raise InputError("RL data and beam data in one file; keep one kind")
+            self._writer.write(key, _fit_for_a_line(key, record, self._writer.path))
+        except ValueError as error:
+            raise InputError(f"{where} has a number that JSON cannot hold") from error
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+
+
 def convert_file(source: Path, target: Path, overwrite: bool = False) -> Converted:
     """Write the data of `source` to `target` in the current layout; all of it, or nothing.
 
-    The suffixes (.json, .jsonl) say how each is laid out in lines. They may be the same file.
+    The suffixes (.json, .jsonl, .parquet) say which form each has. They may be the same file.
     Raises InputError, naming the query, for what is no record of a known layout, for a query that
-    occurs twice, and where `target` exists (unless `overwrite`) or cannot be written.
+    occurs twice, and where `target` exists (unless `overwrite`) or cannot be written;
+    MissingExtraError for Parquet without pyarrow.
     """
     if target.exists() and not overwrite:
         raise InputError(f"{target}: exists; remove it, or give --overwrite")
     meta = read_meta(source)
-    writer = RecordWriter(target, meta)
+    with whole_file(target, meta) as writer:
+        rewriter = Rewriter(writer)
+        seen: set[str] = set()
+        for key, value in stream_records(source):
+            where = f"{source}: {key!r}"
+            if key in seen:
+                raise InputError(f"{where} occurs twice; keep one of them")
+            seen.add(key)
+            if key != "_meta":
+                rewriter.add(where, key, value)
+            elif meta is None:
+                raise InputError(f"{where} is no object, as what describes a file has to be")
+        if not rewriter.converted.queries:
+            raise InputError(f"{source}: no query in it")
+    return rewriter.converted
+
+
+@contextmanager
+def whole_file(
+    target: Path, meta: Mapping[str, Any] | None
+) -> Iterator[RecordWriter | ParquetWriter]:
+    """A writer whose file appears when the block ends, and does not where it raises.
+
+    Half of the data is not what was asked for: not after an interrupt either.
+    """
+    writer = open_writer(target, meta)
     try:
-        converted = _convert(source, writer, has_meta=meta is not None)
-    except BaseException:  # an interrupt too: half of the data is not what was asked for
+        yield writer
+    except BaseException:
         writer.discard()
         raise
     writer.close()
-    return converted
-
-
-def _convert(source: Path, writer: RecordWriter, has_meta: bool) -> Converted:
-    converted = Converted()
-    seen: set[str] = set()
-    for key, value in stream_records(source):
-        where = f"{source}: {key!r}"
-        if key in seen:
-            raise InputError(f"{where} occurs twice; keep one of them")
-        seen.add(key)
-        if key == "_meta":
-            if not has_meta:
-                raise InputError(f"{where} is no object, as what describes a file has to be")
-        elif key.startswith("_"):
-            writer.write_aside(key, value)
-        else:
-            layout = detect_layout(value)
-            try:
-                record = upgrade_record(value, layout)
-                writer.write(key, _fit_for_a_line(key, record, writer.path))
-            except ValueError as error:
-                raise InputError(f"{where} has a number that JSON cannot hold") from error
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from error
-            converted.add(layout, record)
-            if len(converted.kinds) > 1:
-                raise InputError(f"{where}: RL data and beam data in one file; keep one kind")
-    if not converted.queries:
-        raise InputError(f"{source}: no query in it")
-    return converted
 
 
 def _fit_for_a_line(key: str, record: dict[str, Any], target: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pointer_rl.data.embeddings import Embeddings, atomic_write, load_embeddings
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.types import Dataset, Encoder, Example
 
-__all__ = ["digest", "digest_ids", "embed_dataset", "encode_batch"]
+__all__ = ["digest", "digest_examples", "digest_ids", "embed_dataset", "encode_batch"]
 
 
 def embed_dataset(
@@ -86,6 +86,15 @@ def digest(examples: Sequence[Example]) -> str:
     """SHA-256 of ids and questions. Images are not read for it: they may be many gigabytes."""
     content = json.dumps([[example.id, example.question] for example in examples])
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def digest_examples(examples: Sequence[Example]) -> str:
+    """SHA-256 of ids, images' ids, questions and answers, example by example."""
+    digest = hashlib.sha256()
+    for each in examples:
+        content = [each.id, each.image_id, each.question, each.answers]
+        digest.update(json.dumps(content).encode())
+    return digest.hexdigest()
 
 
 def digest_ids(ids: Sequence[str]) -> str:

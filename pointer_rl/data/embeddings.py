@@ -11,6 +11,7 @@ Shapes: N rows, B queries, K pool rows, d embedding size.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import warnings
@@ -28,7 +29,14 @@ from torch import Tensor
 from pointer_rl.errors import InputError, first_line
 from pointer_rl.types import Example
 
-__all__ = ["Embeddings", "atomic_write", "check_dims", "load_embeddings", "save_embeddings"]
+__all__ = [
+    "Embeddings",
+    "atomic_write",
+    "check_dims",
+    "digest_vectors",
+    "load_embeddings",
+    "save_embeddings",
+]
 
 TENSOR = "embeddings"
 METADATA = "pointer_rl_embeddings"
@@ -81,6 +89,11 @@ def check_dims(query: Tensor, pool: Tensor) -> None:
             f"the query embeddings have {query.shape[1]} dimensions and the pool embeddings "
             f"{pool.shape[1]}: embed both with the same encoder"
         )
+
+
+def digest_vectors(vectors: Tensor) -> str:
+    """SHA-256 of their values in memory."""
+    return hashlib.sha256(vectors.detach().cpu().contiguous().numpy().data).hexdigest()
 
 
 def save_embeddings(

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from pointer_rl.data.parquet import stream_parquet
 from pointer_rl.errors import InputError
 
 __all__ = ["Flaw", "Member", "stream_members"]
@@ -49,10 +50,14 @@ class Member(NamedTuple):
 def stream_members(path: Path) -> Iterator[Member]:
     """Members of the object in a `.json` file; or, of a `.jsonl` file, a member a line.
 
-    A line of `.jsonl` is `{"_meta": …}`, or a record with its `query_id`, which is the key.
+    A line of `.jsonl` is `{"_meta": …}`, or a record with its `query_id`, which is the key. A
+    `.parquet` file has rows for lines.
     Keys that occur twice come out twice. Raises InputError, naming line and column, for what is no
     UTF-8, no JSON, or JSON of another form.
     """
+    if path.suffix == ".parquet":
+        yield from (Member(*each) for each in stream_parquet(path))
+        return
     try:
         with open(path, "rb") as file:
             yield from _lines(path, file) if path.suffix == ".jsonl" else _members(path, file)

@@ -6,7 +6,14 @@ from typing import Any, Literal
 
 from pointer_rl.errors import InputError
 
-__all__ = ["LAYOUTS", "Layout", "detect_layout", "read_rows", "upgrade_record"]
+__all__ = [
+    "LAYOUTS",
+    "Layout",
+    "check_query_id",
+    "detect_layout",
+    "read_rows",
+    "upgrade_record",
+]
 
 Layout = Literal["pointer_candidates", "v4", "k64", "beams", "beam"]
 Record = dict[str, Any]
@@ -55,6 +62,15 @@ def detect_layout(record: Any) -> Layout:
 def _first_has(candidates: Any, key: str) -> bool:
     first = candidates[0] if isinstance(candidates, list) and candidates else None
     return isinstance(first, dict) and key in first
+
+
+def check_query_id(key: str) -> None:
+    """Raise InputError for an id that cannot be the key of a record."""
+    if not key or key.startswith("_"):
+        raise InputError(
+            f"query id {key!r}: RL data keeps keys that begin with _ for what is no query;"
+            " give the query another id"
+        )
 
 
 def read_rows(value: Any, what: str) -> list[int]:

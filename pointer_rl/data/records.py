@@ -1,23 +1,36 @@
 """RL data: a record for each query, in `.json` or `.jsonl`, read and written record by record.
 
 The form is that of `pointer_rl_schemas`' pointer_candidates: one object, query id → record, with
-an optional `_meta`. In `.jsonl` a line is a record with its `query_id`, or `{"_meta": …}`.
+an optional `_meta`. In `.jsonl` a line is a record with its `query_id`, or `{"_meta": …}`. What is
+read may be Parquet, too.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from pointer_rl.data.json_stream import WINDOW, stream_members
+from pointer_rl.data.layouts import check_query_id
+from pointer_rl.data.parquet import ParquetWriter, read_parquet_meta
+from pointer_rl.data.pending_file import PendingFile
 from pointer_rl.errors import InputError
 from pointer_rl.types import Candidate, Example, Outcome
 
-__all__ = ["RecordWriter", "from_record", "read_meta", "stream_records", "to_record"]
+__all__ = [
+    "RecordWriter",
+    "as_line",
+    "encode_record",
+    "from_record",
+    "open_writer",
+    "read_meta",
+    "split_line",
+    "stream_records",
+    "to_record",
+]
 
 Record = dict[str, Any]
 Judged = tuple[Candidate, Outcome]
@@ -134,6 +147,8 @@ def stream_records(path: Path) -> Iterator[tuple[str, Any]]:
 
 def read_meta(path: Path) -> dict[str, Any] | None:
     """The file's `_meta`, wherever it stands; None where there is none (or it is no object)."""
+    if path.suffix == ".parquet":
+        return read_parquet_meta(path)
     for index, member in enumerate(stream_members(path)):
         if member.key == "_meta":
             return member.value if isinstance(member.value, dict) else None
@@ -158,6 +173,19 @@ def _mentions_meta(path: Path) -> bool:
 # --- writing ----------------------------------------------------------------------------------
 
 
+def open_writer(path: Path, meta: Mapping[str, Any] | None = None) -> RecordWriter | ParquetWriter:
+    """The writer for the form that the suffix names: .json, .jsonl or .parquet.
+
+    Raises InputError for another suffix and where the folder cannot be written, MissingExtraError
+    for Parquet without pyarrow.
+    """
+    if path.suffix == ".parquet":
+        return ParquetWriter(path, meta)
+    if path.suffix not in (".json", ".jsonl"):
+        raise InputError(f"{path}: name a .json, .jsonl or .parquet file to write")
+    return RecordWriter(path, meta)
+
+
 class RecordWriter:
     """Writes a file of RL data record by record; the file appears, whole, when it is closed.
 
@@ -168,33 +196,27 @@ class RecordWriter:
     """
 
     def __init__(self, path: Path, meta: Mapping[str, Any] | None = None) -> None:
+        if path.suffix not in (".json", ".jsonl") and not path.is_dir():
+            raise InputError(f"{path}: RL data is written as .json or .jsonl; name such a file")
         self.path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._pending = PendingFile(path)
+        self._file = self._pending.file
         self._lines = path.suffix == ".jsonl"
         self._empty = True
         self._end = 0
         self._records = 0
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder; name a file to write")
-        if path.suffix not in (".json", ".jsonl"):
-            raise InputError(f"{path}: RL data is written as .json or .jsonl; name such a file")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: BinaryIO = open(self._temporary, "wb")  # noqa: SIM115 (closed in close)
-        except OSError as error:
-            raise InputError(f"{path}: cannot write there ({error.strerror})") from error
         if not self._lines:
             self._append(b"{")
         if meta is not None:
-            self._member("_meta", dict(meta))
+            self._member("_meta", encode_record(meta))
 
     def write(self, query_id: str, record: Mapping[str, Any]) -> None:
         """Append a query's record. Raises ValueError for NaN, which JSON has no way to write."""
-        if not query_id or query_id.startswith("_"):
-            raise InputError(
-                f"query id {query_id!r}: RL data keeps keys that begin with _ for what is no query;"
-                " give the query another id"
-            )
+        self.write_encoded(query_id, encode_record(record))
+
+    def write_encoded(self, query_id: str, record: bytes) -> None:
+        """Append a query's record that `encode_record` has written."""
+        check_query_id(query_id)
         self._member(query_id, record)
         self._records += 1
 
@@ -207,15 +229,14 @@ class RecordWriter:
         assert key != "_meta", "which stands first"
         if self._lines:
             raise InputError(f"{self.path}: .jsonl has no line for {key!r}; write a .json file")
-        self._member(key, value)
+        self._member(key, encode_record(value))
 
-    def _member(self, key: str, value: Any) -> None:
+    def _member(self, key: str, value: bytes) -> None:
         if self._lines:
-            line = {"_meta": value} if key == "_meta" else {"query_id": key, **value}
-            self._append(_encode(line) + b"\n")
+            self._append(as_line(key, value))
         else:
             begin = b"\n" if self._empty else b",\n"
-            self._append(begin + _encode(key) + b": " + _encode(value))
+            self._append(begin + encode_record(key) + b": " + value)
             self._empty = False
 
     def _append(self, data: bytes) -> None:
@@ -230,24 +251,18 @@ class RecordWriter:
         if self._file.closed:
             return
         try:
-            with self._file as file:
-                file.seek(self._end)  # an interrupt may have cut a write
-                file.truncate()
-                if not self._lines:
-                    file.write(b"}\n" if self._empty else b"\n}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(self._temporary, self.path)
+            self._file.seek(self._end)  # an interrupt may have cut a write
+            self._file.truncate()
+            if not self._lines:
+                self._file.write(b"}\n" if self._empty else b"\n}\n")
         except OSError as error:
-            self._temporary.unlink(missing_ok=True)
+            self.discard()
             raise InputError(f"{self.path}: cannot write it ({error.strerror})") from error
-        _sync_folder(self.path.parent)
+        self._pending.commit()
 
     def discard(self) -> None:
         """Leave nothing behind, and what was there as it was."""
-        if not self._file.closed:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
+        self._pending.discard()
 
     def __enter__(self) -> RecordWriter:
         return self
@@ -264,18 +279,34 @@ class RecordWriter:
             self.discard()
 
 
-def _encode(value: object) -> bytes:
+def encode_record(value: object) -> bytes:
+    """As JSON, on one line. Raises ValueError for NaN, which JSON has no way to write."""
     try:
         return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except UnicodeEncodeError:  # half a surrogate pair, which only an escape can write
         return json.dumps(value, allow_nan=False).encode()
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the renaming last through a power cut, where the system lets a folder be synced."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+_QUERY_ID = b'{"query_id": '
+
+
+def as_line(key: str, record: bytes) -> bytes:
+    """The line of `.jsonl` that holds an encoded record, or `_meta`."""
+    if key == "_meta":
+        return b'{"_meta": ' + record + b"}\n"
+    separator = b"" if record == b"{}" else b", "
+    return _QUERY_ID + encode_record(key) + separator + record[1:] + b"\n"
+
+
+def split_line(line: bytes) -> tuple[str, bytes]:
+    """Query id and encoded record of a line that `as_line` wrote.
+
+    Raises ValueError for any other line, one that was cut included.
+    """
+    if not line.startswith(_QUERY_ID) or not line.endswith(b"}\n"):
+        raise ValueError("no line of a record")
+    text = line[len(_QUERY_ID) :].decode()
+    key, end = json.JSONDecoder().raw_decode(text)
+    if not isinstance(key, str) or not text.startswith(", ", end):
+        raise ValueError("no query id")
+    return key, b"{" + text[end + 2 : -1].encode()

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -28,6 +29,9 @@ __all__ = [
 ]
 
 Dedup = Literal["ordered", "unordered"]
+
+
+_NUMBERS = [each.name for each in dataclasses.fields(Candidate) if "float" in str(each.type)]
 
 
 class AllowedRows:
@@ -123,6 +127,7 @@ def propose(
     Raises PluginError when a generator breaks the mask or the number of shots.
     """
     proposed: list[list[Candidate]] = [[] for _ in queries.examples]
+    allowed = queries.allowed.cpu().numpy()
     for name, generator in generators.items():
         rngs = [random_source(seed, query.id, name) for query in queries.examples]
         candidates = generator.propose(policy, queries, pool, rngs)
@@ -130,36 +135,40 @@ def propose(
             raise PluginError(
                 f"generator {name} proposed for {len(candidates)} of {len(proposed)} queries"
             )
-        for index, (kept, new) in enumerate(zip(proposed, candidates, strict=True)):
-            kept.extend(_checked(candidate, name, queries, index) for candidate in new)
+        for query, mine, kept, new in zip(
+            queries.examples, allowed, proposed, candidates, strict=True
+        ):
+            try:
+                kept.extend(_checked(candidate, mine, queries.shots) for candidate in new)
+            except ValueError as error:
+                raise PluginError(f"generator {name}, query {query.id}: {error}") from error
     return [deduplicate(candidates, dedup) for candidates in proposed]
 
 
-def _checked(candidate: Candidate, generator: str, queries: QueryBatch, index: int) -> Candidate:
-    """The candidate, its rows Python integers (a generator may well return numpy's)."""
-    where = f"generator {generator}, query {queries.examples[index].id}"
+def _checked(candidate: Candidate, allowed: npt.NDArray[np.bool_], shots: int) -> Candidate:
+    """The candidate, its rows Python integers (a generator may well return numpy's).
+
+    Raises ValueError, which says what is wrong with it.
+    """
     try:
         rows = tuple(map(operator.index, candidate.pointer))
     except TypeError as error:
-        raise PluginError(f"{where}: {candidate.pointer!r} is no pointer ({error})") from error
-    numbers = {
-        each.name: getattr(candidate, each.name)
-        for each in dataclasses.fields(candidate)
-        if isinstance(getattr(candidate, each.name), float)
-    }
-    for name, number in numbers.items():
-        if not math.isfinite(number):
-            raise PluginError(f"{where}: {name} of {list(rows)} is {number}")
-    allowed = queries.allowed[index]
+        raise ValueError(f"{candidate.pointer!r} is no pointer ({error})") from error
+    for name in _NUMBERS:
+        number = getattr(candidate, name)
+        if number is not None and not math.isfinite(number):
+            raise ValueError(f"{name} of {list(rows)} is {number}")
+    size = len(allowed)
     if (
-        len(rows) != queries.shots
-        or len(set(rows)) != len(rows)
-        or not all(0 <= row < len(allowed) and bool(allowed[row]) for row in rows)
+        len(rows) != shots
+        or len(set(rows)) != shots
+        or not all(0 <= row < size and allowed[row] for row in rows)
     ):
-        raise PluginError(
-            f"{where}: proposed {list(rows)}; "
-            f"a pointer is {queries.shots} different rows that the query may choose"
+        raise ValueError(
+            f"proposed {list(rows)}; a pointer is {shots} different rows that the query may choose"
         )
+    if set(map(type, candidate.pointer)) == {int} and type(candidate.pointer) is tuple:
+        return candidate
     return dataclasses.replace(candidate, pointer=rows)
 
 

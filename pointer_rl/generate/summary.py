@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pointer_rl.generate.pipeline import Judged
+from pointer_rl.types import Candidate, Outcome, Usage
 
 __all__ = ["Summary", "Tally"]
 
@@ -52,23 +53,33 @@ class Summary:
     all: Tally = field(default_factory=Tally)
     best: Tally = field(default_factory=Tally)
     """The best candidate of each query: what a perfect chooser among them would get."""
+    asked: int = 0
+    """Trials put to the backend, by this run."""
     from_store: int = 0
     """Trials whose response was in the store."""
+    left: int = 0
+    """Queries that are not done."""
+    stopped_by: str | None = None
+    """The option that ended the run before they were."""
+    used: Usage = Usage()
+    """What the trials that were not in the store took."""
+    cost: float | None = None
+    """Its price; None where the backend knows none."""
     first_failure: str | None = None
     """Why the first of the trials that failed did."""
 
-    def add(self, judged: Judged) -> None:
-        """Count one query."""
+    def add(self, judged: Sequence[tuple[Candidate, Outcome]]) -> None:
+        """Count one query's candidates."""
         self.queries += 1
         best: tuple[bool | None, float | None] = (None, None)
-        for candidate, outcome in judged.candidates:
+        for candidate, outcome in judged:
             self.first_failure = self.first_failure or outcome.failure
             tally = self.by_method.setdefault(candidate.gen_method, Tally())
             for each in (tally, self.all):
                 each.add(outcome.correct, outcome.accuracy)
             if outcome.accuracy is not None and (best[1] is None or outcome.accuracy > best[1]):
                 best = (outcome.correct, outcome.accuracy)
-        if judged.candidates:
+        if judged:
             self.best.add(*best)
 
     def rows(self) -> list[tuple[str, ...]]:

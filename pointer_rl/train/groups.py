@@ -2,7 +2,8 @@
 
 All groups of a run, whatever file or round they come from, stand side by side; a batch pads those
 that it holds. Queries with a pool of their own (`pool` in the data) are batched with those whose
-pools have the same size, so that no padding is ever attended to.
+pools have the same size, so that no padding is ever attended to; a row that several of them have is
+in the batch once.
 
 Shapes: Q queries, C candidates of all queries, B queries of a batch, N candidates of the largest
 group in it, S shots, K pool rows (M of a query's own pool), d embedding size.
@@ -36,11 +37,13 @@ class Batch:
     queries: Tensor
     """[B, d]"""
     pool: Tensor
-    """[K, d], or [B, M, d] where queries have pools of their own"""
+    """[K, d] the rows that queries attend to"""
+    own: Tensor | None
+    """[B, M] each query's own pool, as rows of `pool`; None: `pool` is everyone's"""
     allowed: Tensor | None
-    """[B, K] bool; None: every row"""
+    """[B, K], or [B, M] of own pools, bool; None: every row"""
     pointers: Tensor
-    """[B, N, S] int64 rows of `pool`; 0 where invalid"""
+    """[B, N, S] int64 rows of `pool`, or places in the query's own; 0 where invalid"""
     rewards: Tensor
     """[B, N] float32; 0 where invalid"""
     valid: Tensor
@@ -50,6 +53,39 @@ class Batch:
     varied: Tensor
     """[B, S] bool: the steps at which a query's candidates differ. A row that they all have in
     common explains none of the differences between their rewards."""
+    depth: int
+    """Steps up to the last that is varied for any query; at least 1"""
+
+
+@dataclass(frozen=True, eq=False)
+class _Lists:
+    """A list of rows for each query, end to end."""
+
+    rows: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
+    """[Q+1]"""
+
+    @classmethod
+    def of(cls, lists: Sequence[Rows | None]) -> _Lists:
+        """None is an empty list."""
+        there = [rows for rows in lists if rows is not None]
+        sizes = [0 if rows is None else len(rows) for rows in lists]
+        rows = np.concatenate(there).astype(np.int64) if there else np.empty(0, dtype=np.int64)
+        return cls(rows, np.cumsum([0, *sizes], dtype=np.int64))
+
+    @cached_property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """[Q]"""
+        return np.diff(self.offsets)
+
+    def take(
+        self, queries: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Of these queries, every row in a list: which query of them, and which row."""
+        counts = self.sizes[queries]
+        which = np.repeat(np.arange(len(queries)), counts)
+        first = self.offsets[queries] - (np.cumsum(counts) - counts)
+        return which, self.rows[first[which] + np.arange(len(which))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +184,7 @@ class Groups:
 
     def plan(self, queries: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
         """These queries in batches of at most `size`, of pools of one size each."""
-        pool_sizes = np.array([self._own_size(query) for query in queries], dtype=np.int64)
+        pool_sizes = self._pools.sizes[queries]
         return [
             alike[start : start + size]
             for pool_size in np.unique(pool_sizes)
@@ -170,43 +206,69 @@ class Groups:
         for index in order:
             yield self._batch(plan[index], pool)
 
-    def _own_size(self, query: int) -> int:
-        own = self.pools[query]
-        return 0 if own is None else own.size
+    @cached_property
+    def _pools(self) -> _Lists:
+        return _Lists.of(self.pools)
+
+    @cached_property
+    def _blocked(self) -> _Lists:
+        return _Lists.of(self.excluded)
+
+    @cached_property
+    def _placed(self) -> tuple[npt.NDArray[np.int64], _Lists]:
+        """Pointers and rows that may not be chosen, as places in the queries' own pools."""
+        own, blocked, every = self._pools, self._blocked, np.arange(len(self))
+        # One key a query and row: all are looked up at once.
+        keys = np.repeat(every, own.sizes) * len(self.pool) + own.rows
+        order = np.argsort(keys, kind="stable")
+
+        def look_up(
+            queries: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+        ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+            wanted = queries * len(self.pool) + rows
+            ranks = np.searchsorted(keys, wanted, sorter=order)
+            at = order[np.minimum(ranks, len(keys) - 1)]
+            return at - own.offsets[queries], keys[at] == wanted
+
+        of_candidates = np.repeat(every, np.diff(self.offsets))[:, None]
+        pointers, _ = look_up(of_candidates, self.pointers)
+        of_blocked = np.repeat(every, blocked.sizes)
+        places, inside = look_up(of_blocked, blocked.rows)
+        counts = np.bincount(of_blocked[inside], minlength=len(self))
+        return pointers, _Lists(places[inside], np.concatenate([[0], np.cumsum(counts)]))
 
     def _batch(self, queries: npt.NDArray[np.int64], shared: Tensor) -> Batch:
+        device = shared.device
+
+        def on_device(array: npt.NDArray[np.generic]) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
         starts, ends = self.offsets[queries], self.offsets[queries + 1]
         counts = ends - starts
         places = np.arange(counts.max(initial=0))
         valid = places < counts[:, None]
-        candidates = np.where(valid, starts[:, None] + places, starts[:, None])
-        pointers = self.pointers[candidates]
-        pool, blocked = shared, [self.excluded[query] for query in queries]
-        if self.pools[queries[0]] is not None:
-            own = np.stack([self._own_pool(query) for query in queries]).astype(np.int64)
-            pool = shared[torch.from_numpy(own).to(shared.device)]
-            pointers = _positions(own, pointers)
-            blocked = [
-                None if rows is None else np.flatnonzero(np.isin(own[index], rows))
-                for index, rows in enumerate(blocked)
-            ]
+        candidates = starts[:, None] + np.where(valid, places, 0)
+        pool, own, pointers, blocked = shared, None, self.pointers, self._blocked
+        size = int(self._pools.sizes[queries[0]])
+        if size:
+            pointers, blocked = self._placed
+            _, rows = self._pools.take(queries)
+            held, own = np.unique(rows, return_inverse=True)
+            pool, own = shared[on_device(held)], own.reshape(-1, size)
+        pointers = pointers[candidates]
+        varied = (pointers != pointers[:, :1]).any(axis=1)
         return Batch(
-            queries=self.queries[torch.from_numpy(queries)].to(shared.device),
+            queries=self.queries[torch.from_numpy(queries)].to(device),
             pool=pool,
-            allowed=_mask(blocked, pool.shape[-2], shared.device),
-            pointers=torch.from_numpy(np.where(valid[..., None], pointers, 0)).to(shared.device),
-            rewards=torch.from_numpy(np.where(valid, self.rewards[candidates], 0)).to(
-                shared.device
-            ),
-            valid=torch.from_numpy(valid).to(shared.device),
-            sampled=torch.from_numpy(valid & self.sampled[candidates]).to(shared.device),
-            varied=torch.from_numpy((pointers != pointers[:, :1]).any(axis=1)).to(shared.device),
+            own=None if own is None else on_device(own),
+            allowed=_mask(len(queries), size or len(pool), *blocked.take(queries), device),
+            pointers=on_device(np.where(valid[..., None], pointers, 0)),
+            rewards=on_device(np.where(valid, self.rewards[candidates], 0)),
+            valid=on_device(valid),
+            sampled=on_device(valid & self.sampled[candidates]),
+            varied=on_device(varied),
+            depth=1 + int(varied.any(axis=0).nonzero()[0].max(initial=0)),
         )
-
-    def _own_pool(self, query: int) -> Rows:
-        own = self.pools[query]
-        assert own is not None
-        return own
 
 
 def _own_rows(data: BeamDatasetWithEmbedding) -> Sequence[Rows | None]:
@@ -238,23 +300,16 @@ def _union(first: Rows | None, second: Rows | None) -> Rows | None:
     return np.unique(np.concatenate(found)) if found else None
 
 
-def _mask(blocked: Sequence[Rows | None], size: int, device: torch.device) -> Tensor | None:
-    if all(rows is None or not len(rows) for rows in blocked):
+def _mask(
+    batch: int,
+    size: int,
+    which: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
+    device: torch.device,
+) -> Tensor | None:
+    """[batch, size] bool, False where query `which` may not choose `rows`."""
+    if not len(rows):
         return None
-    allowed = torch.ones(len(blocked), size, dtype=torch.bool)
-    for index, rows in enumerate(blocked):
-        if rows is not None:
-            allowed[index, torch.from_numpy(rows.astype(np.int64))] = False
+    allowed = torch.ones(batch, size, dtype=torch.bool)
+    allowed[torch.from_numpy(which), torch.from_numpy(rows)] = False
     return allowed.to(device)
-
-
-def _positions(
-    own: npt.NDArray[np.int64], pointers: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """Where each row of `pointers` [B, N, S] stands in its query's pool [B, M]."""
-    order = np.argsort(own, axis=1, kind="stable")
-    found = np.empty_like(pointers)
-    for index, rows in enumerate(pointers):
-        ranks = np.searchsorted(own[index], rows, sorter=order[index])
-        found[index] = order[index][np.minimum(ranks, own.shape[1] - 1)]
-    return found

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from pointer_rl.policy.selector import PointerSelector
+from pointer_rl.policy.selector import EncodedPool, PointerSelector
 from pointer_rl.train import losses
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Batch, Groups
@@ -45,30 +45,43 @@ _TOP_K = 3
 _DROPOUT = 0.5
 
 
-def step_logprobs(selector: PointerSelector, batch: Batch) -> Iterator[Tensor]:
+def step_logprobs(
+    selector: PointerSelector,
+    batch: Batch,
+    steps: int | None = None,
+    encoded: EncodedPool | None = None,
+) -> list[Tensor]:
     """For each step the log-probabilities of the next row along the batch's pointers.
 
-    [B, 1, K] at the first step, which all candidates share, then [B, N, K].
+    [B, 1, K] at the first step, which all candidates share, then [B, N, K]. `steps`: only the first
+    of them. `encoded`: the pool of all queries, where `selector` has encoded it already.
     """
-    state = selector.encode(batch.queries, batch.pool, batch.allowed)
-    for step in range(batch.pointers.shape[-1]):
-        if step:
-            state = selector.advance(state, batch.pointers[..., step - 1])
-        yield selector.step_logits(state).log_softmax(-1)
+    pool = encoded
+    if pool is None or batch.own is not None:
+        pool = selector.project(batch.pool)
+    if batch.own is not None:
+        pool = pool.of(batch.own)
+    state = selector.attend(batch.queries, pool, batch.allowed)
+    logprobs = [selector.step_logits(state).log_softmax(-1)]
+    for rows in batch.pointers.unbind(-1)[: (steps or batch.pointers.shape[-1]) - 1]:
+        state = selector.advance(state, rows)
+        logprobs.append(selector.step_logits(state).log_softmax(-1))
+    return logprobs
 
 
 def pointer_logprobs(batch: Batch, steps: list[Tensor], taught: Tensor | None = None) -> Tensor:
     """[B, N] log-probabilities of the pointers, from those of their steps; 0 where invalid.
 
-    `taught` [B, S] bool: only those of these steps; None: of all, that is the policy's own.
+    `taught` [B, S] bool: only those of these steps; None: of all, that is the policy's own. Steps
+    after the last that is taught need not be there.
     """
     chosen = [
         logprobs.expand(*batch.pointers.shape[:2], -1).gather(-1, rows.unsqueeze(-1)).squeeze(-1)
-        for logprobs, rows in zip(steps, batch.pointers.unbind(-1), strict=True)
+        for logprobs, rows in zip(steps, batch.pointers.unbind(-1), strict=False)
     ]
     logprobs_BNS = torch.stack(chosen, dim=-1)
     if taught is not None:
-        logprobs_BNS = logprobs_BNS.where(taught.unsqueeze(1), 0.0)
+        logprobs_BNS = logprobs_BNS.where(taught[:, None, : len(steps)], 0.0)
     return logprobs_BNS.sum(-1).masked_fill(~batch.valid, 0.0)
 
 
@@ -124,6 +137,8 @@ class Learner:
         self.config = config
         self.device = device
         self._groups = groups
+        selector.check(groups.queries, "query")
+        selector.check(groups.pool, "pool")
         teaching = groups.teaching(config.imitate)
         self.tied_share = 1 - float(teaching[training].mean())
         """Of the training groups, those that teach nothing, since their rewards are all equal."""
@@ -147,7 +162,7 @@ class Learner:
         mean = _Mean()
         for step, batch in enumerate(self._batches(rng), first_step):
             with self._dropout(rng):
-                steps = list(step_logprobs(self.selector, batch))
+                steps = step_logprobs(self.selector, batch, self._depth(batch))
             logprobs = pointer_logprobs(batch, steps, self._taught(batch))
             valid = batch.valid if self.config.grpo_on == "all" else batch.valid & ~batch.sampled
             rce = losses.rce_loss(logprobs, batch.rewards, valid, temperature)
@@ -167,17 +182,24 @@ class Learner:
         old: PointerSelector,
         reference: PointerSelector,
     ) -> Metrics:
-        """Clipped policy gradient with a KL term over every group with spread, once."""
+        """Clipped policy gradient with a KL term over every group with spread, once.
+
+        Where `old` is `reference`, the same object, it is asked once.
+        """
         mean = _Mean()
+        old_pool, reference_pool = self._encoded(old), self._encoded(reference)
         for step, batch in enumerate(self._batches(rng), first_step):
             valid, advantage = self._compared(batch)
             with self._dropout(rng):
-                steps = list(step_logprobs(self.selector, batch))
+                steps = step_logprobs(self.selector, batch)
             taught = self._taught(batch)
             logprobs = pointer_logprobs(batch, steps, taught)
             with torch.no_grad():
-                old_logprobs = pointer_logprobs(batch, list(step_logprobs(old, batch)), taught)
-                reference_steps = list(step_logprobs(reference, batch))
+                reference_steps = step_logprobs(reference, batch, encoded=reference_pool)
+                old_steps = reference_steps
+                if old is not reference:
+                    old_steps = step_logprobs(old, batch, self._depth(batch), old_pool)
+                old_logprobs = pointer_logprobs(batch, old_steps, taught)
             ppo, clipped = losses.clipped_ratio_loss(
                 logprobs, old_logprobs, advantage, valid, self.config.clip
             )
@@ -195,6 +217,17 @@ class Learner:
 
     def _taught(self, batch: Batch) -> Tensor | None:
         return None if self.config.all_steps else batch.varied
+
+    def _depth(self, batch: Batch) -> int | None:
+        """How many steps are taught: what comes after them need not be computed."""
+        return None if self.config.all_steps else batch.depth
+
+    @torch.no_grad()
+    def _encoded(self, selector: PointerSelector) -> EncodedPool | None:
+        """The pool as a policy sees it that does not learn: once for all batches that share it."""
+        if self.config.own_pools:
+            return None
+        return selector.project(self._groups.pool.to(self.device))
 
     def _compared(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The candidates that GRPO compares, [B, N] bool, and their advantages."""
@@ -228,15 +261,17 @@ class Learner:
         return kl.where(valid, 0.0).sum(-1) / valid.sum(-1).clamp(min=1)
 
     @torch.no_grad()
-    def held_out(self) -> Metrics:
-        """What the selector is worth on held-out groups that teach.
+    def held_out(self, selector: PointerSelector | None = None) -> Metrics:
+        """What the selector, or another, is worth on held-out groups that teach.
 
         `reward`: expected (`losses.expected_reward`), by the steps that are taught; `best`: that of
         the best candidate of each; `cross_entropy`: RCE at its last temperature.
         """
         mean = _Mean()
+        selector = selector or self.selector
+        pool = self._encoded(selector)
         for batch in self._groups.batches(self._held_out, self.config.batch_size, self.device):
-            steps = list(step_logprobs(self.selector, batch))
+            steps = step_logprobs(selector, batch, self._depth(batch), pool)
             logprobs = pointer_logprobs(batch, steps, self._taught(batch))
             scored = (logprobs, batch.rewards, batch.valid)
             mean.add("reward", losses.expected_reward(*scored))

@@ -3,7 +3,8 @@
 A round takes queries that have not been asked, lets the best policy so far propose pointers for
 them, and has the backend answer, through the store of responses. What comes back is kept as RL data
 in rounds/round-N.json: a run that was killed reads it there. Then RCE and GRPO learn from the
-groups of all rounds, and of the logged data where there are any.
+groups of all rounds, and of the logged data where there are any. Before there is a group with
+something to tell to train on and one to hold out, a round is only asked.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from pointer_rl.data.records import RecordWriter, to_record
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
-from pointer_rl.generate.pipeline import GenerateConfig, generate
+from pointer_rl.generate.pipeline import GenerateConfig, Generation, generate
 from pointer_rl.generate.proposing import AllowedRows, image_content
 from pointer_rl.generate.run import SCHEMA_VERSION
 from pointer_rl.policy import SelectorPolicy
@@ -40,7 +41,7 @@ from pointer_rl.train.run import (
     identity,
 )
 from pointer_rl.train.sources import Source, embedded, start_policy
-from pointer_rl.train.trainer import EpochLine, Trainer, round_stages
+from pointer_rl.train.trainer import SPLIT_SEED, EpochLine, Trainer, round_stages, split_by_image
 from pointer_rl.trials.inputs import describe_policy
 from pointer_rl.trials.judging import Judge
 from pointer_rl.trials.workbench import Named, TrialOptions, Workbench
@@ -106,10 +107,13 @@ def run_online(
     on_start: Callable[[int], object] = lambda queries: None,
     on_query: Callable[[], object] = lambda: None,
     on_outcome: Callable[[Outcome], object] = lambda outcome: None,
+    on_tied: Callable[[str], object] = lambda sentence: None,
 ) -> TrainResult:
     """Learn while asking, and write the bundle.
 
-    Raises InputError, before the first trial, for what is missing or does not fit.
+    `on_tied` is told, in words, of a round that teaches nothing.
+    Raises InputError, before the first trial, for what is missing or does not fit; and at the end
+    where no round taught anything.
     """
     if run.config.grpo_on == "sampled":
         raise InputError("--grpo-on sampled: online rounds ask probes, which no policy draws")
@@ -167,19 +171,40 @@ def run_online(
             queries = asking.queries(number, known)
             path = run.output.folder / ROUNDS / f"round-{number:02}.json"
             if not path.exists():
-                knows = number > 1 or groups is not None or run.sft_ckpt is not None
+                knows = bool(trainer.log) or run.sft_ckpt is not None
                 policy = SelectorPolicy(frozen(trainer.best), device)
                 asking.ask(path, number, queries, policy, knows, on_query, on_outcome)
             fresh = Groups.of(source.read(path, run.reward), shots).with_images(images)
             groups = fresh if groups is None else groups.joined(fresh)
             known |= {query.id for query in queries}
+            missing = _missing(groups, run.config)
+            if not fresh.spread.any():
+                on_tied(f"round {number}: every group is tied: its trials teach nothing")
+            elif missing is not None:
+                on_tied(f"round {number}: too little to learn from yet: {missing}")
+            if missing is not None:
+                continue
             stages = round_stages(of_round, number)
             trainer.fit(groups, stages, first=done)
             done += len(stages)
     assert groups is not None
+    if not trainer.log:
+        raise InputError(
+            f"nothing was learned in {online.rounds} rounds: {missing}; their trials are in "
+            f"{run.output.folder / ROUNDS}: raise --max-calls or --pointers, with --overwrite"
+        )
     data = None if logged is None else DataFile(name=logged.path.name, sha256=logged.sha256)
     finish(trainer, source, groups, run.output.folder, data, run.sft_ckpt)
     return TrainResult(run.output.folder, trainer.log, trainer.kept)
+
+
+def _missing(groups: Groups, config: TrainConfig) -> InputError | None:
+    """Why the groups cannot be learned from yet."""
+    try:
+        split_by_image(groups, config.held_out, SPLIT_SEED, imitate=config.imitate)
+    except InputError as error:
+        return error
+    return None
 
 
 def _images(workbench: Workbench) -> dict[str, str]:
@@ -253,7 +278,7 @@ class _Asking:
         partial = path.with_name(f".{path.name.removesuffix('.json')}.partial.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         with RecordWriter(partial, meta) as writer:
-            for judged in generate(
+            generation = Generation(
                 queries,
                 vectors,
                 self._pool,
@@ -261,8 +286,8 @@ class _Asking:
                 {PROBE: probe.create()},
                 self._judge,
                 config,
-                on_outcome,
-            ):
+            )
+            for judged in generate(generation, on_outcome):
                 record = to_record(
                     judged.query,
                     judged.candidates,

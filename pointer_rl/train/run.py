@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -11,17 +11,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
 from pointer_rl.data.beam_dataset import BeamDatasetWithEmbedding
-from pointer_rl.data.embeddings import atomic_write
+from pointer_rl.data.embeddings import atomic_write, digest_vectors
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError, MissingExtraError
-from pointer_rl.policy import SelectorPolicy
+from pointer_rl.policy import PointerSelector, SelectorPolicy
 from pointer_rl.policy.bundle import (
     BundleInfo,
     DataFile,
     is_bundle,
+    load_bundle,
     read_query_ids,
     save_bundle,
 )
@@ -29,7 +28,7 @@ from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
 from pointer_rl.train.learner import frozen
 from pointer_rl.train.sources import Source, open_source, start_policy
-from pointer_rl.train.trainer import EpochLine, Trainer, round_stages
+from pointer_rl.train.trainer import AT_START, EpochLine, Trainer, round_stages
 from pointer_rl.trials.workbench import Named
 
 __all__ = ["CHECKPOINT", "Output", "TrainResult", "TrainRun", "identity", "run_training"]
@@ -38,6 +37,11 @@ CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 ROUNDS = "rounds"
 EVENTS = "tensorboard"
+_LEFTOVER = re.compile(
+    r"\.*(checkpoint|model|pool|config|bundle|metrics|query_ids|README|round-\d+(\.partial)?)\.[a-z]+"
+    r"\.(tmp)?\d+(\.tmp)?|\.round-\d+\.partial\.json"
+)
+"""What a run that was killed was writing: files under temporary names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,7 @@ class Output:
         """Raise InputError for a folder that holds a run, and neither option says what to do.
 
         MissingExtraError without TensorBoard where it is wanted, before anything is deleted.
+        What a run that was killed there had not finished writing is removed.
         """
         if self.tensorboard:
             _summary_writer()
@@ -81,6 +86,9 @@ class Output:
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for path in [*self.folder.iterdir(), *self.folder.glob(f"{ROUNDS}/*")]:
+                if _LEFTOVER.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
         except OSError as error:
             raise InputError(f"{self.folder}: cannot be written ({error.strerror})") from error
 
@@ -121,26 +129,33 @@ class TrainResult:
     keep_by: Literal["reward", "cross_entropy"] = "reward"
 
     def sentences(self) -> list[str]:
-        """In words: whether held-out groups say that it learned."""
+        """In words: whether held-out groups say that it learned.
+
+        Of rounds: first the whole run, then the last round by itself, both by the same groups.
+        """
         start = next(line for line in self.log if line["round"] == self.kept["round"])
         key = f"held_out_{self.keep_by}"
+        where = f"{self.kept['stage']} epoch {self.kept['epoch']}"
+        verdicts = [self._verdict(start[key], where)]
+        if self.kept["round"]:
+            in_round = f"round {self.kept['round']}"
+            verdicts = [f"{in_round}: {verdicts[0]}"]
+            if AT_START in start:
+                verdicts.insert(0, f"the run: {self._verdict(start[AT_START], in_round)}")
+        if self.keep_by == "cross_entropy":
+            return verdicts
+        verdicts[-1] += f"; the best pointers judged have {start['held_out_best']:.3f}"
+        return [*verdicts, f"{start['tied_groups']:.0%} of the groups are tied and taught nothing"]
+
+    def _verdict(self, before: float, where: str) -> str:
+        """From `before` to the policy that is kept, which was found at `where`."""
+        after = self.kept[f"held_out_{self.keep_by}"]
         sign = 1 if self.keep_by == "reward" else -1
         name = f"held-out {'expected reward' if sign == 1 else 'cross-entropy'}"
-        where = f"{self.kept['stage']} epoch {self.kept['epoch']}"
-        change = f"{name} {start[key]:.3f} → {self.kept[key]:.3f} ({where})"
-        if sign * self.kept[key] > sign * start[key]:
-            verdict = change
-        elif self.kept is start:
-            verdict = f"it learned nothing: no epoch improved on the {name} of {start[key]:.3f}"
-        else:
-            verdict = f"it learned nothing: {change}"
-        if self.kept["round"]:
-            verdict = f"round {self.kept['round']}: {verdict}"
-        if sign == -1:
-            return [verdict]
-        verdict += f"; the best pointers judged have {start['held_out_best']:.3f}"
-        tied = f"{start['tied_groups']:.0%} of the groups are tied and taught nothing"
-        return [verdict, tied]
+        if before == after:
+            return f"it learned nothing: no epoch improved on the {name} of {before:.3f}"
+        change = f"{name} {before:.3f} → {after:.3f} ({where})"
+        return change if sign * after > sign * before else f"it learned nothing: {change}"
 
 
 def identity(
@@ -150,17 +165,13 @@ def identity(
     decided = {
         **asdict(config),
         "faults": sorted(config.faults),
-        "queries": _digest(source.queries.vectors),
-        "pool": _digest(source.pool.vectors),
+        "queries": digest_vectors(source.queries.vectors),
+        "pool": digest_vectors(source.pool.vectors),
         "start": start.hash,
         **more,
     }
     plain: dict[str, Any] = json.loads(json.dumps(decided))
     return plain
-
-
-def _digest(vectors: Tensor) -> str:
-    return hashlib.sha256(vectors.contiguous().numpy().tobytes()).hexdigest()
 
 
 def run_training(
@@ -236,16 +247,23 @@ def finish(
     data: DataFile | None,
     start: Path | None,
 ) -> None:
-    """Write the bundle of the best policy. What `start`, a bundle, has seen, this one has too."""
+    """Write the bundle of the best policy. What `start`, a bundle, has seen, this one has too.
+
+    One that is there already stays as it is, with what measured it since.
+    """
     seen = read_query_ids(start) if start is not None and is_bundle(start) else ()
     kept = trainer.kept
     metrics = {
         key: kept[key]
         for key in ("held_out_reward", "held_out_best", "held_out_cross_entropy", "tied_groups")
     }
+    best = frozen(trainer.best)
+    training = {"options": trainer.state.run, "metrics": metrics}
+    if _is_written(folder, best, training):
+        return
     save_bundle(
         folder,
-        frozen(trainer.best),
+        best,
         source.pool.vectors,
         source.pool_ids,
         BundleInfo(
@@ -253,10 +271,21 @@ def finish(
             encoder=source.encoder,
             dataset=source.dataset,
             data=data,
-            training={"options": trainer.state.run, "metrics": metrics},
+            training=training,
         ),
         list(dict.fromkeys([*seen, *groups.ids])),
     )
+
+
+def _is_written(folder: Path, policy: PointerSelector, training: Mapping[str, Any]) -> bool:
+    """Whether the folder's bundle is whole and that of this run and policy."""
+    if not is_bundle(folder):
+        return False
+    try:
+        bundle = load_bundle(folder)
+    except InputError:
+        return False
+    return bundle.policy.hash == SelectorPolicy(policy).hash and bundle.info.training == training
 
 
 class Recorder(AbstractContextManager["Recorder"]):

@@ -23,7 +23,7 @@ from pointer_rl.data.embeddings import atomic_write
 from pointer_rl.errors import InputError, first_line
 from pointer_rl.policy.selector import PointerSelector, SelectorConfig
 
-__all__ = ["TrainState", "load_state", "save_state"]
+__all__ = ["TrainState", "load_state", "new_optimizer", "save_state"]
 
 _METADATA = "pointer_rl_training"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -46,6 +46,11 @@ class TrainState:
     """Of `best`, on held-out groups; None before anything was measured."""
     log: list[dict[str, Any]] = field(default_factory=list)
     """A line for each epoch."""
+
+
+def new_optimizer(selector: PointerSelector) -> torch.optim.AdamW:
+    """AdamW without weight decay; each step is told its learning rate (`Schedule`)."""
+    return torch.optim.AdamW(selector.parameters(), weight_decay=0.0, fused=True)
 
 
 def save_state(path: Path, state: TrainState) -> None:
@@ -103,7 +108,7 @@ def _restored(
         policies[name] = selector.to(device).eval().requires_grad_(name == "policy")
     optimizer = None
     if about["optimizer"]:
-        optimizer = torch.optim.AdamW(policies["policy"].parameters(), weight_decay=0.0)
+        optimizer = new_optimizer(policies["policy"])
         _load_moments(optimizer, tensors)
     return TrainState(
         policies,

@@ -22,13 +22,16 @@ from pointer_rl.policy.selector import PointerSelector
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
 from pointer_rl.train.learner import Learner, Metrics, Schedule, frozen, without_history
-from pointer_rl.train.state import TrainState, load_state, save_state
+from pointer_rl.train.state import TrainState, load_state, new_optimizer, save_state
 
-__all__ = ["Stage", "Trainer", "round_stages", "split_by_image"]
+__all__ = ["AT_START", "Stage", "Trainer", "round_stages", "split_by_image"]
 
 SPLIT_SEED = 0
 """The same for every run: a policy that goes on from another's keeps what that held out."""
 EpochLine = dict[str, Any]
+AT_START = "held_out_reward_at_start"
+"""In the first line of every round but the first: the reward, on the groups now held out, of the
+policy that the run began with."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,9 @@ class Trainer:
             self.policy.load_state_dict(self.best.state_dict())
             before = _held_out(learner)
             self.state.best_reward = self._worth(before)
+            if first:
+                start = learner.held_out(self.state.policies["start"])
+                before[AT_START] = start["reward"]
             self._report(learner, stages[0], "start", {}, before)
         while self.state.stage < first + len(stages):
             stage = stages[self.state.stage - first]
@@ -159,8 +165,7 @@ class Trainer:
     def _epoch(self, learner: Learner, stage: Stage) -> None:
         state, config = self.state, self.config
         if state.epoch == 0:
-            parameters = self.policy.parameters()
-            state.optimizer = torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=0.0)
+            state.optimizer = new_optimizer(self.policy)
             if stage.kind == "grpo":
                 state.policies["reference"] = frozen(self.policy)
         assert state.optimizer is not None
@@ -191,7 +196,9 @@ class Trainer:
     def _references(self) -> tuple[PointerSelector, PointerSelector]:
         """GRPO's old policy and reference."""
         policies, faults = self.state.policies, self.config.faults
-        old, reference = frozen(self.policy), policies["reference"]
+        reference = policies["reference"]
+        # At the start of GRPO they are the same policy.
+        old = frozen(self.policy) if self.state.epoch else reference
         if "stale-old" in faults:
             old = reference = policies["start"]
         if "no-history" in faults:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -52,16 +53,27 @@ class Judge:
         requests, indices = [], []
         for index, trial in enumerate(trials):
             try:
-                self.metric.judge("", trial.query.answers)  # not asked if it cannot be judged
-                prompt = self.prompt.build(trial.query, trial.demonstrations)
+                requests.append(self.request(trial))
+                indices.append(index)
             except InputError as error:
                 yield index, Outcome(failure=str(error))
-                continue
-            requests.append(Request(prompt, self.decoding, self._scored(trial.query)))
-            indices.append(index)
         for position, result in ask(self.backend, requests):
             index = indices[position]
             yield index, self._outcome(trials[index].query, result)
+
+    def requests(self, trials: Sequence[Trial]) -> list[Request]:
+        """What the backend would be asked for these; of a trial that cannot be asked, nothing."""
+        requests = []
+        for trial in trials:
+            with contextlib.suppress(InputError):
+                requests.append(self.request(trial))
+        return requests
+
+    def request(self, trial: Trial) -> Request:
+        """Raises InputError for a query that cannot be judged, or an example that has no prompt."""
+        self.metric.judge("", trial.query.answers)  # not asked if it cannot be judged
+        prompt = self.prompt.build(trial.query, trial.demonstrations)
+        return Request(prompt, self.decoding, self._scored(trial.query))
 
     def _scored(self, query: Example) -> tuple[str, ...]:
         if not self.score_answers:

@@ -6,10 +6,11 @@ import math
 import time
 from collections.abc import Collection, Iterator, Sequence
 
+from pointer_rl.costs import Count, CountingBackend, PricedBackend
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.trials.keys import request_key
 from pointer_rl.trials.store import ResponseStore
-from pointer_rl.types import BackendError, Request, Response, VQABackend
+from pointer_rl.types import BackendError, Request, Response, Usage, VQABackend
 
 __all__ = ["StoredBackend", "ask"]
 
@@ -17,7 +18,12 @@ Result = Response | BackendError
 
 _BATCH = 64
 _SECONDS = 1.0
-"""What a killed run may lose: so many responses, or so many seconds of a slow backend's."""
+"""What a killed call of a batch-invariant backend may lose: so many responses, or seconds."""
+
+
+def is_batch_invariant(backend: VQABackend) -> bool:
+    """Whether its responses never depend on which requests share a call; see `VQABackend`."""
+    return bool(getattr(backend, "batch_invariant", False))
 
 
 def ask(backend: VQABackend, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
@@ -49,17 +55,19 @@ def ask(backend: VQABackend, requests: Sequence[Request]) -> Iterator[tuple[int,
 
 
 class _News:
-    """Collects responses and stores them together: a transaction for each would cost more."""
+    """Collects a call's responses. They are stored together at its end or, `as_they_come`, now."""
 
-    def __init__(self, store: ResponseStore | None, fingerprint: str) -> None:
+    def __init__(self, store: ResponseStore | None, fingerprint: str, as_they_come: bool) -> None:
         self._store = store
         self._fingerprint = fingerprint
+        self._as_they_come = as_they_come
         self._pending: list[tuple[bytes, Response]] = []
         self._stored_at = time.monotonic()
 
     def add(self, key: bytes, response: Response) -> None:
         self._pending.append((key, response))
-        if len(self._pending) >= _BATCH or time.monotonic() - self._stored_at >= _SECONDS:
+        due = len(self._pending) >= _BATCH or time.monotonic() - self._stored_at >= _SECONDS
+        if self._as_they_come and due:
             self.flush()
 
     def flush(self) -> None:
@@ -80,29 +88,51 @@ class StoredBackend:
     """A backend of which nothing is asked that it has answered before.
 
     Answers come from the store; what it lacks is asked, once where several requests are equal, and
-    stored as it comes, failures excepted: they are asked again. Without a store only equal requests
-    of one call share an answer.
+    stored, failures excepted: they are asked again. Without a store only equal requests of one call
+    share an answer.
 
-    A run that finds all its responses gives what the run gave that stored them, to the bit. One
-    that finds some asks the others in other batches than it would have without a store, and
-    backends whose floats depend on who shares a batch may then differ from an undisturbed run in
-    the last digits of a log-probability: the same bytes come out where the store was the same at
-    the start.
+    The last digits of a log-probability may depend on which requests share a batch. So the
+    responses of a call are stored together, at its end: a call that was cut is asked again whole,
+    in the same batches, and a run that is killed and begun again gives the same bytes as one that
+    was not, from the same store. A backend that says `batch_invariant` has no such digits, and what
+    it answers is stored as it comes.
     """
 
     def __init__(self, backend: VQABackend, store: ResponseStore | None = None) -> None:
         self.fingerprint = backend.fingerprint
+        self.batch_invariant = is_batch_invariant(backend)
         self.hits = 0
         """Requests answered from the store."""
         self.asked = 0
         """Trials put to the backend, those that failed included."""
+        self.used = Usage()
+        """What its answers took: those from the store, and failures, are not in it."""
         self._backend = backend
         self._store = store
 
-    def missing(self, requests: Sequence[Request]) -> int:
-        """How many trials `run` would put to the backend; asks nothing."""
-        keys = {key for key in map(self._key, requests) if isinstance(key, bytes)}
-        return len(keys) - len(self._found(keys))
+    @property
+    def cost(self) -> float | None:
+        """The price of `used`; None for a backend that knows none."""
+        return self._backend.cost(self.used) if isinstance(self._backend, PricedBackend) else None
+
+    def sort_out(self, requests: Sequence[Request]) -> tuple[int, list[Request]]:
+        """Of the different ones of them: how many the store answers, and those that it lacks.
+
+        Asks nothing. What cannot be asked, for an image without a key, is in neither.
+        """
+        first: dict[bytes, Request] = {}
+        for request in requests:
+            key = self._key(request)
+            if isinstance(key, bytes):
+                first.setdefault(key, request)
+        found = self._found(first)
+        return len(found), [request for key, request in first.items() if key not in found]
+
+    def count(self, requests: Sequence[Request]) -> Count:
+        """Their tokens, where the backend knows them; asks nothing, and looks nothing up."""
+        if isinstance(self._backend, CountingBackend):
+            return self._backend.count(requests)
+        return Count()
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
         """Each request's result once: first the store's, then the backend's as they come.
@@ -120,8 +150,7 @@ class StoredBackend:
                 self.hits += 1
                 yield index, response
         keys = list(indices)
-        news = _News(self._store, self.fingerprint)
-        # An interrupt, or a caller that has enough, loses nothing of what came.
+        news = _News(self._store, self.fingerprint, self.batch_invariant)
         try:
             for position, result in self._ask([requests[indices[key][0]] for key in keys]):
                 key = keys[position]
@@ -129,14 +158,19 @@ class StoredBackend:
                     news.add(key, result)
                 for index in indices[key]:
                     yield index, result
-        finally:
-            news.flush()
+        except BaseException:  # an interrupt, a backend that breaks, a caller that has enough
+            if self.batch_invariant:
+                news.flush()
+            raise
+        news.flush()
 
     def _ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
         if not requests:
             return
         for position, result in ask(self._backend, requests):
             self.asked += 1
+            if isinstance(result, Response):
+                self.used += result.usage
             yield position, result
 
     def _key(self, request: Request) -> bytes | BackendError:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from pointer_rl.validate.report import Report
 
-__all__ = ["FORMATS"]
+__all__ = ["FORMATS", "annotate_unreadable"]
 
 
 def _text(reports: Sequence[Report]) -> str:
@@ -70,13 +71,21 @@ def _github(reports: Sequence[Report]) -> str:
 
 
 def _github_lines(report: Report) -> Iterator[str]:
+    file = _property(str(report.path))
     for finding in report.findings:
+        where = finding.pointer or "the file"
         yield (
-            f"::error file={_property(str(report.path))},line={finding.line},"
-            f"title={_property(finding.rule)}::"
-            + _data(f"{finding.pointer}: {finding.message}. To do: {finding.fix}")
+            f"::error file={file},line={finding.line},title={_property(finding.rule)}::"
+            + _data(f"{where}: {finding.message}. To do: {finding.fix}")
         )
-    yield f"::notice file={_property(str(report.path))}::{_data(_summary(report))}"
+    more = report.num_findings - len(report.findings)
+    hidden = f" ({more:,} not shown: see --max-findings)" if more else ""
+    yield f"::notice file={file}::{_data(_summary(report) + hidden)}"
+
+
+def annotate_unreadable(path: Path, message: str) -> str:
+    """GitHub's annotation of a file that could not be read."""
+    return f"::error file={_property(str(path))},title=unreadable::{_data(message)}"
 
 
 def _data(text: str) -> str:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pointer_rl_schemas
 from pointer_rl.data.json_stream import Flaw, Member, stream_members
 from pointer_rl.data.layouts import LAYOUTS, Layout, detect_layout
 from pointer_rl.data.records import read_meta
+from pointer_rl.data.shards import Shard, window_of
 from pointer_rl.errors import InputError, PointerRLError
 from pointer_rl.registry import registry
 from pointer_rl.types import Metric
@@ -61,7 +63,7 @@ class _Run:
         self._beams = SchemaChecker("beams", "record")
         meta = read_meta(path)
         provenance = _Provenance(meta, self._meta.faults(meta or {}))
-        self._num_queries = provenance.num_queries
+        self._provenance = provenance
         self._rules = self._choose_rules(provenance)
         self._seen: set[str] = set()
         self._layouts: Counter[Layout] = Counter()
@@ -144,9 +146,13 @@ class _Run:
             nowhere = Finding("empty", "", "no query in this file", "generate the data again", 1)
             report.num_findings += 1
             report.findings += [nowhere][: self._config.max_findings - len(report.findings)]
-        if self._num_queries is not None and self._num_queries > report.queries:
+        expected = self._provenance.num_queries
+        if expected is not None and expected > report.queries:
+            report.notes.append(f"{report.queries} of {expected} queries: the run was ended early")
+        if self._provenance.is_newer:
             report.notes.append(
-                f"{report.queries} of {self._num_queries} queries: the run was ended early"
+                f"of schema version {self._provenance.version}: what was added since "
+                f"{self._provenance.OURS} is not checked"
             )
         if self._layouts["k64"]:
             report.unchecked += [
@@ -265,12 +271,15 @@ def _duplicate_key(path: tuple[str | int, ...], key: str | int) -> Fault:
 class _Provenance:
     """What the rules need of `_meta`; None for what it does not say, or says wrongly."""
 
+    OURS = pointer_rl_schemas.version("pointer_candidates")
+
     def __init__(self, meta: Mapping[str, Any] | None, faults: Iterable[Fault]) -> None:
         faulty = {part for fault in faults for part in fault.path[:1]}
         ours = meta is not None and "schema_version" in meta.keys() - faulty
         self._meta = {k: v for k, v in meta.items() if k not in faulty} if meta and ours else {}
         self.names_metric = meta is not None and "metric" in meta
-        self.num_queries: int | None = self._get("dataset", "num_queries")
+        self.version = str(self._get("schema_version"))
+        self.num_queries = self._num_queries()
         self.pool_size: int | None = self._get("dataset", "pool_size")
         self.shared_pool: bool | None = self._get("dataset", "shared_pool")
         self.metric_name: str | None = self._get("metric", "name")
@@ -278,6 +287,20 @@ class _Provenance:
         self.metric_options: dict[str, Any] | None = self._get("metric", "options")
         self.shots: int | None = self._get("shots")
         self.dedup: str | None = self._get("dedup")
+
+    @property
+    def is_newer(self) -> bool:
+        """Whether the file follows a later minor version of the schema than ours."""
+        _, _, minor = self.version.partition(".")
+        return bool(minor) and int(minor) > int(self.OURS.partition(".")[2])
+
+    def _num_queries(self) -> int | None:
+        """How many the file has, where its run was not ended early."""
+        queries: int | None = self._get("dataset", "num_queries")
+        shard = Shard.of(self._meta)
+        if queries is None or shard is None:
+            return queries
+        return shard.size(queries, window_of(self._meta))
 
     def _get(self, *keys: str) -> Any:
         value: Any = self._meta

@@ -1,13 +1,19 @@
-"""An epoch of training: 20,000 queries × 12 candidates × a pool of 64, 32 queries a batch.
+"""An epoch of training: 20,000 queries × 12 candidates × a pool of 64.
 
     python tests/benchmarks/bench_training.py
 
-Against loops with the same losses, one query at a time: a batch of one query, with its step of the
-optimizer (the ancestor's trainer could do no other); the same gradient as the batches', with a step
-every 32 queries; and that with the candidates one after the other too, as the seed guide evaluates
-them. The loops are timed on fewer queries and their time scaled up. A selector of
-one layer and hidden size 256, embeddings of 256 values, 2 shots; once with a pool that all queries
-share, once with a pool of its own for each (64 of 512 rows). Medians of three.
+Against the loop that one would write: the same selector, losses and steps of the optimizer (one
+every 32 queries), but one query at a time. Beside it, what else it could be compared with: that
+loop with a step for each query, as the ancestor's trainer has it; that loop with one candidate at a
+time, as the seed guide evaluates them; and the loop against batches of 128, a step every 128
+queries. A selector of one layer and hidden size 256, gated history, embeddings of 256 values, 2
+shots; once with a pool that all queries share, once with a pool of its own for each (64 of 512
+rows).
+
+One thread and its CPU time, so that who else uses the machine matters little. Each figure is the
+median of three; all are timed on fewer queries, loops on 320 and batches on 6,400, and scaled up.
+The limit is what the matrix products of the epoch (torch counts them) would take at the speed at
+which this machine multiplies [512, 256] by [256, 256].
 """
 
 from __future__ import annotations
@@ -16,21 +22,24 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from torch.utils.flop_counter import FlopCounterMode
 
 from pointer_rl.policy import PointerSelector, SelectorConfig
 from pointer_rl.train import losses
 from pointer_rl.train.config import TrainConfig
-from pointer_rl.train.groups import Batch, Groups
-from pointer_rl.train.learner import Learner, Schedule, frozen, pointer_logprobs, step_logprobs
+from pointer_rl.train.groups import Groups
+from pointer_rl.train.learner import Learner, Schedule, frozen
+from pointer_rl.train.state import new_optimizer
 
-QUERIES, CANDIDATES, POOL, WHOLE_POOL, D, SHOTS, SIZE = 20_000, 12, 64, 512, 256, 2, 32
-LOOPED = 320
+QUERIES, CANDIDATES, POOL, WHOLE_POOL, D, SHOTS = 20_000, 12, 64, 512, 256, 2
+SIZE, LARGE = 32, 128
+BATCHED, LOOPED = 6_400, 320
 REPEATS = 3
 GOALS = {"shared": 20, "own": 5}
 CPU = torch.device("cpu")
@@ -40,21 +49,21 @@ CONFIG = TrainConfig(batch_size=SIZE)
 def make_groups(own: bool) -> Groups:
     rng = np.random.default_rng(0)
     rows = WHOLE_POOL if own else POOL
-    pools = [rng.permutation(rows)[:POOL].astype(np.int32) for _ in range(QUERIES if own else 0)]
-    places = rng.random((QUERIES * CANDIDATES, POOL)).argsort(1)[:, :SHOTS]
+    pools = [rng.permutation(rows)[:POOL].astype(np.int32) for _ in range(BATCHED if own else 0)]
+    places = rng.random((BATCHED * CANDIDATES, POOL)).argsort(1)[:, :SHOTS]
     if own:
         places = np.take_along_axis(np.repeat(np.array(pools), CANDIDATES, 0), places, 1)
     return Groups(
-        ids=[str(query) for query in range(QUERIES)],
-        images=[str(query) for query in range(QUERIES)],
-        queries=torch.from_numpy(rng.standard_normal((QUERIES, D), dtype=np.float32)),
+        ids=[str(query) for query in range(BATCHED)],
+        images=[str(query) for query in range(BATCHED)],
+        queries=torch.from_numpy(rng.standard_normal((BATCHED, D), dtype=np.float32)),
         pool=torch.from_numpy(rng.standard_normal((rows, D), dtype=np.float32)),
-        offsets=np.arange(QUERIES + 1) * CANDIDATES,
+        offsets=np.arange(BATCHED + 1) * CANDIDATES,
         pointers=places.astype(np.int64),
-        rewards=rng.random(QUERIES * CANDIDATES, dtype=np.float32),
-        sampled=np.zeros(QUERIES * CANDIDATES, dtype=bool),
-        pools=pools or [None] * QUERIES,
-        excluded=[None] * QUERIES,
+        rewards=rng.random(BATCHED * CANDIDATES, dtype=np.float32),
+        sampled=np.zeros(BATCHED * CANDIDATES, dtype=bool),
+        pools=pools or [None] * BATCHED,
+        excluded=[None] * BATCHED,
     )
 
 
@@ -63,10 +72,10 @@ def selector() -> PointerSelector:
     return PointerSelector.seeded(config, 0).eval()
 
 
-def epoch(groups: Groups, kind: str) -> None:
-    every = np.arange(QUERIES)
-    learner = Learner(selector(), groups, every, every[:1], CONFIG, CPU)
-    optimizer = torch.optim.AdamW(learner.selector.parameters())
+def batches(groups: Groups, kind: str, size: int = SIZE, queries: int = BATCHED) -> None:
+    config = TrainConfig(batch_size=size, own_pools=groups.pools[0] is not None)
+    learner = Learner(selector(), groups, np.arange(queries), np.arange(1), config, CPU)
+    optimizer = new_optimizer(learner.selector)
     place = (Schedule(1e-3, learner.steps_per_epoch), 0, np.random.default_rng(0))
     if kind == "rce":
         learner.rce_epoch(optimizer, *place, 0.1)
@@ -74,83 +83,113 @@ def epoch(groups: Groups, kind: str) -> None:
         learner.grpo_epoch(optimizer, *place, frozen(learner.selector), frozen(learner.selector))
 
 
-def loop(groups: Groups, kind: str, split: Callable[[Batch], Iterator[Batch]], size: int) -> None:
+def loop(groups: Groups, kind: str, size: int = SIZE, together: int = CANDIDATES) -> None:
+    """Queries one by one, a step every `size` of them; `together` candidates at a time."""
     policy = selector()
     old, reference = frozen(policy), frozen(policy)
-    optimizer = torch.optim.AdamW(policy.parameters())
-    for number, batch in enumerate(groups.batches(np.arange(LOOPED), 1, CPU), 1):
-        parts = [[*step_logprobs(policy, each)] for each in split(batch)]
-        logprobs = joined(batch, split, parts)
+    optimizer = torch.optim.AdamW(policy.parameters(), weight_decay=0.0)
+    for index in range(LOOPED):
+        own = slice(groups.offsets[index], groups.offsets[index + 1])
+        rows = torch.from_numpy(groups.pointers[own])[None]
+        rewards = torch.from_numpy(groups.rewards[own])[None]
+        every = torch.ones_like(rewards, dtype=torch.bool)
+        query, pool = groups.queries[index : index + 1], groups.pool
+        if groups.pools[index] is not None:
+            members = torch.from_numpy(groups.pools[index]).long()
+            place_of = torch.empty(len(pool), dtype=torch.int64)
+            place_of[members] = torch.arange(len(members))
+            pool, rows = pool[members], place_of[rows]
+        parts = rows.split(together, dim=1)
+        steps = [distributions(policy, query, pool, part) for part in parts]
+        logprobs = chosen(steps, parts)
         if kind == "rce":
-            rce = losses.rce_loss(logprobs, batch.rewards, batch.valid, 0.1)
-            contrast = losses.contrast_loss(logprobs, batch.rewards, batch.valid)
-            loss = (rce + CONFIG.contrast * contrast).sum()
+            loss = losses.rce_loss(logprobs, rewards, every, 0.1)
+            loss = loss + CONFIG.contrast * losses.contrast_loss(logprobs, rewards, every)
         else:
             with torch.no_grad():
-                olds = joined(batch, split, [[*step_logprobs(old, each)] for each in split(batch)])
-                references = [[*step_logprobs(reference, each)] for each in split(batch)]
-            advantage = losses.advantages(batch.rewards, batch.valid, divide_by_std=True)
-            ppo, _ = losses.clipped_ratio_loss(logprobs, olds, advantage, batch.valid, CONFIG.clip)
-            kls = [
-                losses.exact_kl(*pair).mean()
-                for own, other in zip(parts, references, strict=True)
-                for pair in zip(own, other, strict=True)
-            ]
-            loss = ppo.sum() + CONFIG.kl_beta * torch.stack(kls).sum() / len(parts)
-        (loss / size).backward()
-        if number % size == 0:
+                olds = chosen([distributions(old, query, pool, part) for part in parts], parts)
+                theirs = [distributions(reference, query, pool, part) for part in parts]
+            advantage = losses.advantages(rewards, every, divide_by_std=True)
+            loss, _ = losses.clipped_ratio_loss(logprobs, olds, advantage, every, CONFIG.clip)
+            for ours, other in zip(steps, theirs, strict=True):
+                for pair in zip(ours, other, strict=True):
+                    kl = losses.exact_kl(*pair).mean() / len(parts)
+                    loss = loss + CONFIG.kl_beta * kl
+        (loss.sum() / size).backward()
+        if (index + 1) % size == 0:
             clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
 
 
-def joined(
-    batch: Batch, split: Callable[[Batch], Iterator[Batch]], parts: list[list]
-) -> torch.Tensor:
-    each = [pointer_logprobs(*pair) for pair in zip(split(batch), parts, strict=True)]
-    return torch.cat(each, dim=1)
+def distributions(policy: PointerSelector, query: Tensor, pool: Tensor, rows: Tensor) -> list:
+    state = policy.encode(query, pool)
+    steps = [policy.step_logits(state).log_softmax(-1)]
+    for step in range(SHOTS - 1):
+        state = policy.advance(state, rows[..., step])
+        steps.append(policy.step_logits(state).log_softmax(-1))
+    return steps
 
 
-def together(batch: Batch) -> Iterator[Batch]:
-    yield batch
+def chosen(steps: list[list[Tensor]], parts: tuple[Tensor, ...]) -> Tensor:
+    logprobs = []
+    for own, rows in zip(steps, parts, strict=True):
+        picked = [
+            each.expand(-1, rows.shape[1], -1).gather(-1, rows[..., step : step + 1]).squeeze(-1)
+            for step, each in enumerate(own)
+        ]
+        logprobs.append(torch.stack(picked).sum(0))
+    return torch.cat(logprobs, dim=1)
 
 
-def one_by_one(batch: Batch) -> Iterator[Batch]:
-    cut = {"pointers", "rewards", "valid", "sampled"}
-    for index in range(batch.valid.shape[1]):
-        yield replace(
-            batch,
-            **{
-                each.name: getattr(batch, each.name)[:, index : index + 1]
-                for each in fields(batch)
-                if each.name in cut
-            },
-        )
+def seconds(queries: int, function: Callable[..., None], *arguments: object) -> float:
+    """Of an epoch, from the time that `function` takes for some queries."""
+    start = time.process_time()
+    function(*arguments)
+    return (time.process_time() - start) * QUERIES / queries
 
 
-def seconds(function: Callable[..., None], *arguments: object) -> float:
+def limit(groups: Groups, kind: str) -> float:
+    """Seconds of an epoch's matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        batches(groups, kind, SIZE, 10 * SIZE)
+    left, right = torch.randn(512, D), torch.randn(D, D)
     times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        function(*arguments)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    for _ in range(20):
+        start = time.process_time()
+        for _ in range(20):
+            left @ right
+        times.append((time.process_time() - start) / 20)
+    speed = 2 * 512 * D * D / statistics.median(times)
+    return counter.get_total_flops() / (10 * SIZE) * QUERIES / speed
 
 
 def main() -> None:
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    torch.set_num_threads(1)
+    print(f"{platform.machine()}, 1 thread, torch {torch.__version__}; seconds of CPU time")
     for name, own in (("shared", False), ("own", True)):
         groups = make_groups(own)
         for kind in ("rce", "grpo"):
-            batched = seconds(epoch, groups, kind)
-            scale = QUERIES / LOOPED
-            single = seconds(loop, groups, kind, together, 1) * scale
-            queries = seconds(loop, groups, kind, together, SIZE) * scale
-            candidates = seconds(loop, groups, kind, one_by_one, SIZE) * scale
+            runs = {
+                "batches": (BATCHED, batches, groups, kind),
+                "large": (BATCHED, batches, groups, kind, LARGE),
+                "loop": (LOOPED, loop, groups, kind),
+                "steps": (LOOPED, loop, groups, kind, 1),
+                "candidates": (LOOPED, loop, groups, kind, SIZE, 1),
+            }
+            for arguments in runs.values():
+                seconds(*arguments)
+            # In turn, so that what slows the machine slows all of them.
+            rounds = [{each: seconds(*runs[each]) for each in runs} for _ in range(REPEATS)]
+            times = {each: statistics.median(taken[each] for taken in rounds) for each in runs}
+            batched = times["batches"]
             print(
-                f"{name} pool, {kind}: {batched:.1f} s an epoch; batches of one query take "
-                f"{single / batched:.1f}× (goal {GOALS[name]}×), a loop with the same steps "
-                f"{queries / batched:.1f}×, over candidates too {candidates / batched:.1f}×"
+                f"{name} pool, {kind}: {batched:.1f} s an epoch (limit "
+                f"{limit(groups, kind):.1f} s); the loop takes {times['loop'] / batched:.1f}× "
+                f"(goal {GOALS[name]}×); with a step a query {times['steps'] / batched:.1f}×, a "
+                f"candidate at a time {times['candidates'] / batched:.1f}×; batches of {LARGE}: "
+                f"{times['large']:.1f} s, the loop {times['loop'] / times['large']:.1f}×",
+                flush=True,
             )
     megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"most memory: {megabytes:,.0f} MB")

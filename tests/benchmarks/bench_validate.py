@@ -2,18 +2,19 @@
 
     python tests/benchmarks/bench_validate.py [--queries 15000]
 
-Each measurement is a process of its own: seconds of CPU, and growth of the resident memory.
+Each measurement is a process of its own: seconds of CPU, and all the memory that was resident.
+Medians of five runs, taken in turn.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 
 from pointer_rl.data.records import RecordWriter, to_record
 from pointer_rl.images import ImageBytes
@@ -25,15 +26,15 @@ PROBE = """
 import resource, sys, time
 from pathlib import Path
 {setup}
-memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 begin = time.process_time()
 {work}
-seconds = time.process_time() - begin
-print(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1024)
+print(time.process_time() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
+REPEATS = 5
+GOAL = "validate, schema and rules"
 WAYS = {
     "json.load": ("import json", "json.load(open(sys.argv[1], 'rb'))"),
-    "validate, schema and rules": (
+    GOAL: (
         "from pointer_rl.validate import ValidationConfig, validate_file",
         "report = validate_file(Path(sys.argv[1]), ValidationConfig(recompute=False))\n"
         "assert not report.num_findings",
@@ -84,36 +85,28 @@ def _outcome(answers: tuple[str, ...], rng: random.Random) -> Outcome:
 
 
 def measure(path: Path, setup: str, work: str) -> tuple[float, float]:
-    """(the least seconds of three runs, the most MB)"""
-    code = PROBE.format(setup=setup, work=work)
-    runs = []
-    for _ in range(3):
-        command = [sys.executable, "-c", code, str(path)]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        runs.append(tuple(map(float, output.split())))
-    return min(seconds for seconds, _ in runs), max(memory for _, memory in runs)
+    """(seconds, MB)"""
+    command = [sys.executable, "-c", PROBE.format(setup=setup, work=work), str(path)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    seconds, memory = map(float, output.split())
+    return seconds, memory
 
 
 def main() -> None:
-    """Measure each way and print the results as JSON."""
+    """Measure each way and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--queries", type=int, default=15_000)
     queries = parser.parse_args().queries
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rl.json"
         write(path, queries)
-        size = path.stat().st_size / 1e6
-        measured = {name: measure(path, *way) for name, way in WAYS.items()}
-    loading = measured["json.load"][0]
-    results = {
-        name: {
-            "seconds": round(seconds, 2),
-            "of json.load": round(seconds / loading, 2),
-            "memory_mb": round(memory, 1),
-        }
-        for name, (seconds, memory) in measured.items()
-    }
-    print(json.dumps({"file_mb": round(size, 1), "queries": queries, **results}, indent=2))
+        print(f"{path.stat().st_size / 1e6:.1f} MB, {queries:,} queries; medians of {REPEATS}")
+        rounds = [{name: measure(path, *way) for name, way in WAYS.items()} for _ in range(REPEATS)]
+    loading = median(each["json.load"][0] for each in rounds)
+    for name in WAYS:
+        seconds, memory = (median(each[name][part] for each in rounds) for part in (0, 1))
+        goal = "  (goals: 1.5 ×, 60 MB)" if name == GOAL else ""
+        print(f"{name:33} {seconds:6.2f} s {seconds / loading:5.2f} × {memory:7.1f} MB{goal}")
 
 
 if __name__ == "__main__":

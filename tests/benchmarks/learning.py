@@ -3,8 +3,10 @@
 For each seed (of dataset, lexicon and training) and each budget of trials: a policy trained on
 InfoScore beams (SFT), one trained on logged RL data (offline), and one that asks for half of its
 data itself (online). All answer the same test queries, beside the baselines. At the largest budget
-also the recipes of the guide and of the ancestor; at the middle one, for the first seed, what
-becomes of offline learning when one choice is made otherwise.
+also the recipes of the guide and of the ancestor, with and without their GRPO. For the first seed,
+also: the policies of the largest budget at 1 to 4 shots, and with their demonstrations in reverse
+order; and, at the middle budget, what becomes of offline learning when one choice is made
+otherwise.
 
     learning.py FOLDER [--seeds N] [--queries N]
 
@@ -17,17 +19,16 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from learning_tables import accuracy_table, draw, shots_table, versus_own_rce, versus_sft
 
-from pointer_rl.cli.tables import format_table
-from pointer_rl.evaluate.run import EvaluateConfig, EvaluateRun, run_evaluation
-from pointer_rl.evaluate.statistics import compare, gap_recovered
+from pointer_rl.evaluate.run import EvaluateConfig, OpenedPolicy, evaluate, open_policy
 from pointer_rl.generate.beams import BeamConfig, BeamRun, run_beams
 from pointer_rl.generate.pipeline import GenerateConfig
 from pointer_rl.generate.run import GenerateRun, run_generate
@@ -35,7 +36,8 @@ from pointer_rl.policy import PointerSelector, SelectorConfig, save_selector
 from pointer_rl.train.config import RECIPES, SelectorSizes, TrainConfig
 from pointer_rl.train.online import OnlineConfig, OnlineRun, run_online
 from pointer_rl.train.run import Output, TrainRun, run_training
-from pointer_rl.trials.workbench import Named, TrialOptions
+from pointer_rl.trials.workbench import Named, TrialOptions, Workbench
+from pointer_rl.types import Decoded, Policy, Pool, QueryBatch
 
 BUDGETS = (5_000, 15_000, 40_000)
 PROBES = 20
@@ -72,6 +74,29 @@ OTHER_DATA: dict[str, list[Named]] = {
         Named("random", {"num": 2}),
     ],
 }
+
+
+@dataclass(frozen=True)
+class Reversed:
+    """A policy whose demonstrations are shown in the opposite order."""
+
+    policy: Policy
+
+    def beam(self, queries: QueryBatch, pool: Pool, width: int) -> Decoded:
+        found = self.policy.beam(queries, pool, width)
+        return Decoded(found.rows.flip(-1), found.logprobs)
+
+    def sample(
+        self,
+        queries: QueryBatch,
+        pool: Pool,
+        num_samples: int,
+        rngs: Sequence[np.random.Generator],
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> Decoded:
+        drawn = self.policy.sample(queries, pool, num_samples, rngs, temperature, top_p)
+        return Decoded(drawn.rows.flip(-1), drawn.logprobs)
 
 
 class Bench:
@@ -187,17 +212,22 @@ class Bench:
             ),
         )
 
-    def evaluate(self, name: str, policies: Mapping[str, Path], primary: str) -> dict[str, Any]:
+    def evaluate(
+        self,
+        name: str,
+        policies: Mapping[str, Path | OpenedPolicy],
+        primary: str,
+        shots: tuple[int, ...] = (SHOTS,),
+    ) -> dict[str, Any]:
         path = self.folder / f"{name}.json"
         if not path.exists():
-            evaluation = run_evaluation(
-                EvaluateRun(
-                    trials=self.trials("test"),
-                    policies=policies,
-                    config=EvaluateConfig(
-                        shots=(SHOTS,), limit=self.queries, primary=primary, seed=self.seed
-                    ),
-                )
+            evaluation = evaluate(
+                Workbench(self.trials("test")),
+                {
+                    arm: open_policy(each) if isinstance(each, Path) else each
+                    for arm, each in policies.items()
+                },
+                EvaluateConfig(shots=shots, limit=self.queries, primary=primary, seed=self.seed),
             )
             path.write_text(evaluation.to_json(), encoding="utf-8")
             print(f"seed {self.seed}: {evaluation.verdict}", flush=True)
@@ -220,6 +250,23 @@ class Bench:
             policies[f"{recipe}'s RCE alone"] = self.offline(f"{recipe}-rce", data, alone)
         return self.evaluate("main", policies, f"online {FULL:,}")
 
+    def evaluate_shots(self) -> dict[str, Any]:
+        """The policies of the largest budget, trained at SHOTS, at 1 to 4."""
+        return self.evaluate("shots", self._largest(), f"online {FULL:,}", (1, 2, 3, 4))
+
+    def evaluate_order(self) -> dict[str, Any]:
+        """The same at SHOTS, and with each pointer shown in reverse."""
+        policies: dict[str, Path | OpenedPolicy] = {**self._largest()}
+        for name, folder in self._largest().items():
+            opened = open_policy(folder)
+            policies[f"{name}, reversed"] = replace(opened, policy=Reversed(opened.policy))
+        return self.evaluate("order", policies, f"online {FULL:,}")
+
+    def _largest(self) -> dict[str, Path]:
+        return {
+            f"{each} {FULL:,}": self.folder / f"{each}-{FULL}" for each in ("offline", "online")
+        }
+
     def ablations(self) -> dict[str, Any]:
         data = self.probes(ABLATED)
         policies = {"default": self.offline(f"offline-{ABLATED}", data, DEFAULT)}
@@ -237,81 +284,6 @@ class Bench:
         return self.evaluate("ablations", policies, "default")
 
 
-def pooled(results: list[dict[str, Any]], arm: str) -> np.ndarray:
-    """Accuracies of all seeds' queries, side by side."""
-    return np.concatenate([each["accuracies"][str(SHOTS)][arm] for each in results]).astype(float)
-
-
-def arms(results: list[dict[str, Any]]) -> list[str]:
-    skipped = {"random by seed", "oracle pointers"}
-    names = results[0]["accuracies"][str(SHOTS)]
-    return [name for name in names if name not in skipped and not name.startswith("vote")]
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    """Accuracy and gap recovered of every arm, all seeds' queries together, and by seed."""
-    low, high = pooled(results, "random"), pooled(results, "oracle")
-    rows = [("arm", "accuracy", "gap recovered", "by seed")]
-    for arm in arms(results):
-        values = pooled(results, arm)
-        gap = gap_recovered(values, low, high, seed=0)
-        by_seed = [
-            gap_recovered(*(pooled([each], name) for name in (arm, "random", "oracle")), seed=0)
-            for each in results
-        ]
-        rows.append(
-            (
-                arm,
-                f"{100 * values.mean():.1f}",
-                f"{gap.share:.2f} ({gap.low:.2f} to {gap.high:.2f})" if gap else "",
-                " ".join(f"{each.share:.2f}" for each in by_seed if each),
-            )
-        )
-    return format_table(rows, numeric=frozenset({1}))
-
-
-def versus_sft(results: list[dict[str, Any]]) -> list[str]:
-    lines = []
-    for arm in ("offline", "online"):
-        ours, theirs = (pooled(results, f"{each} {FULL:,}") for each in (arm, "SFT"))
-        found = compare(ours, theirs, level=0.95, seed=0)
-        lines.append(
-            f"{arm} less SFT, both for {FULL:,} trials: {100 * found.mean:+.1f} points "
-            f"(95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}; "
-            f"{found.queries:,} queries)"
-        )
-    return lines
-
-
-def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy against trials, with the baselines as lines."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for arm, color in (("online", "tab:red"), ("offline", "tab:orange"), ("SFT", "tab:blue")):
-        each = [
-            [100 * pooled([result], f"{arm} {budget:,}").mean() for budget in BUDGETS]
-            for result in results
-        ]
-        axes.fill_between(BUDGETS, np.min(each, 0), np.max(each, 0), color=color, alpha=0.15)
-        axes.plot(BUDGETS, np.mean(each, 0), marker="o", color=color, label=arm, linewidth=2)
-    for arm, style in (("oracle", "--"), ("mixed", ":"), ("random", "-.")):
-        label = "mixed similarity" if arm == "mixed" else arm
-        height = 100 * pooled(results, arm).mean()
-        axes.axhline(height, color="0.4", linestyle=style, label=label)
-    axes.set_xlabel("trials asked")
-    axes.set_ylabel("accuracy on test queries (%)")
-    axes.set_title(f"glyphs, {SHOTS} shots, {len(results)} seeds", loc="left")
-    axes.set_xticks(BUDGETS, [f"{budget:,}" for budget in BUDGETS])
-    axes.set_ylim(0, 102)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.savefig(path, dpi=120)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
@@ -321,12 +293,17 @@ def main() -> None:
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     benches = [Bench(given.folder, seed, given.queries) for seed in range(given.seeds)]
     results = [bench.main_arms() for bench in benches]
-    print(table(results))
-    print("\n".join(versus_sft(results)))
-    draw(results, given.folder / "learning.png")
+    print(accuracy_table(results, SHOTS))
+    print("\n".join(versus_sft(results, SHOTS, FULL)))
+    print("\n".join(versus_own_rce(results, SHOTS, FULL)))
+    draw(results, SHOTS, BUDGETS, given.folder / "learning.png")
     print(f"wrote {given.folder / 'learning.png'}")
+    print(f"\npolicies trained at {SHOTS} shots, at others (seed 0, {FULL:,} trials)")
+    print(shots_table(benches[0].evaluate_shots()))
+    print(f"\nthe order of demonstrations, {SHOTS} shots (seed 0, {FULL:,} trials)")
+    print(accuracy_table([benches[0].evaluate_order()], SHOTS))
     print(f"\nablations (seed 0, {ABLATED:,} trials)")
-    print(table([benches[0].ablations()]))
+    print(accuracy_table([benches[0].ablations()], SHOTS))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
-from fakes import FakeBackend, example
+from fakes import CopyBackend
 
 from pointer_rl.data.embeddings import save_embeddings
 from pointer_rl.hookspecs import hookimpl
 from pointer_rl.registry import registry
-from pointer_rl.types import BackendError, Dataset
+from pointer_rl.testing import example
+from pointer_rl.types import Dataset
 
 
 class OtherDistribution(Distribution):
@@ -25,24 +26,6 @@ class OtherDistribution(Distribution):
 
     def locate_file(self, path):
         raise AssertionError(path)
-
-
-class CopyBackend(FakeBackend):
-    """Answers with the last demonstration's answer; fails for an image that does not open."""
-
-    fingerprint = "copy"
-
-    def __init__(self) -> None:
-        super().__init__(lambda text: text.split("Short answer:")[-2].split(" Question:")[0])
-
-    def run(self, requests):
-        for index, result in super().run(requests):
-            try:
-                for image in requests[index].prompt.images:
-                    image.open()
-            except Exception as error:
-                result = BackendError(str(error))
-            yield index, result
 
 
 def install_plugin(monkeypatch, **hooks) -> None:

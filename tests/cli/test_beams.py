@@ -9,12 +9,12 @@ from importlib.metadata import Distribution, EntryPoint
 from types import ModuleType
 
 import pytest
-from fakes import FakeBackend
 from torch.nn.functional import cosine_similarity
 
 from pointer_rl import registry as registry_module
 from pointer_rl.hookspecs import hookimpl
 from pointer_rl.registry import registry
+from pointer_rl.testing import FakeBackend
 from pointer_rl.types import BackendError, Response
 
 

@@ -1,4 +1,4 @@
-"""`pointer-rl convert`: older layouts to the current one, .json to .jsonl and back."""
+"""`pointer-rl convert`: older layouts to the current one, and from form to form."""
 
 from __future__ import annotations
 
@@ -188,6 +188,17 @@ def test_there_and_back_gives_the_same_bytes(tmp_path_factory, data, meta):
     assert len(lines) == len(data) + (meta is not None) + 1
 
 
+def test_parquet_is_read_and_written_by_the_command(dump, cli):
+    path = dump({"_stats": [1], **OLD["k64"], "_meta": {"seed": 1}})
+    assert cli("convert", "old.json", "new.parquet").exit_code == 0
+    result = cli("convert", "new.parquet", "new.json")
+    assert result.output.startswith("new.parquet: RL data, 1 query, 1 candidate; upgraded none")
+    new = json.loads(path.with_name("new.json").read_text())
+    assert new == {"_stats": [1], **NEW["k64"], "_meta": {"seed": 1}}
+    assert BeamDataset(path.with_name("new.parquet")).pointers.tolist() == [[20, 40]]
+    assert cli("validate", "new.parquet").exit_code == 0
+
+
 def test_a_file_may_be_converted_in_place(dump, cli):
     path = dump(OLD["k64"])
     assert cli("convert", "old.json", "old.json", "--overwrite").exit_code == 0
@@ -288,7 +299,7 @@ def test_what_cannot_be_converted_leaves_no_file(tmp_path, monkeypatch, cli, tex
 def test_files_that_cannot_be_are_one_line(dump, cli):
     dump(OLD["guide"])
     assert "none.json: cannot read it" in cli("convert", "none.json", "new.json").stderr
-    assert "written as .json or .jsonl" in cli("convert", "old.json", "new.parquet").stderr
+    assert "name a .json, .jsonl or .parquet" in cli("convert", "old.json", "new.csv").stderr
     assert cli("convert", "old.json").exit_code == 2
 
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
+from fakes import CopyBackend, example
 from training_worlds import class_groups
 
 from pointer_rl.data.embeddings import load_embeddings, save_embeddings
-from pointer_rl.policy.bundle import load_bundle
+from pointer_rl.policy import SelectorPolicy
+from pointer_rl.policy.bundle import load_bundle, update_evaluation
+from pointer_rl.train.state import load_state
 from pointer_rl.trials.store import default_store
+from pointer_rl.types import Pool, QueryBatch
+
+CPU = torch.device("cpu")
 
 
 def candidate(pointer, reward, method="random"):
@@ -159,6 +167,39 @@ def test_resume_goes_on_and_anything_else_is_refused(place):
         assert files[0].read_bytes() == files[1].read_bytes(), name
 
 
+def test_resuming_a_finished_run_keeps_what_measured_it(place):
+    succeeds(place.run())
+    out = place.folder / "out"
+    update_evaluation(out, {"verdict": "better than random"})
+    kept = {path.name: path.read_bytes() for path in out.iterdir()}
+    succeeds(place.run("--resume"))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == kept
+    assert load_bundle(out).info.evaluation == {"verdict": "better than random"}
+    # A damaged bundle is no reason to keep it.
+    (out / "model.safetensors").write_bytes(kept["model.safetensors"][:-4] + b"oops")
+    succeeds(place.run("--resume"))
+    assert load_bundle(out).info.evaluation is None
+
+
+def test_what_a_killed_run_was_writing_is_removed(place):
+    succeeds(place.run())
+    out = place.folder / "out"
+    (out / "rounds").mkdir()
+    names = [
+        *("checkpoint.safetensors.tmp12", "metrics.jsonl.tmp3", "bundle.json.tmp1234"),
+        *(".model.safetensors.77", "README.md.tmp5", "rounds/..round-02.partial.json.9.tmp"),
+        "rounds/.round-02.partial.json",
+    ]
+    mine = ["notes.tmp1", "model.safetensors.old", "rounds/round-01.json", "checkpoint.tmp"]
+    for name in [*names, *mine]:
+        (out / name).write_text("")
+    one_line(place.run(), "exists; --resume")
+    assert all((out / name).exists() for name in names), "a refusal changes nothing"
+    succeeds(place.run("--resume"))
+    assert [name for name in names if (out / name).exists()] == []
+    assert all((out / name).exists() for name in mine)
+
+
 def test_resuming_with_other_query_embeddings_is_refused(place):
     succeeds(place.run())
     embeddings = load_embeddings(place.folder / "q.safetensors")
@@ -262,7 +303,8 @@ def test_a_loss_that_is_no_number(place):
         (("--rounds", "2"), "--rounds is for --online"),
         (("--online",), "--online needs --max-calls"),
         (("--online", "--max-calls", "40", "--own-pools"), "--own-pools"),
-        (("--online", "--max-calls", "4", "--no-store"), "4 calls are too few for 4 rounds"),
+        (("--online", "--max-calls", "4"), "4 calls are too few for 4 rounds"),
+        (("--online", "--max-calls", "40", "--no-store"), "--no-store: of a round that is cut off"),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
 )
@@ -390,6 +432,7 @@ def test_online_learns_within_its_calls_and_never_pays_twice(online, cli):
     output = succeeds(online.run())
     assert 0 < online.asked() <= 96
     assert output[-3].startswith("round 2: ")
+    assert output[-4].startswith("the run: ")
     assert default_store().exists()
     rounds = sorted((online.world.folder / "policy" / "rounds").iterdir())
     assert [path.name for path in rounds] == ["round-01.json", "round-02.json"]
@@ -417,12 +460,7 @@ def test_online_resumes_after_an_interruption(online, monkeypatch, until):
     succeeds(online.run(output="whole"))
     default_store().unlink()
     online.asked()
-    kind = online.backends  # the class is the fixture's: seen through one that is made
-    succeeds(online.run("--limit", "9", output="made", calls="32"))
-    copying = type(kind[0])
-    default_store().unlink()
-    online.asked()
-    run = copying.run
+    run = CopyBackend.run
     count = 0
 
     def interrupted(self, requests):
@@ -433,7 +471,7 @@ def test_online_resumes_after_an_interruption(online, monkeypatch, until):
                 raise KeyboardInterrupt
             yield result
 
-    monkeypatch.setattr(copying, "run", interrupted)
+    monkeypatch.setattr(CopyBackend, "run", interrupted)
     result = online.run()
     assert result.exit_code == 130
     assert "interrupted: --resume goes on from" in result.output
@@ -478,3 +516,90 @@ def test_online_when_every_trial_fails(online):
         (online.world.folder / f"{number}.png").write_bytes(b"no picture")
     one_line(online.run(), "round 1: all 48 trials failed, the first with: ", "--resume")
     assert not list((online.world.folder / "policy" / "rounds").glob("*.json"))
+
+
+def answers_nonsense(monkeypatch, backend, trials):
+    """Of all that is asked from now on, the first so many trials are answered with nonsense."""
+    run = backend.run
+    asked = 0
+
+    def spoilt(self, requests):
+        nonlocal asked
+        for index, result in run(self, requests):
+            asked += 1
+            yield index, dataclasses.replace(result, text="?") if asked <= trials else result
+
+    monkeypatch.setattr(backend, "run", spoilt)
+
+
+def test_a_tied_first_round_is_told_and_the_next_one_is_asked(online, cli, monkeypatch):
+    answers_nonsense(monkeypatch, CopyBackend, 48)
+    output = succeeds(online.run())
+    asked = online.asked()
+    assert 48 < asked <= 96
+    assert output[0] == "round 1: every group is tied: its trials teach nothing"
+    lines = [json.loads(line) for line in online.written()["metrics.jsonl"].splitlines()]
+    assert {line["round"] for line in lines} == {2}
+    rounds = sorted((online.world.folder / "policy" / "rounds").iterdir())
+    second = json.loads(rounds[1].read_text())["_meta"]
+    assert second["generators"][0]["options"]["by"] == "similarity", "the policy knows nothing yet"
+    (online.world.folder / "policy" / "bundle.json").unlink()
+    again = succeeds(online.run("--resume"))
+    assert online.asked() == 0
+    assert again[0] == output[0]
+    assert again[1:] == output[-3:]
+
+
+def test_online_when_every_round_is_tied(online, monkeypatch):
+    answers_nonsense(monkeypatch, CopyBackend, 1000)
+    for args in ((), ("--resume",)):
+        one_line(
+            online.run(*args),
+            *("nothing was learned in 2 rounds: ", "(0 of 24 have such)", "policy/rounds"),
+        )
+    assert online.asked() <= 96, "the second time nothing is asked"
+    assert not (online.world.folder / "policy" / "bundle.json").exists()
+
+
+def test_online_learning_raises_the_reward(online):
+    """Four answers; queries show theirs in other directions than the pool's rows do."""
+    rng = np.random.default_rng(0)
+    as_query, as_row = rng.standard_normal((2, 4, 8))
+    classes = np.arange(96) % 4
+
+    def shown(directions, classes, spread):
+        noise = spread * rng.standard_normal((len(classes), 8))
+        return torch.from_numpy(directions[classes] + noise).float()
+
+    online.world.rows = [
+        {
+            **{"id": f"e{i}", "image": f"{i % 8}.png", "question": f"q{i}?"},
+            **{"answers": ["abcd"[i % 4]] * 10, "image_id": str(i)},
+        }
+        for i in range(96)
+    ]
+    online.world.write()
+    ids = [row["id"] for row in online.world.rows]
+    save_embeddings(online.world.query_emb, shown(as_query, classes, 0.3), ids)
+    save_embeddings(online.world.cand_emb, shown(as_row, classes, 1.0), ids)
+    learning = ("--rce-epochs", "10", "--rce-lr", "5e-3", "--batch-size", "8")
+    output = succeeds(online.run("--rounds", "4", "--pointers", "8", *learning, calls="768"))
+    assert online.asked() <= 768
+    bundle = load_bundle(online.world.folder / "policy")
+    fresh = np.arange(400) % 4
+    examples = [example(row) for row in range(400)]
+    queries = QueryBatch(examples, shown(as_query, fresh, 0.3), torch.ones(400, 96).bool(), 1)
+    pool = Pool(examples[:96], bundle.pool_embeddings)
+    start = SelectorPolicy(
+        load_state(online.world.folder / "policy" / "checkpoint.safetensors", CPU).policies["start"]
+    )
+    right = {
+        name: (classes[policy.beam(queries, pool, 1).rows[:, 0, 0]] == fresh).mean()
+        for name, policy in {"start": start, "learned": bundle.policy}.items()
+    }
+    assert right["start"] < 0.5
+    assert right["learned"] > 0.85
+    first, last = (
+        float(each) for each in output[-4].split("reward ")[1].split(" (")[0].split(" → ")
+    )
+    assert last > first + 0.5, "the run's verdict says so"

@@ -99,6 +99,19 @@ def test_github_annotations_are_escaped(folder):
 
 
 @pytest.mark.usefixtures("folder")
+def test_github_sees_what_is_not_shown_and_what_cannot_be_read():
+    result = run("bad.json", "cut.json", "--format", "github", "--max-findings", "1")
+    assert isinstance(result.exception, InputError)
+    first, notice, unreadable = result.output.splitlines()
+    assert first.startswith("::error file=bad.json,line=1,title=schema.minimum::/q/pointer_cand")
+    assert notice.startswith("::notice file=bad.json::2 findings; 1 query, 2 candidates")
+    assert notice.endswith("(1 not shown: see --max-findings)")
+    assert unreadable.startswith(
+        "::error file=cut.json,title=unreadable::cut.json: line 1, column 7: the JSON ends"
+    )
+
+
+@pytest.mark.usefixtures("folder")
 def test_settings_that_mean_nothing_are_refused():
     assert isinstance(run("good.json", "--pool-size", "0").exception, InputError)
     assert run("good.json", "--format", "xml").exit_code == 2

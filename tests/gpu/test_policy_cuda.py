@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fakes import batch, example, pool
 
 from pointer_rl.policy import PointerSelector, SelectorConfig, SelectorPolicy
+from pointer_rl.testing import batch, example, pool
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

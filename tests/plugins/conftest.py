@@ -169,3 +169,18 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         return made[family]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Family of `tiny_models` → its checkpoint folder, made when first asked for. Read only."""
+    from tiny_models import make_tiny_model
+
+    made: dict[str, Path] = {}
+
+    def get(family: str) -> Path:
+        if family not in made:
+            made[family] = make_tiny_model(tmp_path_factory.mktemp("tiny") / family, family)
+        return made[family]
+
+    return get

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from pointer_rl.errors import InputError, MissingExtraError
+from pointer_rl.registry import registry
 from pointer_rl_standard.dataset_options import HFOptions
 from pointer_rl_standard.hf_dataset import load_hf
 
@@ -274,8 +275,8 @@ def test_text_that_is_no_text_is_an_input_error(tmp_path: Path) -> None:
 
 def test_the_missing_package_is_named(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtraError, match="pip install datasets"):
-        load(saved)
+    with pytest.raises(MissingExtraError, match=r"dataset hf .*: pip install 'pointer-rl\[hf\]'"):
+        registry().create("dataset", "hf", {"path": str(saved)})
 
 
 def test_the_loader_is_imported_without_the_package() -> None:

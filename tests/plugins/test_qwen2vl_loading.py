@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pointer_rl import fingerprints
 from pointer_rl.errors import InputError, MissingExtraError
 from pointer_rl.registry import registry
 from pointer_rl.types import Decoding, Message, Prompt, Request, Response
-from pointer_rl_qwen2vl import ALIASES, Qwen2VLOptions, create_backend, fingerprint
+from pointer_rl_qwen2vl import ALIASES, Qwen2VLOptions, create_backend
 from pointer_rl_qwen2vl.checkpoint import load_checkpoint
 
 PROMPT = Prompt((Message("user", ("what is a dog?",)),))
@@ -224,7 +225,7 @@ def test_the_fingerprint_changes_with_what_decides_an_answer(folder, options):
 
 @pytest.mark.parametrize("whole_below", [2**26, 0], ids=["hashed whole", "sampled"])
 def test_the_fingerprint_changes_with_the_files(folder, monkeypatch, whole_below):
-    monkeypatch.setattr(fingerprint, "_WHOLE_BELOW", whole_below)
+    monkeypatch.setattr(fingerprints, "_WHOLE_BELOW", whole_below)
     seen = {load(folder).fingerprint}
     tensors = load_file(folder / "model.safetensors")
     for name in ("lm_head.weight", "visual.blocks.0.norm1.weight"):

@@ -9,11 +9,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from fakes import FakeBackend, example
 
 import pointer_rl
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.policy import PointerSelector, SelectorConfig
+from pointer_rl.testing import FakeBackend, example
 from pointer_rl.types import BackendError
 
 CONFIG = SelectorConfig(d_model=8, hidden_dim=8, num_layers=1, num_heads=1, history="gated")

@@ -13,17 +13,22 @@ SOURCES = sorted(
     for folder in ("pointer_rl", "plugins", "schemas")
     for path in (ROOT / folder).rglob("*.py")
 )
-EXPORTED = {"types", "errors", "devices", "hookspecs", "hub", "images", "options", "registry"}
+EXPORTED = {
+    *("types", "costs", "errors", "devices", "hookspecs", "hub", "images", "options", "registry"),
+    *("fingerprints", "generation", "local_backend", "pretrained"),
+}
 """Modules of the engine that plugins may import."""
 LAYERS = [
-    {"types", "errors"},
-    {"devices", "hub", "images", "options"},
+    {"types", "costs", "errors"},
+    {"devices", "fingerprints", "generation", "hub", "images", "options"},
+    {"local_backend", "pretrained"},
     {"hookspecs"},
     {"registry"},
     {"data", "policy"},
     {"trials"},
     {"generate", "validate"},
     {"train", "evaluate"},
+    {"testing", "scaffold"},
     {"report"},
     {"api", "installation"},
     {"cli"},

@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import example
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pointer_rl import BeamDataset, BeamDatasetWithEmbedding
 from pointer_rl.data.beams import Beam, BeamWriter
+from pointer_rl.data.columns import RowListsColumn
 from pointer_rl.data.embed import digest_ids
 from pointer_rl.data.embeddings import Embeddings
 from pointer_rl.data.records import RecordWriter, to_record
 from pointer_rl.errors import InputError, PluginError
+from pointer_rl.testing import example
 from pointer_rl.types import Candidate, Outcome
 
 REWARDS = json.loads((Path(__file__).parents[1] / "data" / "rewards.json").read_text())
@@ -95,6 +96,32 @@ def test_the_arrays_are_what_the_file_says(rl):
     assert len(dataset) == 3
     types = [getattr(dataset, name).dtype.name for name in ("offsets", *COLUMNS)]
     assert types == ["int64", "int32", "float32", "float32", "uint8", *["float32"] * 3]
+
+
+@given(
+    st.lists(st.none() | st.lists(st.integers(0, 99), max_size=3), max_size=5),
+    st.lists(st.integers(0, 4), max_size=6),
+)
+def test_lists_of_rows_are_lists(lists, chosen):
+    column = RowListsColumn()
+    for each in lists:
+        column.append(each)
+    found = column.lists()
+    assert as_lists(found) == lists
+    assert as_lists(found[1:-1]) == lists[1:-1]
+    assert [
+        None if (rows := found[-k - 1]) is None else rows.tolist() for k in range(len(lists))
+    ] == (lists[::-1])
+    chosen = [index for index in chosen if index < len(lists)]
+    selected = found.select(np.array(chosen, dtype=np.int64))
+    assert as_lists(selected) == [lists[index] for index in chosen]
+    for outside in (len(lists), -len(lists) - 1):
+        with pytest.raises(IndexError):
+            found[outside]
+
+
+def as_lists(found):
+    return [None if rows is None else rows.tolist() for rows in found]
 
 
 def test_the_sha256_is_the_files(tmp_path):
@@ -288,7 +315,7 @@ def test_positions_in_a_querys_own_pool_become_rows(tmp_path):
 def test_a_query_is_excluded_where_it_is_in_the_pool(tmp_path):
     record = {"query": {"row": 3}, "pointer_candidates": [candidate([1])]}
     other = {"_meta": {"dataset": {"shared_pool": False}}, "q": {**record, "excluded": []}}
-    assert BeamDataset(dump(tmp_path, {"q": record})).excluded == [None]
+    assert list(BeamDataset(dump(tmp_path, {"q": record})).excluded) == [None]
     assert BeamDataset(dump(tmp_path, other)).excluded[0].tolist() == []
     shared = {"_meta": {"dataset": {"shared_pool": True}}, "q": {**record, "excluded": [9, 3]}}
     assert BeamDataset(dump(tmp_path, shared)).excluded[0].tolist() == [3, 9]

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fakes import EqualMetric, FakeBackend, PlainPrompt, example
 
 from pointer_rl.errors import InputError
 from pointer_rl.evaluate import arms as arms_module
@@ -16,6 +15,7 @@ from pointer_rl.evaluate.arms import Arms, Chooser, Space, choose, zero_shot
 from pointer_rl.evaluate.conclusions import conclude
 from pointer_rl.evaluate.evaluation import Evaluation, Leakage
 from pointer_rl.evaluate.measure import Measured, ask, majority, measure
+from pointer_rl.testing import EqualMetric, FakeBackend, PlainPrompt, example
 from pointer_rl.trials.judging import Judge
 from pointer_rl.types import BackendError, Decoded, Pool
 
@@ -421,5 +421,5 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch, tmp_path):
 
     fake = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None))
     monkeypatch.setattr(figure, "importlib", fake)
-    with pytest.raises(MissingExtraError, match=r"pip install pointer-rl\[plot\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'pointer-rl\[plot\]'"):
         figure.check_drawable(tmp_path / "a.png")

@@ -7,7 +7,6 @@ import math
 import random
 
 import pytest
-from fakes import example
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from pointer_rl.generate.infoscore import AnswerScorer, answers_logprob, most_tr
 from pointer_rl.generate.proposing import AllowedRows
 from pointer_rl.generate.sub_pools import SubPools
 from pointer_rl.images import ImageBytes
+from pointer_rl.testing import example
 from pointer_rl.trials.judging import Trial
 from pointer_rl.trials.similarity import Space
 from pointer_rl.types import BackendError, Message, Pool, Prompt, Response

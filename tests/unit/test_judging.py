@@ -3,9 +3,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from fakes import EqualMetric, FakeBackend, PlainPrompt, example
 
 from pointer_rl.errors import InputError, PluginError
+from pointer_rl.testing import EqualMetric, FakeBackend, PlainPrompt, example
 from pointer_rl.trials.judging import Judge, Trial
 from pointer_rl.types import BackendError, Decoding, Response
 

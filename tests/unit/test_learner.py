@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 import torch
-from fakes import example
 from training_worlds import class_groups, learner_for, ragged_groups, selector_for, worth
 
+from pointer_rl.errors import InputError
 from pointer_rl.policy import SelectorPolicy, decoding
+from pointer_rl.testing import example
 from pointer_rl.train import losses
 from pointer_rl.train.config import FAULTS, RECIPES, TrainConfig
 from pointer_rl.train.learner import (
@@ -118,7 +120,7 @@ def test_a_recorded_logprob_is_what_training_computes(method, history):
         sampled=np.ones(sum(map(len, proposals)), dtype=bool),
     )
     (batch,) = recorded.batches(np.arange(8), 8, CPU)
-    found = pointer_logprobs(batch, list(step_logprobs(selector, batch)))
+    found = pointer_logprobs(batch, step_logprobs(selector, batch))
     state = selector.encode(batch.queries, batch.pool, batch.allowed)
     checked = 0
     for b, own in enumerate(proposals):
@@ -136,12 +138,64 @@ def test_a_recorded_logprob_is_what_training_computes(method, history):
 def test_only_the_taught_steps_are_summed():
     groups = ragged_groups(sizes=(3, 4))
     (batch,) = groups.batches(np.arange(2), 2, CPU)
-    steps = list(step_logprobs(selector_for(groups), batch))
+    steps = step_logprobs(selector_for(groups), batch)
     whole = pointer_logprobs(batch, steps)
     none, first = torch.zeros(2, 2).bool(), torch.tensor([[True, False]] * 2)
     assert (pointer_logprobs(batch, steps, none) == 0).all()
     rest = pointer_logprobs(batch, steps, ~first)
     torch.testing.assert_close(pointer_logprobs(batch, steps, first) + rest, whole)
+
+
+@pytest.mark.parametrize("own_pools", [False, True])
+def test_what_follows_the_last_taught_step_is_left_out_and_changes_nothing(own_pools):
+    """The second row is the same in all candidates of a query, as in probes."""
+    groups = ragged_groups(sizes=(3, 4, 5, 3), own_pools=own_pools, excluding=False)
+    pointers = groups.pointers.copy()
+    for query, (start, end) in enumerate(itertools.pairwise(groups.offsets)):
+        rows = np.arange(9) if groups.pools[query] is None else groups.pools[query]
+        pointers[start:end, 0] = rows[1 : 1 + end - start]
+        pointers[start:end, 1] = rows[0]
+    probes = dataclasses.replace(groups, pointers=pointers)
+    gradients = []
+    for depth in (1, 2):
+        selector = selector_for(probes)
+        for batch in probes.batches(np.arange(4), 4, CPU):
+            assert batch.depth == 1
+            steps = step_logprobs(selector, batch, depth)
+            assert len(steps) == depth
+            losses.rce_loss(
+                pointer_logprobs(batch, steps, batch.varied), batch.rewards, batch.valid, 0.5
+            ).sum().backward()
+        gradients.append([each.grad for each in selector.parameters() if each.grad is not None])
+    short, whole = gradients
+    # The gate decides nothing before a second step: it has no gradient, or zeros.
+    assert len(short) == len(whole) - 2
+    for one, other in zip(short, whole, strict=False):
+        assert torch.equal(one, other)
+    assert not any(each.any() for each in whole[len(short) :])
+
+
+def test_embeddings_are_looked_at_once_where_they_come_in():
+    groups = ragged_groups()
+    for name in ("queries", "pool"):
+        broken = getattr(groups, name).clone()
+        broken[3, 2] = torch.nan
+        spoilt = dataclasses.replace(groups, **{name: broken})
+        with pytest.raises(InputError, match="row 3: not all values are finite"):
+            learner_for(spoilt, selector_for(groups))
+
+
+@pytest.mark.parametrize("own_pools", [False, True])
+def test_the_frozen_policies_encode_a_shared_pool_once_an_epoch(own_pools):
+    groups = ragged_groups(sizes=(3,) * 12, own_pools=own_pools)
+    learner = learner_for(groups, selector_for(groups), batch_size=2, own_pools=own_pools)
+    old, reference = frozen(learner.selector), frozen(learner.selector)
+    encoded = []
+    for each in (old, reference):
+        each.cand_proj.register_forward_hook(lambda *_: encoded.append(1))
+    grpo(learner, old, reference)
+    assert learner.steps_per_epoch == 4
+    assert len(encoded) == (2 * 4 if own_pools else 2)
 
 
 # --- what teaches ----------------------------------------------------------------------------
@@ -244,7 +298,7 @@ def test_what_held_out_groups_say():
     learner = learner_for(groups, selector_for(groups), batch_size=2, all_steps=True)
     (batch,) = groups.batches(np.flatnonzero(groups.spread), 9, CPU)
     with torch.no_grad():
-        logprobs = pointer_logprobs(batch, list(step_logprobs(learner.selector, batch)))
+        logprobs = pointer_logprobs(batch, step_logprobs(learner.selector, batch))
     scored = (logprobs, batch.rewards, batch.valid)
     temperature = learner.config.rce_temperatures[1]
     found = learner.held_out()

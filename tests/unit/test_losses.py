@@ -277,8 +277,10 @@ class Recorded:
             valid=every,
             sampled=every,
             varied=torch.ones(len(rewards), self.values["group_pointers"].shape[-1]).bool(),
+            depth=self.values["group_pointers"].shape[-1],
+            own=None,
         )
-        return pointer_logprobs(batch, list(step_logprobs(self.selector, batch)))
+        return pointer_logprobs(batch, step_logprobs(self.selector, batch))
 
 
 @pytest.mark.parametrize("name", ["a", "b"])

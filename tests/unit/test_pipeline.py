@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fakes import EqualMetric, FakeBackend, PlainPrompt, example, pool
 
 from pointer_rl.errors import InputError
-from pointer_rl.generate import pipeline
-from pointer_rl.generate.pipeline import GenerateConfig, generate
+from pointer_rl.generate.pipeline import GenerateConfig, Generation, generate
 from pointer_rl.generate.summary import Summary
+from pointer_rl.testing import EqualMetric, FakeBackend, PlainPrompt, example, pool
 from pointer_rl.trials.judging import Judge
 from pointer_rl.types import BackendError, Candidate
 
@@ -34,7 +33,7 @@ def run(number=7, backend=None, dim=4, **config):
         backend=backend or FakeBackend(lambda text: text.split()[0]),
         metric=EqualMetric(),
     )
-    return generate(
+    generation = Generation(
         queries,
         torch.zeros(number, dim),
         pool(examples),
@@ -43,9 +42,10 @@ def run(number=7, backend=None, dim=4, **config):
         judge,
         GenerateConfig(**config),
     )
+    return generate(generation)
 
 
-def test_every_query_has_its_candidates_in_order(monkeypatch):
+def test_every_query_has_its_candidates_in_order():
     whole = list(run())
     assert [judged.query.id for judged in whole] == [f"q{row}" for row in range(7)]
     assert [len(judged.candidates) for judged in whole] == [1, 2, 3, 1, 2, 3, 1]
@@ -53,14 +53,12 @@ def test_every_query_has_its_candidates_in_order(monkeypatch):
         for candidate, outcome in judged.candidates:
             assert outcome.answer == str(candidate.pointer[0] % 2)
             assert outcome.correct == (outcome.answer == judged.query.answer)
-    monkeypatch.setattr(pipeline, "WINDOW", 2)
-    assert list(run()) == whole
+    assert list(run(window=2)) == whole
 
 
-def test_windows_bound_what_is_asked_ahead(monkeypatch):
-    monkeypatch.setattr(pipeline, "WINDOW", 2)
+def test_windows_bound_what_is_asked_ahead():
     backend = FakeBackend(lambda text: "x")
-    results = run(backend=backend)
+    results = run(backend=backend, window=2)
     next(results)
     assert len(backend.asked) == 3
 
@@ -80,7 +78,7 @@ def test_the_summary_counts_by_method_and_leaves_failures_out():
     backend = FakeBackend(lambda t: BackendError("x") if "question 2" in t else t.split()[0])
     summary = Summary()
     for judged in run(backend=backend):
-        summary.add(judged)
+        summary.add(judged.candidates)
     assert summary.queries == 7
     assert summary.all.candidates == 13
     assert summary.all.failed == 3
@@ -98,6 +96,6 @@ def test_nothing_judged_shows_no_share():
     backend = FakeBackend(lambda text: BackendError("x"))
     summary = Summary()
     for judged in run(backend=backend):
-        summary.add(judged)
+        summary.add(judged.candidates)
     assert summary.all.share_correct is None
     assert summary.rows()[-1][-2:] == ("-", "-")

@@ -5,13 +5,13 @@ import random
 import numpy as np
 import pytest
 import torch
-from fakes import batch, example, pool
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pointer_rl.errors import PluginError
 from pointer_rl.generate.proposing import AllowedRows, deduplicate, propose, random_source
 from pointer_rl.images import ImageBytes, ImageFile
+from pointer_rl.testing import batch, example, pool
 from pointer_rl.types import Candidate
 
 

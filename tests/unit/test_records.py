@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from pathlib import Path
@@ -14,6 +15,7 @@ from pointer_rl.data.layouts import detect_layout
 from pointer_rl.data.records import (
     RecordWriter,
     from_record,
+    open_writer,
     read_meta,
     stream_records,
     to_record,
@@ -232,6 +234,22 @@ def test_a_folder_that_cannot_be_written_is_found_at_once(tmp_path):
 def test_an_id_that_would_be_no_query_is_refused(tmp_path, key):
     with pytest.raises(InputError, match="another id"), RecordWriter(tmp_path / "x.json") as writer:
         writer.write(key, RECORD)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"rl{suffix}"
+    path.write_text("before")
+    writer = open_writer(path)
+    writer.write("q", RECORD)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pointer_rl.data.pending_file.os.fsync", full)
+    with pytest.raises(InputError, match=r"cannot write it \(No space left"):
+        writer.close()
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [(path.name, "before")]
 
 
 def test_nan_is_not_written(tmp_path):

@@ -12,12 +12,12 @@ import sys
 from contextlib import contextmanager
 
 import pytest
-from fakes import FakeBackend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.images import ImageBytes, ImageFile
+from pointer_rl.testing import FakeBackend
 from pointer_rl.trials import store as store_module
 from pointer_rl.trials.keys import decode_response, encode_response, request_key
 from pointer_rl.trials.store import ResponseStore
@@ -43,6 +43,15 @@ def path(tmp_path):
 def stored(path, answer=lambda text: f"answer to {text}"):
     backend = FakeBackend(answer)
     return StoredBackend(backend, ResponseStore(path)), backend
+
+
+def missing(backend, requests):
+    """Texts of those that the backend would be asked."""
+    return [each.prompt.text for each in backend.sort_out(requests)[1]]
+
+
+class Invariant(FakeBackend):
+    batch_invariant = True
 
 
 @contextmanager
@@ -163,12 +172,13 @@ class TestStoredBackend:
         other = StoredBackend(inner, ResponseStore(path))
         assert answers(other, texts("a")) == [Response("other")]
 
-    def test_missing_counts_what_would_be_asked_and_asks_nothing(self, path):
+    def test_what_would_be_asked_is_told_and_not_asked(self, path):
         backend, inner = stored(path)
         answers(backend, texts("a", "b"))
         unreadable = request(ImageFile(path.parent / "none.png"), "c")
-        assert backend.missing([*texts("a", "c", "c", "d"), unreadable]) == 2
-        assert backend.missing([]) == 0
+        known, lacking = backend.sort_out([*texts("a", "a", "c", "c", "d"), unreadable])
+        assert (known, [each.prompt.text for each in lacking]) == (1, ["c", "d"])
+        assert backend.sort_out([]) == (0, [])
         assert len(inner.asked) == backend.asked == 2
 
     def test_failures_are_shared_in_a_call_and_asked_again_in_the_next(self, path):
@@ -187,30 +197,35 @@ class TestStoredBackend:
         assert "none.png: cannot read the image" in bad.message
         assert backend.asked == 1
 
-    def test_what_came_is_kept_when_the_caller_stops_or_the_backend_breaks(self, path):
-        backend, _ = stored(path)
-        results = backend.run(texts("a", "b", "c"))
-        next(results)
+    @pytest.mark.parametrize("kind", [FakeBackend, Invariant])
+    def test_a_call_that_is_cut_is_asked_again_whole_unless_its_responses_are_invariant(
+        self, path, kind
+    ):
+        def backend(inner):
+            return StoredBackend(inner, ResponseStore(path))
+
+        results = backend(kind(str.upper)).run(texts("a", "b", "c"))
+        next(results)  # the last is answered first
         next(results)
         results.close()
-        assert stored(path)[0].missing(texts("a", "b", "c")) == 1  # the last is answered first
+        kept = ["a"] if kind is Invariant else ["a", "b", "c"]
+        assert missing(backend(kind(str.upper)), texts("a", "b", "c")) == kept
 
-        class Breaks(FakeBackend):
+        class Breaks(kind):
             def run(self, requests):
                 yield 0, Response("kept")
                 raise RuntimeError("the model fell over")
 
-        broken = StoredBackend(Breaks(str), ResponseStore(path))
         with pytest.raises(RuntimeError, match="fell over"):
-            list(broken.run(texts("x", "y")))
-        assert stored(path)[0].missing(texts("x", "y")) == 1
+            list(backend(Breaks(str)).run(texts("x", "y")))
+        kept = ["y"] if kind is Invariant else ["x", "y"]
+        assert missing(backend(kind(str)), texts("x", "y")) == kept
 
-    def test_a_slow_backends_answers_are_stored_before_the_next(self, path, monkeypatch):
+    def test_responses_that_are_invariant_are_stored_before_the_next(self, path, monkeypatch):
         monkeypatch.setattr("pointer_rl.trials.stored._SECONDS", 0)
-        backend, _ = stored(path)
-        results = backend.run(texts("a", "b", "c"))
+        results = StoredBackend(Invariant(str), ResponseStore(path)).run(texts("a", "b", "c"))
         next(results)
-        assert stored(path)[0].missing(texts("a", "b", "c")) == 2
+        assert missing(stored(path)[0], texts("a", "b", "c")) == ["a", "b"]
         results.close()
 
     @pytest.mark.parametrize(
@@ -227,7 +242,7 @@ class TestStoredBackend:
 
         backend = StoredBackend(Lacks(str), ResponseStore(path))
         assert [index for index, _ in backend.run([asked])] == [0]
-        assert backend.missing([asked]) == 1
+        assert backend.sort_out([asked]) == (0, [asked])
 
     def test_scores_alone_are_kept(self, path):
         class Scores(FakeBackend):
@@ -243,7 +258,7 @@ class TestStoredBackend:
         backend = StoredBackend(inner)
         assert [each.text for each in answers(backend, texts("a", "b", "a"))] == ["a", "b", "a"]
         assert len(inner.asked) == backend.asked == 2
-        assert backend.missing(texts("a", "a")) == 1
+        assert missing(backend, texts("a", "a")) == ["a"]
 
     @pytest.mark.parametrize("given", [[0, 0], [7], [-1], []])
     def test_a_backend_that_breaks_its_promise_is_named(self, path, given):
@@ -264,7 +279,7 @@ class TestStoredBackend:
         asked = request("a", score=("x", "y"))
         with pytest.raises(PluginError, match="returned 1 log-probabilities for 2 answers"):
             list(backend.run([asked]))
-        assert backend.missing([asked]) == 1
+        assert backend.sort_out([asked]) == (0, [asked])
 
 
 def items(count, size=0):

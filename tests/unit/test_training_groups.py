@@ -39,7 +39,7 @@ def naive(groups, query):
 def view(groups, batch, index):
     """The same of a batch's part."""
     valid = batch.valid[index]
-    pool = batch.pool if batch.pool.dim() == 2 else batch.pool[index]
+    pool = batch.pool if batch.own is None else batch.pool[batch.own[index]]
     # Rows are told by their embedding, which no other row has.
     rows = [(groups.pool == vector).all(-1).nonzero().item() for vector in pool]
     allowed = torch.ones(len(pool)).bool() if batch.allowed is None else batch.allowed[index]
@@ -77,6 +77,9 @@ def test_batches_are_what_the_queries_are_by_themselves(
             query = (groups.queries == vector).all(-1).nonzero().item()
             seen.append(query)
             assert view(groups, batch, index) == naive(groups, query)
+        # What no query of the batch varies, after the last that one does, is left out.
+        varied = batch.varied.any(0).tolist()
+        assert batch.depth == max([1, *(step + 1 for step, each in enumerate(varied) if each)])
     assert sorted(seen) == list(range(len(groups)))
 
 

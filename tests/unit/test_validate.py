@@ -217,6 +217,8 @@ FAULTS: list[tuple[Change, str, str]] = [
     (_meta(schema_version="2.0"), "schema.pattern", "/_meta/schema_version"),
     (_meta(metric={"name": "share"}), "schema.required", "/_meta/metric"),
     (_meta(shots=0), "schema.minimum", "/_meta/shots"),
+    (_meta(shard="0/2"), "schema.pattern", "/_meta/shard"),
+    (_meta(rescored_from={"sha256": "x"}), "schema.pattern", "/_meta/rescored_from/sha256"),
     # what a generation method ties together
     (_drop(0, "beam_score"), "beam-fields", f"{FIRST}/0"),
     (_set(0, beam_rank=None), "beam-fields", f"{FIRST}/0/beam_rank"),
@@ -262,6 +264,16 @@ def test_a_fault_is_found_where_it_is(path, change, rule, pointer):
         assert finding.message
         assert finding.fix
         assert "\n" not in finding.message + finding.fix
+
+
+def test_a_newer_minor_version_is_checked_as_far_as_it_is_known(path):
+    document = _document()
+    document["_meta"].update(schema_version="1.99", news={"of": "then"})
+    report = _validate(path, document)
+    assert _faults(report) == []
+    assert "of schema version 1.99: what was added since 1." in report.notes[0]
+    document["_meta"]["schema_version"] = "1.0"
+    assert _validate(path, document).notes == []
 
 
 def test_rows_beyond_the_pool_are_found(path):

@@ -1,0 +1,54 @@
+"""The plugin flamingo: OpenFlamingo, written natively, and the IDEFICS family.
+
+Light to import: torch and transformers are imported when a backend is created.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pointer_rl.hookspecs import hookimpl
+from pointer_rl_flamingo.options import FlamingoOptions
+
+if TYPE_CHECKING:
+    from pointer_rl.types import Register, VQABackend
+
+__all__ = ["FlamingoOptions", "create_backend", "pointer_rl_register_backends"]
+
+ALIASES: dict[str, dict[str, object]] = {
+    "flamingo_3B": {
+        "model": "openflamingo/OpenFlamingo-3B-vitl-mpt1b",
+        "language_model": "anas-awadalla/mpt-1b-redpajama-200b",
+    },
+    "flamingo_4B": {
+        "model": "openflamingo/OpenFlamingo-4B-vitl-rpj3b",
+        "language_model": "togethercomputer/RedPajama-INCITE-Base-3B-v1",
+    },
+    "flamingo_9B": {
+        "model": "openflamingo/OpenFlamingo-9B-vitl-mpt7b",
+        "language_model": "anas-awadalla/mpt-7b",
+    },
+    "idefics_9B": {"model": "HuggingFaceM4/idefics-9b"},
+    "idefics2_8B": {"model": "HuggingFaceM4/idefics2-8b"},
+    "idefics3_8B": {"model": "HuggingFaceM4/Idefics3-8B-Llama3"},
+}
+"""Short names → Hugging Face Hub ids."""
+
+
+def create_backend(options: FlamingoOptions) -> VQABackend:
+    """Load a checkpoint as a backend. Raises InputError."""
+    from pointer_rl_flamingo.loading import load_backend
+
+    return load_backend(options)
+
+
+@hookimpl
+def pointer_rl_register_backends(register: Register) -> None:
+    """Register the backend and its checkpoints' short names."""
+    register(
+        "flamingo",
+        create_backend,
+        options=FlamingoOptions,
+        summary="OpenFlamingo or IDEFICS, from folders or the Hugging Face Hub",
+        aliases=ALIASES,
+    )

@@ -1,0 +1,33 @@
+"""What a pickled file of tensors is: by the checksums that PyTorch's archives keep of parts."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+from pointer_rl.errors import InputError
+
+__all__ = ["file_digest"]
+
+
+def file_digest(path: Path) -> str:
+    """Of a file's content. Large archives are not read: their directory has every part's CRC-32.
+
+    Names within the archive begin with the file's name when it was saved, which is left out.
+    Raises InputError for a file that cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                for part in sorted(archive.infolist(), key=lambda each: each.filename):
+                    name = part.filename.partition("/")[2]
+                    digest.update(f"{name}\0{part.file_size}\0{part.CRC}\0".encode())
+        else:
+            with path.open("rb") as file:
+                while piece := file.read(2**20):
+                    digest.update(piece)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    return digest.hexdigest()

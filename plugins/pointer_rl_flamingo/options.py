@@ -1,0 +1,34 @@
+"""What a user can set about the flamingo backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["FlamingoOptions"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlamingoOptions:
+    """Which checkpoint, what it stands on, where it runs and at what precision."""
+
+    model: str
+    """Folder or Hugging Face Hub id: an OpenFlamingo checkpoint (checkpoint.pt), a folder with all
+    of an OpenFlamingo model, or a model of the IDEFICS family (idefics, idefics2, idefics3)."""
+    revision: str | None = None
+    """Branch, tag or commit of the Hub repository."""
+    language_model: str | None = None
+    """Folder or Hub id of the MPT or GPT-NeoX model that a checkpoint.pt was trained on."""
+    vision_model: str = "openai/clip-vit-large-patch14"
+    """Folder or Hub id of the CLIP model that a checkpoint.pt was trained on."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps, …; auto is cuda where there is one, else cpu."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of weights and activations; auto is float32 on a CPU, else bfloat16."""
+    batch_tokens: int | None = None
+    """Tokens that go through the model together (by default 1,024 on a CPU, else 16,384); halved
+    by itself where memory runs out."""
+
+    def __post_init__(self) -> None:
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise ValueError("batch_tokens must be at least 1")

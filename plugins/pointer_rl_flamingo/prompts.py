@@ -1,0 +1,65 @@
+"""A prompt as OpenFlamingo was trained to read: `<image>` and text, chunk by chunk.
+
+    <image>Question:… Short answer:red<|endofchunk|>
+    <image>Question:… Short answer:
+
+A chunk is an image with the text that follows it. It is closed where another begins: at the next
+image, or after an assistant's answer. What is last stays open, for the model to go on. A system
+message stands on a line before the chunks. An answer follows a question that ends in a colon at
+once; any other question, on a new line.
+
+The prompt builder `short-answer` without instructions gives exactly this, to the character.
+"""
+
+from __future__ import annotations
+
+from pointer_rl.errors import InputError
+from pointer_rl.types import Prompt
+
+__all__ = ["END_OF_CHUNK", "IMAGE", "check_images", "render"]
+
+END_OF_CHUNK = "<|endofchunk|>"
+IMAGE = "<image>"
+
+
+def render(prompt: Prompt, close: str = f"{END_OF_CHUNK}\n") -> str:
+    """The prompt's text up to where the model begins to answer, with one `<image>` an image.
+
+    close: what closes a chunk.
+    """
+    text = ""
+    complete = False
+    """Whether the chunk has its image and text: whatever comes next begins another."""
+    role = None
+    for message in prompt.messages:
+        if message.role == "assistant":
+            text = _open_answer(text)
+        elif role == "assistant":
+            text, complete = text + close, False
+        for part in message.parts:
+            if isinstance(part, str):
+                text += part
+                complete = IMAGE in text
+            elif complete:
+                text, complete = text + close + IMAGE, False
+            else:
+                text += IMAGE
+        role = message.role
+        if role == "system":
+            text += "\n"
+    return text if role == "assistant" else _open_answer(text)
+
+
+def _open_answer(text: str) -> str:
+    opened = not text or text.endswith((":", "\n", IMAGE))
+    return text if opened else f"{text}\n"
+
+
+def check_images(places: int, prompt: Prompt) -> None:
+    """Raises InputError where the text does not have one place for each image."""
+    images = len(prompt.images)
+    if places != images:
+        raise InputError(
+            f"the prompt has {images} images but {places} {IMAGE}: a question or answer contains"
+            " that token"
+        )

@@ -1,0 +1,146 @@
+"""From a checkpoint folder or Hub id to a model, its processor and its chat."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from pointer_rl.devices import dtype_name, resolve_device, resolve_dtype
+from pointer_rl.errors import InputError, first_line
+from pointer_rl.fingerprints import digest_of, folder_digest
+from pointer_rl.hub import checkpoint_folder
+from pointer_rl.pretrained import (
+    LOADING_ERRORS,
+    SNAPSHOT_FILES,
+    apply_adapter,
+    check_attention,
+    check_weights,
+    load_weights,
+    place,
+    read_model_type,
+    set_end_tokens,
+)
+from pointer_rl_hf.chat import Chat, load_chat
+from pointer_rl_hf.options import HFOptions
+from pointer_rl_hf.processor import load_processor
+
+__all__ = ["Checkpoint", "load_checkpoint"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint. Model and processor are transformers' own, which carry no types."""
+
+    model: Any
+    """In evaluation mode, on its device; an adapter's layers are in place."""
+    processor: Any
+    tokenizer: Any
+    chat: Chat
+    turn_end_id: int
+    """The token that ends an answer."""
+    stop_ids: tuple[int, ...]
+    """All tokens at which generation ends; padding is one."""
+    special_ids: frozenset[int]
+    """Tokens that no answer contains."""
+    pad_id: int
+    fingerprint: str
+
+
+def load_checkpoint(options: HFOptions) -> Checkpoint:
+    """Load what the options name.
+
+    Raises InputError for what cannot be found, read or placed, and MissingExtraError for a package
+    that is not installed.
+    """
+    device = resolve_device(options.device)
+    dtype = resolve_dtype(options.dtype, device)
+    check_attention(options.attn_implementation, device, dtype)
+    folder = checkpoint_folder(options.model, options.revision, SNAPSHOT_FILES)
+    model_type = read_model_type(folder)
+    _check_supported(folder, model_type)
+    check_weights(folder)
+    processor = load_processor(folder)
+    tokenizer = processor.tokenizer
+    chat = load_chat(processor, folder, options.chat_template)
+    model = load_weights(
+        transformers.AutoModelForImageTextToText,
+        folder,
+        dtype=dtype,
+        attention=options.attn_implementation,
+    )
+    adapter = None if options.adapter is None else Path(options.adapter).expanduser()
+    if adapter is not None:
+        apply_adapter(model, adapter)
+    model = place(model, device, options.model)
+
+    special_ids = frozenset(
+        index for index, each in tokenizer.added_tokens_decoder.items() if each.special
+    )
+    turn_end_id = _turn_end(chat, tokenizer, special_ids, model, folder)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(turn_end_id)
+    pad_id = tokenizer.pad_token_id
+    digest = digest_of(
+        {
+            "model": folder_digest(folder),
+            "adapter": None if adapter is None else folder_digest(adapter),
+            "chat_template": chat.template,
+            "image_processor": type(processor.image_processor).__name__,
+            "attn_implementation": options.attn_implementation,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+        }
+    )
+    return Checkpoint(
+        model=model,
+        processor=processor,
+        tokenizer=tokenizer,
+        chat=chat,
+        turn_end_id=turn_end_id,
+        stop_ids=set_end_tokens(model, [turn_end_id], pad_id),
+        special_ids=special_ids,
+        pad_id=pad_id,
+        fingerprint=f"hf-{model_type}-{dtype_name(dtype)}-{digest}",
+    )
+
+
+def _check_supported(folder: Path, model_type: str) -> None:
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except LOADING_ERRORS as error:
+        raise InputError(
+            f"{folder}: transformers {transformers.__version__} cannot use this {model_type}"
+            f" configuration ({first_line(error)}); code in a checkpoint is never run"
+        ) from error
+    if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise InputError(
+            f"{folder}: is a {model_type} model, which is no image-text-to-text model of"
+            f" transformers {transformers.__version__}"
+        )
+    if config.is_encoder_decoder:
+        raise InputError(
+            f"{folder}: is a {model_type} model, an encoder-decoder; the backend hf runs models"
+            " whose answer continues the prompt"
+        )
+
+
+def _turn_end(
+    chat: Chat, tokenizer: Any, special_ids: Collection[int], model: Any, folder: Path
+) -> int:
+    """The special token that the template writes after an answer, or else the model's end token."""
+    after = tokenizer(chat.after_answer().lstrip(), add_special_tokens=False)["input_ids"]
+    if after and after[0] in special_ids:
+        return int(after[0])
+    ends = model.generation_config.eos_token_id
+    for index in (*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id):
+        if index is not None:
+            return int(index)
+    raise InputError(
+        f"{folder}: neither the chat template, generation_config.json nor the tokenizer names a"
+        " token that ends an answer"
+    )

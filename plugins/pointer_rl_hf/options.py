@@ -1,0 +1,36 @@
+"""What a user can set about the hf backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["HFOptions"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HFOptions:
+    """Which checkpoint, how prompts are written for it, where it runs and at what precision."""
+
+    model: str
+    """Checkpoint folder, or Hugging Face Hub id (llava-hf/llava-1.5-7b-hf)."""
+    revision: str | None = None
+    """Branch, tag or commit of the Hub repository."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter (peft) to apply to the model."""
+    chat_template: str | None = None
+    """Jinja file to use instead of the checkpoint's chat template; plain: texts and images as they
+    come, with nothing around them (for models that know no chat)."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps, …; auto is cuda where there is one, else cpu."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of weights and activations; auto is float32 on a CPU, else bfloat16."""
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernels; flash_attention_2 needs the package flash-attn and a CUDA device."""
+    batch_tokens: int | None = None
+    """Tokens that go through the model together (by default 1,024 on a CPU, else 16,384); halved
+    by itself where memory runs out."""
+
+    def __post_init__(self) -> None:
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise ValueError("batch_tokens must be at least 1")

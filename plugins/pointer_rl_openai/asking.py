@@ -1,0 +1,110 @@
+"""Asking until there is an answer: slots, repetitions, waiting, and knowing when to give up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from dataclasses import replace
+from typing import TypeVar
+
+from pointer_rl_openai.pacing import ConcurrencyLimit, Slots, backoff_seconds
+from pointer_rl_openai.transport import Answer, Call, Failure, Transport
+
+__all__ = ["Asker"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Asker:
+    """Sends calls through one transport, those that fail for want of luck several times.
+
+    A call that waits for its next turn takes no slot. What a server refuses as too much, while it
+    answers others, is not counted against `retries`: it comes through in the end.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        limit: ConcurrencyLimit,
+        *,
+        retries: int,
+        backoff: float,
+        was_gone: bool = False,
+    ) -> None:
+        """was_gone: there was no server the last time; it gets one chance."""
+        self._transport = transport
+        self._limit = limit
+        self._slots = Slots(limit)
+        self._retries = retries
+        self._backoff = backoff
+        self._was_gone = was_gone
+        self._rng = random.Random()  # when to ask decides no answer
+        self._answered = 0
+        self._heard_at = 0.0
+        self._held_until = 0.0
+        self.gone: str | None = None
+        """Why nothing more is sent: there is no server any more."""
+
+    async def ask(self, call: Call[T]) -> T | Failure:
+        """What was read from the reply, or why there is none."""
+        began = asyncio.get_running_loop().time()
+        answered = self._answered
+        failures = counted = 0
+        while True:
+            async with self._slots.taken(first=failures > 0):
+                result = await self._send(call)
+            if isinstance(result, Answer):
+                return result.value
+            failures += 1
+            refused = result.busy and result.status is not None
+            if not (refused and self._answered > answered):
+                counted += 1
+            answered = self._answered
+            if not result.again:
+                return result
+            last = counted > self._retries
+            if result.unreachable and self._heard_at < began and (last or self._was_gone):
+                self.gone = result.message
+                last = True
+            if last:
+                return _given_up(result, failures)
+            wait = backoff_seconds(failures, self._backoff, self._rng)
+            if result.unreachable:
+                self._hold(wait)  # it would only fail with the others, too
+            logger.info(
+                "asking again in %.1f s: HTTP status %s, %d requests in flight at most",
+                *(max(wait, result.wait or 0.0), result.status, self._limit.current),
+            )
+            await asyncio.sleep(wait)
+
+    async def _send(self, call: Call[T]) -> Answer[T] | Failure:
+        loop = asyncio.get_running_loop()
+        while (pause := self._held_until - loop.time()) > 0 and self.gone is None:
+            await asyncio.sleep(pause)
+        if self.gone is not None:
+            return Failure(message=self.gone)
+        sent = self._limit.sent()
+        result = await self._transport.send(call)
+        if isinstance(result, Answer):
+            self._answered += 1
+            self._limit.answered()
+        elif result.busy:
+            self._limit.refused(sent)
+        if isinstance(result, Answer) or result.status is not None:
+            self._heard_at = loop.time()
+        if isinstance(result, Failure) and result.again and result.wait is not None:
+            self._hold(result.wait)  # told to one, meant for all: they share a key
+        return result
+
+    def _hold(self, seconds: float) -> None:
+        """Send nothing for so long."""
+        now = asyncio.get_running_loop().time()
+        self._held_until = max(self._held_until, now + seconds)
+
+
+def _given_up(failure: Failure, attempts: int) -> Failure:
+    after = f" (asked {attempts} times)" if attempts > 1 else ""
+    return replace(failure, message=failure.message + after, again=False)

@@ -1,0 +1,80 @@
+"""What a user can set about the openai backend. No key: that comes from the environment alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+__all__ = ["OpenAIOptions", "check_url"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenAIOptions:
+    """Which model of which server, and how hard it is asked."""
+
+    model: str | None = None
+    """The model's name at the server; by default the one that it serves, where it is only one."""
+    base_url: str | None = None
+    """Address of the API, as in http://127.0.0.1:8000/v1; by default OPENAI_BASE_URL, else, with a
+    key, https://api.openai.com/v1."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key. Without one, none is sent."""
+    images: Literal["data", "file"] = "data"
+    """data sends each image; file sends its path, for a server that may read it there
+    (vLLM: --allowed-local-media-path)."""
+    max_concurrency: int = 32
+    """Requests in flight at most; fewer while the server says that they are too many."""
+    timeout: float = 120.0
+    """Seconds for one answer, after which it is asked again."""
+    retries: int = 6
+    """How often a request that failed for want of luck is asked again."""
+    backoff: float = 0.5
+    """Seconds before the first repetition; doubled for each further one, to 30 at most."""
+    seed: int | None = None
+    """Sent with each request, for servers that draw even at temperature 0."""
+    revision: str | None = None
+    """Any text: what you know of the model that its name does not say (a date, a quantisation).
+    Kept responses belong to it: change it to ask anew."""
+    prompt_price: float | None = None
+    """Price of a million prompt tokens, in any currency."""
+    generated_price: float | None = None
+    """Price of a million generated tokens."""
+
+    def __post_init__(self) -> None:
+        if self.base_url is not None:
+            check_url(self.base_url)
+        # What is written down with the options must be a name, and no key put there by mistake.
+        if not re.fullmatch("[A-Z][A-Z0-9_]*", self.api_key_env):
+            raise ValueError(
+                "api_key_env is the name of an environment variable, in capitals; never the key"
+            )
+        if self.max_concurrency < 1 or self.retries < 0:
+            raise ValueError("max_concurrency must be at least 1, and retries not negative")
+        for name in ("timeout", "backoff"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a positive number of seconds")
+        for name in ("prompt_price", "generated_price"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number that is not negative")
+
+
+def check_url(url: str) -> None:
+    """Raise ValueError for what is no address of a server, or could carry a key.
+
+    The message does not repeat it.
+    """
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not url.isprintable() or " " in url:
+        raise ValueError("base_url is no address: write it as http://127.0.0.1:8000/v1")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError(
+            "base_url has a user, query or fragment, which would be written down with the options:"
+            " give the plain address, and the key through the variable that api_key_env names"
+        )

@@ -1,0 +1,45 @@
+"""What is registered under a name that a user wrote: NAME, or KIND:NAME."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pointer_rl.errors import PluginError, did_you_mean
+from pointer_rl.registry import KINDS, Entry, registry
+
+__all__ = ["entries", "find_all", "find_one"]
+
+
+def entries() -> Iterator[Entry]:
+    """All that is registered, kind by kind."""
+    for kind in KINDS:
+        yield from registry().entries(kind)
+
+
+def find_all(name: str) -> list[Entry]:
+    """What has that name or alias, in every kind or in the one that is named."""
+    kind, _, rest = name.rpartition(":")
+    return [
+        entry
+        for entry in entries()
+        if (not kind or entry.kind == kind) and rest in (entry.name, *entry.aliases)
+    ]
+
+
+def find_one(name: str) -> tuple[Entry, str]:
+    """The one that is meant, and its name or alias. Raises PluginError for none and for several."""
+    rest = name.rpartition(":")[2]
+    found = find_all(name)
+    if len(found) == 1:
+        return found[0], rest
+    if found:
+        choices = " or ".join(f"{entry.kind}:{rest}" for entry in found)
+        raise PluginError(f"{rest} stands in several kinds: write {choices}")
+    for plugin in registry().plugins:
+        if plugin.error and plugin.name == rest:
+            raise PluginError(
+                f"the plugin {plugin.name} of {plugin.origin} failed to load ({plugin.error}): "
+                f"see `pointer-rl plugins show {plugin.name}`"
+            )
+    known = {each for entry in entries() for each in (entry.name, *entry.aliases)}
+    raise PluginError(f"nothing is registered as {name!r}{did_you_mean(rest, known)}")

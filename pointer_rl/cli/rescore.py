@@ -1,0 +1,101 @@
+"""`pointer-rl rescore`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pointer_rl.cli.common import FILE
+
+if TYPE_CHECKING:
+    from pointer_rl.trials.rescore import Rescored
+
+__all__ = ["rescore"]
+
+
+@click.command()
+@click.argument("source", type=FILE)
+@click.option("--output-path", required=True, type=FILE, help="The file to write.")
+@click.option(
+    "--metric", metavar="NAME", help="Accuracy metric  [default: the one that the file names]."
+)
+@click.option(
+    "--metric-opt",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Option of the metric (repeatable).",
+)
+@click.option(
+    "--prompt",
+    metavar="NAME",
+    help="Prompt builder that cuts the answers out of the raw generations  [default: the answers "
+    "stay as they are].",
+)
+@click.option(
+    "--prompt-opt",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Option of the prompt builder (repeatable).",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+def rescore(
+    source: Path,
+    output_path: Path,
+    metric: str | None,
+    metric_opt: tuple[str, ...],
+    prompt: str | None,
+    prompt_opt: tuple[str, ...],
+    overwrite: bool,
+) -> None:
+    """Judge the stored generations of SOURCE anew, without asking a VLM.
+
+    By another metric, or after cutting the answers out in another way. Also computes vqa_rel_score,
+    how close each answer is to the annotators'. Candidates that failed stay failed. A reward needs
+    no rescoring: `train --reward-mode` computes it from what is recorded.
+    """
+    from pointer_rl.options import parse_assignments
+    from pointer_rl.trials.rescore import RescoreRun, rescore_file
+
+    for flag, name, options in (("metric", metric, metric_opt), ("prompt", prompt, prompt_opt)):
+        if options and name is None:
+            raise click.UsageError(f"--{flag}-opt sets options of --{flag}: name one")
+    done = rescore_file(
+        RescoreRun(
+            source=source,
+            output_path=output_path,
+            metric=metric,
+            metric_options=parse_assignments(metric_opt, "--metric-opt"),
+            prompt=prompt,
+            prompt_options=parse_assignments(prompt_opt, "--prompt-opt"),
+            overwrite=overwrite,
+        )
+    )
+    _print(source, output_path, done)
+
+
+def _print(source: Path, target: Path, done: Rescored) -> None:
+    from pointer_rl.cli.tables import counted
+
+    click.echo(
+        f"{source}: {counted(done.queries, 'query', 'queries')}, "
+        f"{counted(done.judged, 'candidate')} judged anew, "
+        f"{done.failed:,} failed (left as they are)"
+    )
+    click.echo(f"answers: {done.answers:,} changed")
+    click.echo(
+        f"correct: {done.became_right + done.became_wrong:,} changed "
+        f"({done.became_right:,} became right, {done.became_wrong:,} wrong)"
+    )
+    accuracies = f"accuracy: {done.accuracies:,} changed"
+    if done.judged:
+        before, after = (each / done.judged for each in (done.accuracy_before, done.accuracy_after))
+        accuracies += f", on average from {before:.3f} to {after:.3f}"
+    click.echo(accuracies)
+    if done.other_normalisation:
+        click.echo(
+            f"note: vqa_gt_prob of {counted(done.other_normalisation, 'candidate')} is of the "
+            "answers as they were normalised before"
+        )
+    click.echo(f"wrote {target}")

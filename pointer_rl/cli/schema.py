@@ -1,0 +1,22 @@
+"""`pointer-rl schema`."""
+
+from __future__ import annotations
+
+import click
+
+__all__ = ["schema"]
+
+
+@click.command()
+@click.option(
+    "--name",
+    type=click.Choice(["pointer_candidates", "beams"]),
+    default="pointer_candidates",
+    show_default=True,
+    help="RL data, or beam data.",
+)
+def schema(name: str) -> None:
+    """Print the JSON Schema (draft 2020-12) of a kind of file; its $id ends with the version."""
+    import pointer_rl_schemas
+
+    click.echo(pointer_rl_schemas.read(name), nl=False)

@@ -1,0 +1,161 @@
+"""Checkpoint folders into transformers models. What is wrong with a folder is one line.
+
+Weights are safetensors: pickled ones are never read, and code that lies in a checkpoint is never
+run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import GenerationConfig
+
+from pointer_rl.devices import dtype_name
+from pointer_rl.errors import InputError, MissingExtraError, first_line
+
+__all__ = [
+    "LOADING_ERRORS",
+    "SNAPSHOT_FILES",
+    "apply_adapter",
+    "check_attention",
+    "check_weights",
+    "load_weights",
+    "place",
+    "read_model_type",
+    "set_end_tokens",
+]
+
+LOADING_ERRORS = (
+    *(OSError, ValueError, RuntimeError, KeyError, TypeError),
+    *(SafetensorError, StrictDataclassError),
+)
+"""What transformers and peft raise for files that are missing, damaged or do not fit."""
+SNAPSHOT_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
+"""What is fetched of a Hub repository."""
+
+
+def check_attention(implementation: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises InputError or MissingExtraError for attention kernels that cannot run here."""
+    if implementation != "flash_attention_2":
+        return
+    if device.type != "cuda" or dtype == torch.float32:
+        raise InputError(
+            "attn_implementation=flash_attention_2 needs a CUDA device and dtype bfloat16 or"
+            f" float16 (here {device}, {dtype_name(dtype)}); use sdpa"
+        )
+    if importlib.util.find_spec("flash_attn") is None:
+        raise MissingExtraError("flash-attn", "attn_implementation=flash_attention_2")
+
+
+def read_model_type(folder: Path) -> str:
+    """`model_type` of the folder's config.json. Raises InputError where there is none."""
+    path = folder / "config.json"
+    try:
+        model_type = json.loads(path.read_bytes())["model_type"]
+    except FileNotFoundError:
+        raise InputError(f"{folder}: not a checkpoint folder (no config.json)") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a model configuration ({first_line(error)})") from error
+    return str(model_type)
+
+
+def check_weights(folder: Path) -> None:
+    """Raises InputError for a folder without safetensors."""
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"{folder}: no *.safetensors weights (pickled weights are not read; convert them with"
+            " save_pretrained)"
+        )
+
+
+def load_weights(model_class: Any, folder: Path, *, dtype: torch.dtype, attention: str) -> Any:
+    """`model_class.from_pretrained`, with every tensor from the files.
+
+    Raises InputError for weights that cannot be read or do not cover the model.
+    """
+    try:
+        model, report = model_class.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # reported below
+            output_loading_info=True,
+        )
+    except LOADING_ERRORS as error:
+        raise InputError(f"{folder}: cannot load the model ({first_line(error)})") from error
+    _check_complete(folder, report["missing_keys"], report["mismatched_keys"])
+    return model
+
+
+def apply_adapter(model: Any, adapter: Path) -> None:
+    """Put LoRA layers into the model. Not merged: that would round them to the weights' dtype.
+
+    Raises InputError for a folder that is no LoRA adapter of this model, and MissingExtraError
+    without peft.
+    """
+    if not (adapter / "adapter_config.json").is_file():
+        raise InputError(f"{adapter}: not an adapter folder (no adapter_config.json)")
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise InputError(f"{adapter}: no adapter_model.safetensors (pickled weights are not read)")
+    if importlib.util.find_spec("peft") is None:
+        raise MissingExtraError("peft", f"the adapter {adapter}")
+    try:
+        kind = json.loads((adapter / "adapter_config.json").read_bytes())["peft_type"]
+        if kind != "LORA":
+            raise InputError(f"{adapter}: is a {kind} adapter; only LORA can be applied")
+        report = model.load_adapter(str(adapter), ignore_mismatched_sizes=True)
+    except LOADING_ERRORS as error:
+        raise InputError(f"{adapter}: does not fit the model ({first_line(error)})") from error
+    _check_complete(adapter, report.missing_keys, report.mismatched_keys)
+
+
+def place(model: Any, device: torch.device, name: str) -> Any:
+    """The model on its device, in evaluation mode. Raises InputError where it does not fit.
+
+    name: what the user calls it.
+    """
+    try:
+        return model.to(device).eval()
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"{name}: does not fit into the memory of {device} as {dtype_name(model.dtype)};"
+            " choose another device, a smaller model or dtype=bfloat16"
+        ) from None
+
+
+def set_end_tokens(model: Any, end_ids: Iterable[int], pad_id: int) -> tuple[int, ...]:
+    """End generation at these tokens and the checkpoint's own; returns all, padding included.
+
+    The checkpoint's sampling defaults (temperature, repetition penalty, …) are dropped: they would
+    fill in whatever a call to `generate` leaves open.
+    """
+    stop_ids = sorted({*end_ids, pad_id, *_ids(model.generation_config.eos_token_id)})
+    model.generation_config = GenerationConfig(eos_token_id=stop_ids, pad_token_id=pad_id)
+    return tuple(stop_ids)
+
+
+def _check_complete(
+    folder: Path, missing: Iterable[str], mismatched: Iterable[Sequence[Any]]
+) -> None:
+    """Refuse weights that do not cover the model: transformers fills up with random numbers."""
+    faults = sorted([*missing, *(name for name, *_ in mismatched)])
+    if faults:
+        raise InputError(
+            f"{folder}: {len(faults)} tensors of the model are missing or of another shape"
+            f" ({faults[0]}, …); the files are incomplete or belong to another model"
+        )
+
+
+def _ids(value: int | list[int] | None) -> list[int]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, int) else list(value)

@@ -1,0 +1,58 @@
+"""How close an answer is to the annotators': Lever-Plus' vqa_rel_score.
+
+    closeness(a, G)       = max over g in G of max(F1(a, g), 1 - edits(a, g) / max(|a|, |g|))
+
+F1 is that of the words, as multisets; edits counts the characters that must be inserted, removed or
+replaced (Levenshtein). All of it is in [0, 1], 1 for equal strings and 0 where there is no answer
+to compare with. Strings are compared as they are: normalise them first, by the metric that judges.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
+
+__all__ = ["closeness", "edit_similarity", "word_f1"]
+
+
+def closeness(answer: str, answers: Iterable[str]) -> float:
+    """The larger of `word_f1` and `edit_similarity`."""
+    distinct = set(answers)
+    return max(word_f1(answer, distinct), edit_similarity(answer, distinct))
+
+
+def word_f1(answer: str, answers: Iterable[str]) -> float:
+    """The best F1 of the answer's words with those of one of `answers`."""
+    return max((_word_f1(answer, each) for each in answers), default=0.0)
+
+
+def edit_similarity(answer: str, answers: Iterable[str]) -> float:
+    """The best similarity of the answer's characters with those of one of `answers`."""
+    return max((_edit_similarity(answer, each) for each in answers), default=0.0)
+
+
+def _word_f1(first: str, second: str) -> float:
+    if first == second:
+        return 1.0
+    words, others = first.split(), second.split()
+    if not words or not others:
+        return float(words == others)
+    shared = (Counter(words) & Counter(others)).total()
+    return 2 * shared / (len(words) + len(others))
+
+
+@lru_cache(maxsize=1 << 14)  # a query's candidates mostly give the same few answers
+def _edit_similarity(first: str, second: str) -> float:
+    if first == second:
+        return 1.0
+    if not first or not second:
+        return 0.0
+    row = list(range(len(second) + 1))  # edits that turn nothing into each prefix of second
+    for length, character in enumerate(first, start=1):
+        above_left, row[0] = row[0], length
+        for place, other in enumerate(second, start=1):
+            replaced = above_left + (character != other)
+            above_left = row[place]
+            row[place] = min(replaced, above_left + 1, row[place - 1] + 1)
+    return 1 - row[-1] / max(len(first), len(second))

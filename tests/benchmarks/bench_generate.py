@@ -1,0 +1,119 @@
+"""What `generate` costs beside the VLM, and its memory: with a backend that answers at once.
+
+    python tests/benchmarks/bench_generate.py [--queries N]
+
+For 2,000 and N (200,000) queries of 10 random candidates, each in a process of its own: candidates
+a second when everything is asked and when everything comes from the store (median of three, for
+2,000), next to the limit: hashing each prompt and reading its response from the store, which
+cannot be left out. And by how much the resident memory of N queries exceeds that of 2,000.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.synthetic import SOURCE
+from plugin_folder import install
+
+SMALL, CANDIDATES, DIM = 2_000, 10, 64
+GOAL_RATE, GOAL_GROWTH = 20_000, 50
+
+
+def measure(folder: Path, queries: int, output: str) -> None:
+    """In a process of its own: print seconds, candidates and the most memory."""
+    import numpy as np
+    import torch
+
+    from pointer_rl.generate.pipeline import GenerateConfig
+    from pointer_rl.generate.run import GenerateRun, run_generate
+    from pointer_rl.trials.workbench import Named, TrialOptions
+
+    torch.set_num_threads(1)
+    for name, rows in (("q", queries), ("c", 512)):
+        path = folder / f"{name}{rows}.npy"
+        if not path.exists():
+            rng = np.random.default_rng(rows)
+            np.save(path, rng.standard_normal((rows, DIM), dtype=np.float32))
+    run = GenerateRun(
+        output_path=folder / output,
+        trials=TrialOptions(
+            dataset=Named("synthetic", {"queries": queries}),
+            backend=Named("synthetic"),
+            prompt=Named("short-answer"),
+            metric=Named("vqa"),
+            query_emb=folder / f"q{queries}.npy",
+            cand_emb=folder / "c512.npy",
+            store=folder / "responses.sqlite",
+        ),
+        generators=[Named("random", {"num": CANDIDATES})],
+        config=GenerateConfig(),
+    )
+    begun: list[float] = []
+    summary = run_generate(run, on_start=lambda queries, done: begun.append(time.perf_counter()))
+    print(
+        json.dumps(
+            {
+                "seconds": time.perf_counter() - begun[0],
+                "candidates": summary.all.candidates,
+                "stored": summary.from_store,
+                "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            }
+        )
+    )
+
+
+def measured(folder: Path, queries: int, output: str) -> dict[str, float]:
+    (folder / output).unlink(missing_ok=True)
+    command = [sys.executable, __file__, "--measure", str(folder), str(queries), output]
+    environment = {
+        **os.environ,
+        **{"PYTHONPATH": str(folder / "plugin"), "POINTER_RL_PLUGINS": "synthetic"},
+    }
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--queries", type=int, default=200_000)
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.measure:
+        folder, queries, output = given.measure
+        measure(Path(folder), int(queries), output)
+        return
+    print(f"{platform.machine()}, Python {platform.python_version()}, one thread")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        install(folder / "plugin", "synthetic", SOURCE)
+        asked = measured(folder, SMALL, "small.json")
+        again = [measured(folder, SMALL, "small.json") for _ in range(3)]
+        assert all(each["stored"] == each["candidates"] for each in again)
+        rate = statistics.median(each["candidates"] / each["seconds"] for each in again)
+        print(
+            f"{SMALL:,} queries: {asked['candidates'] / asked['seconds']:,.0f} candidates/s asked "
+            f"and stored, {rate:,.0f} candidates/s from the store (goal {GOAL_RATE:,})"
+        )
+        large = measured(folder, given.queries, "large.json")
+        growth = large["resident"] - max(asked["resident"], *(each["resident"] for each in again))
+        print(
+            f"{given.queries:,} queries: {large['candidates'] / large['seconds']:,.0f} "
+            f"candidates/s asked; {growth:+,.0f} MB resident over {SMALL:,} queries "
+            f"(goal {GOAL_GROWTH})"
+        )
+
+
+if __name__ == "__main__":
+    main()

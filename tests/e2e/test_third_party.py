@@ -1,0 +1,141 @@
+"""Packages that are not ours, installed into a fresh environment and used through the CLI.
+
+Written by hand (tests/third_party_package), by `plugins new`, and as the how-to prints one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import torch
+from environments import ROOT, Environment
+
+from pointer_rl.data.embeddings import save_embeddings
+from pointer_rl.registry import KINDS
+from pointer_rl.scaffold import write_package
+
+PACKAGES = ROOT / "tests" / "third_party_package"
+HOW_TO = ROOT / "docs" / "how-to" / "your-backend.md"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """A folder with a package of each kind as `plugins new` writes it, and the how-to's."""
+    folder = tmp_path_factory.mktemp("written")
+    for kind in KINDS:
+        write_package(f"my-{kind}", kind, folder / f"pointer-rl-my-{kind}")
+    write_package("tint", "backend", folder / "pointer-rl-tint")
+    module, test = re.findall(r"```python\n(.*?)```", HOW_TO.read_text("utf-8"), re.DOTALL)
+    (folder / "pointer-rl-tint" / "pointer_rl_tint.py").write_text(module, "utf-8")
+    (folder / "pointer-rl-tint" / "tests" / "test_tint.py").write_text(test, "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory, written) -> Environment:
+    """With all of them installed, and the broken package too."""
+    made = Environment(tmp_path_factory.mktemp("environment"))
+    made.install(PACKAGES / "acme", PACKAGES / "broken", *sorted(written.iterdir()))
+    return made
+
+
+@pytest.fixture(scope="module")
+def acme(tmp_path_factory) -> Path:
+    """A folder of pictures for the dataset `acme`, one of which is none, with embeddings."""
+    folder = tmp_path_factory.mktemp("acme")
+    for number in range(8):
+        colour = ("red", "blue")[number % 2]
+        PIL.Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{colour}-{number}.png")
+    (folder / "green-9.png").write_bytes(b"no picture")
+    ids = sorted(path.stem for path in folder.glob("*.png"))
+    vectors = torch.randn(len(ids), 6, generator=torch.Generator().manual_seed(0))
+    save_embeddings(folder / "emb.safetensors", vectors, ids)
+    return folder
+
+
+def test_the_how_tos_backend_has_30_lines():
+    module = re.search(r"```python\n(.*?)```", HOW_TO.read_text("utf-8"), re.DOTALL)[1]
+    assert len([line for line in module.splitlines() if line.strip()]) <= 30
+
+
+def test_written_packages_pass_their_tests(environment, written):
+    packages = sorted(written.iterdir())
+    assert len(packages) == len(KINDS) + 1
+    output = environment.pytest("-W", "error", *packages)
+    # Each has its contract, and what it does.
+    assert int(re.search(r"(\d+) passed", output)[1]) >= 2 * len(packages)
+    assert "skipped" not in output
+
+
+def test_a_stranger_makes_rl_data_with_their_own_everything(environment, acme, tmp_path):
+    output = tmp_path / "rl.json"
+    embeddings = acme / "emb.safetensors"
+    environment.run(
+        *("generate", "--dataset", "acme", "--dataset-opt", f"path={acme}", "--backend", "acme"),
+        *("--prompt", "acme", "--metric", "acme", "--generator", "acme"),
+        *("--query-emb", embeddings, "--cand-emb", embeddings, "--output-path", output),
+        *("--num-beams", "0", "--num-samples-per-temp", "0"),
+    )
+    assert "valid" in environment.run("validate", output)
+    data = json.loads(output.read_text())
+    meta = data.pop("_meta")
+    assert meta["backend"]["fingerprint"] == "acme copy 1 default=unknown"
+    assert meta["metric"] == {"name": "acme", "options": {}, "version": "7"}
+    assert data.keys() == {path.stem for path in acme.glob("*.png")}
+    candidates = [each for record in data.values() for each in record["pointer_candidates"]]
+    assert {each["gen_method"] for each in candidates} == {"acme", "random", "retrieval"}
+    for query_id, record in data.items():
+        for each in record["pointer_candidates"]:
+            pictures = [query_id, *(sorted(data)[row] for row in each["pointer"])]
+            if "green-9" in pictures:
+                assert each["eval_failed"]
+                continue
+            shown_last = pictures[-1].split("-")[0]
+            assert each["vqa_pred_answer"] == shown_last
+            assert each["vqa_correct"] == (shown_last == query_id.split("-")[0])
+
+
+def test_a_stranger_is_listed_described_and_greets(environment):
+    listed = environment.run("plugins")
+    assert re.search(r"backend +acme +acme-vqa 2\.3 +repeats what was shown last", listed)
+    missing = "missing: backend acme-cloud needs the package acme_sdk: pip install 'acme[sdk]'"
+    assert missing in listed
+    assert "default: str, default unknown" in environment.run("plugins", "show", "backend:acme")
+    assert environment.run("acme", "you") == "hello you\n"
+    assert "Greet NAME." in environment.run("--help")
+
+
+def test_the_kit_passes_what_is_sound_and_finds_what_is_not(environment, acme):
+    assert "0 broken" not in environment.run("plugins", "check", "backend:acme")
+    for kind in ("prompt", "metric", "generator"):
+        environment.run("plugins", "check", f"{kind}:acme")
+    found = environment.run("plugins", "check", "dataset:acme", "--opt", f"path={acme}", code=1)
+    assert "broken   pictures open: the picture of example green-9 of the queries" in found
+    several = environment.run("plugins", "check", "acme", code=2)
+    assert "acme stands in several kinds: write backend:acme or prompt:acme or" in several
+    sdk = environment.run("plugins", "check", "acme-cloud", code=2)
+    assert sdk.endswith("pip install 'acme[sdk]'\n")
+    zero = environment.run("plugins", "check", "zero", code=1)
+    assert "loading broken_vqa.lazy imports torch" in zero
+    assert "gave a Tensor: return Judgement(correct, accuracy)" in zero
+
+
+def test_what_is_broken_breaks_nothing_but_itself(environment):
+    listed = environment.run("plugins")
+    failed = dict(re.findall(r"failed: plugin (\w+) of broken-vqa 0\.1: (.*)", listed))
+    assert failed.keys() == {"absent", "exits", "misspelt", "greedy", "commands"}
+    assert "no_such_module" in failed["absent"]
+    assert failed["exits"] == "SystemExit: no licence found"
+    assert "pointer_rl_register_backend" in failed["misspelt"]
+    assert "metric vqa is registered twice: by pointer-rl" in failed["greedy"]
+    assert failed["commands"] == "PluginError: the command generate is there already"
+    assert "not to be seen" not in listed
+    assert "Traceback" in environment.run("plugins", "show", "absent")
+    assert "Generate RL data" in environment.run("generate", "--help")
+    unknown = environment.run("plugins", "check", "greedy", code=2)
+    assert "the plugin greedy of broken-vqa 0.1 failed to load (PluginError: metric vqa" in unknown
+    assert len(unknown.splitlines()) == 1

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pointer_rl.data.records import as_line, encode_record, split_line
+from pointer_rl.errors import InputError
+from pointer_rl.generate.journal import Journal, partial_path
+from pointer_rl.testing import example
+
+META = {"schema_version": "1.0", "seed": 0, "dataset": {"name": "d", "rows_sha256": "ab"}}
+QUERIES = [example(row, id=f"q{row}") for row in range(6)]
+
+
+def record(row, failed=False):
+    outcome = {"eval_failed": True} if failed else {"vqa_correct": 1, "vqa_acc_score": 1.0}
+    candidate = {"pointer": [row], "gen_method": "random", "vqa_pred_answer": "é", **outcome}
+    return {"query": {"query_id": f"q{row}"}, "pointer_candidates": [candidate]}
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "out" / "rl.json"
+
+
+def opened(output, meta=META, **options):
+    return Journal(output, meta, QUERIES, **options)
+
+
+def whole(output):
+    with opened(output) as journal:
+        journal.append([(row, record(row)) for row in range(6)])
+        journal.finish()
+    return output.read_bytes()
+
+
+def test_the_finished_file_is_in_the_queries_order_whatever_was_done_first(output):
+    once = whole(output)
+    with opened(output, overwrite=True) as journal:
+        for row in (5, 0, 3):
+            journal.append([(row, record(row))])
+    assert not list(output.parent.glob("*.tmp"))
+    with opened(output) as journal:
+        assert [journal.is_done(row) for row in range(6)] == [1, 0, 0, 1, 0, 1]
+        assert (len(journal), journal.left) == (3, 3)
+        journal.append([(row, record(row)) for row in (4, 2, 1)])
+        journal.finish()
+    assert output.read_bytes() == once
+    assert [path.name for path in output.parent.iterdir()] == ["rl.json"]
+    found = json.loads(once)
+    assert found.pop("_meta") == META
+    assert list(found.items()) == [(f"q{row}", record(row)) for row in range(6)]
+
+
+def test_until_then_it_is_rl_data_itself(output):
+    with opened(output) as journal:
+        journal.append([(0, record(0))])
+    first, second = map(json.loads, partial_path(output).read_text("utf-8").splitlines())
+    assert first == {"_meta": META}
+    assert second == {"query_id": "q0", **record(0)}
+    assert not output.exists()
+
+
+def test_cut_anywhere_it_goes_on_from_the_last_whole_line(output):
+    once = whole(output)
+    with opened(output, overwrite=True) as journal:
+        journal.append([(row, record(row)) for row in range(3)])
+    partial = partial_path(output)
+    content = partial.read_bytes()
+    ends = [end + 1 for end, byte in enumerate(content) if byte == 10]
+    for cut in range(len(content) + 1):
+        partial.write_bytes(content[:cut])
+        with opened(output) as journal:
+            # A file that has a head and no line is as good as none: then the finished one counts.
+            left = sum(end <= cut for end in ends[1:])
+            assert len(journal) == (left or 6), cut
+            journal.append([(row, record(row)) for row in range(6)])
+            journal.finish()
+        assert output.read_bytes() == once
+
+
+def test_a_damaged_line_is_asked_anew_and_the_others_are_kept(output, caplog):
+    with opened(output) as journal:
+        journal.append([(row, record(row)) for row in range(3)])
+    partial = partial_path(output)
+    lines = partial.read_bytes().splitlines(keepends=True)
+    lines[2] = b"\0" * (len(lines[2]) - 1) + b"\n"
+    partial.write_bytes(b"".join(lines))
+    with opened(output) as journal:
+        assert [journal.has(row) for row in range(3)] == [True, False, True]
+    assert "1 damaged lines" in caplog.text
+
+
+def test_failed_trials_are_not_done_and_their_next_line_counts(output):
+    with opened(output) as journal:
+        journal.append([(row, record(row, failed=row == 4)) for row in range(6)])
+        assert (journal.has(4), journal.is_done(4)) == (True, False)
+        journal.finish()
+    with opened(output) as journal:  # a finished file is gone on with, too
+        assert [journal.is_done(row) for row in range(6)] == [1, 1, 1, 1, 0, 1]
+        journal.append([(4, record(4))])
+        journal.finish()
+    assert output.read_bytes() == whole(output.with_name("other.json"))
+
+
+def test_looking_at_a_finished_file_leaves_it_alone(output):
+    once = whole(output)
+    with opened(output) as journal:
+        assert len(journal) == 6
+    assert [path.name for path in output.parent.iterdir()] == ["rl.json"]
+    assert output.read_bytes() == once
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"seed": 1}, "seed: 0, now 1"),
+        ({"dataset": {"name": "e", "rows_sha256": "ab"}}, 'dataset.name: "d", now "e"'),
+        ({"dataset": {"name": "d", "rows_sha256": "cd"}}, "dataset.rows_sha256 differs"),
+        ({"shots": 2}, "shots: null, now 2"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_another_run_left_is_refused_and_kept(output, changed, says, finished):
+    if finished:
+        whole(output)
+    else:
+        with opened(output) as journal:
+            journal.append([(0, record(0))])
+    before = {path: path.read_bytes() for path in output.parent.iterdir()}
+    with pytest.raises(InputError) as error:
+        opened(output, META | changed)
+    assert says in str(error.value)
+    assert {path: path.read_bytes() for path in output.parent.iterdir()} == before
+
+
+def test_a_file_that_is_no_journal_is_kept(output):
+    output.parent.mkdir()
+    partial_path(output).write_text("my notes\nof today\n")
+    with pytest.raises(InputError, match=r"rl\.partial\.jsonl: a run was cut there"):
+        opened(output)
+    assert partial_path(output).read_text() == "my notes\nof today\n"
+
+
+def test_two_processes_do_not_write_one_file(output):
+    program = (
+        "import sys; from pathlib import Path; sys.path[:] = sys.argv[2:];"
+        "from unit.test_journal import opened; journal = opened(Path(sys.argv[1]));"
+        "print('open', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(output), *sys.path]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "open\n"
+        with pytest.raises(InputError, match="another process is writing it"):
+            opened(output)
+        other.stdin.close()
+        assert other.wait(timeout=60) == 0
+    opened(output).close()
+
+
+keys = st.text(min_size=1).filter(lambda key: not key.startswith("_"))
+values = st.recursive(
+    st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@given(keys, st.dictionaries(st.text().filter(lambda key: key != "query_id"), values, min_size=1))
+def test_a_line_is_split_as_it_was_joined(key, content):
+    encoded = encode_record(content)
+    line = as_line(key, encoded)
+    assert split_line(line) == (key, encoded)
+    assert json.loads(line) == {"query_id": key, **content}
+    for cut in range(len(line)):
+        with pytest.raises(ValueError, match=r"no (line|query)|char|decode"):
+            split_line(line[:cut])
