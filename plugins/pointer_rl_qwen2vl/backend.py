@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from pointer_rl.errors import InputError
 from pointer_rl.local_backend import by_decoding, default_batch_tokens
-from pointer_rl.types import BackendError, Request
+from pointer_rl.types import BackendError, ImageRef, Request
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.inputs import PromptEncoder
 from pointer_rl_qwen2vl.jobs import Engine, Job, Result
@@ -36,15 +37,41 @@ class Qwen2VLBackend:
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
         """Answer each request once, those of one decoding together, as (its index, its result)."""
+        keys: dict[int, str | BackendError] = {}
         for decoding, indices in by_decoding(requests).items():
             prompts = self._encoder.encode([requests[index].prompt for index in indices])
             answers = self._encoder.encode_answers([requests[index].score for index in indices])
+            images = [_keyed(requests[index].prompt.images, keys) for index in indices]
             jobs = []
-            for index, prompt, scored in zip(indices, prompts, answers, strict=True):
+            for index, prompt, scored, shown in zip(indices, prompts, answers, images, strict=True):
                 if isinstance(prompt, BackendError):
                     yield index, prompt
                 elif isinstance(scored, BackendError):
                     yield index, scored
+                elif isinstance(shown, BackendError):
+                    yield index, shown
                 else:
-                    jobs.append(Job(index, prompt, requests[index].prompt.images, scored))
+                    jobs.append(Job(index, prompt, shown, scored))
             yield from self._engine.run(jobs, decoding)
+
+
+def _keyed(
+    images: Sequence[ImageRef], keys: dict[int, str | BackendError]
+) -> tuple[tuple[str, ImageRef], ...] | BackendError:
+    """The images with their keys, or why one has none. Of each object the key is read once."""
+    keyed = []
+    for image in images:
+        if id(image) not in keys:
+            keys[id(image)] = _key(image)
+        key = keys[id(image)]
+        if isinstance(key, BackendError):
+            return key
+        keyed.append((key, image))
+    return tuple(keyed)
+
+
+def _key(image: ImageRef) -> str | BackendError:
+    try:
+        return image.key
+    except InputError as error:
+        return BackendError(str(error))

@@ -21,7 +21,8 @@ class Job:
     """Of the request."""
     token_ids: list[int]
     """The prompt, with one <|image_pad|> an image."""
-    images: tuple[ImageRef, ...]
+    images: tuple[tuple[str, ImageRef], ...]
+    """With their keys."""
     answers: list[list[int]]
     """To be scored, without the token that ends them."""
 

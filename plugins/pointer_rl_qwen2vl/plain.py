@@ -48,7 +48,7 @@ class PlainEngine:
 
     def _encode(self, job: Job) -> PaddedJob[EncodedPrompt] | BackendError:
         images = []
-        for patches in self._patches.find([(image.key, image) for image in job.images]):
+        for patches in self._patches.find(job.images):
             if isinstance(patches, str):
                 return BackendError(patches)
             images.append(patches)

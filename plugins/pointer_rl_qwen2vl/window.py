@@ -63,15 +63,13 @@ class Window:
         """answer_tokens: of a row, about; a job with more to score becomes several rows."""
         numbers: dict[str, int] = {}
         images: dict[int, tuple[str, ImageRef]] = {}
-        keys: dict[int, str] = {}  # a key may be costly, and the same image comes often
         self.rows: list[Row] = []
         for job in jobs:
             remaining = iter(job.images)
             elements = list(job.token_ids)
             for place, token in enumerate(elements):
                 if token == image_token_id:
-                    image = next(remaining)
-                    key = keys.get(id(image)) or keys.setdefault(id(image), image.key)
+                    key, image = next(remaining)
                     number = numbers.setdefault(key, -1 - len(numbers))
                     images.setdefault(number, (key, image))
                     elements[place] = number

@@ -11,7 +11,14 @@ import click
 if TYPE_CHECKING:
     from pointer_rl.trials.workbench import TrialOptions
 
-__all__ = ["FILE", "GuideCommand", "backend_options", "read_trial_options", "trial_options"]
+__all__ = [
+    "FILE",
+    "GuideCommand",
+    "asking_options",
+    "backend_options",
+    "read_trial_options",
+    "trial_options",
+]
 
 FILE = click.Path(dir_okay=True, path_type=Path)
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -75,9 +82,11 @@ _BACKEND_OPTIONS = [
     click.option(
         "--limit",
         type=click.IntRange(min=1),
-        help="Only so many queries: the first (evaluate: a random subset).",
+        help="Only so many queries: the first (evaluate, doctor: a random subset).",
     ),
     click.option("--device", help="cpu, cuda, cuda:1, …; by default the first GPU, if any."),
+]
+_STORE_OPTIONS = [
     click.option(
         "--store",
         type=FILE,
@@ -102,12 +111,18 @@ _DECODING_OPTIONS = [
 
 def trial_options(command: Function) -> Function:
     """Add the options that `read_trial_options` reads: backend, embeddings, decoding."""
-    return _add([*_BACKEND_OPTIONS, *_EMBEDDING_OPTIONS, *_DECODING_OPTIONS], command)
+    options = [*_BACKEND_OPTIONS, *_STORE_OPTIONS, *_EMBEDDING_OPTIONS, *_DECODING_OPTIONS]
+    return _add(options, command)
 
 
 def backend_options(command: Function) -> Function:
     """Those of them that a command needs which proposes with no policy and generates no text."""
-    return _add(_BACKEND_OPTIONS, command)
+    return _add([*_BACKEND_OPTIONS, *_STORE_OPTIONS], command)
+
+
+def asking_options(command: Function) -> Function:
+    """Those that a command needs which generates, with no policy, and keeps no response."""
+    return _add([*_BACKEND_OPTIONS, *_DECODING_OPTIONS], command)
 
 
 def _add(options: Sequence[Callable[[Function], Function]], command: Function) -> Function:
@@ -117,7 +132,7 @@ def _add(options: Sequence[Callable[[Function], Function]], command: Function) -
 
 
 def read_trial_options(given: dict[str, Any]) -> TrialOptions:
-    """The values of `trial_options`, or of `backend_options`."""
+    """The values of `trial_options`, `backend_options` or `asking_options`."""
     from pointer_rl.options import build_options, parse_assignments
     from pointer_rl.trials.store import default_store
     from pointer_rl.trials.workbench import Named, TrialOptions
@@ -126,6 +141,7 @@ def read_trial_options(given: dict[str, Any]) -> TrialOptions:
     def named(kind: str) -> Named:
         return Named(given[kind], parse_assignments(given[f"{kind}_opt"], f"--{kind}-opt"))
 
+    given = {"store": None, "no_store": False, **given}
     if given["store"] is not None and given["no_store"]:
         raise click.UsageError("--store and --no-store exclude each other")
     decoding = parse_assignments(given.get("decoding_opt", ()), "--decoding-opt")

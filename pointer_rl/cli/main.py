@@ -11,6 +11,7 @@ import click
 from pointer_rl.cli.beams import beams
 from pointer_rl.cli.cache import cache
 from pointer_rl.cli.convert import convert
+from pointer_rl.cli.doctor import doctor
 from pointer_rl.cli.embed import embed
 from pointer_rl.cli.evaluate import evaluate
 from pointer_rl.cli.generate import generate
@@ -69,7 +70,7 @@ def cli() -> None:
 
 _COMMANDS = (
     *(generate, validate, rescore, merge, convert, beams, sft, train, evaluate, select),
-    *(embed, cache, schema, plugins),
+    *(embed, cache, schema, plugins, doctor),
 )
 for command in _COMMANDS:
     cli.add_command(command)

@@ -44,6 +44,7 @@ __all__ = [
     "EvaluateConfig",
     "EvaluateRun",
     "OpenedPolicy",
+    "draw_queries",
     "evaluate",
     "open_policy",
     "run_evaluation",
@@ -156,7 +157,7 @@ def evaluate(
     for name in policies:
         if not name.strip() or name in RESERVED or name.startswith((VOTE, "_")):
             raise InputError(f"policy {name!r}: no name for a policy, or another arm's; choose one")
-    queries = _draw(workbench.dataset.queries, config.limit, config.seed)
+    queries = draw_queries(workbench.dataset.queries, config.limit, config.seed)
     pool = workbench.dataset.pool
     if not queries:
         raise InputError(f"dataset {workbench.dataset.name} has no queries to evaluate on")
@@ -232,7 +233,8 @@ def _hits(judge: Judge) -> int:
     return judge.backend.hits if isinstance(judge.backend, StoredBackend) else 0
 
 
-def _draw(queries: Sequence[Example], limit: int | None, seed: int) -> Sequence[Example]:
+def draw_queries(queries: Sequence[Example], limit: int | None, seed: int) -> Sequence[Example]:
+    """A random subset in the order of `queries`; a smaller one is part of a larger one."""
     if limit is None or limit >= len(queries):
         return queries
     order = random_source(seed, "", "queries").permutation(len(queries))

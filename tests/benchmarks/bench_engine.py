@@ -1,53 +1,109 @@
-"""The qwen2vl engines on glyphs: engine=shared against one prompt at a time, and against a limit.
+"""The qwen2vl engines: engine=shared against one prompt at a time, and against a limit.
 
     python tests/benchmarks/bench_engine.py [QUERIES]
 
-Asked are the trials that `generate` asks by default (two shots), in windows of its size and of four
-times that. The loop takes one prompt at a time, opens its images for it alone, and computes a pass
-for each distinct answer to score: engine=plain with a budget of one token.
+Asked are the trials that `generate` asks by default (two shots), in windows of its size, on the glyph
+model; then a few on a random Qwen2.5-VL of about 100M parameters with pictures of 224 pixels a side.
+Pictures are PNG files in memory: a glyph's own `open` draws it anew.
 
-The limit is what the model itself takes for what cannot be left out: the distinct tokens of each
-window's trie and of the answers, the distinct images, and a pass for each further token that is
-generated, each at the batch size at which the bare model is fastest. It opens no image, tokenises
-nothing and reads no prefix. (The second limit, for comparison: its tokens come after a prefix whose
-keys and values are in a cache already, as a shared prefix' are.)
+The loop takes one prompt at a time, opens its images for it alone, and computes a pass for each
+distinct answer to score: engine=plain with a budget of one token.
+
+The limit is what bare `model.forward` takes for what cannot be left out, each at the batch size at
+which it is fastest: the distinct tokens of each window's prompts and answers, which look at a prefix
+of the length that they have on average; the distinct images of each window; and a pass for each
+further token that is generated, which reads the keys and values of its prompt. No image is opened,
+nothing is tokenised, planned or padded. (Printed besides: the limit if tokens had no prefix.)
+
+The own overhead is what does not pass in the model's language model, vision tower and head.
+
+All that is compared is measured in turn, in every round; ratios are of one round, and their median
+is printed. On one thread CPU time is counted, which other work on the machine hardly changes.
 """
 
 from __future__ import annotations
 
+import copy
+import io
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
+import transformers
+from PIL import Image
 
 from pointer_rl.generate.pipeline import WINDOW
 from pointer_rl.generate.proposing import AllowedRows, propose
+from pointer_rl.images import ImageBytes
 from pointer_rl.registry import registry
 from pointer_rl.trials.workbench import Named, TrialOptions, Workbench
-from pointer_rl.types import Decoding, QueryBatch, Request, Response
-from pointer_rl_qwen2vl import Qwen2VLOptions, patches
+from pointer_rl.types import Decoding, Example, QueryBatch, Request, Response
+from pointer_rl_qwen2vl import Qwen2VLOptions
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend
 from pointer_rl_qwen2vl.checkpoint import Checkpoint, load_checkpoint
 from pointer_rl_qwen2vl.continuations import AnswerTree
 from pointer_rl_qwen2vl.inputs import PromptEncoder
+from pointer_rl_qwen2vl.keyvalues import PrefixStore, RowCache
+from pointer_rl_qwen2vl.patches import PatchStore
 from pointer_rl_qwen2vl.prefixes import find_prefixes
 
 SHOTS = 2
-REPEATS = 5
-LOOPED = 60
-"""Trials that the loop takes in a repeat."""
 GOALS = {"scored": 15, "not scored": 6}
-LIMIT_GOAL = 0.7
-IMAGE_TOKENS, IMAGE_GRID = 4, (1, 4, 4)
-"""Of a glyph."""
+LIMIT_GOAL, OVERHEAD_GOAL = 0.7, 0.1
+PARTS = {
+    "images": (PatchStore, "_open_block"),
+    "text": (PromptEncoder, "encode"),
+    "prefixes in": (PrefixStore, "write"),
+    "prefixes out": (PrefixStore, "read"),
+    "rows moved": (RowCache, "keep"),
+}
+"""What of the overhead is timed apart: a method of a class that does it."""
+
+one_thread = torch.get_num_threads() == 1
+clock = time.process_time if one_thread else time.perf_counter
 
 
-def trials(bench: Workbench, window: int) -> list[list[Request]]:
-    """A list a window: what `generate` asks by default, the annotators' answers to be scored."""
+# --- what is asked ---
+
+
+@dataclass(frozen=True)
+class World:
+    """A model, and trials for it."""
+
+    name: str
+    checkpoint: Checkpoint
+    windows: list[list[Request]]
+    """With answers to score."""
+    looped: int
+    """Trials that the loop takes in a round."""
+    rounds: int
+
+
+def trials(bench: Workbench, side: int | None = None) -> list[list[Request]]:
+    """A list a window: what `generate` asks by default, the annotators' answers to be scored.
+
+    side: of the pictures, in pixels; None: as they are.
+    """
+    files: dict[str, ImageBytes] = {}
+
+    def on_file(example: Example) -> Example:
+        key = example.image.key
+        if key not in files:
+            picture = example.image.open()
+            if side is not None:
+                picture = picture.resize((side, side), Image.Resampling.BICUBIC)
+            file = io.BytesIO()
+            picture.save(file, "PNG")
+            files[key] = ImageBytes(file.getvalue(), example.id)
+        return replace(example, image=files[key])
+
     embeddings, pool = bench.embeddings(bench.queries)
     policy = bench.policy(None, pool.embeddings.shape[1], 0)
     names = {"beam": {}, "retrieval": {"num": 1}, "sample": {}}
@@ -55,15 +111,17 @@ def trials(bench: Workbench, window: int) -> list[list[Request]]:
     builder = registry().create("prompt", "short-answer")
     allowed = AllowedRows(pool.examples)
     windows = []
-    for start in range(0, len(bench.queries), window):
-        queries = bench.queries[start : start + window]
-        rows = embeddings[start : start + window]
+    for start in range(0, len(bench.queries), WINDOW):
+        queries = bench.queries[start : start + WINDOW]
+        rows = embeddings[start : start + WINDOW]
         batch = QueryBatch(queries, rows, allowed.mask(queries), SHOTS)
         proposed = propose(policy, batch, pool, generators, 0, "ordered")
         windows.append(
             [
                 Request(
-                    builder.build(query, [pool.examples[row] for row in candidate.pointer]),
+                    builder.build(
+                        on_file(query), [on_file(pool.examples[row]) for row in candidate.pointer]
+                    ),
                     Decoding(),
                     tuple(dict.fromkeys(map(bench.metric.normalise, query.answers))),
                 )
@@ -74,14 +132,49 @@ def trials(bench: Workbench, window: int) -> list[list[Request]]:
     return windows
 
 
-def median_seconds(run: Callable[[], object], repeats: int = REPEATS) -> float:
-    """The first run warms up and does not count."""
-    seconds = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
+def workbench(queries: int) -> Workbench:
+    """On the embedded world."""
+    return Workbench(
+        TrialOptions(
+            dataset=Named("glyphs", {"split": "test"}),
+            backend=Named("qwen2vl"),
+            prompt=Named("short-answer"),
+            metric=Named("vqa"),
+            limit=queries,
+        )
+    )
+
+
+def larger(checkpoint: Checkpoint, side: int) -> Checkpoint:
+    """A random model of about 100M parameters with this one's tokenizer, for larger pictures."""
+    config = copy.deepcopy(checkpoint.model.config)
+    text, vision = config.text_config, config.vision_config
+    text.update(
+        {
+            "hidden_size": 640,
+            "intermediate_size": 2560,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 10,
+            "num_key_value_heads": 2,
+            "layer_types": ["full_attention"] * 12,
+            "rope_parameters": {**text.rope_parameters, "mrope_section": [8, 12, 12]},
+        }
+    )
+    vision.update(
+        {
+            **{"depth": 8, "hidden_size": 512, "intermediate_size": 1536, "num_heads": 8},
+            **{"out_hidden_size": 640, "fullatt_block_indexes": [3, 7]},
+        }
+    )
+    torch.manual_seed(0)
+    model = transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
+    model.generation_config = checkpoint.model.generation_config
+    processor = copy.deepcopy(checkpoint.image_processor)
+    processor.size["longest_edge"] = side * side
+    return replace(checkpoint, model=model, image_processor=processor, fingerprint="larger")
+
+
+# --- what is measured ---
 
 
 def ask(backend: Qwen2VLBackend, windows: Sequence[Sequence[Request]]) -> list[Response]:
@@ -98,6 +191,46 @@ def loop(checkpoint: Checkpoint, requests: Sequence[Request]) -> list[Response]:
     ]
 
 
+def seconds_of(run: Callable[[], object]) -> float:
+    start = clock()
+    run()
+    return clock() - start
+
+
+@contextmanager
+def timed_parts(checkpoint: Checkpoint) -> Iterator[Counter[str]]:
+    """Seconds in the model ("forward") and in PARTS, while it lasts."""
+    spent: Counter[str] = Counter()
+    started: list[float] = []
+    base = checkpoint.model.model
+    hooks = []
+    for module in (base.language_model, base.visual, checkpoint.model.lm_head):
+        hooks += [
+            module.register_forward_pre_hook(lambda *_: started.append(clock())),
+            module.register_forward_hook(
+                lambda *_: spent.update({"forward": clock() - started.pop()})
+            ),
+        ]
+    originals = {name: getattr(owner, method) for name, (owner, method) in PARTS.items()}
+
+    def timed(name: str, *arguments: object) -> object:
+        start = clock()
+        try:
+            return originals[name](*arguments)
+        finally:
+            spent[name] += clock() - start
+
+    for name, (owner, method) in PARTS.items():
+        setattr(owner, method, lambda *arguments, name=name: timed(name, *arguments))
+    try:
+        yield spent
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, (owner, method) in PARTS.items():
+            setattr(owner, method, originals[name])
+
+
 @dataclass(frozen=True)
 class Needed:
     """What cannot be left out."""
@@ -109,12 +242,17 @@ class Needed:
     @classmethod
     def of(
         cls,
-        encoder: PromptEncoder,
         checkpoint: Checkpoint,
         windows: Sequence[Sequence[Request]],
         responses: Sequence[Response],
+        image_tokens: int,
     ) -> Needed:
+        encoder = PromptEncoder(checkpoint)
         tokens = images = 0
+
+        def width(element: int) -> int:
+            return 1 if element >= 0 else image_tokens
+
         for window in windows:
             numbers: dict[str, int] = {}
             prompts = []
@@ -131,10 +269,6 @@ class Needed:
                     ]
                 )
                 tokens += len(AnswerTree.merge(scored, checkpoint.turn_end_id).token_ids)
-
-            def width(element: int) -> int:
-                return 1 if element >= 0 else IMAGE_TOKENS
-
             prompts.sort()
             plan = find_prefixes(prompts, width, 1)
             tokens += sum(sum(map(width, prompts[n.row][n.start : n.end])) for n in plan.nodes)
@@ -146,121 +280,149 @@ class Needed:
         return cls(tokens, images, steps)
 
 
-@dataclass(frozen=True)
-class Speeds:
-    """Of the bare model: so many a second."""
+class Bare:
+    """The bare model: a pass over tokens, images or decoding steps, each at its best batch size."""
 
-    tokens: float
-    tokens_after_prefix: float
-    images: float
-    steps: float
+    def __init__(self, checkpoint: Checkpoint, grid: list[int], length: int, prompt: int) -> None:
+        """For so many own tokens of prompts of such a length."""
+        self._model = checkpoint.model
+        self._grid = grid
+        self._patch = checkpoint.model.config.vision_config
+        sizes = [rows for rows in (4, 8, 16, 24, 32, 64) if rows * prompt <= 8192]
+        many = [rows for rows in (16, 32, 64, 128, 256) if rows * prompt <= 32768]
+        few = [number for number in (1, 4, 16, 64, 256) if number * grid[1] * grid[2] <= 8192]
+        self._best = {
+            "fresh tokens": self._fastest(sizes, length, partial(self._tokens, length, 0)),
+            "tokens": self._fastest(sizes, length, partial(self._tokens, length, prompt - length)),
+            "images": self._fastest(few, 1, self._images),
+            "steps": self._fastest(many, 1, partial(self._tokens, 1, prompt)),
+        }
 
-    def seconds(self, needed: Needed, tokens: float) -> float:
-        """For what is needed, at so many tokens a second."""
-        return needed.tokens / tokens + needed.images / self.images + needed.steps / self.steps
+    def speeds(self) -> dict[str, float]:
+        """Of each so many a second, now."""
+        return {
+            name: number / statistics.median(seconds_of(run) for _ in range(3))
+            for name, (number, run) in self._best.items()
+        }
 
+    def _fastest(
+        self, sizes: Sequence[int], each: int, make: Callable[[int], Callable[[], object]]
+    ) -> tuple[int, Callable[[], object]]:
+        runs = [(size * each, make(size)) for size in sizes]
+        for _, run in runs:
+            run()
+        return max(runs, key=lambda r: r[0] / statistics.median(seconds_of(r[1]) for _ in range(3)))
 
-@torch.inference_mode()
-def bare_speeds(model: torch.nn.Module, length: int, prompt: int) -> Speeds:
-    """Each at its best batch size, for so many own tokens of prompts of such a length."""
-    tokens, after_prefix, images, steps = [], [], [], []
-    for rows in (4, 8, 16, 32, 64):
+    def _tokens(self, length: int, before: int, rows: int) -> Callable[[], object]:
         ids = torch.randint(0, 500, (rows, length))
-        seconds = median_seconds(lambda i=ids: model(i, use_cache=False, logits_to_keep=1))
-        tokens.append(rows * length / seconds)
-        start = torch.randint(0, 500, (rows, prompt - length))
-        cache = model(start, use_cache=True, logits_to_keep=1).past_key_values
+        if not before:
+            return lambda: self._run(ids, use_cache=False)
+        start = torch.randint(0, 500, (rows, before))
+        cache = self._run(start, use_cache=True).past_key_values
 
-        def follow(ids: torch.Tensor = ids, cache: object = cache) -> None:
-            model(ids, past_key_values=cache, logits_to_keep=1)
-            cache.crop(-ids.shape[1])
+        def follow() -> None:
+            self._run(ids, past_key_values=cache)
+            cache.crop(-length)
 
-        after_prefix.append(rows * length / median_seconds(follow))
-    frames, height, width = IMAGE_GRID
-    for number in (16, 64, 256):
-        pixels = torch.randn(number * frames * height * width, 1176)
-        grids = torch.tensor([IMAGE_GRID] * number)
-        images.append(
-            number / median_seconds(lambda p=pixels, g=grids: model.get_image_features(p, g))
+        return follow
+
+    def _images(self, number: int) -> Callable[[], object]:
+        frames, height, width = self._grid
+        size = 3 * self._patch.temporal_patch_size * self._patch.patch_size**2
+        pixels = torch.randn(number * frames * height * width, size)
+        grids = torch.tensor([self._grid] * number)
+
+        @torch.inference_mode()
+        def encode() -> None:
+            self._model.get_image_features(pixels, grids)
+
+        return encode
+
+    @torch.inference_mode()
+    def _run(self, ids: torch.Tensor, **options: object) -> object:
+        return self._model(ids, logits_to_keep=1, **options)
+
+
+def check(slow: Sequence[Response], fast: Sequence[Response]) -> None:
+    """Both say the same."""
+    for one, other in zip(slow, fast, strict=True):
+        assert one.text == other.text, (one.text, other.text)
+        for mine, theirs in zip(one.score_logprobs, other.score_logprobs, strict=True):
+            assert abs(mine - theirs) < 1e-3 * max(1, abs(theirs)), (mine, theirs)
+
+
+def measure(world: World, name: str) -> None:
+    """One line of figures, and one of what the rest is spent on."""
+    checkpoint, windows = world.checkpoint, world.windows
+    if name == "not scored":
+        windows = [[replace(each, score=()) for each in window] for window in windows]
+    every = [request for window in windows for request in window]
+    number = len(every)
+    places = range(0, number, max(1, number // world.looped))[: world.looped]
+    some = [every[place] for place in places]
+    [image] = PatchStore(checkpoint).find([("", some[0].prompt.images[0])])
+    found = ask(Qwen2VLBackend(checkpoint), windows)  # warms up
+    check(loop(checkpoint, some), [found[place] for place in places])
+    needed = Needed.of(checkpoint, windows, found, image.tokens)
+    prompt = round(statistics.mean(each.usage.prompt_tokens for each in found))
+    bare = Bare(checkpoint, list(image.grid), round(needed.tokens / number), prompt)
+
+    rounds: list[dict[str, float]] = []
+    spent: Counter[str] = Counter()
+    for _ in range(world.rounds):
+        slow = seconds_of(lambda: loop(checkpoint, some)) / len(some)
+        backend = Qwen2VLBackend(checkpoint)
+        with timed_parts(checkpoint) as parts:
+            fast = seconds_of(lambda backend=backend: ask(backend, windows)) / number
+        speeds = bare.speeds()
+        rest = needed.images / speeds["images"] + needed.steps / speeds["steps"]
+        limit = (needed.tokens / speeds["tokens"] + rest) / number
+        strict = (needed.tokens / speeds["fresh tokens"] + rest) / number
+        overhead = 1 - parts["forward"] / (fast * number)
+        spent.update({part: parts[part] / (fast * number) for part in PARTS})
+        rounds.append(
+            {
+                **{"loop": 1 / slow, "shared": 1 / fast, "limit": 1 / limit, **speeds},
+                **{"ratio": slow / fast, "of the limit": limit / fast, "overhead": overhead},
+                "of the other": strict / fast,
+            }
         )
-    for rows in (32, 64, 128, 256):
-        ids = torch.randint(0, 500, (rows, prompt))
-        cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
-
-        def step(ids: torch.Tensor = ids, cache: object = cache) -> None:
-            model(ids[:, :1], past_key_values=cache, logits_to_keep=1)
-            cache.crop(-1)
-
-        steps.append(rows / median_seconds(step))
-    return Speeds(max(tokens), max(after_prefix), max(images), max(steps))
+    of = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
+    print(
+        f"{world.name}, {name}: loop {of['loop']:.3g} trials/s, shared {of['shared']:.3g}:"
+        f" {of['ratio']:.1f}x (goal {GOALS[name]}x); limit {of['limit']:.3g}:"
+        f" {of['of the limit']:.2f} of it (goal {LIMIT_GOAL}; without prefixes"
+        f" {of['of the other']:.2f}); own overhead {of['overhead']:.1%} (goal {OVERHEAD_GOAL:.0%})"
+    )
+    shares = ", ".join(f"{part} {spent[part] / len(rounds):.1%}" for part in PARTS)
+    print(
+        f"    of the overhead: {shares}; a trial: {needed.tokens / number:.0f} distinct of"
+        f" {prompt} tokens, {needed.images / number:.2f} images, {needed.steps / number:.1f} steps;"
+        f" bare model: {of['tokens']:,.0f} tokens ({of['fresh tokens']:,.0f} without a prefix),"
+        f" {of['images']:,.0f} images, {of['steps']:,.0f} steps a second",
+        flush=True,
+    )
 
 
 def main() -> None:
     """Measure, print."""
-    queries = int(sys.argv[1]) if len(sys.argv) > 1 else 4 * WINDOW
-    options = TrialOptions(
-        dataset=Named("glyphs", {"split": "test"}),
-        backend=Named("qwen2vl"),
-        prompt=Named("short-answer"),
-        metric=Named("vqa"),
-        limit=queries,
-    )
-    bench = Workbench(options)
+    queries = int(sys.argv[1]) if len(sys.argv) > 1 else 2 * WINDOW
+    bench = workbench(queries)
     assert bench.dataset.companions is not None
-    checkpoint = load_checkpoint(Qwen2VLOptions(model=bench.dataset.companions.model, device="cpu"))
-    encoder = PromptEncoder(checkpoint)
-    patches._CAPACITY_BYTES = 0  # images are opened in each window, not remembered
-    backend = Qwen2VLBackend(checkpoint)
+    options = Qwen2VLOptions(model=bench.dataset.companions.model, device="cpu")
+    small = load_checkpoint(options)
+    large = larger(small, 224)
     print(
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}; {queries} queries, {SHOTS} shots"
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+        f" ({'CPU' if one_thread else 'wall'} time), torch {torch.__version__}; {queries} queries"
+        f" in windows of {WINDOW}, {SHOTS} shots"
     )
-    speeds: Speeds | None = None
-    for window in (WINDOW, 4 * WINDOW):
-        for name, goal in GOALS.items():
-            windows = trials(bench, window)
-            if name == "not scored":
-                windows = [[replace(each, score=()) for each in part] for part in windows]
-            number = sum(map(len, windows))
-            some = windows[0][:: max(1, len(windows[0]) // LOOPED)][:LOOPED]
-            slow = median_seconds(lambda s=some: loop(checkpoint, s), 3) / len(some)
-            # A backend each time: images are opened, not remembered.
-            fast = median_seconds(lambda w=windows: ask(backend, w)) / number
-            found = ask(backend, windows)
-            check(loop(checkpoint, some), found[: len(windows[0])], some, windows[0])
-            needed = Needed.of(encoder, checkpoint, windows, found)
-            if speeds is None:
-                prompt = round(statistics.mean(each.usage.prompt_tokens for each in found))
-                speeds = bare_speeds(checkpoint.model, round(needed.tokens / number), prompt)
-                print(
-                    f"bare model: {speeds.tokens:,.0f} tokens ({speeds.tokens_after_prefix:,.0f}"
-                    f" after a prefix), {speeds.images:,.0f} images, {speeds.steps:,.0f} decoding"
-                    f" steps a second; prompts of {prompt} tokens"
-                )
-            limit = speeds.seconds(needed, speeds.tokens) / number
-            second = speeds.seconds(needed, speeds.tokens_after_prefix) / number
-            print(
-                f"window {window:3} queries, {name:>10}: loop {1 / slow:5.1f} trials/s, shared"
-                f" {1 / fast:4.0f}: {slow / fast:4.1f}x (goal {goal}x); limit {1 / limit:4.0f}:"
-                f" {limit / fast:.2f} of it (goal {LIMIT_GOAL}), after prefixes {1 / second:4.0f}:"
-                f" {second / fast:.2f}; a trial {needed.tokens / number:.0f} tokens,"
-                f" {needed.images / number:.2f} images, {needed.steps / number:.1f} steps"
-            )
-
-
-def check(
-    slow: Sequence[Response],
-    fast: Sequence[Response],
-    some: Sequence[Request],
-    window: Sequence[Request],
-) -> None:
-    """Both say the same."""
-    places = {id(request): place for place, request in enumerate(window)}
-    for request, one in zip(some, slow, strict=True):
-        other = fast[places[id(request)]]
-        assert one.text == other.text, (one.text, other.text)
-        for mine, theirs in zip(one.score_logprobs, other.score_logprobs, strict=True):
-            assert abs(mine - theirs) < 1e-3 * max(1, abs(theirs)), (mine, theirs)
+    glyphs = World("glyphs", small, trials(bench), looped=60, rounds=3)
+    millions = sum(each.numel() for each in large.model.parameters()) / 1e6
+    few = World(f"{millions:.0f}M parameters", large, trials(workbench(4), 224), looped=2, rounds=3)
+    for world in (glyphs, few):
+        for name in GOALS:
+            measure(world, name)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,23 @@ class OtherDistribution(Distribution):
         raise AssertionError(path)
 
 
+def install_plugin(monkeypatch, **hooks) -> None:
+    """As if a distribution with these hooks were installed beside the built-in plugins.
+
+    `registry.cache_clear()` when it is over.
+    """
+    module = ModuleType("other_plugin_module")
+    for name, hook in hooks.items():
+        hook.__name__ = name
+        setattr(module, name, hookimpl(hook))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    point = EntryPoint("other", module.__name__, "pointer_rl")._for(OtherDistribution())
+    points = [*entry_points(group="pointer_rl"), point]
+    monkeypatch.setattr("pointer_rl.registry.entry_points", lambda group: points)
+    monkeypatch.setenv("POINTER_RL_PLUGINS", "other")
+    registry.cache_clear()
+
+
 @pytest.fixture
 def backends(monkeypatch, tmp_path):
     """Registers the backend `copy`, and datasets whose ids are no good; a cache of the test's own.
@@ -42,27 +59,17 @@ def backends(monkeypatch, tmp_path):
         made.append(CopyBackend())
         return made[-1]
 
-    module = ModuleType("other_plugin_module")
-    module.pointer_rl_register_backends = hookimpl(
-        lambda register: register("copy", create, summary="copies")
-    )
-    module.pointer_rl_register_backends.__name__ = "pointer_rl_register_backends"
     for name, ids in (("twins", ("a", "b", "a")), ("underscored", ("a", "_b"))):
         examples = tuple(example(row, id=id_) for row, id_ in enumerate(ids))
         datasets[name] = Dataset(name, examples, examples)
-    module.pointer_rl_register_datasets = hookimpl(
-        lambda register: [
+    install_plugin(
+        monkeypatch,
+        pointer_rl_register_backends=lambda register: register("copy", create, summary="copies"),
+        pointer_rl_register_datasets=lambda register: [
             register(name, lambda made=made: made, summary="broken ids")
             for name, made in datasets.items()
-        ]
+        ],
     )
-    module.pointer_rl_register_datasets.__name__ = "pointer_rl_register_datasets"
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    point = EntryPoint("other", module.__name__, "pointer_rl")._for(OtherDistribution())
-    points = [*entry_points(group="pointer_rl"), point]
-    monkeypatch.setattr("pointer_rl.registry.entry_points", lambda group: points)
-    monkeypatch.setenv("POINTER_RL_PLUGINS", "other")
-    registry.cache_clear()
     yield made
     registry.cache_clear()
 

@@ -30,6 +30,7 @@ HEAVY = ("torch", "transformers", "PIL", "datasets", "numpy")
         ["train", "--help"],
         ["sft", "--help"],
         ["glyphs", "--help"],
+        ["doctor", "--help"],
     ],
     ids=" ".join,
 )

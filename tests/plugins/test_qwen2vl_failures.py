@@ -6,13 +6,14 @@ import io
 import json
 import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from pointer_rl.images import ImageBytes
+from pointer_rl.images import ImageBytes, ImageFile
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response
 from pointer_rl_qwen2vl import Qwen2VLOptions, create_backend, patches
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend
@@ -97,10 +98,11 @@ def test_an_image_is_opened_once_while_it_fits_the_cache(checkpoint, engine, mon
     ("prompt", "why"),
     [
         (ask(ImageBytes(b"no image", "broken.png"), "this?"), "broken.png"),
+        (ask(picture(1), ImageFile(Path("/nowhere/gone.png")), "this?"), "gone.png"),
         (ask(picture(1), picture(9, width=402, height=2), "this?"), "aspect ratio"),
         (ask(picture(1), "what is <|image_pad|>?"), "contains that token"),
     ],
-    ids=["unreadable", "too narrow", "pad in the text"],
+    ids=["unreadable", "no file, thus no key", "too narrow", "pad in the text"],
 )
 def test_a_bad_prompt_fails_alone(checkpoint, engine, prompt, why):
     backend = Qwen2VLBackend(checkpoint, engine=engine)

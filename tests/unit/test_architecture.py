@@ -30,7 +30,7 @@ LAYERS = [
     {"train", "evaluate"},
     {"testing", "scaffold"},
     {"report"},
-    {"api"},
+    {"api", "installation"},
     {"cli"},
 ]
 """Parts of the engine, lowest first: each may import what is lower, or its own."""

@@ -1,0 +1,84 @@
+"""What a comparison of trials asked together and alone found, in sentences."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator
+
+from pointer_rl.evaluate.parity import Pair, Parity
+from pointer_rl.types import BackendError, Response
+
+__all__ = ["parity_in_words"]
+
+_SHOWN = 5
+"""Differing answers that are shown."""
+
+
+def parity_in_words(parity: Parity) -> str:
+    """Lines: what was asked, what differs and by how much, and some of what does."""
+    return "\n".join(_lines(parity))
+
+
+def _lines(parity: Parity) -> Iterator[str]:
+    queries = len({pair.trial.query.id for pair in parity.pairs})
+    shots = len(parity.pairs[0].trial.demonstrations)
+    how = "" if parity.engine is None else f" with engine={parity.engine}"
+    yield (
+        f"{len(parity.pairs)} trials of {queries} random queries, {shots} random demonstrations "
+        f"each, were asked all together, and then one at a time{how}."
+    )
+    yield _answers(parity)
+    if parity.accuracies:
+        yield _accuracies(parity)
+    if parity.logprobs:
+        yield _logprobs(parity)
+    if failed := len(parity.pairs) - len(parity.answered):
+        yield f"{failed} trials failed both times and are not counted: {_why(parity)}"
+    for pair in parity.differing[:_SHOWN]:
+        yield _shown(pair)
+    if len(parity.differing) > _SHOWN:
+        yield f"  … and {len(parity.differing) - _SHOWN} more"
+
+
+def _answers(parity: Parity) -> str:
+    number, every = len(parity.differing), len(parity.answered)
+    if not number:
+        return f"No answer differs, of {every}."
+    return f"{number} of {every} answers differ ({number / every:.1%}), as shown below."
+
+
+def _accuracies(parity: Parity) -> str:
+    changed = sum(together != alone for together, alone in parity.accuracies)
+    means = [statistics.fmean(each) for each in zip(*parity.accuracies, strict=True)]
+    if not changed:
+        return f"No accuracy differs, nor a reward made of it; the mean is {means[0]:.4f}."
+    return (
+        f"{changed} accuracies differ, and with them the rewards; the mean is {means[0]:.4f} "
+        f"together and {means[1]:.4f} alone."
+    )
+
+
+def _logprobs(parity: Parity) -> str:
+    changed = [both for both in parity.logprobs if both[0] != both[1]]
+    if not changed:
+        return f"The log-probabilities of {len(parity.logprobs)} scored answers are the same."
+    nats = max(abs(together - alone) for together, alone in changed)
+    chance = max(abs(math.exp(together) - math.exp(alone)) for together, alone in changed)
+    return (
+        f"The log-probabilities of {len(parity.logprobs)} scored answers differ by at most "
+        f"{nats:.1e} nats, their probabilities by at most {chance:.1e}."
+    )
+
+
+def _why(parity: Parity) -> str:
+    return next(_said(pair.together) for pair in parity.pairs if pair.failed)
+
+
+def _shown(pair: Pair) -> str:
+    together, alone = _said(pair.together), _said(pair.alone)
+    return f"  query {pair.trial.query.id}: together {together}, alone {alone}"
+
+
+def _said(result: Response | BackendError) -> str:
+    return f"failed ({result.message})" if isinstance(result, BackendError) else repr(result.text)
