@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,9 @@ def test_the_built_in_plugins_are_listed(cli):
     for name in ("qwen2vl", "short-answer", "chat", "vqa", "exact", "glyphs", "clip", "jsonl"):
         assert name in result.stdout
     assert "failed" not in result.stdout
+    assert re.findall(r"^backend +(\S+)", result.stdout, re.MULTILINE) == [
+        *("flamingo", "hf", "openai", "qwen2vl")
+    ]
 
 
 def test_json_has_the_options(cli):
