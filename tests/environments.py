@@ -15,6 +15,8 @@ class Environment:
     """A virtual environment that sees the packages of this one, and pointer-rl's source."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        """Where commands are run."""
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
         self.python = folder / "venv" / "bin" / "python"
         self.bin = self.python.parent
@@ -44,7 +46,7 @@ class Environment:
         environment = {**os.environ, "POINTER_RL_CACHE": str(self._cache)}
         environment.pop("POINTER_RL_PLUGINS", None)
         done = subprocess.run(
-            command, env=environment, cwd=self._cache.parent, capture_output=True, text=True
+            command, env=environment, cwd=self.folder, capture_output=True, text=True
         )
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr

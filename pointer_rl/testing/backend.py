@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from pointer_rl.errors import first_line
+from pointer_rl.testing.backend_costs import check_cost, check_count
 from pointer_rl.testing.examine import Check, examine
 from pointer_rl.testing.fakes import PlainPrompt
 from pointer_rl.testing.findings import (
@@ -95,6 +96,11 @@ class BackendSubject(Subject[VQABackend]):
         """To all requests together."""
         return ask(self.made, self.requests)
 
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether it says that no answer depends on what shares its call."""
+        return getattr(self.made, "batch_invariant", False) is True
+
     @cached_property
     def scores(self) -> bool:
         """Whether it gives log-probabilities; one that does not says so for every request."""
@@ -108,11 +114,15 @@ class BackendSubject(Subject[VQABackend]):
         return not failed
 
     def same(self, one: Response | BackendError, other: Response | BackendError) -> bool:
-        """Equal texts, and log-probabilities within the tolerance; failures whatever they say."""
+        """Equal texts, and log-probabilities within the tolerance; failures whatever they say.
+
+        One that says `batch_invariant` is taken at its word: to the last digit.
+        """
         if isinstance(one, BackendError) or isinstance(other, BackendError):
             return type(one) is type(other)
+        tolerance = 0.0 if self.batch_invariant else self.tolerance
         return one.text == other.text and all(
-            a == b or abs(a - b) <= self.tolerance
+            a == b or abs(a - b) <= tolerance
             for a, b in zip(one.score_logprobs, other.score_logprobs, strict=True)
         )
 
@@ -203,6 +213,12 @@ def _has_members(subject: BackendSubject) -> None:
         callable(getattr(subject.made, "run", None)),
         "it has no method run: write run(self, requests), which yields (index, result)",
     )
+    invariant = getattr(subject.made, "batch_invariant", False)
+    require(
+        type(invariant) is bool,
+        f"its batch_invariant is {invariant!r}: make it True where no response depends, to the "
+        "last digit, on what shares its call, or leave it out",
+    )
 
 
 def _answers_each_once(subject: BackendSubject) -> None:
@@ -223,7 +239,8 @@ def _alone_as_in_company(subject: BackendSubject) -> None:
         require(
             subject.same(alone, together),
             f"request {index} is answered {_said(together)} among others and {_said(alone)} "
-            "alone: mask the padding, and let nothing of one request reach another",
+            "alone: mask the padding, and let nothing of one request reach another"
+            + (", or do not say batch_invariant" if subject.batch_invariant else ""),
         )
 
 
@@ -308,6 +325,14 @@ def _fingerprint(subject: BackendSubject) -> None:
     check_fingerprint(subject, differs)
 
 
+def _counts(subject: BackendSubject) -> None:
+    check_count(subject.made, subject.requests)
+
+
+def _prices(subject: BackendSubject) -> None:
+    check_cost(subject.made)
+
+
 def _said(answer: Response | BackendError) -> str:
     if isinstance(answer, BackendError):
         return f"with a failure ({answer.message})"
@@ -327,4 +352,6 @@ _FURTHER: dict[str, Check[BackendSubject]] = {
     "ends before a stop string": _stops,
     "failures are values": _failures_are_values,
     "its fingerprint tells apart what it answers": _fingerprint,
+    "counts without running": _counts,
+    "knows a price, or none": _prices,
 }

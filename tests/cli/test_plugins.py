@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,9 @@ def test_the_built_in_plugins_are_listed(cli):
     for name in ("qwen2vl", "short-answer", "chat", "vqa", "exact", "glyphs", "clip", "jsonl"):
         assert name in result.stdout
     assert "failed" not in result.stdout
+    assert re.findall(r"^backend +(\S+)", result.stdout, re.MULTILINE) == [
+        *("flamingo", "hf", "openai", "qwen2vl")
+    ]
 
 
 def test_json_has_the_options(cli):
@@ -79,9 +83,10 @@ def test_check_takes_aliases_and_says_what_is_needed(cli):
     result = cli("plugins", "check", "okvqa_local")
     assert result.exit_code == 2
     assert "dataset okvqa_local needs the option root" in result.stderr
-    assert cli("plugins", "check", "glyphs").stderr.endswith(
-        "glyphs stands in several kinds: write dataset:glyphs or encoder:glyphs\n"
-    )
+    for name, kinds in (("glyphs", ("dataset", "encoder")), ("hf", ("backend", "dataset"))):
+        written = " or ".join(f"{kind}:{name}" for kind in kinds)
+        said = f"{name} stands in several kinds: write {written}\n"
+        assert cli("plugins", "check", name).stderr.endswith(said)
 
 
 # --- what is missing ---

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import PIL.Image
@@ -69,6 +70,21 @@ def test_written_packages_pass_their_tests(environment, written):
     # Each has its contract, and what it does.
     assert int(re.search(r"(\d+) passed", output)[1]) >= 2 * len(packages)
     assert "skipped" not in output
+
+
+def test_the_how_tos_commands_run(environment):
+    *_, commands = re.findall(r"```bash\n(.*?)```", HOW_TO.read_text("utf-8"), re.DOTALL)
+    program, *checked = commands.splitlines()
+    assert program == "pytest pointer-rl-tint"  # as above
+    for command in checked:
+        program, *args = shlex.split(command)
+        assert program == "pointer-rl"
+        output = environment.run(*args)
+        assert "broken" not in output
+    data = json.loads((environment.folder / "rl.json").read_text("utf-8"))
+    assert data.pop("_meta")["backend"]["options"]["names"] == ["rot", "grün", "blau"]
+    answers = [each for record in data.values() for each in record["pointer_candidates"]]
+    assert {each["vqa_pred_answer"] for each in answers} <= {"rot", "grün", "blau"}
 
 
 def test_a_stranger_makes_rl_data_with_their_own_everything(environment, acme, tmp_path):

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_flamingo
+import tiny_models
 from fault_server import FaultServer
 from tiny_clip import make_clip
-from tiny_flamingo import make_parts
 
 from pointer_rl.registry import KINDS, registry
-from pointer_rl.testing import tiny_dataset
+from pointer_rl.testing import check_backend, tiny_dataset
 from pointer_rl.testing.examinations import EXAMINATIONS
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
 NAMES = [f"{kind}:{entry.name}" for kind in KINDS for entry in registry().entries(kind)]
 
 
@@ -37,7 +41,6 @@ def needed(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     return options
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_built_in_keeps_its_contract(name: str, needed: dict[str, Any]) -> None:
     kind, _, rest = name.partition(":")
@@ -46,6 +49,41 @@ def test_a_built_in_keeps_its_contract(name: str, needed: dict[str, Any]) -> Non
     assert [result for result in results if result.state == "broken"] == []
     assert sum(result.state == "ok" for result in results) >= 4
     assert results[0].state == "ok", "its own plugin is found, and light"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_hf_keeps_it_with_each_family(family: str, tiny_model: Any) -> None:
+    template = {"chat_template": "plain"} if family == "paligemma" else {}
+    _keeps_its_contract("hf", {"model": str(tiny_model(family)), "device": "cpu", **template})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_qwen2vl_keeps_it_with_each_family(family: str, tiny_qwen: Any) -> None:
+    _keeps_its_contract("qwen2vl", {"model": str(tiny_qwen(family)), "device": "cpu"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", tiny_flamingo.KINDS)
+def test_flamingo_keeps_it_on_each_language_model(kind: str, tmp_path: Path) -> None:
+    _keeps_its_contract("flamingo", _flamingo(tmp_path, kind))
+
+
+@pytest.mark.slow
+def test_flamingo_keeps_it_with_idefics(tiny_model: Any) -> None:
+    _keeps_its_contract("flamingo", {"model": str(tiny_model("idefics3")), "device": "cpu"})
+
+
+@pytest.mark.slow
+def test_openai_keeps_it_without_log_probabilities() -> None:
+    with FaultServer() as server:
+        _keeps_its_contract("openai", {"base_url": server.base_url})
+
+
+def _keeps_its_contract(name: str, given: dict[str, Any]) -> None:
+    options = registry().configure("backend", name, given).options
+    check_backend(registry().find("backend", name).factory, options)
 
 
 # --- what they need ---------------------------------------------------------------------------
@@ -65,7 +103,11 @@ def a_llava(tiny_model: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def a_flamingo(tmp_path: Path) -> dict[str, Any]:
-    parts = make_parts(tmp_path, "gpt_neox", seed=10)
+    return _flamingo(tmp_path, "gpt_neox")
+
+
+def _flamingo(folder: Path, kind: str) -> dict[str, Any]:
+    parts = tiny_flamingo.make_parts(folder, kind, seed=10)
     return {
         "model": str(parts.checkpoint),
         "language_model": str(parts.language),

@@ -10,6 +10,7 @@ from typing import Literal
 import pytest
 import torch
 
+from pointer_rl.costs import Count
 from pointer_rl.images import ImageBytes
 from pointer_rl.testing import (
     ContractError,
@@ -25,7 +26,7 @@ from pointer_rl.testing import (
     check_reward,
     tiny_dataset,
 )
-from pointer_rl.types import BackendError, Candidate, Dataset, Judgement, Response
+from pointer_rl.types import BackendError, Candidate, Dataset, Judgement, Response, Usage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +139,66 @@ class OtherEachTime(FakeBackend):
     def __init__(self) -> None:
         super().__init__()
         self.fingerprint = f"fake at {id(self)}"
+
+
+class LastDigit(FakeBackend):
+    """As sums that a larger batch orders otherwise."""
+
+    batch_invariant = True
+
+    def run(self, requests):
+        for index, result in super().run(requests):
+            logprobs = tuple(each - 1e-9 * len(requests) for each in result.score_logprobs)
+            yield index, replace(result, score_logprobs=logprobs)
+
+
+class Numpyish(FakeBackend):
+    batch_invariant = 1
+
+
+class Counts(FakeBackend):
+    """Words, of which those of all prompts together are different or not."""
+
+    def count(self, requests):
+        words = [word for each in requests for word in each.prompt.text.split()]
+        return Count(len(words), len(set(words)))
+
+
+class CountsUsage(FakeBackend):
+    def count(self, requests):
+        return Usage(prompt_tokens=len(requests))
+
+
+class CountsPadding(FakeBackend):
+    def count(self, requests):
+        return Count(len(requests) * max(len(each.prompt.text) for each in requests))
+
+
+class CountsUpsideDown(Counts):
+    def count(self, requests):
+        counted = super().count(requests)
+        return Count(counted.unique_tokens, counted.prompt_tokens + 1)
+
+
+class CountsByRunning(FakeBackend):
+    def count(self, requests):
+        return Count(sum(len(result.text) for _, result in self.run(requests)))
+
+
+class CountsByComputing(FakeBackend):
+    def count(self, requests):
+        torch.nn.Linear(1, 1)(torch.ones(1))
+        return Count()
+
+
+class Priced(FakeBackend):
+    def cost(self, usage):
+        return usage.prompt_tokens / 1e6
+
+
+class PaysBack(FakeBackend):
+    def cost(self, usage):
+        return -usage.prompt_tokens / 1e6
 
 
 def local_options():
@@ -394,6 +455,14 @@ FAULTS = [
         "options cannot be pickled .*:",
     ),
     (check_backend, (SaysLoose, Loose()), r"no frozen dataclass: write @dataclass\(frozen=True"),
+    (check_backend, (LastDigit,), "mask the padding, .*, or do not say batch_invariant"),
+    (check_backend, (Numpyish,), "batch_invariant is 1: make it True where"),
+    (check_backend, (CountsUsage,), r"count gave a Usage: return pointer_rl.costs.Count\(…\)"),
+    (check_backend, (CountsPadding,), "count each prompt whole, without padding"),
+    (check_backend, (CountsUpsideDown,), "more unique_tokens than prompt_tokens: what prompts"),
+    (check_backend, (CountsByRunning,), r"count ran \['run'\]: let it look at the requests"),
+    (check_backend, (CountsByComputing,), r"count ran \['Linear'\]: let it look"),
+    (check_backend, (PaysBack,), "cost gave -0.001: return a float of at least 0"),
     (check_prompt_builder, (ShowsAnswer,), "shows the query's own answer: leave query.answer and"),
     (check_prompt_builder, (Backwards,), "not shown in the order given: keep it"),
     (check_prompt_builder, (FirstAnnotator,), "is not in the prompt: show Example.answer"),
@@ -443,6 +512,8 @@ def test_a_fault_is_found_and_said(check, given, sentence):
     ("check", "given"),
     [
         (check_backend, (FakeBackend,)),
+        (check_backend, (Counts,)),
+        (check_backend, (Priced,)),
         (check_prompt_builder, (PlainPrompt,)),
         (check_metric, (EqualMetric,)),
         (check_generator, (Chooses,)),
