@@ -2,18 +2,18 @@
 
     python tests/benchmarks/bench_engine.py [QUERIES]
 
-Asked are the trials that `generate` asks by default (two shots), in windows of its size, on the glyph
-model; then a few on a random Qwen2.5-VL of about 100M parameters with pictures of 224 pixels a side.
-Pictures are PNG files in memory: a glyph's own `open` draws it anew.
+Asked are the trials that `generate` asks by default (two shots), in windows of its size, on the
+glyph model; then a few on a random Qwen2.5-VL of about 100M parameters with pictures of 224 pixels
+a side. Pictures are PNG files in memory: a glyph's own `open` draws it anew.
 
 The loop takes one prompt at a time, opens its images for it alone, and computes a pass for each
 distinct answer to score: engine=plain with a budget of one token.
 
 The limit is what bare `model.forward` takes for what cannot be left out, each at the batch size at
-which it is fastest: the distinct tokens of each window's prompts and answers, which look at a prefix
-of the length that they have on average; the distinct images of each window; and a pass for each
-further token that is generated, which reads the keys and values of its prompt. No image is opened,
-nothing is tokenised, planned or padded. (Printed besides: the limit if tokens had no prefix.)
+which it is fastest: the distinct tokens of each window's prompts and answers, which look at a
+prefix of the length that they have on average; the distinct images of each window; and a pass for
+each further token that is generated, which reads the keys and values of its prompt. No image is
+opened, nothing is tokenised, planned or padded. (Printed besides: the limit if tokens had no prefix.)
 
 The own overhead is what does not pass in the model's language model, vision tower and head.
 
