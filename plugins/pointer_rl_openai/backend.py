@@ -39,6 +39,9 @@ _NO_BEAMS = (
 class OpenAIBackend:
     """A model behind the OpenAI chat API as a `VQABackend`. Holds no key and no connection."""
 
+    batch_invariant = True
+    """Each request is sent alone (what the server batches is its own affair), and is paid for."""
+
     def __init__(self, options: OpenAIOptions, server: Server) -> None:
         self.fingerprint = server.fingerprint
         self._options = options

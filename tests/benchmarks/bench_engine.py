@@ -13,7 +13,7 @@ The limit is what bare `model.forward` takes for what cannot be left out, each a
 which it is fastest: the distinct tokens of each window's prompts and answers, which look at a
 prefix of the length that they have on average; the distinct images of each window; and a pass for
 each further token that is generated, which reads the keys and values of its prompt. No image is
-opened, nothing is tokenised, planned or padded. (Printed besides: the limit if tokens had no prefix.)
+opened, nothing is tokenised, planned or padded. (Printed besides: the limit without prefixes.)
 
 The own overhead is what does not pass in the model's language model, vision tower and head.
 
