@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from pointer_rl.costs import Count
 from pointer_rl.errors import InputError
 from pointer_rl.local_backend import by_decoding, default_batch_tokens
 from pointer_rl.types import BackendError, ImageRef, Request
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
+from pointer_rl_qwen2vl.counting import count_tokens
 from pointer_rl_qwen2vl.inputs import PromptEncoder
 from pointer_rl_qwen2vl.jobs import Engine, Job, Result
 from pointer_rl_qwen2vl.patches import PatchStore
@@ -33,26 +35,45 @@ class Qwen2VLBackend:
         if batch_tokens is None:
             batch_tokens = default_batch_tokens(checkpoint.model.device)
         make = SharedEngine if engine == "shared" else PlainEngine
-        self._engine: Engine = make(checkpoint, PatchStore(checkpoint), batch_tokens)
+        self._patches = PatchStore(checkpoint)
+        self._engine: Engine = make(checkpoint, self._patches, batch_tokens)
+        self._image_token_id = checkpoint.image_token_id
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
         """Answer each request once, those of one decoding together, as (its index, its result)."""
-        keys: dict[int, str | BackendError] = {}
         for decoding, indices in by_decoding(requests).items():
-            prompts = self._encoder.encode([requests[index].prompt for index in indices])
-            answers = self._encoder.encode_answers([requests[index].score for index in indices])
-            images = [_keyed(requests[index].prompt.images, keys) for index in indices]
-            jobs = []
-            for index, prompt, scored, shown in zip(indices, prompts, answers, images, strict=True):
-                if isinstance(prompt, BackendError):
-                    yield index, prompt
-                elif isinstance(scored, BackendError):
-                    yield index, scored
-                elif isinstance(shown, BackendError):
-                    yield index, shown
-                else:
-                    jobs.append(Job(index, prompt, shown, scored))
+            jobs, failed = self._jobs(requests, indices)
+            yield from failed
             yield from self._engine.run(jobs, decoding)
+
+    def count(self, requests: Sequence[Request]) -> Count:
+        """Their tokens, each prompt taken whole, and those that engine=shared computes of them."""
+        jobs, _ = self._jobs(requests, range(len(requests)))
+        count = count_tokens(jobs, self._patches, self._image_token_id)
+        if isinstance(self._engine, PlainEngine):
+            return Count(count.prompt_tokens, count.prompt_tokens)
+        return count
+
+    def _jobs(
+        self, requests: Sequence[Request], indices: Sequence[int]
+    ) -> tuple[list[Job], list[tuple[int, BackendError]]]:
+        """Those of these requests that have one, and why the others have none."""
+        keys: dict[int, str | BackendError] = {}
+        prompts = self._encoder.encode([requests[index].prompt for index in indices])
+        answers = self._encoder.encode_answers([requests[index].score for index in indices])
+        jobs: list[Job] = []
+        failed: list[tuple[int, BackendError]] = []
+        for index, prompt, scored in zip(indices, prompts, answers, strict=True):
+            images = _keyed(requests[index].prompt.images, keys)
+            if isinstance(prompt, BackendError):
+                failed.append((index, prompt))
+            elif isinstance(scored, BackendError):
+                failed.append((index, scored))
+            elif isinstance(images, BackendError):
+                failed.append((index, images))
+            else:
+                jobs.append(Job(index, prompt, images, scored))
+        return jobs, failed
 
 
 def _keyed(

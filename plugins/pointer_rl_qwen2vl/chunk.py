@@ -22,9 +22,9 @@ from pointer_rl_qwen2vl.prefixes import find_prefixes
 from pointer_rl_qwen2vl.vision import Features
 from pointer_rl_qwen2vl.window import Outcome, Row
 
-__all__ = ["Attempt", "ChunkModel", "Limits"]
+__all__ = ["WORTH", "Attempt", "ChunkModel", "Limits"]
 
-_WORTH = 16
+WORTH = 16
 """Tokens that a shared prefix has to save."""
 
 
@@ -103,7 +103,7 @@ class ChunkModel:
             elements = rows[row].elements[start:end]
             return lay_out(elements, first, features, self._checkpoint.image_token_id)
 
-        plan = find_prefixes([row.elements for row in rows], width, _WORTH)
+        plan = find_prefixes([row.elements for row in rows], width, WORTH)
         tokens = [sum(map(width, rows[n.row].elements[n.start : n.end])) for n in plan.nodes]
         firsts = np.cumsum([1, *tokens]).tolist()
         self.attempt = Attempt("cache", len(rows), limits.cache)

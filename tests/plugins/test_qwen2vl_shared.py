@@ -8,12 +8,14 @@ import pytest
 import torch
 from qwen_reference import Reference, ask, picture
 
+from pointer_rl.costs import Count
 from pointer_rl.errors import InputError
 from pointer_rl.images import ImageBytes
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response
 from pointer_rl_qwen2vl import Qwen2VLOptions, chunk, create_backend, shared, vision
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend
 from pointer_rl_qwen2vl.checkpoint import load_checkpoint
+from pointer_rl_qwen2vl.inputs import PromptEncoder
 from pointer_rl_qwen2vl.patches import PatchStore
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -58,7 +60,7 @@ def requests(prompts: list[Prompt] = SHARING) -> list[Request]:
 
 @pytest.fixture(autouse=True)
 def _share_whatever_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunk, "_WORTH", 1)
+    monkeypatch.setattr(chunk, "WORTH", 1)
 
 
 @pytest.fixture
@@ -263,3 +265,38 @@ def test_sliding_windows_are_refused(checkpoint):
     with pytest.raises(InputError, match="engine=plain"):
         Qwen2VLBackend(checkpoint)
     Qwen2VLBackend(checkpoint, engine="plain")
+
+
+def test_tokens_are_counted_as_distinct_beginnings(checkpoint):
+    """Against sets of beginnings: an image is as many tokens as its features are."""
+    backend = Qwen2VLBackend(checkpoint)
+    asked = requests()
+    encoder = PromptEncoder(checkpoint)
+    patches = PatchStore(checkpoint)
+    whole = unique = 0
+    beginnings: set[tuple[object, ...]] = set()
+    for request, tokens in zip(asked, encoder.encode([r.prompt for r in asked]), strict=True):
+        assert isinstance(tokens, list)
+        images = iter(request.prompt.images)
+        elements = [
+            next(images) if token == checkpoint.image_token_id else token for token in tokens
+        ]
+        widths = [
+            1 if isinstance(each, int) else next(patches.find([(each.key, each)])).tokens
+            for each in elements
+        ]
+        [answers] = encoder.encode_answers([request.score])
+        assert isinstance(answers, list)
+        whole += sum(widths) + sum(map(len, answers))
+        unique += len({tuple(a[: end + 1]) for a in answers for end in range(len(a))})
+        unique += widths[-1]  # the last element is each prompt's own
+        for end in range(1, len(elements)):
+            beginning = tuple(e if isinstance(e, int) else e.key for e in elements[:end])
+            unique += widths[end - 1] * (beginning not in beginnings)
+            beginnings.add(beginning)
+    assert backend.count(asked) == Count(whole, unique)
+    plain = Qwen2VLBackend(checkpoint, engine="plain")
+    assert plain.count(asked) == Count(whole, whole)
+    broken = Request(chat(ImageBytes(b"none", "none.png"), "this?"), GREEDY)
+    assert backend.count([*asked, broken]) == Count(whole, unique)
+    assert backend.count([]) == Count(0, 0)
