@@ -233,7 +233,7 @@ class Journal:
             head = file.readline()
             self._head = len(head)
             if self._end > len(head):
-                self._check_same(_meta_of(head), self.path, "a run was cut there")
+                self._check_same(_meta_of(head), self.path, "is what another run left")
                 self._find(file)
                 return
         self._file.truncate(0)
@@ -265,7 +265,7 @@ class Journal:
             before = read_meta(self.output)
         except InputError:
             before = None
-        self._check_same(before, self.output, "exists")
+        self._check_same(before, self.output, "exists, and is of another run")
         self._fresh = False
         find = _Places(self._queries)
         lines: list[_Line] = []
@@ -284,7 +284,7 @@ class Journal:
         known = isinstance(before, dict)
         changes = "; ".join(_changes(before, now)[:3]) if known else "it does not say which"
         raise InputError(
-            f"{path}: {what}, of another run ({changes}): give the same to go on with it, "
+            f"{path}: {what} ({changes}): give the same to go on with it, "
             "name another --output-path, or start anew with --overwrite"
         )
 

@@ -142,7 +142,7 @@ def test_what_another_run_left_is_refused_and_kept(output, changed, says, finish
 def test_a_file_that_is_no_journal_is_kept(output):
     output.parent.mkdir()
     partial_path(output).write_text("my notes\nof today\n")
-    with pytest.raises(InputError, match=r"rl\.partial\.jsonl: a run was cut there"):
+    with pytest.raises(InputError, match=r"rl\.partial\.jsonl: is what another run left"):
         opened(output)
     assert partial_path(output).read_text() == "my notes\nof today\n"
 
