@@ -134,7 +134,10 @@ def draw(
         )
         panel.plot(values, [costs[s].work @ model for s in each], color="0.4", label="model")
         panel.set_xlabel(axis)
+        if axis == "pool":
+            panel.set_xscale("log", base=2)
         panel.set_xticks(values, [str(value) for value in values], fontsize=8)
+        panel.minorticks_off()
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("CPU seconds")
     panels[0].set_ylim(bottom=0)
