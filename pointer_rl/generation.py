@@ -19,7 +19,16 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from pointer_rl.types import Decoding
 
-__all__ = ["Generation", "TextModel", "first_stop", "generate", "read", "score", "text_of"]
+__all__ = [
+    "Generation",
+    "TextModel",
+    "first_stop",
+    "generate",
+    "last_logits",
+    "read",
+    "score",
+    "text_of",
+]
 
 
 class TextModel(Protocol):
@@ -99,6 +108,19 @@ def generate(
 
 
 @torch.inference_mode()
+def last_logits(model: TextModel, arguments: Mapping[str, Tensor], count: int) -> Tensor:
+    """[B, count, V] float32: the logits at the last places of each row.
+
+    Nothing of size L × V is computed where the model can do without. arguments: as for `generate`.
+    Raises torch.OutOfMemoryError.
+    """
+    accepted = inspect.signature(model.model.forward).parameters
+    keep = {"logits_to_keep": count} if "logits_to_keep" in accepted else {}
+    logits: Tensor = model.model(**arguments, use_cache=False, **keep).logits
+    return logits[:, -count:].float()
+
+
+@torch.inference_mode()
 def score(model: TextModel, arguments: Mapping[str, Tensor], lengths: Sequence[int]) -> list[float]:
     """log p(the last tokens of a row | those before), of each row.
 
@@ -109,11 +131,8 @@ def score(model: TextModel, arguments: Mapping[str, Tensor], lengths: Sequence[i
     """
     longest = max(lengths)
     # Rows end together, so that all answers lie in the last A places, each predicted by the one
-    # before: nothing of size L × V is computed where the model can do without.
-    accepted = inspect.signature(model.model.forward).parameters
-    keep = {"logits_to_keep": longest + 1} if "logits_to_keep" in accepted else {}
-    output = model.model(**arguments, use_cache=False, **keep)
-    logprobs_BAV = torch.log_softmax(output.logits[:, -longest - 1 : -1].float(), dim=-1)
+    # before.
+    logprobs_BAV = last_logits(model, arguments, longest + 1)[:, :-1].log_softmax(dim=-1)
     answers_BA = arguments["input_ids"][:, -longest:]
     logprobs_BA = logprobs_BAV.gather(2, answers_BA[..., None])[..., 0]
     device = answers_BA.device

@@ -37,8 +37,12 @@ Rows = Sequence[tuple[EncodedPrompt, Sequence[int]]]
 
 
 def make_backend(checkpoint: Checkpoint, batch_tokens: int | None) -> LocalBackend[EncodedPrompt]:
-    """The backend of a loaded checkpoint. Raises InputError where it takes no images."""
-    model = HFModel(checkpoint)
+    """The backend of a loaded checkpoint. Raises InputError where it takes no image."""
+    try:
+        model = HFModel(checkpoint)
+    except InputError as error:
+        name = checkpoint.model.name_or_path
+        raise InputError(f"{name}: cannot take a prompt with an image ({error})") from error
     if batch_tokens is None:
         batch_tokens = default_batch_tokens(checkpoint.model.device)
     if not model.joins_as_the_processor():
@@ -132,7 +136,6 @@ class HFModel:
             torch.equal(tensor, batch[name]) for name, tensor in joined.items()
         )
 
-    @torch.inference_mode()
     def _find_following_type(self) -> int | None:
         """With which token type what follows a prompt leaves what is before as it was.
 
@@ -144,8 +147,7 @@ class HFModel:
         for kind in (0, 1) if "token_type_ids" in prompt.tensors else (0,):
             [(_, arguments)] = self._join(rows, kind)
             with _refusing("the model refuses the prompt"):
-                logits_2LV = self._checkpoint.model(**arguments, use_cache=False).logits.float()
-            one, other = logits_2LV[:, -3:-1]
+                one, other = generation.last_logits(self._checkpoint, arguments, 3)[:, :-1]
             if (one - other).abs().max() <= 0.01 * one.abs().max():
                 return kind
         return None

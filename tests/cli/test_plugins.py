@@ -14,8 +14,8 @@ def test_the_built_in_plugins_are_listed(cli):
 def test_json_has_the_options(cli):
     listed = json.loads(cli("plugins", "--format", "json").stdout)
     assert listed["failed"] == []
-    (backend,) = [each for each in listed["registered"] if each["kind"] == "backend"]
-    assert backend["name"] == "qwen2vl"
+    backends = {each["name"]: each for each in listed["registered"] if each["kind"] == "backend"}
+    backend = backends["qwen2vl"]
     assert backend["aliases"]["qwen2.5_vl_3B"] == {"model": "Qwen/Qwen2.5-VL-3B-Instruct"}
     options = {option["name"]: option for option in backend["options"]}
     assert options["model"]["required"]

@@ -162,6 +162,13 @@ def test_a_template_file_that_is_not_there_is_refused(folder):
         load(folder, chat_template=str(folder / "none.jinja"))
 
 
+def test_a_processor_of_another_model_is_refused(folder):
+    """LLaVA's patches are counted by its processor and made by its model."""
+    edit_json(folder / "processor_config.json", patch_size=14)
+    with pytest.raises(InputError, match=r"cannot take a prompt with an image \(the model refuses"):
+        create_backend(HFOptions(model=str(folder), device="cpu"))
+
+
 def test_a_package_that_a_processor_needs_is_named(folder, monkeypatch):
     from transformers import AutoProcessor
 

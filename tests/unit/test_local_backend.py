@@ -36,6 +36,8 @@ class WordModel:
     """Answers with the number of words, scores an answer by the lengths; so much memory it has."""
 
     memory: int = 10**9
+    longest: int = 10**9
+    """No longer row fits, however few there are."""
     passes: list[list[int]] = field(default_factory=list)
     """Of each pass the lengths of its rows."""
     encoded: int = 0
@@ -66,7 +68,7 @@ class WordModel:
 
     def _run(self, lengths: list[int]) -> None:
         self.passes.append(lengths)
-        if len(lengths) * max(lengths) > self.memory:
+        if len(lengths) * max(lengths) > self.memory or max(lengths) > self.longest:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
 
 
@@ -183,8 +185,8 @@ def test_many_answers_are_scored_fewer_at_a_time():
 
 
 def test_a_prompt_that_does_not_fit_alone_leaves_the_budget_as_it_was():
-    model = WordModel(memory=100)
-    loop = backend(model)
+    model = WordModel(longest=100)
+    loop = backend(model, 1000)
     requests = [request(words(10)) for _ in range(20)]
     for decoding, score in ((GREEDY, ()), (None, ("a", "b"))):
         too_long = request(words(101), *score, decoding=decoding)
@@ -196,4 +198,4 @@ def test_a_prompt_that_does_not_fit_alone_leaves_the_budget_as_it_was():
         assert all(isinstance(result, Response) for result in results.values())
         model.passes.clear()
         list(loop.run(requests))
-        assert model.passes == [[10] * 10] * 2
+        assert model.passes == [[10] * 20]
