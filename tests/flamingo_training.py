@@ -170,7 +170,7 @@ def train(model: OpenFlamingoModel, episodes: Episodes, steps: int) -> None:
         for name, parameter in model.lang_encoder.named_parameters()
         if ".decoder_layer." in name and parameter.ndim == 2
     ]
-    # Found by trying: with Adam alone GPT-NeoX does not begin to copy, and with Muon MPT is slow.
+    # Found by trying: with Adam alone GPT-NeoX does not begin to copy, with Muon MPT is slow.
     with_muon = model.config.text_config.model_type == "gpt_neox"
     taken = {id(parameter) for parameter in matrices} if with_muon else set()
     by_adam = [
@@ -208,7 +208,8 @@ def train(model: OpenFlamingoModel, episodes: Episodes, steps: int) -> None:
         model.zero_grad(set_to_none=True)
         probes.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(by_adam, 1.0)
+        if not with_muon:
+            nn.utils.clip_grad_norm_(by_adam, 1.0)
         for optimizer in optimizers:
             optimizer.step()
         if (step + 1) % 50 == 0:
@@ -223,7 +224,7 @@ def train(model: OpenFlamingoModel, episodes: Episodes, steps: int) -> None:
     model.eval()
 
 
-def train_tiny_flamingo(folder: Path, kind: str = "mpt", steps: int = 400) -> None:
+def train_tiny_flamingo(folder: Path, kind: str = "mpt", steps: int = 600) -> None:
     """Train and save. The backend loads the folder."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
