@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class Piece:
     """[P] places of its prefix in the store."""
     tree: AnswerTree = NO_ANSWERS
 
-    @property
+    @cached_property
     def length(self) -> int:
         """Tokens that it adds."""
         return len(self.layout.token_ids) + len(self.tree.token_ids)

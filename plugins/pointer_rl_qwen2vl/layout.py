@@ -61,6 +61,7 @@ def lay_out(
     return Layout(token_ids, np.concatenate(parts, axis=1), tuple(images), position + run)
 
 
+@lru_cache(maxsize=1024)
 def _text(length: int) -> NDArray[np.int64]:
     return np.broadcast_to(np.arange(length), (3, length))
 

@@ -4,7 +4,8 @@
 
 Asked are the trials that `generate` asks by default (two shots), in windows of its size, on the
 glyph model; then a few on a random Qwen2.5-VL of about 100M parameters with pictures of 224 pixels
-a side. Pictures are PNG files in memory: a glyph's own `open` draws it anew.
+a side. Pictures are PNG files in memory (a glyph's own `open` draws it anew), and those that were
+opened are forgotten before each round.
 
 The loop takes one prompt at a time, opens its images for it alone, and computes a pass for each
 distinct answer to score: engine=plain with a budget of one token.
@@ -50,7 +51,7 @@ from pointer_rl_qwen2vl.backend import Qwen2VLBackend
 from pointer_rl_qwen2vl.checkpoint import Checkpoint, load_checkpoint
 from pointer_rl_qwen2vl.continuations import AnswerTree
 from pointer_rl_qwen2vl.inputs import PromptEncoder
-from pointer_rl_qwen2vl.keyvalues import PrefixStore, RowCache
+from pointer_rl_qwen2vl.keyvalues import HeadShape, PrefixStore, RowCache
 from pointer_rl_qwen2vl.patches import PatchStore
 from pointer_rl_qwen2vl.prefixes import find_prefixes
 
@@ -197,6 +198,15 @@ def seconds_of(run: Callable[[], object]) -> float:
     return clock() - start
 
 
+def rate_of(run: Callable[[], object]) -> float:
+    """How often a second."""
+    times, seconds = 0, 0.0
+    while seconds < 0.2:
+        seconds += seconds_of(run)
+        times += 1
+    return times / seconds
+
+
 @contextmanager
 def timed_parts(checkpoint: Checkpoint) -> Iterator[Counter[str]]:
     """Seconds in the model ("forward") and in PARTS, while it lasts."""
@@ -286,39 +296,43 @@ class Bare:
     def __init__(self, checkpoint: Checkpoint, grid: list[int], length: int, prompt: int) -> None:
         """For so many own tokens of prompts of such a length."""
         self._model = checkpoint.model
+        self._shape = HeadShape.of(checkpoint.model)
         self._grid = grid
-        self._patch = checkpoint.model.config.vision_config
-        sizes = [rows for rows in (4, 8, 16, 24, 32, 64) if rows * prompt <= 8192]
-        many = [rows for rows in (16, 32, 64, 128, 256) if rows * prompt <= 32768]
-        few = [number for number in (1, 4, 16, 64, 256) if number * grid[1] * grid[2] <= 8192]
+        patches = grid[1] * grid[2]
+        tokens = [rows for rows in (4, 8, 16, 24, 32, 64) if rows * length <= 2048]
+        images = [number for number in (1, 4, 8, 16, 64, 128) if number * patches <= 2048]
+        steps = [rows for rows in (16, 32, 64, 128, 256) if rows * prompt <= 32768]
         self._best = {
-            "fresh tokens": self._fastest(sizes, length, partial(self._tokens, length, 0)),
-            "tokens": self._fastest(sizes, length, partial(self._tokens, length, prompt - length)),
-            "images": self._fastest(few, 1, self._images),
-            "steps": self._fastest(many, 1, partial(self._tokens, 1, prompt)),
+            "fresh tokens": self._fastest(tokens, length, partial(self._tokens, length, 0)),
+            "tokens": self._fastest(tokens, length, partial(self._tokens, length, prompt - length)),
+            "images": self._fastest(images, 1, self._images),
+            "steps": self._fastest(steps, 1, partial(self._tokens, 1, prompt)),
         }
 
     def speeds(self) -> dict[str, float]:
         """Of each so many a second, now."""
-        return {
-            name: number / statistics.median(seconds_of(run) for _ in range(3))
-            for name, (number, run) in self._best.items()
-        }
+        return {name: number * rate_of(run) for name, (number, run) in self._best.items()}
 
     def _fastest(
         self, sizes: Sequence[int], each: int, make: Callable[[int], Callable[[], object]]
     ) -> tuple[int, Callable[[], object]]:
-        runs = [(size * each, make(size)) for size in sizes]
-        for _, run in runs:
+        speeds = {}
+        for size in sizes:
+            run = make(size)
             run()
-        return max(runs, key=lambda r: r[0] / statistics.median(seconds_of(r[1]) for _ in range(3)))
+            speeds[size] = size * rate_of(run)
+        best = max(speeds, key=speeds.__getitem__)
+        return best * each, make(best)
 
     def _tokens(self, length: int, before: int, rows: int) -> Callable[[], object]:
+        """A pass over rows of such a length, each after so many other tokens."""
         ids = torch.randint(0, 500, (rows, length))
         if not before:
             return lambda: self._run(ids, use_cache=False)
-        start = torch.randint(0, 500, (rows, before))
-        cache = self._run(start, use_cache=True).past_key_values
+        cache = transformers.DynamicCache(config=self._model.config.get_text_config())
+        for layer in range(self._shape.layers):
+            size = (rows, self._shape.heads, before, self._shape.size)
+            cache.update(torch.randn(size), torch.randn(size), layer)
 
         def follow() -> None:
             self._run(ids, past_key_values=cache)
@@ -327,9 +341,9 @@ class Bare:
         return follow
 
     def _images(self, number: int) -> Callable[[], object]:
-        frames, height, width = self._grid
-        size = 3 * self._patch.temporal_patch_size * self._patch.patch_size**2
-        pixels = torch.randn(number * frames * height * width, size)
+        vision = self._model.config.vision_config
+        size = 3 * vision.temporal_patch_size * vision.patch_size**2
+        pixels = torch.randn(number * self._grid[1] * self._grid[2], size)
         grids = torch.tensor([self._grid] * number)
 
         @torch.inference_mode()
@@ -339,8 +353,8 @@ class Bare:
         return encode
 
     @torch.inference_mode()
-    def _run(self, ids: torch.Tensor, **options: object) -> object:
-        return self._model(ids, logits_to_keep=1, **options)
+    def _run(self, ids: torch.Tensor, **options: object) -> None:
+        self._model(ids, logits_to_keep=1, **options)
 
 
 def check(slow: Sequence[Response], fast: Sequence[Response]) -> None:
@@ -361,7 +375,8 @@ def measure(world: World, name: str) -> None:
     places = range(0, number, max(1, number // world.looped))[: world.looped]
     some = [every[place] for place in places]
     [image] = PatchStore(checkpoint).find([("", some[0].prompt.images[0])])
-    found = ask(Qwen2VLBackend(checkpoint), windows)  # warms up
+    backend = Qwen2VLBackend(checkpoint)
+    found = ask(backend, windows)  # warms up
     check(loop(checkpoint, some), [found[place] for place in places])
     needed = Needed.of(checkpoint, windows, found, image.tokens)
     prompt = round(statistics.mean(each.usage.prompt_tokens for each in found))
@@ -371,9 +386,9 @@ def measure(world: World, name: str) -> None:
     spent: Counter[str] = Counter()
     for _ in range(world.rounds):
         slow = seconds_of(lambda: loop(checkpoint, some)) / len(some)
-        backend = Qwen2VLBackend(checkpoint)
+        backend._patches.__init__(checkpoint)  # images are opened anew
         with timed_parts(checkpoint) as parts:
-            fast = seconds_of(lambda backend=backend: ask(backend, windows)) / number
+            fast = seconds_of(lambda: ask(backend, windows)) / number
         speeds = bare.speeds()
         rest = needed.images / speeds["images"] + needed.steps / speeds["steps"]
         limit = (needed.tokens / speeds["tokens"] + rest) / number
@@ -419,7 +434,7 @@ def main() -> None:
     )
     glyphs = World("glyphs", small, trials(bench), looped=60, rounds=3)
     millions = sum(each.numel() for each in large.model.parameters()) / 1e6
-    few = World(f"{millions:.0f}M parameters", large, trials(workbench(4), 224), looped=2, rounds=3)
+    few = World(f"{millions:.0f}M parameters", large, trials(workbench(2), 224), looped=2, rounds=3)
     for world in (glyphs, few):
         for name in GOALS:
             measure(world, name)
