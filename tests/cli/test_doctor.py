@@ -252,3 +252,12 @@ def test_options_of_parity_alone_are_refused(cli):
     result = cli("doctor", "--shots", "3")
     assert result.exit_code == 2
     assert "--shots goes with --parity" in result.output
+
+
+def test_the_embedded_worlds_model_says_the_same_in_batches(cli):
+    registry.cache_clear()
+    result = cli("doctor", "--parity", "--limit", "3")
+    assert result.exit_code == 0, result.output
+    assert "No answer differs, of 6." in result.output
+    [nats] = re.findall(r"differ by at most (\S+) nats", result.output)
+    assert float(nats) < 1e-3
