@@ -304,7 +304,7 @@ def main() -> None:
     )
     glyphs = World("glyphs", small, trials(bench), looped=40, rounds=3)
     millions = sum(each.numel() for each in large.model.parameters()) / 1e6
-    few = World(f"{millions:.0f}M parameters", large, trials(workbench(2), 224), looped=2, rounds=3)
+    few = World(f"{millions:.0f}M parameters", large, trials(workbench(1), 224), looped=2, rounds=3)
     for world in (glyphs, few):
         bare = None
         for name in GOALS:

@@ -125,27 +125,31 @@ class Bare:
         tokens = [rows for rows in (4, 8, 16, 24, 32, 64) if rows * length <= 2048]
         images = [number for number in (1, 4, 8, 16, 64, 128) if number * patches <= 2048]
         steps = [rows for rows in (16, 32, 64, 128, 256) if rows * prompt <= 32768]
-        self._best = {
-            "fresh tokens": self._fastest(tokens, length, partial(self._tokens, length, 0)),
-            "tokens": self._fastest(tokens, length, partial(self._tokens, length, prompt - length)),
-            "images": self._fastest(images, 1, self._images),
-            "steps": self._fastest(steps, 1, partial(self._tokens, 1, prompt)),
+        after = prompt - length
+        self._sizes = {
+            "fresh tokens": self._each(tokens, length, partial(self._tokens, length, 0)),
+            "tokens": self._each(tokens, length, partial(self._tokens, length, after)),
+            "images": self._each(images, 1, self._images),
+            "steps": self._each(steps, 1, partial(self._tokens, 1, prompt)),
         }
 
     def speeds(self) -> dict[str, float]:
-        """Of each so many a second, now."""
-        return {name: number * rate_of(run) for name, (number, run) in self._best.items()}
+        """Of each so many a second, now, at the size at which it is fastest now.
 
-    def _fastest(
+        A size that was chosen once may have been chosen in a bad moment: too low a limit.
+        """
+        return {
+            name: max(number * rate_of(run) for number, run in sizes)
+            for name, sizes in self._sizes.items()
+        }
+
+    def _each(
         self, sizes: Sequence[int], each: int, make: Callable[[int], Callable[[], object]]
-    ) -> tuple[int, Callable[[], object]]:
-        speeds = {}
-        for size in sizes:
-            run = make(size)
-            run()
-            speeds[size] = size * rate_of(run)
-        best = max(speeds, key=speeds.__getitem__)
-        return best * each, make(best)
+    ) -> list[tuple[int, Callable[[], object]]]:
+        runs = [(size * each, make(size)) for size in sizes]
+        for _, run in runs:
+            run()  # warms up
+        return runs
 
     def _tokens(self, length: int, before: int, rows: int) -> Callable[[], object]:
         """A pass over rows of such a length, each after so many other tokens."""
