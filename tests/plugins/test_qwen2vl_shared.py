@@ -300,3 +300,23 @@ def test_tokens_are_counted_as_distinct_beginnings(checkpoint):
     broken = Request(chat(ImageBytes(b"none", "none.png"), "this?"), GREEDY)
     assert backend.count([*asked, broken]) == Count(whole, unique)
     assert backend.count([]) == Count(0, 0)
+
+
+@pytest.mark.parametrize("worth", [1, 16, 1000])
+def test_tokens_are_counted_as_the_model_is_fed_them(checkpoint, monkeypatch, worth):
+    """A piece a pass: nothing is padded; one token each: no decoding step."""
+    monkeypatch.setattr(chunk, "WORTH", worth)
+    asked = [Request(prompt, Decoding(max_new_tokens=1), ("red cat",)) for prompt in SHARING]
+    fed = 0
+
+    def count(module: object, arguments: object, options: dict[str, torch.Tensor]) -> None:
+        nonlocal fed
+        rows, length, _ = options["inputs_embeds"].shape
+        fed += rows * length
+
+    checkpoint.model.model.language_model.register_forward_pre_hook(count, with_kwargs=True)
+    backend = Qwen2VLBackend(checkpoint, batch_tokens=1)
+    counted = backend.count(asked)
+    results(backend, asked)
+    assert fed == counted.unique_tokens
+    assert (fed == counted.prompt_tokens) == (worth == 1000)
