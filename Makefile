@@ -62,7 +62,7 @@ docs: $(READY)  ## write the generated reference pages
 	$(BIN)/python docs/generate_reference.py
 
 site: $(SITE)  ## build the documentation's site into site/, links checked
-	$(BIN)/python -m sphinx -W --keep-going --quiet -d build/doctrees docs site
+	$(BIN)/python -m sphinx -E -W --keep-going --quiet -d build/doctrees docs site
 
 wheel-smoke: $(DEV)  ## build the wheel, install it elsewhere, run it from another folder
 	sh tests/wheel_smoke.sh

@@ -10,6 +10,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 myst_heading_anchors = 3  # as a forge gives them: links to headings hold in both places
 default_role = "literal"  # docstrings write `name`
 
+add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -19,3 +20,4 @@ html_theme = "furo"
 html_title = "pointer-rl"
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
