@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-faults lint format bench bench-learning docs wheel-smoke clean help
+.PHONY: demo test test-all test-faults lint format bench bench-learning docs site wheel-smoke clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -13,9 +13,10 @@ help:
 CONSTRAINTS := $(shell nvidia-smi >/dev/null 2>&1 || echo -c constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 
-# Two marks: what running needs, and what developing needs besides.
+# Marks: what running needs, and what developing and the site need besides.
 READY := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
+SITE := $(VENV)/.ready-site
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,6 +25,10 @@ $(READY): pyproject.toml constraints.txt
 
 $(DEV): $(READY)
 	$(PIP) -e '.[dev]'
+	touch $@
+
+$(SITE): $(READY)
+	$(PIP) -e '.[docs]'
 	touch $@
 
 demo: $(READY)  ## the whole loop on the embedded world: beams, sft, generate, train, evaluate
@@ -56,8 +61,11 @@ bench-learning: $(DEV)  ## what learning is worth on glyphs, three seeds (an hou
 docs: $(READY)  ## write the generated reference pages
 	$(BIN)/python docs/generate_reference.py
 
+site: $(SITE)  ## build the documentation's site into site/, links checked
+	$(BIN)/python -m sphinx -E -W --keep-going --quiet -d build/doctrees docs site
+
 wheel-smoke: $(DEV)  ## build the wheel, install it elsewhere, run it from another folder
 	sh tests/wheel_smoke.sh
 
 clean:
-	rm -rf $(VENV) dist build demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) dist build site demo .pytest_cache .mypy_cache .ruff_cache
