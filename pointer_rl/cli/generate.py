@@ -225,19 +225,15 @@ def _run(given: dict[str, Any]) -> GenerateRun:
     from pointer_rl.generate.pipeline import GenerateConfig
     from pointer_rl.generate.run import GenerateRun, Limits
 
+    def of(*names: str) -> dict[str, Any]:
+        return {name: given[name] for name in names}
+
     return GenerateRun(
         trials=read_trial_options(given),
         generators=_generators(given),
-        config=GenerateConfig(
-            **{key: given[key] for key in ("shots", "seed", "dedup", "window")},
-        ),
-        limits=Limits(max_calls=given["max_calls"], max_seconds=given["max_seconds"]),
-        **{
-            key: given[key]
-            for key in (
-                *("output_path", "sft_ckpt", "beam_data", "score_answers", "shard", "overwrite"),
-            )
-        },
+        config=GenerateConfig(**of("shots", "seed", "dedup", "window")),
+        limits=Limits(**of("max_calls", "max_seconds")),
+        **of("output_path", "sft_ckpt", "beam_data", "score_answers", "shard", "overwrite"),
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pointer_rl.data.convert import Converted, Rewriter, whole_file
+from pointer_rl.data.provenance import differences
 from pointer_rl.data.records import read_meta, stream_records
 from pointer_rl.data.shards import Shard, window_of
 from pointer_rl.errors import InputError
@@ -183,7 +184,7 @@ def _common_meta(
     for source, meta in others:
         if (meta is None) != (expected is None):
             raise InputError(f"{source if meta is None else first}: no _meta, unlike the others")
-        names = list(_differences(expected, meta, ""))
+        names = [name for name, *_ in differences(expected or {}, meta or {})]
         if names:
             dots = ", …" if names[8:] else ""
             raise InputError(
@@ -191,16 +192,3 @@ def _common_meta(
                 " merge files of one run"
             )
     return expected
-
-
-def _differences(first: Any, second: Any, place: str) -> Iterator[str]:
-    """Where two values differ, in dots."""
-    if isinstance(first, dict) and isinstance(second, dict):
-        for key in [*first, *(key for key in second if key not in first)]:
-            inner = f"{place}.{key}" if place else key
-            if key in first and key in second:
-                yield from _differences(first[key], second[key], inner)
-            else:
-                yield inner
-    elif json.dumps(first) != json.dumps(second):
-        yield place

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from pointer_rl.data.provenance import differences
 from pointer_rl.data.records import (
     Judged,
     RecordWriter,
@@ -278,13 +279,14 @@ class Journal:
         self._append(lines)
 
     def _check_same(self, before: Any, path: Path, what: str) -> None:
-        now = json.loads(encode_record(self._meta))
-        if before == now:
+        changes = ["it does not say which"]
+        if isinstance(before, dict):
+            now = json.loads(encode_record(self._meta))
+            changes = [_in_words(each) for each in differences(before, now)][:3]
+        if not changes:
             return
-        known = isinstance(before, dict)
-        changes = "; ".join(_changes(before, now)[:3]) if known else "it does not say which"
         raise InputError(
-            f"{path}: {what} ({changes}): give the same to go on with it, "
+            f"{path}: {what} ({'; '.join(changes)}): give the same to go on with it, "
             "name another --output-path, or start anew with --overwrite"
         )
 
@@ -316,17 +318,9 @@ def _meta_of(head: bytes) -> Any:
         return None
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> list[str]:
-    """Each value that differs, by its dotted name: `seed: 0, now 1`."""
-    found: list[str] = []
-    for key in dict.fromkeys([*now, *before]):
-        old, new = before.get(key), now.get(key)
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _changes(old, new, f"{at}{key}.")
-        elif key.endswith("_sha256"):
-            found.append(f"{at}{key} differs")
-        else:
-            found.append(f"{at}{key}: {json.dumps(old)}, now {json.dumps(new)}")
-    return found
+def _in_words(change: tuple[str, Any, Any]) -> str:
+    """`seed: 0, now 1`; of what is long, that it differs."""
+    name, before, now = change
+    if name.endswith("_sha256") or isinstance(now, dict):
+        return f"{name} differs"
+    return f"{name}: {json.dumps(before)}, now {json.dumps(now)}"

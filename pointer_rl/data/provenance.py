@@ -1,0 +1,21 @@
+"""What the `_meta` of two files, or of a run and a file, differ in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["differences"]
+
+
+def differences(
+    first: Mapping[str, Any], second: Mapping[str, Any], inside: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """(key, its value in the first, in the second), None for none; keys of keys with a dot."""
+    for key in dict.fromkeys([*first, *second]):
+        one, other = first.get(key), second.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from differences(one, other, f"{inside}{key}.")
+        elif json.dumps(one) != json.dumps(other):  # to which 1, 1.0 and true are three values
+            yield f"{inside}{key}", one, other
