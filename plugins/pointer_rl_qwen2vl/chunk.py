@@ -15,7 +15,7 @@ from pointer_rl.generation import read
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.continuations import AnswerTree
 from pointer_rl_qwen2vl.greedy import Ending, Writer, decode
-from pointer_rl_qwen2vl.keyvalues import HeadShape, PrefixStore, RowMemory
+from pointer_rl_qwen2vl.keyvalues import HeadShape, Memory, PrefixStore, RowCache
 from pointer_rl_qwen2vl.language import OVERFLOWED, LanguageModel, Piece
 from pointer_rl_qwen2vl.layout import Layout, lay_out
 from pointer_rl_qwen2vl.prefixes import find_prefixes
@@ -66,7 +66,8 @@ class ChunkModel:
         self._checkpoint = checkpoint
         self._model = LanguageModel(checkpoint)
         self.shape = HeadShape.of(checkpoint.model)
-        self.memory = RowMemory(self.shape)
+        self._row_memory = Memory(self.shape)
+        self._prefix_memory = Memory(self.shape)
         self.attempt = Attempt("cache", 0, 0)
         self._trees: dict[tuple[tuple[int, ...], ...], AnswerTree] = {}
 
@@ -89,6 +90,11 @@ class ChunkModel:
         for group in _groups(pieces, room, limits):
             yield from self._finish(rows, pieces, group, room, store, ends)
 
+    def drop_memory(self) -> None:
+        """Give up what is kept of keys and values."""
+        self._row_memory.drop()
+        self._prefix_memory.drop()
+
     # --- shared prefixes ---
 
     def _prefill_prefixes(
@@ -107,7 +113,7 @@ class ChunkModel:
         tokens = [sum(map(width, rows[n.row].elements[n.start : n.end])) for n in plan.nodes]
         firsts = np.cumsum([1, *tokens]).tolist()
         self.attempt = Attempt("cache", len(rows), limits.cache)
-        store = PrefixStore(self.shape, firsts[-1] - 1)
+        store = PrefixStore(self._prefix_memory.take(firsts[-1]))
         done: list[_Prefix] = [_NOTHING] * len(plan.nodes)
         depths = sorted({node.depth for node in plan.nodes})
         for depth in depths:
@@ -142,12 +148,13 @@ class ChunkModel:
         self, pieces: Sequence[Piece], store: PrefixStore, places: Sequence[NDArray[np.int64]]
     ) -> None:
         longest = max(len(piece.prefix) for piece in pieces)
-        cache = self.memory.rows(len(pieces), longest + max(piece.length for piece in pieces))
+        columns = longest + max(piece.length for piece in pieces)
+        cache = RowCache(self._row_memory.take(len(pieces), columns))
         self._model.prefill(pieces, store, cache)
-        rows = [np.full(piece.length, row) for row, piece in enumerate(pieces)]
-        columns = [longest + np.arange(piece.length) for piece in pieces]
+        from_rows = [np.full(piece.length, row) for row, piece in enumerate(pieces)]
+        from_columns = [longest + np.arange(piece.length) for piece in pieces]
         own = [all_[len(piece.prefix) :] for all_, piece in zip(places, pieces, strict=True)]
-        to = [torch.from_numpy(np.concatenate(each)) for each in (rows, columns, own)]
+        to = [torch.from_numpy(np.concatenate(each)) for each in (from_rows, from_columns, own)]
         store.write(cache, *(each.to(self._model.device) for each in to))
 
     def _note_batch(self, pieces: Sequence[Piece]) -> None:
@@ -176,7 +183,7 @@ class ChunkModel:
         columns = _columns(pieces, group, room)
         whole = Attempt("cache", len(numbers), len(numbers) * columns)
         self.attempt = whole
-        cache = self.memory.rows(len(numbers), columns)
+        cache = RowCache(self._row_memory.take(len(numbers), columns))
         writers: list[Writer] = []
         scores: list[list[float]] = []
         for batch in group:
@@ -193,7 +200,7 @@ class ChunkModel:
             self.attempt = whole
             decode(self._model, cache, writers, ends)
         if any(writer.overflows for writer in writers):
-            self.memory.drop()  # others would take what is no number along, masked or not
+            self.drop_memory()  # others would take what is no number along, masked or not
         for index, writer, values in zip(numbers, writers, scores, strict=True):
             piece, row = pieces[index], rows[index]
             generation = None

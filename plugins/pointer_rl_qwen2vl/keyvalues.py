@@ -6,7 +6,7 @@ model's attention layers are handed as `past_key_values`. Rows lie apart: nothin
 for one is ever read for another.
 
 Memory is not cleared between uses. What a mask hides gets the weight 0 exactly, whatever finite
-number it is; after numbers that are not finite the memory is given up (`RowMemory.drop`).
+number it is; after numbers that are not finite the memory is given up (`Memory.drop`).
 
 Shapes: L layers, B rows, C places of a row, T places of the store, K key-value heads, D numbers a
 head. Layers are lists.
@@ -14,13 +14,14 @@ head. Layers are lists.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["HeadShape", "PrefixStore", "RowCache", "RowMemory"]
+__all__ = ["HeadShape", "Memory", "PrefixStore", "RowCache"]
 
 
 @dataclass(frozen=True)
@@ -100,21 +101,24 @@ class RowCache:
         return RowCache(kept, self.places)
 
 
-class RowMemory:
-    """Memory for a `RowCache`, kept for the next one: on a CPU fresh pages cost their clearing."""
+class Memory:
+    """Memory for keys and values, kept for the next use: a CPU clears each fresh page."""
 
     def __init__(self, shape: HeadShape) -> None:
         self._shape = shape
         self._tensors: list[Tensor] = []
 
-    def rows(self, rows: int, places: int) -> RowCache:
-        """A cache of so many rows and places; the one before it may be used no more."""
-        size = rows * places
+    def take(self, *places: int) -> list[Tensor]:
+        """[*places, K, D] for each; what was taken before may be used no more.
+
+        Holds what it held, and zeros where nothing was written yet.
+        """
+        size = math.prod(places)
         if not self._tensors or len(self._tensors[0]) < size:
             self._tensors.clear()
             self._tensors = self._shape.zeros(size)
-        shape = (rows, places, self._shape.heads, self._shape.size)
-        return RowCache([tensor[:size].view(shape) for tensor in self._tensors])
+        shape = (*places, self._shape.heads, self._shape.size)
+        return [tensor[:size].view(shape) for tensor in self._tensors]
 
     def drop(self) -> None:
         """Give the memory up."""
@@ -122,13 +126,15 @@ class RowMemory:
 
 
 class PrefixStore:
-    """Keys and values of shared prefixes: [T, K, D] a layer. Place 0 is for padding, and is 0."""
+    """Keys and values of shared prefixes: `tensors` [T, K, D], keys of all layers, then values.
+
+    Place 0 is for padding, and is 0.
+    """
 
     NOWHERE = 0
 
-    def __init__(self, shape: HeadShape, tokens: int) -> None:
-        """For places 1 to `tokens`."""
-        self._tensors = shape.zeros(1 + tokens)
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._tensors = tensors
 
     def write(self, cache: RowCache, rows: Tensor, columns: Tensor, places: Tensor) -> None:
         """Copy from a cache: what lies in row r, column c goes to place p, for each of three."""
@@ -137,8 +143,6 @@ class PrefixStore:
 
     def read(self, cache: RowCache, places: Tensor) -> None:
         """Fill a cache's first columns: places [B, P] → columns 0 to P of its rows."""
-        if not places.numel():
-            return
         rows, columns = places.shape
         for mine, theirs in zip(self._tensors, cache.tensors, strict=True):
             found = mine.index_select(0, places.flatten())

@@ -133,7 +133,7 @@ class SharedEngine:
         else:
             return
         # Outside the `except`: the traceback holds the tensors of the failed pass.
-        self._model.memory.drop()
+        self._model.drop_memory()
         torch.cuda.empty_cache()
         rows = list(waiting)
         parts: Sequence[Sequence[Row]] = (rows[: len(rows) // 2], rows[len(rows) // 2 :])

@@ -57,7 +57,7 @@ SHOTS = 2
 GOALS = {"scored": 15, "not scored": 6}
 LIMIT_GOAL, OVERHEAD_GOAL = 0.7, 0.1
 PARTS = {
-    "images": (PatchStore, "_open_block"),
+    "images": (PatchStore, "_open"),
     "text": (PromptEncoder, "encode"),
     "prefixes in": (PrefixStore, "write"),
     "prefixes out": (PrefixStore, "read"),

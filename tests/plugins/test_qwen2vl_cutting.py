@@ -1,0 +1,60 @@
+"""Pictures are cut to the official processor's floats, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from pointer_rl_qwen2vl.cutting import PatchCutter
+
+PROCESSORS = [
+    Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 30}),
+    Qwen2VLImageProcessorPil(  # as Qwen3-VL's
+        patch_size=16,
+        image_mean=[0.5, 0.4, 0.3],
+        image_std=[0.5, 0.6, 0.7],
+        size={"shortest_edge": 32 * 32, "longest_edge": 32 * 32 * 20},
+    ),
+    Qwen2VLImageProcessorPil(  # fewer pixels in a merged patch than there are bytes
+        patch_size=4,
+        merge_size=3,
+        temporal_patch_size=1,
+        size={"shortest_edge": 144, "longest_edge": 144 * 30},
+    ),
+    Qwen2VLImageProcessorPil(do_normalize=False),
+    Qwen2VLImageProcessorPil(do_rescale=False, resample=Image.Resampling.BILINEAR),
+]
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+@given(width=st.integers(1, 200), height=st.integers(1, 200), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=30)
+def test_the_floats_are_the_official_processors(processor, width, height, seed):
+    image = picture(width, height, seed)
+    expected = processor(images=[image], return_tensors="np")
+    patches, grid = PatchCutter(processor).cut(image)
+    assert patches.dtype == expected["pixel_values"].dtype
+    assert np.array_equal(patches, expected["pixel_values"])
+    assert list(grid) == expected["image_grid_thw"][0].tolist()
+
+
+def test_a_picture_that_is_not_resized_must_be_cut_evenly():
+    cutter = PatchCutter(Qwen2VLImageProcessorPil(do_resize=False))
+    patches, grid = cutter.cut(picture(84, 56))
+    assert (len(patches), grid) == (24, (1, 4, 6))
+    with pytest.raises(ValueError, match="reshape"):
+        cutter.cut(picture(85, 56))
+
+
+def test_what_the_official_processor_refuses_is_refused():
+    with pytest.raises(ValueError, match="aspect ratio"):
+        PatchCutter(PROCESSORS[0]).cut(picture(402, 2))
