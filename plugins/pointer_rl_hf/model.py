@@ -40,9 +40,9 @@ def make_backend(checkpoint: Checkpoint, batch_tokens: int | None) -> LocalBacke
     """The backend of a loaded checkpoint. Raises InputError where it takes no image."""
     try:
         model = HFModel(checkpoint)
-    except InputError as error:
-        name = checkpoint.model.name_or_path
-        raise InputError(f"{name}: cannot take a prompt with an image ({error})") from error
+    except (InputError, RuntimeError) as error:
+        name, why = checkpoint.model.name_or_path, first_line(error)
+        raise InputError(f"{name}: cannot take a prompt with an image ({why})") from error
     if batch_tokens is None:
         batch_tokens = default_batch_tokens(checkpoint.model.device)
     if not model.joins_as_the_processor():
@@ -216,5 +216,5 @@ def _refusing(what: str) -> Iterator[None]:
     """What processors and models raise for a prompt that they do not take, as an InputError."""
     try:
         yield
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise InputError(f"{what}: {first_line(error)}") from error
