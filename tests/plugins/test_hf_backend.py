@@ -133,6 +133,24 @@ def test_a_model_that_pads_in_its_own_way_takes_one_prompt_at_a_time(tiny_model,
     assert not any(isinstance(result, BackendError) for result in results)
 
 
+def test_beams_that_would_see_other_images_are_refused(tiny_model, monkeypatch):
+    """As transformers 5.23 does it to GLM-4V: a silent mistake, but for this check."""
+    checkpoint = load(tiny_model("llava"))
+    right = checkpoint.model._expand_multimodal_outputs
+
+    def mixed_up(*args: object, **arguments: object):
+        images = right(*args, **arguments)
+        images["image"].pooler_output = images["image"].pooler_output[::-1]
+        return images
+
+    monkeypatch.setattr(checkpoint.model, "_expand_multimodal_outputs", mixed_up)
+    requests = [Request(PROMPTS[0], BEAM), Request(PROMPTS[0], GREEDY)]
+    beam, greedy = answers(make_backend(checkpoint, None), requests)
+    assert isinstance(beam, BackendError)
+    assert "mixes up the images of this model's beams; ask without beams" in beam.message
+    assert greedy.text
+
+
 def test_no_family_with_ordinary_padding_goes_one_at_a_time(tiny_model, caplog):
     for family in SPECIAL:
         create_backend(HFOptions(model=str(tiny_model(family)), device="cpu"))
