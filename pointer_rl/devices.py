@@ -1,12 +1,15 @@
-"""Which torch device and dtype a name means."""
+"""Which torch device and dtype a name means, and whether torch's companion can be used."""
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
+
 import torch
 
-from pointer_rl.errors import InputError
+from pointer_rl.errors import InputError, first_line
 
-__all__ = ["dtype_name", "resolve_device", "resolve_dtype"]
+__all__ = ["check_torchvision", "dtype_name", "resolve_device", "resolve_dtype"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -42,3 +45,19 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 def dtype_name(dtype: torch.dtype) -> str:
     """torch's name of a dtype: float32, bfloat16, …"""
     return str(dtype).removeprefix("torch.")
+
+
+def check_torchvision() -> None:
+    """Raises InputError for a torchvision that cannot be imported: transformers then cannot, too.
+
+    It is built for one torch, and pip may bring another's.
+    """
+    if find_spec("torchvision") is None:
+        return
+    try:
+        import_module("torchvision")
+    except (ImportError, RuntimeError, OSError) as error:
+        raise InputError(
+            f"torchvision is installed, but cannot be imported ({first_line(error)}); install the"
+            f" one that is built for torch {torch.__version__}, or pip uninstall torchvision"
+        ) from error

@@ -66,6 +66,12 @@ def _devices() -> Iterator[Finding]:
     except (ImportError, OSError) as error:
         yield Finding("devices", f"torch cannot be loaded: {first_line(error)}", broken=True)
         return
+    from pointer_rl.devices import check_torchvision
+
+    try:
+        check_torchvision()
+    except InputError as error:
+        yield Finding("devices", str(error), broken=True)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield Finding(
         "devices", f"cpu: {torch.get_num_threads()} threads, {_size(memory)}, dtype float32"

@@ -112,7 +112,13 @@ class Configured:
         missing = self.entry.missing()
         if missing is not None:
             raise missing
-        return self.entry.factory() if self.options is None else self.entry.factory(self.options)
+        try:
+            return self.entry.factory(*([] if self.options is None else [self.options]))
+        except (ImportError, RuntimeError):
+            from pointer_rl.devices import check_torchvision
+
+            check_torchvision()
+            raise
 
     def describe(self) -> dict[str, Any]:
         """Name and options, defaults included, for `_meta`."""

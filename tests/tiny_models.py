@@ -12,7 +12,7 @@ import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-__all__ = ["FAMILIES", "make_tiny_model"]
+__all__ = ["FAMILIES", "NEEDED", "make_tiny_model"]
 
 _TEXT = {
     "hidden_size": 48,
@@ -289,6 +289,153 @@ def _mllama() -> tuple[Any, Any]:
     return transformers.MllamaForConditionalGeneration(config), processor
 
 
+# LLaVA-OneVision's own: with text, images or both, other characters stand around them.
+_ONEVISION_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }} "
+    "{% for part in message.content | selectattr('type', 'equalto', 'image') %}"
+    "<image>{% endfor %}"
+    "{% for part in message.content | selectattr('type', 'equalto', 'text') %}"
+    "{{ '\n' + part.text }}{% endfor %}"
+    "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def _llava_onevision() -> tuple[Any, Any]:
+    """A model that cuts an image that stands alone into tiles, and takes several whole."""
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+        LlavaOnevisionImageProcessorPil,
+    )
+
+    tokenizer = _tokenizer(
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+    )
+    sizes = [[height, width] for height in (28, 56) for width in (28, 56)]
+    processor = _Parts(
+        LlavaOnevisionImageProcessorPil(
+            size={"height": 28, "width": 28}, image_grid_pinpoints=sizes
+        ),
+        tokenizer,
+        {
+            "processor_class": "LlavaOnevisionProcessor",
+            "num_image_tokens": 16,
+            "vision_feature_select_strategy": "full",
+        },
+        _ONEVISION_TEMPLATE,
+    )
+    config = transformers.LlavaOnevisionConfig(
+        text_config=transformers.Qwen2Config(vocab_size=len(tokenizer), **_TEXT),
+        vision_config=transformers.SiglipVisionConfig(vision_use_head=False, **_VISION),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=sizes,
+    )
+    return transformers.LlavaOnevisionForConditionalGeneration(config), processor
+
+
+def _gemma4() -> tuple[Any, Any]:
+    """A model whose processor has a part for sounds, too."""
+    from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+
+    named = {
+        "boi_token": "<|image>",
+        "eoi_token": "<image|>",
+        "image_token": "<|image|>",
+        "audio_token": "<|audio|>",
+        "boa_token": "<|audio>",
+        "eoa_token": "<audio|>",
+    }
+    special = ["<bos>", "<pad>", "<start_of_turn>", "<end_of_turn>", "<|video|>", *named.values()]
+    tokenizer = _tokenizer(
+        special,
+        bos_token="<bos>",
+        eos_token="<end_of_turn>",
+        pad_token="<pad>",
+        extra_special_tokens=named,
+    )
+    processor = _Parts(
+        Gemma4ImageProcessorPil(patch_size=7, pooling_kernel_size=2, max_soft_tokens=70),
+        tokenizer,
+        {"processor_class": "Gemma4Processor"},
+        _turns("<bos>", "<start_of_turn>", "<end_of_turn>", "<|image|>"),
+    )
+    config = transformers.Gemma4Config(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "vocab_size_per_layer_input": len(tokenizer),
+            "hidden_size_per_layer_input": 8,
+            "num_kv_shared_layers": 0,
+            "sliding_window": 16,
+            "global_head_dim": 12,
+            **_TEXT,
+        },
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "patch_size": 7,
+            "pooling_kernel_size": 2,
+        },
+        audio_config=None,
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image|>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video|>"),
+        tie_word_embeddings=False,
+    )
+    return transformers.Gemma4ForConditionalGeneration(config), processor
+
+
+def _smolvlm() -> tuple[Any, Any]:
+    """Idefics3 by another name, whose processor needs num2words."""
+    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+    model, idefics3 = _idefics3()
+    config = transformers.SmolVLMConfig(
+        text_config=model.config.text_config,
+        vision_config=_VISION,
+        image_token_id=model.config.image_token_id,
+        scale_factor=2,
+        pad_token_id=model.config.pad_token_id,
+    )
+    processor = _Parts(
+        SmolVLMImageProcessorPil(size={"longest_edge": 56}, max_image_size={"longest_edge": 28}),
+        idefics3.tokenizer,
+        {"processor_class": "SmolVLMProcessor", "image_seq_len": 4},
+        idefics3.chat_template,
+    )
+    return transformers.SmolVLMForConditionalGeneration(config), processor
+
+
+def _mistral3() -> tuple[Any, Any]:
+    """A model of Pixtral's kind, whose processor needs torchvision; images keep their shape."""
+    from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
+
+    tokenizer = _tokenizer(
+        ["<s>", "</s>", "<pad>", "[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"],
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+    )
+    processor = _Parts(
+        PixtralImageProcessorPil(size={"longest_edge": 56}, patch_size={"height": 7, "width": 7}),
+        tokenizer,
+        {"processor_class": "PixtralProcessor", "patch_size": 7, "spatial_merge_size": 2},
+        _turns("<s>", "[INST]", "</s>", "[IMG]"),
+    )
+    config = transformers.Mistral3Config(
+        text_config=transformers.MistralConfig(vocab_size=len(tokenizer), **_TEXT),
+        vision_config=transformers.PixtralVisionConfig(**{**_VISION, "image_size": 56}),
+        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
+        vision_feature_layer=-1,
+        spatial_merge_size=2,
+        tie_word_embeddings=False,
+    )
+    return transformers.Mistral3ForConditionalGeneration(config), processor
+
+
 FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llava": _llava,
     "idefics3": _idefics3,
@@ -296,7 +443,14 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "internvl": _internvl,
     "paligemma": _paligemma,
     "mllama": _mllama,
+    "llava_onevision": _llava_onevision,
+    "gemma4": _gemma4,
+    "smolvlm": _smolvlm,
+    "mistral3": _mistral3,
 }
+
+NEEDED = {"smolvlm": "num2words", "mistral3": "torchvision"}
+"""Packages without which a family's processor cannot be loaded."""
 
 
 def make_tiny_model(folder: Path, family: str, seed: int = 0) -> Path:

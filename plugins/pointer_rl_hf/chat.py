@@ -1,6 +1,6 @@
 """Prompts as the text that a checkpoint's processor reads, images as its own marks in it.
 
-Images stay where they stand in the prompt. Some chat templates (LLaVA-1.5's) put all images of a
+Images stay where they stand in the prompt. Some chat templates (LLaVA's) put all images of a
 message before its text, which would part demonstrations from their images; there the template is
 given text alone, in which the images are already marked as it marks them. How a template does it is
 found by rendering three words and two images.
@@ -96,11 +96,12 @@ class Chat:
         return found is not None and all(between.strip() for between in found.groups())
 
     def _find_mark(self) -> str:
-        """What an image before a text adds. Raises InputError where that is nothing."""
-        before, _, after = self.render_user("alpha").partition("alpha")
-        text = self.render_user(None, "alpha")
-        mark = text.removeprefix(before).removesuffix("alpha" + after)
-        if not mark.strip() or text != before + mark + "alpha" + after:
+        """What an image adds to a text. Raises InputError where that is nothing."""
+        text, shown = self.render_user("alpha"), self.render_user(None, "alpha")
+        pairs = enumerate(zip(text, shown, strict=False))
+        place = next((index for index, (one, other) in pairs if one != other), len(text))
+        mark = shown[place : place + len(shown) - len(text)]
+        if not mark.strip() or shown != text[:place] + mark + text[place:]:
             raise InputError("it has no place for images")
         return mark
 

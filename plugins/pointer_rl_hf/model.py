@@ -16,10 +16,13 @@ import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor
+from transformers import GenerationConfig
 
 from pointer_rl import generation
 from pointer_rl.errors import InputError, first_line
@@ -40,9 +43,9 @@ def make_backend(checkpoint: Checkpoint, batch_tokens: int | None) -> LocalBacke
     """The backend of a loaded checkpoint. Raises InputError where it takes no image."""
     try:
         model = HFModel(checkpoint)
-    except InputError as error:
-        name = checkpoint.model.name_or_path
-        raise InputError(f"{name}: cannot take a prompt with an image ({error})") from error
+    except (InputError, RuntimeError) as error:
+        name, why = checkpoint.model.name_or_path, first_line(error)
+        raise InputError(f"{name}: cannot take a prompt with an image ({why})") from error
     if batch_tokens is None:
         batch_tokens = default_batch_tokens(checkpoint.model.device)
     if not model.joins_as_the_processor():
@@ -101,6 +104,11 @@ class HFModel:
 
     def generate(self, prompts: Sequence[EncodedPrompt], decoding: Decoding) -> list[Generation]:
         """See `BatchModel`."""
+        if decoding.num_beams > 1 and not self._beams_see_their_images:
+            raise InputError(
+                f"transformers {transformers.__version__} mixes up the images of this model's"
+                " beams; ask without beams (num_beams=1)"
+            )
         done: dict[int, Generation] = {}
         for indices, arguments in self._join([(prompt, ()) for prompt in prompts]):
             with _refusing("the model refuses the prompt"):
@@ -151,6 +159,25 @@ class HFModel:
             if (one - other).abs().max() <= 0.01 * one.abs().max():
                 return kind
         return None
+
+    @cached_property
+    def _beams_see_their_images(self) -> bool:
+        """Whether what comes after two images is the same to each beam as it is without beams."""
+        text = self._checkpoint.chat.render_user(None, "alpha", None)
+        [(_, arguments)] = self._join([(self._encode(text, _pictures()), ())])
+        expected = generation.last_logits(self._checkpoint, arguments, 1)[0]
+        config = GenerationConfig(num_beams=2, max_new_tokens=1, do_sample=False)
+        try:
+            output = self._checkpoint.model.generate(
+                **arguments,
+                generation_config=config,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        except ValueError:  # images and their places do not even match in number
+            return False
+        difference = (output.logits[0].float() - expected).abs().max()
+        return bool(difference <= 0.01 * expected.abs().max())
 
     def _encode(self, text: str, images: Sequence[Image.Image]) -> EncodedPrompt:
         return EncodedPrompt(self._process([text], [images] if images else None))
@@ -216,5 +243,5 @@ def _refusing(what: str) -> Iterator[None]:
     """What processors and models raise for a prompt that they do not take, as an InputError."""
     try:
         yield
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise InputError(f"{what}: {first_line(error)}") from error

@@ -44,17 +44,12 @@ def load_processor(folder: Path) -> Any:
 
 
 def _load(folder: Path) -> Any:
-    try:
-        return transformers.AutoProcessor.from_pretrained(
-            folder, backend="pil", trust_remote_code=False
-        )
-    except (ValueError, ImportError):
-        if importlib.util.find_spec("torchvision") is not None:
-            raise
-        processor_class = _processor_class(folder)
-        if processor_class is None or "video_processor" not in processor_class.get_attributes():
-            raise
-        return _load_without_videos(processor_class, folder)
+    processor_class = _processor_class(folder)
+    if processor_class is not None and "video_processor" in processor_class.get_attributes():
+        return _load_for_images(processor_class, folder)
+    return transformers.AutoProcessor.from_pretrained(
+        folder, backend="pil", trust_remote_code=False
+    )
 
 
 def _processor_class(folder: Path) -> Any:
@@ -62,15 +57,16 @@ def _processor_class(folder: Path) -> Any:
     return PROCESSOR_MAPPING.get(type(config), None)
 
 
-def _load_without_videos(processor_class: Any, folder: Path) -> Any:
-    """A processor with nothing where its video processor would be, which needs torchvision.
+def _load_for_images(processor_class: Any, folder: Path) -> Any:
+    """A processor with nothing where those of videos and sounds would be, which never reach it.
 
-    Images never reach it. transformers checks its class, which without torchvision does not exist.
+    Its video processor would need torchvision. transformers checks the parts' classes, of which
+    that one does not exist without it.
     """
 
     class ImageTextProcessor(processor_class):  # type: ignore[misc]  # transformers has no types
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-            if argument_name == "video_processor":
+            if argument is None:
                 return type(None)
             return super().check_argument_for_proper_class(argument_name, argument)
 
@@ -79,8 +75,7 @@ def _load_without_videos(processor_class: Any, folder: Path) -> Any:
         "image_processor": transformers.AutoImageProcessor.from_pretrained(
             folder, backend="pil", trust_remote_code=False
         ),
-        "video_processor": None,
     }
     settings, _ = processor_class.get_processor_dict(folder)
-    ordered = [parts[name] for name in processor_class.get_attributes()]
+    ordered = [parts.get(name) for name in processor_class.get_attributes()]
     return ImageTextProcessor.from_args_and_dict(ordered, settings)

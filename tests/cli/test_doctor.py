@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import re
 import sqlite3
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pytest
 
+from pointer_rl.errors import InputError
 from pointer_rl.evaluate.parity import ParityRun, measure_parity
-from pointer_rl.registry import registry
+from pointer_rl.registry import Configured, registry
 from pointer_rl.trials.workbench import Named, TrialOptions
 from pointer_rl.types import BackendError, Response
 
@@ -207,6 +209,24 @@ def test_a_plugin_that_fails_is_named(monkeypatch, cli):
         result.output
     )
     assert "1 broken" in result.output
+
+
+def test_a_torchvision_of_another_torch_is_named(backends, cli, tmp_path, monkeypatch):
+    """transformers fails with it, in ways that do not say so."""
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('no operator nms')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    why = r"torchvision is installed, but cannot be imported \(no operator nms\); .*pip uninstall"
+    result = cli("doctor")
+    assert result.exit_code == 1
+    assert re.search(why, result.output)
+
+    def fail() -> None:
+        raise ImportError("Could not import module 'AutoProcessor'")
+
+    entry = replace(registry().find("backend", "hf"), factory=fail)
+    with pytest.raises(InputError, match=why):
+        Configured(entry, None).create()
 
 
 def test_missing_packages_are_named_with_their_command(backends, cli, monkeypatch):

@@ -11,8 +11,19 @@ import pytest
 import torch
 import transformers
 from hf_reference import HFReference
-from local_backend_checks import ANSWERS, BEAM, CHECKS, GREEDY, PROMPTS, LocalCase, answers
+from local_backend_checks import (
+    ANSWERS,
+    BEAM,
+    CHECKS,
+    GREEDY,
+    PROMPTS,
+    LocalCase,
+    answers,
+    check_images,
+    check_single,
+)
 from qwen_reference import ask, picture
+from tiny_models import NEEDED
 
 from pointer_rl.types import BackendError, Request
 from pointer_rl_hf import HFOptions, create_backend
@@ -47,6 +58,25 @@ def test_a_local_backend(tiny_model, family, check):
     check(LocalCase(create, HFReference(folder, family), SPECIAL[family]))
 
 
+# Models of other kinds, whose prompts are not written out by hand here.
+OTHERS = ["llava_onevision", "gemma4", "smolvlm", "mistral3"]
+
+
+@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("check", [check_single, check_images])
+def test_a_batch_is_its_prompts_one_at_a_time(tiny_model, family, check, caplog):
+    if family in NEEDED:
+        pytest.importorskip(NEEDED[family])
+    folder = tiny_model(family)
+
+    def create(batch_tokens: int | None = None):
+        checkpoint = load(folder)
+        return make_backend(checkpoint, batch_tokens), checkpoint.model.get_decoder()
+
+    check(LocalCase(create, None, ""))
+    assert "one at a time" not in caplog.text
+
+
 class Forced(transformers.LogitsProcessor):
     """Makes `generate` write given tokens, and adds up their log-probabilities."""
 
@@ -66,10 +96,13 @@ class Forced(transformers.LogitsProcessor):
         ("mllama", {}),
         pytest.param("paligemma", {"chat_template": "plain"}, marks=PALIGEMMA),
         ("gemma3", {}),
+        *((family, {}) for family in OTHERS),
     ],
 )
 def test_a_score_is_what_decoding_token_by_token_gives(tiny_model, family, options):
     """Also where what follows a prompt is told by its token type, or sees images apart from it."""
+    if family in NEEDED:
+        pytest.importorskip(NEEDED[family])
     checkpoint = load(tiny_model(family), **options)
     model = HFModel(checkpoint)
     prompts = [prompt for prompt in PROMPTS if prompt.images]
@@ -98,6 +131,24 @@ def test_a_model_that_pads_in_its_own_way_takes_one_prompt_at_a_time(tiny_model,
     results = answers(backend, [Request(each, GREEDY, ANSWERS) for each in PROMPTS])
     assert set(rows) == {1}
     assert not any(isinstance(result, BackendError) for result in results)
+
+
+def test_beams_that_would_see_other_images_are_refused(tiny_model, monkeypatch):
+    """As transformers 5.23 does it to GLM-4V: a silent mistake, but for this check."""
+    checkpoint = load(tiny_model("llava"))
+    right = checkpoint.model._expand_multimodal_outputs
+
+    def mixed_up(*args: object, **arguments: object):
+        images = right(*args, **arguments)
+        images["image"].pooler_output = images["image"].pooler_output[::-1]
+        return images
+
+    monkeypatch.setattr(checkpoint.model, "_expand_multimodal_outputs", mixed_up)
+    requests = [Request(PROMPTS[0], BEAM), Request(PROMPTS[0], GREEDY)]
+    beam, greedy = answers(make_backend(checkpoint, None), requests)
+    assert isinstance(beam, BackendError)
+    assert "mixes up the images of this model's beams; ask without beams" in beam.message
+    assert greedy.text
 
 
 def test_no_family_with_ordinary_padding_goes_one_at_a_time(tiny_model, caplog):

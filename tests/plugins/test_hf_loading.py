@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from hf_reference import HFReference
 from local_backend_checks import PROMPTS
 from qwen_reference import ask, picture
 from safetensors.torch import load_file, save_file
+from tiny_models import NEEDED
 
 from pointer_rl.errors import InputError, MissingExtraError
 from pointer_rl.registry import registry
@@ -63,6 +65,15 @@ def test_images_stay_where_they_stand_in_the_prompt(tiny_model, family):
     reference = HFReference(folder, family)
     for prompt in PROMPTS:
         assert chat.render(prompt) == reference.render(prompt)
+
+
+def test_an_image_is_marked_as_the_template_marks_it_whatever_stands_around_it(tiny_model):
+    """LLaVA-OneVision's begins every text on a line of its own."""
+    chat = load(tiny_model("llava_onevision")).chat
+    prompt = ask(picture(1), "a cat", picture(2), "this?")
+    assert chat.render(prompt) == (
+        "<|im_start|>user \n<image>\na cat\n<image>\nthis?<|im_end|><|im_start|>assistant\n"
+    )
 
 
 def test_a_template_of_the_users_is_taken_and_changes_the_fingerprint(folder, tmp_path):
@@ -169,18 +180,12 @@ def test_a_processor_of_another_model_is_refused(folder):
         create_backend(HFOptions(model=str(folder), device="cpu"))
 
 
-def test_a_package_that_a_processor_needs_is_named(folder, monkeypatch):
-    from transformers import AutoProcessor
-
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise ImportError(
-            "\nPixtralProcessor requires the Torchvision library but it was not found"
-        )
-
-    monkeypatch.setattr(AutoProcessor, "from_pretrained", refuse)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match="pip install torchvision") as caught:
-        load(folder)
+@pytest.mark.parametrize(("family", "package"), NEEDED.items())
+def test_a_package_that_a_processor_needs_is_named(tiny_model, family, package):
+    if importlib.util.find_spec(package) is not None:
+        pytest.skip(f"{package} is installed")
+    with pytest.raises(MissingExtraError, match=f"needs the package {package}: pip in") as caught:
+        load(tiny_model(family))
     assert "\n" not in str(caught.value)
 
 
