@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import pickle
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from pointer_rl.data.embeddings import save_embeddings
+from pointer_rl.generate.summary import Summary
 from pointer_rl.policy import PointerSelector, SelectorConfig, save_selector
 
 CONFIG = SelectorConfig(d_model=6, hidden_dim=6, num_layers=1, num_heads=1, history="gated")
@@ -52,6 +54,18 @@ def test_what_it_writes_is_valid(world, cli):
     world.generate("--score-answers")
     result = cli("validate", str(world.output))
     assert result.exit_code == 0, result.output
+
+
+def test_garbage_collections_spare_what_is_loaded_during_the_run_only(world, monkeypatch):
+    frozen = []
+    add = Summary.add
+    monkeypatch.setattr(
+        Summary, "add", lambda *args: (frozen.append(gc.get_freeze_count()), add(*args))
+    )
+    before = gc.get_freeze_count()
+    world.generate()
+    assert min(frozen) > before + 10_000
+    assert gc.get_freeze_count() == before
 
 
 def test_the_same_seed_gives_the_same_bytes(world):
