@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import reprlib
-import sys
+from collections.abc import Callable
+from pathlib import Path
 
 from pointer_rl.errors import InputError
+from pointer_rl.examples import KeyIndex
+from pointer_rl.images import ImageFile
 
-__all__ = ["claim_id", "read_answers", "read_id", "read_text"]
+__all__ = ["check_ids", "image_in", "read_answers", "read_id", "read_text"]
 
 
 def read_text(value: object, field: str, where: str) -> str:
@@ -47,17 +50,23 @@ def read_answers(value: object, where: str) -> tuple[str, ...]:
             f'{where}: answers must be strings, {{"answer": string}} objects or one string, '
             f"and at least one, not {reprlib.repr(value)}"
         )
-    # Interned: the annotators of a large dataset give few different answers, over and over.
     return tuple(
-        sys.intern(
-            read_text(each.get("answer") if isinstance(each, dict) else each, "answer", where)
-        )
+        read_text(each.get("answer") if isinstance(each, dict) else each, "answer", where)
         for each in answers
     )
 
 
-def claim_id(id: str, taken: dict[str, str], where: str) -> None:
-    """Note that the example at `where` has this id. Raises InputError when another has it."""
-    first = taken.setdefault(id, where)
-    if first is not where:
-        raise InputError(f"{where}: the id {id!r} is already that of {first}; ids must be unique")
+def check_ids(index: KeyIndex, where: Callable[[int], str]) -> None:
+    """Raise InputError when two rows have one id; `where` names a row's place."""
+    repeated = index.repeated()
+    if repeated is not None:
+        first, second = repeated
+        raise InputError(
+            f"{where(second)}: the id {index.key_of(second)!r} is already that of {where(first)}; "
+            "ids must be unique"
+        )
+
+
+def image_in(folder: Path, name: str) -> ImageFile:
+    """The image of that name in a folder, not opened."""
+    return ImageFile(folder / name)

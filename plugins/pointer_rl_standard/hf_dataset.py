@@ -7,20 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pointer_rl.errors import InputError, did_you_mean, first_line
+from pointer_rl.examples import ExampleBuilder, ExampleColumns, KeyIndex
 from pointer_rl.images import ImageBytes, ImageFile
-from pointer_rl.types import Dataset, Example
+from pointer_rl.types import Dataset
 from pointer_rl_standard.dataset_options import HFOptions
-from pointer_rl_standard.example_fields import (
-    claim_id,
-    read_answers,
-    read_id,
-    read_text,
-)
+from pointer_rl_standard.example_fields import check_ids, read_answers, read_id, read_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -84,7 +80,7 @@ class RowImage:
         return self._read().open()
 
 
-def _read_split(options: HFOptions, split: str) -> tuple[Example, ...]:
+def _read_split(options: HFOptions, split: str) -> ExampleColumns:
     import datasets
 
     source = "/".join(filter(None, (options.path, options.name)))
@@ -103,28 +99,28 @@ def _read_split(options: HFOptions, split: str) -> tuple[Example, ...]:
     images = ImageColumn(pictures, options.image_column, where)
     columns = [options.question_column, options.answers_column]
     columns += [name for name in (options.id_column, options.image_id_column) if name is not None]
-    taken: dict[str, str] = {}
-    examples: list[Example] = []
+
+    def place(row: int) -> str:
+        return f"{where}, row {row}"
+
+    builder: ExampleBuilder[int] = ExampleBuilder()
     for row, fields in enumerate(_values(rows.select_columns(list(dict.fromkeys(columns))), where)):
-        place = f"{where}, row {row}"
         question_id, image_id = (
-            None if column is None else read_id(fields[column], column, place)
+            None if column is None else read_id(fields[column], column, place(row))
             for column in (options.id_column, options.image_id_column)
         )
-        example = Example(
-            id=str(row if question_id is None else question_id),
-            row=row,
-            image=RowImage(images, row),
-            question=read_text(fields[options.question_column], options.question_column, place),
-            answers=read_answers(fields[options.answers_column], place),
+        question = fields[options.question_column]
+        builder.append(
+            row,
+            read_text(question, options.question_column, place(row)),
+            read_answers(fields[options.answers_column], place(row)),
             question_id=question_id,
             image_id=image_id,
         )
-        claim_id(example.id, taken, place)
-        examples.append(example)
-    if not examples:
+    if not len(builder):
         raise InputError(f"{where}: no examples in it")
-    return tuple(examples)
+    check_ids(KeyIndex(len(builder), builder.id), place)
+    return builder.build(partial(RowImage, images))
 
 
 def _values(rows: Any, where: str) -> Iterator[dict[str, object]]:

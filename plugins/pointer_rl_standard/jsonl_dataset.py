@@ -10,14 +10,22 @@ answered yet are read where the option `unanswered` says so.
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from pointer_rl.errors import InputError, did_you_mean
-from pointer_rl.images import ImageFile
-from pointer_rl.types import Dataset, Example
+from pointer_rl.examples import ExampleBuilder, ExampleColumns, KeyIndex
+from pointer_rl.types import Dataset
 from pointer_rl_standard.dataset_options import JSONLOptions
-from pointer_rl_standard.example_fields import claim_id, read_answers, read_id, read_text
+from pointer_rl_standard.example_fields import (
+    check_ids,
+    image_in,
+    read_answers,
+    read_id,
+    read_text,
+)
 
 __all__ = ["load_jsonl"]
 
@@ -39,19 +47,17 @@ def load_jsonl(options: JSONLOptions) -> Dataset:
     return Dataset(name=path.stem, queries=queries, pool=pool)
 
 
-def _read(path: Path, images: Path | None, unanswered: bool = False) -> tuple[Example, ...]:
-    folder = path.parent if images is None else images
-    taken: dict[str, str] = {}
-    files: dict[str, ImageFile] = {}  # lines share an image, and its key
-    examples: list[Example] = []
+def _read(path: Path, images: Path | None, unanswered: bool = False) -> ExampleColumns:
+    builder: ExampleBuilder[str] = ExampleBuilder()
+    numbers = array("q")
     for number, line in _lines(path):
-        where = f"{path}, line {number}"
-        example = _parse(line, len(examples), folder, files, unanswered, where)
-        claim_id(example.id, taken, where)
-        examples.append(example)
-    if not examples:
+        _append(builder, line, unanswered, f"{path}, line {number}")
+        numbers.append(number)
+    if not len(builder):
         raise InputError(f"{path}: no examples in it")
-    return tuple(examples)
+    index = KeyIndex(len(builder), builder.id)
+    check_ids(index, lambda row: f"{path}, line {numbers[row]}")
+    return builder.build(partial(image_in, path.parent if images is None else images))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -65,14 +71,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise InputError(f"{path}: cannot read it ({error.strerror})") from error
 
 
-def _parse(
-    line: bytes,
-    row: int,
-    folder: Path,
-    files: dict[str, ImageFile],
-    unanswered: bool,
-    where: str,
-) -> Example:
+def _append(builder: ExampleBuilder[str], line: bytes, unanswered: bool, where: str) -> None:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -85,20 +84,12 @@ def _parse(
     given = [key for key in ("answers", "answer") if key in fields]
     if len(given) != 1 and not (unanswered and not given):
         raise InputError(f"{where}: give either 'answers' or 'answer'")
-    name = read_text(fields["image"], "image", where)
-    if name not in files:
-        files[name] = ImageFile(folder / name)
-    ids = {
-        key: None if fields.get(key) is None else read_id(fields[key], key, where)
-        for key in ("id", "question_id", "image_id")
-    }
-    id = next((ids[key] for key in ("id", "question_id") if ids[key] is not None), row)
-    return Example(
-        id=str(id),
-        row=row,
-        image=files[name],
-        question=read_text(fields["question"], "question", where),
-        answers=read_answers(fields[given[0]], where) if given else (),
-        question_id=ids["question_id"],
-        image_id=ids["image_id"],
+    builder.append(
+        read_text(fields["image"], "image", where),
+        read_text(fields["question"], "question", where),
+        read_answers(fields[given[0]], where) if given else (),
+        **{
+            key: None if fields.get(key) is None else read_id(fields[key], key, where)
+            for key in ("id", "question_id", "image_id")
+        },
     )

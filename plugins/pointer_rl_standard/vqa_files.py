@@ -7,16 +7,18 @@ VQAv2's training annotations are 360 MB, of which the answers alone are kept.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import ijson
 
 from pointer_rl.errors import InputError, first_line
-from pointer_rl.images import ImageFile
-from pointer_rl.types import Dataset, Example
+from pointer_rl.examples import ExampleBuilder, ExampleColumns, KeyIndex
+from pointer_rl.types import Dataset
 from pointer_rl_standard.dataset_options import VQAOptions
 from pointer_rl_standard.example_fields import (
-    claim_id,
+    check_ids,
+    image_in,
     read_answers,
     read_id,
     read_text,
@@ -51,63 +53,54 @@ def load_vqa(options: VQAOptions) -> Dataset:
 
 def _read_split(
     questions: Path, annotations: Path, images: Path, image_name: str
-) -> tuple[Example, ...]:
+) -> ExampleColumns:
     if not images.is_dir():
         raise InputError(f"{images}: no such folder of images")
     subtype = next(_stream(questions, "data_subtype"), None)
     if "{data_subtype" in image_name and not isinstance(subtype, str):
         raise InputError(f"{questions}: no data_subtype in it, which {image_name} needs")
-    taken: dict[str, str] = {}
-    files: dict[int | str, ImageFile] = {}  # several questions share an image, and its key
-    asked: list[tuple[int | str, int | str, str]] = []
-    for index, item in enumerate(_stream(questions, "questions.item")):
-        where = f"{questions}, questions[{index}]"
-        fields = _object(item, where)
-        question_id = read_id(fields.get("question_id"), "question_id", where)
-        image_id = read_id(fields.get("image_id"), "image_id", where)
-        claim_id(str(question_id), taken, where)
-        if image_id not in files:
-            files[image_id] = ImageFile(images / _file_name(image_name, subtype, image_id, where))
-        asked.append((question_id, image_id, read_text(fields.get("question"), "question", where)))
-    if not asked:
-        raise InputError(f'{questions}: no "questions" in it; is it a VQA questions file?')
 
-    answers = _read_annotations(annotations, taken)
-    missing = [question_id for question_id, _, _ in asked if str(question_id) not in answers]
-    if missing:
-        raise InputError(
-            f"{annotations}: no annotation for {len(missing)} of the {len(asked)} questions of "
-            f"{questions} (the first: {missing[0]}); are these files of one split?"
-        )
-    return tuple(
-        Example(
-            id=str(question_id),
-            row=row,
-            image=files[image_id],
-            question=question,
-            answers=answers[str(question_id)],
+    def where(row: int) -> str:
+        return f"{questions}, questions[{row}]"
+
+    builder: ExampleBuilder[str] = ExampleBuilder()
+    for row, item in enumerate(_stream(questions, "questions.item")):
+        fields = _object(item, where(row))
+        question_id = read_id(fields.get("question_id"), "question_id", where(row))
+        image_id = read_id(fields.get("image_id"), "image_id", where(row))
+        builder.append(
+            _file_name(image_name, subtype, image_id, where(row)),
+            read_text(fields.get("question"), "question", where(row)),
             question_id=question_id,
             image_id=image_id,
         )
-        for row, (question_id, image_id, question) in enumerate(asked)
-    )
+    if not len(builder):
+        raise InputError(f'{questions}: no "questions" in it; is it a VQA questions file?')
+    index = KeyIndex(len(builder), builder.id)
+    check_ids(index, where)
+    _read_annotations(annotations, builder, index)
+    missing = [row for row in range(len(builder)) if not builder.is_answered(row)]
+    if missing:
+        raise InputError(
+            f"{annotations}: no annotation for {len(missing)} of the {len(builder)} questions of "
+            f"{questions} (the first: {builder.id(missing[0])}); are these files of one split?"
+        )
+    return builder.build(partial(image_in, images))
 
 
-def _read_annotations(path: Path, wanted: dict[str, str]) -> dict[str, tuple[str, ...]]:
-    """The answers to each wanted question; a file may hold annotations of more."""
-    answers: dict[str, tuple[str, ...]] = {}
-    index = -1
-    for index, item in enumerate(_stream(path, "annotations.item")):
-        where = f"{path}, annotations[{index}]"
+def _read_annotations(path: Path, builder: ExampleBuilder[str], index: KeyIndex) -> None:
+    """The answers to each question; a file may hold annotations of more."""
+    number = -1
+    for number, item in enumerate(_stream(path, "annotations.item")):
+        where = f"{path}, annotations[{number}]"
         fields = _object(item, where)
         id = str(read_id(fields.get("question_id"), "question_id", where))
-        if id in answers:
-            raise InputError(f"{where}: a second annotation for the question {id}")
-        if id in wanted:
-            answers[id] = read_answers(fields.get("answers"), where)
-    if index < 0:
+        for row in index.rows(id):
+            if builder.is_answered(row):
+                raise InputError(f"{where}: a second annotation for the question {id}")
+            builder.answer(row, read_answers(fields.get("answers"), where))
+    if number < 0:
         raise InputError(f'{path}: no "annotations" in it; is it a VQA annotations file?')
-    return answers
 
 
 def _stream(path: Path, prefix: str) -> Iterator[object]:

@@ -84,8 +84,13 @@ def embed_dataset(
 
 def digest(examples: Sequence[Example]) -> str:
     """SHA-256 of ids and questions. Images are not read for it: they may be many gigabytes."""
-    content = json.dumps([[example.id, example.question] for example in examples])
-    return hashlib.sha256(content.encode()).hexdigest()
+    digest = hashlib.sha256(b"[")
+    for place, each in enumerate(examples):
+        digest.update(
+            (", " if place else "").encode() + json.dumps([each.id, each.question]).encode()
+        )
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def digest_examples(examples: Sequence[Example]) -> str:

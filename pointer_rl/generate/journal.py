@@ -34,6 +34,7 @@ from pointer_rl.data.records import (
     stream_records,
 )
 from pointer_rl.errors import InputError
+from pointer_rl.examples import KeyIndex
 from pointer_rl.types import Example
 
 __all__ = ["Journal", "partial_path"]
@@ -297,15 +298,19 @@ class _Places:
     def __init__(self, queries: Sequence[Example]) -> None:
         self._queries = queries
         self._next = 0
-        self._table: dict[str, int] | None = None
+        self._table: KeyIndex | None = None
 
     def __call__(self, key: str) -> int:
         if self._next < len(self._queries) and self._queries[self._next].id == key:
             index = self._next
         else:
             if self._table is None:
-                self._table = {query.id: index for index, query in enumerate(self._queries)}
-            index = self._table[key]
+                queries = self._queries
+                self._table = KeyIndex(len(queries), lambda row: queries[row].id)
+            found = self._table.rows(key)
+            if not found:
+                raise KeyError(key)
+            index = found[0]
         self._next = index + 1
         return index
 

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import math
 import operator
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Literal
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pointer_rl.errors import InputError, PluginError
+from pointer_rl.examples import KeyIndex
 from pointer_rl.types import Candidate, Example, Generator, Policy, Pool, QueryBatch
 
 __all__ = [
@@ -48,12 +48,12 @@ class AllowedRows:
         self._have_ids = all(example.image_id is not None for example in pool)
 
     @cached_property
-    def _by_id(self) -> dict[str, list[int]]:
-        return _group(str(example.image_id) for example in self._pool)
+    def _by_id(self) -> KeyIndex:
+        return KeyIndex(self._size, lambda row: str(self._pool[row].image_id))
 
     @cached_property
-    def _by_content(self) -> dict[str, list[int]]:
-        return _group(map(image_content, self._pool))
+    def _by_content(self) -> KeyIndex:
+        return KeyIndex(self._size, lambda row: image_content(self._pool[row]))
 
     def excluded(self, query: Example) -> tuple[int, ...]:
         """The rows that a query may not choose, ascending."""
@@ -61,8 +61,8 @@ class AllowedRows:
 
     def _blocked(self, query: Example) -> list[int]:
         if self._have_ids and query.image_id is not None:
-            return self._by_id.get(str(query.image_id), [])
-        return self._by_content.get(image_content(query), [])
+            return self._by_id.rows(str(query.image_id))
+        return self._by_content.rows(image_content(query))
 
     def check(self, queries: Sequence[Example], shots: int) -> None:
         """Raise InputError for the first query that may choose fewer rows than `shots`."""
@@ -70,8 +70,8 @@ class AllowedRows:
             raise InputError(
                 f"{shots} shots need a pool of at least as many examples; this one has {self._size}"
             )
-        groups = self._by_id if self._have_ids else self._by_content
-        if self._size - max(map(len, groups.values()), default=0) >= shots:
+        index = self._by_id if self._have_ids else self._by_content
+        if self._size - index.most >= shots:
             return
         for query in queries:
             left = self._size - len(self._blocked(query))
@@ -89,20 +89,13 @@ class AllowedRows:
         return allowed
 
 
-def _group(marks: Iterable[str]) -> dict[str, list[int]]:
-    rows: dict[str, list[int]] = defaultdict(list)
-    for row, mark in enumerate(marks):
-        rows[mark].append(row)
-    return rows
-
-
 def image_content(example: Example) -> str:
     """A key of the example's image, equal for equal content."""
     try:
         return example.image.key
     except InputError:
-        # Equal to no other image: the trials of this example fail, and say why.
-        return f"unreadable {id(example)}"
+        # Equal to no image that can be read: the trials of this example fail, and say why.
+        return f"unreadable {example.row}"
 
 
 def random_source(seed: int, query_id: str, generator: str) -> np.random.Generator:

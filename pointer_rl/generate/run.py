@@ -19,6 +19,7 @@ from pointer_rl.data.json_stream import stream_members
 from pointer_rl.data.records import RecordWriter, to_record
 from pointer_rl.data.shards import Shard
 from pointer_rl.errors import InputError
+from pointer_rl.examples import KeyIndex, select
 from pointer_rl.generate.journal import Journal
 from pointer_rl.generate.pipeline import GenerateConfig, Generation, Proposed
 from pointer_rl.generate.proposing import AllowedRows
@@ -121,7 +122,7 @@ def prepare(run: GenerateRun) -> Prepared:
                 f"shard {run.shard}: no query is left for it, of windows of {run.config.window}: "
                 "make fewer shards"
             )
-        queries, query_embeddings = [queries[row] for row in rows], query_embeddings[rows]
+        queries, query_embeddings = select(queries, rows), query_embeddings[rows]
     generation = Generation(
         queries,
         query_embeddings,
@@ -246,14 +247,15 @@ def _affordable(proposed: list[Proposed], calls: int, ready: Prepared) -> list[P
 def _of_beam_data(queries: Sequence[Example], path: Path) -> Sequence[Example]:
     """The queries whose ids are the file's keys or, where none is (in ancestors'), whose rows."""
     keys = [member.key for member in stream_members(path) if not member.key.startswith("_")]
-    by_id = {query.id: query for query in queries}
-    if not any(key in by_id for key in keys):
-        by_id = {str(query.row): query for query in queries}
+    index = KeyIndex(len(queries), lambda row: queries[row].id)
+    if not any(map(index.rows, keys)):
+        index = KeyIndex(len(queries), lambda row: str(queries[row].row))
         log.warning("%s: its keys are no query ids; taken as rows of the queries", path)
-    unknown = [key for key in keys if key not in by_id]
+    found = [index.rows(key) for key in keys]
+    unknown = [key for key, rows in zip(keys, found, strict=True) if not rows]
     if len(set(keys)) < len(keys):
         raise InputError(f"{path}: names a query twice; keep one of its entries")
     if unknown or not keys:
         what = f"no query {unknown[0]!r} in the dataset" if unknown else "it names no query"
         raise InputError(f"{path}: {what} ({len(keys) - len(unknown)} of {len(keys)} keys found)")
-    return [by_id[key] for key in keys]
+    return select(queries, (rows[0] for rows in found))

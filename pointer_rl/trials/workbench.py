@@ -13,11 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from pointer_rl.data.embed import digest_ids
 from pointer_rl.errors import InputError
+from pointer_rl.examples import KeyIndex
 from pointer_rl.policy import SelectorPolicy
 from pointer_rl.registry import Configured, registry
 from pointer_rl.trials.inputs import NoPolicy, dataset_embeddings, encoder_embeddings, make_policy
@@ -186,20 +186,12 @@ def _configure(kind: str, named: Named) -> Configured:
 
 
 def _check_ids(examples: Sequence[Example], where: str) -> None:
-    hashes = np.empty(len(examples), dtype=np.int64)
-    for index, example in enumerate(examples):
+    for example in examples:
         if not example.id or example.id.startswith("_"):
             raise InputError(
                 f"{where}: the query id {example.id!r} cannot be a key of RL data, where keys that "
                 "begin with _ are no queries: give it another"
             )
-        hashes[index] = hash(example.id)
-    # Of hundreds of thousands of ids a set would be large; two that have one hash are looked at.
-    hashes.sort()
-    suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
-    seen = set()
-    for example in examples if suspects else ():
-        if example.id in seen:
-            raise InputError(f"{where}: two queries have the id {example.id}")
-        if hash(example.id) in suspects:
-            seen.add(example.id)
+    repeated = KeyIndex(len(examples), lambda row: examples[row].id).repeated()
+    if repeated is not None:
+        raise InputError(f"{where}: two queries have the id {examples[repeated[0]].id}")

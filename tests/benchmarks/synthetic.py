@@ -1,70 +1,53 @@
-"""The plugin of bench_generate: any number of queries, kept nowhere; a backend without model."""
+"""What bench_generate asks: VQA files of any size, and a plugin whose backend has no model."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import json
+import random
 from pathlib import Path
 
 from pointer_rl.hookspecs import hookimpl
-from pointer_rl.types import Dataset, Example, Response
+from pointer_rl.types import Response
 
-POOL = 512
 WORDS = ("yes", "no", "two", "red", "dog", "left", "tennis", "white")
+RARE = 50_000
+"""Different answers beside these, of which one in three is."""
+QUESTIONS_PER_IMAGE = 5
+"""About as many as VQAv2 has."""
 
 
-@dataclass(frozen=True)
-class Picture:
-    """An image that is never opened."""
+def write_vqa(folder: Path, name: str, queries: int) -> dict[str, str]:
+    """Official files of so many questions with ten answers each, and the options that name them.
 
-    number: int
-
-    @cached_property
-    def key(self) -> str:
-        return hashlib.sha256(b"%d" % self.number).hexdigest()
-
-    def open(self):
-        raise AssertionError("the backend looks at no image")
-
-
-class Items(Sequence):
-    """Examples, made when they are asked for."""
-
-    def __init__(self, rows: range, name: str) -> None:
-        self._rows = rows
-        self._name = name
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return Items(self._rows[index], self._name)
-        row = self._rows[index]
-        answers = tuple(WORDS[(row + k // 4) % len(WORDS)] for k in range(10))
-        return Example(
-            id=f"{self._name}{row}",
-            row=row,
-            image=Picture(row),
-            question=f"What is number {row} in the middle of this picture?",
-            answers=answers,
-            image_id=f"{self._name}{row}",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How many."""
-
-    queries: int
-    """Queries."""
-
-
-def dataset(options: Options) -> Dataset:
-    pool = [Items(range(POOL), "p")[row] for row in range(POOL)]
-    return Dataset("synthetic", Items(range(options.queries), "q"), pool)
+    The images' files hold their numbers: they are hashed, but never opened as pictures.
+    """
+    rng = random.Random(queries)
+    images = folder / name
+    images.mkdir(parents=True)
+    with (
+        (folder / f"{name}_questions.json").open("w") as questions,
+        (folder / f"{name}_annotations.json").open("w") as annotations,
+    ):
+        questions.write('{"data_subtype": "val", "questions": [')
+        annotations.write('{"annotations": [')
+        for row in range(queries):  # written one by one: a process begun later starts small
+            image_id, place = divmod(row, QUESTIONS_PER_IMAGE)
+            if not place:
+                (images / f"{image_id}.jpg").write_text(f"{name} {image_id}")
+            ids = {"image_id": image_id, "question_id": 1000 * image_id + place}
+            question = f"What is number {row} in the middle of this picture?"
+            said, rare = rng.choice(WORDS), f"a {rng.randrange(RARE)}"
+            answers = [{"answer": said if rng.random() < 2 / 3 else rare} for _ in range(10)]
+            comma = ", " if row else ""
+            questions.write(comma + json.dumps({**ids, "question": question}))
+            annotations.write(comma + json.dumps({**ids, "answers": answers}))
+        for file in (questions, annotations):
+            file.write("]}")
+    return {
+        "questions": f"{name}_questions.json",
+        "annotations": f"{name}_annotations.json",
+        "images": name,
+    }
 
 
 class Backend:
@@ -78,11 +61,6 @@ class Backend:
 @hookimpl
 def pointer_rl_register_backends(register):
     register("synthetic", Backend, summary="answers at once")
-
-
-@hookimpl
-def pointer_rl_register_datasets(register):
-    register("synthetic", dataset, options=Options, summary="any number of queries")
 
 
 SOURCE = Path(__file__).read_text(encoding="utf-8")

@@ -14,13 +14,13 @@ SOURCES = sorted(
     for path in (ROOT / folder).rglob("*.py")
 )
 EXPORTED = {
-    *("types", "costs", "errors", "devices", "hookspecs", "hub", "images", "options", "registry"),
-    *("fingerprints", "generation", "local_backend", "pretrained"),
+    *("types", "costs", "errors", "devices", "examples", "hookspecs", "hub", "images", "options"),
+    *("registry", "fingerprints", "generation", "local_backend", "pretrained"),
 }
 """Modules of the engine that plugins may import."""
 LAYERS = [
     {"types", "costs", "errors"},
-    {"devices", "fingerprints", "generation", "hub", "images", "options"},
+    {"devices", "examples", "fingerprints", "generation", "hub", "images", "options"},
     {"local_backend", "pretrained"},
     {"hookspecs"},
     {"registry"},
