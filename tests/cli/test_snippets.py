@@ -121,19 +121,19 @@ SMALLER: dict[str, dict[str, str]] = {
     "beams": {"--limit 50": "--limit 3", "limit=50": "limit=3"},
     "check-your-setup": {"--limit 16": "--limit 4"},
     "evaluate": {
-        "--limit 200": "--limit 40",
+        "--limit 200": "--limit 30",
         "--shots 1..4": "--shots 1..2 --limit 10",
         "limit=200": "limit=10",
     },
     "flamingo": {"--limit 20": "--limit 3"},
-    "long-runs": {"--limit 600": "--limit 130", "--limit 256": "--limit 130"},
+    "long-runs": {"--limit 600": "--limit 60", "--limit 256": "--limit 40 --window 20"},
     "servers": {"--limit 50": "--limit 5"},
     "train": {
-        "--limit 2000": "--limit 60",
+        "--limit 2000": "--limit 40",
         "train --beam": "train --rce-epochs 3 --grpo-lr 1e-3 --beam",
         "split=test": "split=test --limit 10",
-        "--max-calls 20000": "--max-calls 100",
-        "--max-calls 10000": "--max-calls 1200",
+        "--max-calls 20000": "--max-calls 100 --rounds 1",
+        "--max-calls 10000": "--max-calls 700",
     },
 }
 """Page → sizes → smaller ones for the default suite, and what else they make the page show."""
