@@ -125,6 +125,10 @@ class Reader:
 
     def _command(self, command: str) -> str:
         words = shlex.split(command, comments=True)
+        if words[-1:] == ["&"]:
+            words.pop()  # in its turn will do
+        while words[1:] and re.match(r"[A-Z_]+=", words[0]):
+            self.monkeypatch.setenv(*words.pop(0).split("=", 1))
         if words[:1] == ["export"]:
             self.monkeypatch.setenv(*words[1].split("=", 1))
             return ""

@@ -42,6 +42,7 @@ GIVEN = {
     "check-your-setup": {**QWEN, **PICTURES, "data.jsonl": "some.jsonl"},
     "evaluate": {"runs/sft": "policy", "runs/rl": "policy"},
     "flamingo": OPEN_FLAMINGO,
+    "gpus": QWEN,
     "merge": {f"part{number}.jsonl": f"part{number}.jsonl" for number in (1, 2, 3)},
     "old-data": {
         "rl_data_k64.json": "k64.json",
@@ -77,6 +78,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "make test": "this is it",
         "shots arm queries accuracy vs random interval gap recovered": "make demo prints it",
     },
+    "gpus": {"pytest tests/gpu": "needs a GPU"},
     "long-runs": {
         "pointer-rl: interrupted: 256 queries are in rl.partial.jsonl; the same command goes on"
         " from there": "nobody presses Ctrl-C here; test_generate_resume.py does",
@@ -126,6 +128,11 @@ SMALLER: dict[str, dict[str, str]] = {
         "limit=200": "limit=10",
     },
     "flamingo": {"--limit 20": "--limit 3"},
+    "gpus": {
+        "--limit 256": "--limit 40 --window 20",
+        "--limit 16": "--limit 4",
+        "train --beam": "train --rce-epochs 1 --grpo-epochs 1 --beam",
+    },
     "long-runs": {"--limit 600": "--limit 60", "--limit 256": "--limit 40 --window 20"},
     "servers": {"--limit 50": "--limit 5"},
     "train": {
