@@ -199,9 +199,16 @@ def test_they_do_at_the_printed_sizes(name, read):
     read(name, {})
 
 
-@pytest.mark.parametrize(
-    ("name", "line"), [(name, line) for name in NOT_RUN for line in NOT_RUN[name]]
-)
+def _pairs(listed):
+    return [(name, line) for name in listed for line in listed[name]]
+
+
+@pytest.mark.parametrize(("name", "line"), _pairs(NOT_RUN))
 def test_what_is_listed_as_not_run_is_there(name, line):
     found = blocks(PAGES[name])
     assert line in [each.head for each in found] + [each for b in found for each in b.commands]
+
+
+@pytest.mark.parametrize(("name", "size"), _pairs(SMALLER))
+def test_sizes_that_are_made_smaller_are_there(name, size):
+    assert size in (ROOT / PAGES[name]).read_text(encoding="utf-8")
