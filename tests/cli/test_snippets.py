@@ -128,6 +128,7 @@ SMALLER: dict[str, dict[str, str]] = {
         "limit=200": "limit=10",
     },
     "flamingo": {"--limit 20": "--limit 3"},
+    "generate-and-validate": {"--limit 40": "--limit 8"},
     "gpus": {
         "--limit 256": "--limit 40 --window 20",
         "--limit 16": "--limit 4",
@@ -137,6 +138,7 @@ SMALLER: dict[str, dict[str, str]] = {
     "servers": {"--limit 50": "--limit 5"},
     "train": {
         "--limit 2000": "--limit 40",
+        "probe.num=20": "probe.num=10",
         "train --beam": "train --rce-epochs 3 --grpo-lr 1e-3 --beam",
         "split=test": "split=test --limit 10",
         "--max-calls 20000": "--max-calls 100 --rounds 1",
