@@ -3,47 +3,29 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial"
-SHELL = re.compile(r"```bash\n(.*?)```(?:\n\n```text\n(.*?)```)?", re.DOTALL)
-
-
-def shape(line: str) -> str:
-    """A line without its numbers, whose last digits depend on the machine, and table rules."""
-    return re.sub(r"[-+]?\d[\d,.]*|-{3,}|\s+", "#", line)
-
-
-def is_as_shown(printed: str, shown: str) -> bool:
-    """Whether that was printed, line by line; a line `…` of the page stands for any lines."""
-    any_lines = r"(?:.*\n)*"
-    pattern = [
-        any_lines if line == "…" else re.escape(shape(line)) + r"\n" for line in shown.splitlines()
-    ]
-    lines = [shape(line) + "\n" for line in printed.splitlines()]
-    return re.fullmatch("".join(pattern), "".join(lines)) is not None
+from snippets import blocks, is_as_shown
 
 
 @pytest.mark.parametrize(
     "page", ["first-dataset", pytest.param("first-policy", marks=pytest.mark.slow)]
 )
 def test_the_tutorials_commands_print_what_it_says(page, tmp_path):
-    blocks = SHELL.findall((TUTORIAL / f"{page}.md").read_text(encoding="utf-8"))
-    assert len(blocks) >= 4
+    shells = [each for each in blocks(f"docs/tutorial/{page}.md") if each.language == "bash"]
+    assert len(shells) >= 4
     programs = str(Path(sys.executable).parent)
     environment = {
         **os.environ,
         "PATH": os.pathsep.join([programs, os.environ["PATH"]]),
         "POINTER_RL_CACHE": str(tmp_path / "cache"),
     }
-    for commands, shown in blocks:
+    for each in shells:
         done = subprocess.run(
-            ["bash", "-euc", commands],
+            ["bash", "-euc", each.body],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
@@ -51,6 +33,7 @@ def test_the_tutorials_commands_print_what_it_says(page, tmp_path):
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+        shown = each.shown or ""
         assert is_as_shown(done.stdout, shown), f"{shown}\n--- printed:\n{done.stdout}"
 
 

@@ -1,0 +1,216 @@
+"""The snippets of the README and of every how-to, run as they are printed, in their order.
+
+A page that comes is run too. What cannot be run here is listed below, with its reason.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from fault_server import FaultServer
+from snippet_world import make_world
+from snippets import ROOT, Reader, blocks
+
+PAGES = {"README": "README.md"} | {
+    path.stem: f"docs/how-to/{path.name}" for path in sorted((ROOT / "docs/how-to").glob("*.md"))
+}
+del PAGES["your-backend"]  # tests/e2e/test_third_party.py installs what it shows
+
+QWEN = {"Qwen/Qwen2.5-VL-3B-Instruct": "qwen"}
+CLIP = {"openai/clip-vit-large-patch14": "clip"}
+OPEN_FLAMINGO = {
+    "openflamingo/OpenFlamingo-3B-vitl-mpt1b": "flamingo/checkpoint",
+    "anas-awadalla/mpt-1b-redpajama-200b": "flamingo/language",
+    "openai/clip-vit-large-patch14": "flamingo/vision",
+    "OpenFlamingo-3B-vitl-mpt1b": "flamingo/checkpoint",
+    "mpt-1b-redpajama-200b": "flamingo/language",
+    "clip-vit-large-patch14": "flamingo/vision",
+}
+PICTURES = {f"e{number}.png": f"e{number}.png" for number in range(12)}
+
+GIVEN = {
+    "README": {
+        **QWEN,
+        **CLIP,
+        "selector.ckpt": "selector.ckpt",
+        "demo/online": "policy",
+        "photo.png": "e0.png",
+    },
+    "any-model": {"llava-hf/llava-1.5-7b-hf": "llava"},
+    "check-data": {"data/rl.json": "rl.json", "data/more.jsonl": "part1.jsonl"},
+    "check-your-setup": {**QWEN, **PICTURES, "data.jsonl": "some.jsonl"},
+    "evaluate": {"runs/sft": "policy", "runs/rl": "policy"},
+    "flamingo": OPEN_FLAMINGO,
+    "gpus": QWEN,
+    "merge": {f"part{number}.jsonl": f"part{number}.jsonl" for number in (1, 2, 3)},
+    "old-data": {
+        "rl_data_k64.json": "k64.json",
+        "beam_RandSampler.json": "lever_beams.json",
+        "query_embeddings.pt": "embeddings.pt",
+        "candidate_embeddings.pt": "embeddings.pt",
+    },
+    "parquet": {"rl.json": "rl.json"},
+    "rescore": {"rl.json": "rl.json"},
+    "use-a-policy": {
+        **PICTURES,
+        "policy": "policy",
+        "new.png": "e0.png",
+        "new.jsonl": "new.jsonl",
+        "query_emb.safetensors": "query_emb.safetensors",
+    },
+    "your-dataset": {
+        **QWEN,
+        **CLIP,
+        **PICTURES,
+        "mine.jsonl": "some.jsonl",
+        "selector": "selector",
+    },
+    "your-plugin": QWEN,
+}
+"""What a page takes for granted: name on the page → in `make_world`'s folder."""
+
+INSTALLS = "installs from an index"
+NOT_RUN: dict[str, dict[str, str]] = {
+    "README": {
+        "git clone … pointer-rl && cd pointer-rl": "the address is the reader's",
+        "make demo # sets up .venv, and runs the whole loop on the embedded world": "minutes; make",
+        "make test": "this is it",
+        "shots arm queries accuracy vs random interval gap recovered": "make demo prints it",
+    },
+    "gpus": {"pytest tests/gpu": "needs a GPU"},
+    "long-runs": {
+        "pointer-rl: interrupted: 256 queries are in rl.partial.jsonl; the same command goes on"
+        " from there": "nobody presses Ctrl-C here; test_generate_resume.py does",
+    },
+    "old-data": {
+        "pointer-rl: error: old.json: '17': candidate 0: position 64 in a pool of 64 rows": (
+            "of a damaged file; test_convert.py has one"
+        ),
+    },
+    "parquet": {
+        "pip install 'pointer-rl[parquet]'": INSTALLS,
+        "import polars as pl": "polars is not among the packages of the tests",
+        "SELECT query_id, unnest(pointer_candidates, recursive := true) FROM 'rl.parquet';": (
+            "DuckDB is not among the packages of the tests"
+        ),
+    },
+    "servers": {
+        "pip install 'pointer-rl[openai]'": INSTALLS,
+        """vllm serve Qwen/Qwen2.5-VL-7B-Instruct --limit-mm-per-prompt '{"image": 5}'""": (
+            "needs vLLM and a GPU"
+        ),
+        "pip install 'transformers[serving]'": INSTALLS,
+        "transformers serve path/to/checkpoint --host 127.0.0.1 --port 8000 --device cpu": (
+            "goes on until it is stopped, and needs transformers[serving]"
+        ),
+    },
+    "train": {
+        "the run: held-out expected reward 0.904 → 1.237 (round 4)": "of another run, minutes long",
+    },
+    "your-plugin": {
+        "pip install -e 'pointer-rl-price[dev]'": "installs; tests/e2e/test_third_party.py does",
+        "pytest pointer-rl-price": "needs it installed; tests/e2e/test_third_party.py does it",
+    },
+}
+"""Page → command of the shell, or first line of another block → why it is not run here.
+
+Runs of blanks are one.
+"""
+
+SMALLER: dict[str, dict[str, str]] = {
+    "any-model": {"--limit 20": "--limit 4"},
+    "beams": {"--limit 50": "--limit 3", "limit=50": "limit=3"},
+    "check-your-setup": {"--limit 16": "--limit 4"},
+    "evaluate": {
+        "--limit 200": "--limit 30",
+        "--shots 1..4": "--shots 1..2 --limit 10",
+        "limit=200": "limit=10",
+    },
+    "flamingo": {"--limit 20": "--limit 3"},
+    "generate-and-validate": {"--limit 40": "--limit 8"},
+    "gpus": {
+        "--limit 256": "--limit 40 --window 20",
+        "--limit 16": "--limit 4",
+        "train --beam": "train --rce-epochs 1 --grpo-epochs 1 --beam",
+    },
+    "long-runs": {"--limit 600": "--limit 60", "--limit 256": "--limit 40 --window 20"},
+    "servers": {"--limit 50": "--limit 5"},
+    "train": {
+        "--limit 2000": "--limit 40",
+        "probe.num=20": "probe.num=10",
+        "train --beam": "train --rce-epochs 3 --grpo-lr 1e-3 --beam",
+        "split=test": "split=test --limit 10",
+        "--max-calls 20000": "--max-calls 100 --rounds 1",
+        "--max-calls 10000": "--max-calls 700",
+    },
+}
+"""Page → sizes → smaller ones for the default suite, and what else they make the page show."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """What users of the pages have already, and responses that were kept."""
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POINTER_RL_CACHE", str(folder / "cache"))
+        make_world(folder)
+    return folder
+
+
+@pytest.fixture
+def read(world, tmp_path, monkeypatch):
+    """Reads a page; `smaller` are sizes to use instead of the printed ones."""
+    monkeypatch.setenv("POINTER_RL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # the pages show a CPU's output
+    shutil.copytree(world / "cache", tmp_path / "cache")
+
+    def read_page(name, smaller):
+        desk = tmp_path / "desk"
+        desk.mkdir()
+        for given, source in GIVEN.get(name, {}).items():
+            (desk / given).parent.mkdir(parents=True, exist_ok=True)
+            copy = shutil.copytree if (world / source).is_dir() else shutil.copy
+            copy(world / source, desk / given)
+        with FaultServer() as server:
+            stand_ins = {
+                "/data/okvqa": str(world / "vqa"),
+                "/data/vqav2": str(world / "vqa"),
+                "http://127.0.0.1:8000/v1": server.base_url,
+                "https://api.example.com/v1": server.base_url,
+                "OPENAI_API_KEY=…": "OPENAI_API_KEY=secret",
+                "cuda:0": "cpu",
+                '"e3"': '"1000003"',  # an id of the glyphs that the world's policy chooses from
+                **smaller,
+            }
+            reader = Reader(desk, monkeypatch, stand_ins, NOT_RUN.get(name, {}))
+            for block in blocks(PAGES[name]):
+                reader.read(block)
+
+    return read_page
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_pages_snippets_do_what_it_says(name, read):
+    read(name, SMALLER.get(name, {}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALLER)
+def test_they_do_at_the_printed_sizes(name, read):
+    read(name, {})
+
+
+def _pairs(listed):
+    return [(name, line) for name in listed for line in listed[name]]
+
+
+@pytest.mark.parametrize(("name", "line"), _pairs(NOT_RUN))
+def test_what_is_listed_as_not_run_is_there(name, line):
+    found = blocks(PAGES[name])
+    assert line in [each.head for each in found] + [each for b in found for each in b.commands]
+
+
+@pytest.mark.parametrize(("name", "size"), _pairs(SMALLER))
+def test_sizes_that_are_made_smaller_are_there(name, size):
+    assert size in (ROOT / PAGES[name]).read_text(encoding="utf-8")
