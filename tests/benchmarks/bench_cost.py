@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from pointer_rl.generate.pipeline import GenerateConfig, Generation
+from pointer_rl.generate.proposing import AllowedRows
 from pointer_rl.registry import registry
 from pointer_rl.trials.inputs import NoPolicy
 from pointer_rl.trials.workbench import Named, TrialOptions, Workbench
@@ -66,6 +67,7 @@ def measure(setting: Setting) -> Cost:
         workbench.queries,
         torch.zeros(setting.queries, 1),
         Pool(examples, torch.zeros(len(examples), 1)),
+        AllowedRows(examples),
         NoPolicy(),
         {"random": registry().create("generator", "random", {"num": setting.candidates})},
         judge,

@@ -6,7 +6,8 @@ For 2,000 and N (200,000) queries of VQA files, a pool of 512 and 10 random cand
 in a process of its own: candidates a CPU second (one thread) when everything is asked and when
 everything comes from the store (median of three, for 2,000), next to the limit: hashing each prompt
 and reading its response from the store, which cannot be left out. And by how much the resident
-memory of N queries exceeds that of 2,000, loading and embeddings of 16 values included.
+memory of N queries exceeds that of 2,000, loading and embeddings of 16 values included. At last
+what an example takes in the loader's columns, and as an object.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -120,6 +122,21 @@ def limit(folder: Path, queries: int) -> float:
     return len(requests) / (time.process_time() - start)
 
 
+def bytes_an_example(folder: Path) -> tuple[float, float]:
+    """Of the loader's columns, and of a tuple of `Example` beside them."""
+    from pointer_rl.registry import registry
+
+    for queries in (SMALL, 10 * SMALL):  # the first imports what loading needs
+        options = options_of(folder, queries)
+        tracemalloc.start()
+        examples = registry().create("dataset", "vqa", options).queries
+        columns, _ = tracemalloc.get_traced_memory()
+        objects = tuple(examples)
+        both, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    return columns / len(objects), (both - columns) / len(objects)
+
+
 def measured(folder: Path, queries: int, output: str) -> dict[str, float]:
     (folder / output).unlink(missing_ok=True)
     command = [sys.executable, __file__, "--measure", str(folder), str(queries), output]
@@ -162,6 +179,11 @@ def main() -> None:
             f"candidates/s asked; {growth:+,.0f} MB resident over {SMALL:,} queries, "
             f"{(given.queries - SMALL) * DIM * 4 / 2**20:.0f} of them embeddings "
             f"(goal {GOAL_GROWTH})"
+        )
+        columns, objects = bytes_an_example(folder)
+        print(
+            f"an example takes {columns:,.0f} bytes in columns, {objects:,.0f} as an object whose "
+            "answers are shared"
         )
 
 
