@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import yaml
 
 import pointer_rl_schemas
 
@@ -39,7 +40,6 @@ def test_every_schema_can_be_printed():
 
 
 def test_the_hook_runs_a_command_that_there_is(cli, tmp_path):
-    yaml = pytest.importorskip("yaml")
     (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
     program, *args = hook["entry"].split()
     assert program == "pointer-rl"

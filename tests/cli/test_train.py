@@ -364,7 +364,6 @@ def test_without_tensorboard_it_says_what_to_install(place, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboards_events_are_the_metrics(place):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     succeeds(place.run("--tensorboard"))
