@@ -1,6 +1,6 @@
 """Examples in columns: of hundreds of thousands each takes some 200 bytes, and no object.
 
-A dataset's queries and pool may be any sequences of examples. A tuple of `Example` takes a kilobyte
+A dataset's queries and pool may be any sequences of examples. A tuple of `Example` takes some 600
 each; what an `ExampleBuilder` builds keeps the same in columns, and makes an `Example` when it is
 asked for one:
 
@@ -12,19 +12,22 @@ asked for one:
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 
 from pointer_rl.types import Example, ImageRef
 
-__all__ = ["ExampleBuilder", "ExampleColumns", "KeyIndex", "select"]
+__all__ = ["ExampleBuilder", "ExampleColumns", "KeyIndex", "select", "values"]
 
 _KEPT = 1024
 """Examples, and images, that stay made: more than the queries of a window show."""
+_KEY_BYTES = 32
+_SHA256 = re.compile(f"[0-9a-f]{{{2 * _KEY_BYTES}}}")
 
 Mark = TypeVar("Mark", bound=Hashable)
 
@@ -166,6 +169,10 @@ class ExampleBuilder(Generic[Mark]):
         """Of the row's example."""
         return _id(self._ids[row], self._question_ids[row], row)
 
+    def index(self) -> KeyIndex:
+        """Rows by id, of what was appended so far."""
+        return KeyIndex(map(self.id, range(len(self))), self.id)
+
     def build(self, make_image: Callable[[Mark], ImageRef]) -> ExampleColumns:
         """What was appended, and no more can be.
 
@@ -176,7 +183,7 @@ class ExampleBuilder(Generic[Mark]):
         columns = _Columns(
             (self._ids, self._question_ids, self._image_ids),
             (self._questions, self._answers, self._images),
-            (make_image, _compact(self._image_of)),
+            _Images(make_image, _compact(self._image_of), len(self._image_of)),
         )
         self._image_of = {}
         return ExampleColumns(columns, range(len(self)))
@@ -197,32 +204,79 @@ def _compact(marks: Iterable[Any]) -> Any:
 
 
 def _id(id: int | str | None, question_id: int | str | None, row: int) -> str:
-    return str(next((each for each in (id, question_id) if each is not None), row))
+    if id is not None:
+        return str(id)
+    return str(row if question_id is None else question_id)
+
+
+class _Images:
+    """References to images by number, made when asked for; some stay made.
+
+    Of those that do not, the keys that they had found stay, in 32 bytes each: no file is hashed for
+    every trial that shows it.
+    """
+
+    def __init__(self, make: Callable[[Any], ImageRef], marks: Any, number: int) -> None:
+        self._given = make, marks, number
+        self._make, self._marks = make, marks
+        self._made: dict[int, ImageRef] = {}
+        self._keys = bytearray(_KEY_BYTES * number)
+        """Zeros where none was found."""
+
+    def __reduce__(self) -> tuple[type[_Images], tuple[Any, ...]]:
+        return _Images, self._given
+
+    def __getitem__(self, number: int) -> ImageRef:
+        image = self._made.get(number)
+        if image is None:
+            if len(self._made) == _KEPT:
+                self._let_go()
+            image = self._make(self._marks[number])
+            key = self._keys[number * _KEY_BYTES : (number + 1) * _KEY_BYTES]
+            if any(key):
+                vars(image)["key"] = key.hex()  # where a `cached_property` looks
+            self._made[number] = image
+        return image
+
+    def _let_go(self) -> None:
+        for number, image in self._made.items():
+            key = getattr(image, "__dict__", {}).get("key", "")
+            if _SHA256.fullmatch(key):
+                self._keys[number * _KEY_BYTES : (number + 1) * _KEY_BYTES] = bytes.fromhex(key)
+        self._made.clear()
 
 
 class _Columns:
     """All rows of a split, whichever of them are looked at."""
 
-    def __init__(self, ids: Any, contents: Any, images: Any) -> None:
+    def __init__(self, ids: Any, contents: Any, images: _Images) -> None:
         self._given = ids, contents, images
         self._ids, self._question_ids, self._image_ids = ids
-        self._questions, self._answers, self._images = contents
-        make_image, marks = images
-        self._image = lru_cache(_KEPT)(lambda number: make_image(marks[number]))
+        self._questions, self._answers, self._image_of = contents
+        self._images = images
         self.example = lru_cache(_KEPT)(self.make)
+        self.values: dict[str, Callable[[int], Any]] = {
+            "id": self._id,
+            "question": self._questions.__getitem__,
+            "answers": self._answers.__getitem__,
+            "image_id": self._image_ids.__getitem__,
+        }
+        """Field → its value in a row."""
 
     def __reduce__(self) -> tuple[type[_Columns], tuple[Any, ...]]:
         return _Columns, self._given
 
+    def _id(self, row: int) -> str:
+        return _id(self._ids[row], self._question_ids[row], row)
+
     def make(self, row: int) -> Example:
-        question_id = self._question_ids[row]
         return Example(
-            id=_id(self._ids[row], question_id, row),
+            id=self._id(row),
             row=row,
-            image=self._image(self._images[row]),
+            image=self._images[self._image_of[row]],
             question=self._questions[row],
             answers=self._answers[row],
-            question_id=question_id,
+            question_id=self._question_ids[row],
             image_id=self._image_ids[row],
         )
 
@@ -230,7 +284,7 @@ class _Columns:
 class ExampleColumns(Sequence[Example]):
     """Examples, each made when it is asked for; those asked for last stay made.
 
-    Examples of one image share its reference while it stays made, so that its key is computed once.
+    Examples of one image share its reference while it stays made, and its key (a SHA-256) for good.
     Equal to any sequence of the same examples. Threads may share it.
     """
 
@@ -257,6 +311,10 @@ class ExampleColumns(Sequence[Example]):
         # Not kept: a walk over all would only drive out what is.
         return map(self._columns.make, self._rows)
 
+    def values(self, field: str) -> Iterator[Any]:
+        """Of "id", "question", "answers" or "image_id", without making the examples."""
+        return map(self._columns.values[field], self._rows)
+
     def select(self, indices: Iterable[int]) -> ExampleColumns:
         """Those at these indices, in this order; they keep their `row`."""
         return ExampleColumns(self._columns, array("q", (self._rows[each] for each in indices)))
@@ -276,9 +334,10 @@ class KeyIndex:
     By the keys' hashes; whether a key is really there is asked of the rows.
     """
 
-    def __init__(self, size: int, key_of: Callable[[int], str]) -> None:
+    def __init__(self, keys: Iterable[str], key_of: Callable[[int], str]) -> None:
+        """keys: of all rows, in their order; key_of: of a row."""
         self.key_of = key_of
-        hashes = np.fromiter((hash(key_of(row)) for row in range(size)), np.int64, size)
+        hashes = np.fromiter(map(hash, keys), np.int64)
         self._rows = np.argsort(hashes, kind="stable")
         self._hashes = hashes[self._rows]
 
@@ -287,7 +346,7 @@ class KeyIndex:
         first, last = (self._hashes.searchsorted(hash(key), side) for side in ("left", "right"))
         return [row for row in self._rows[first:last].tolist() if self.key_of(row) == key]
 
-    @property
+    @cached_property
     def most(self) -> int:
         """At least as many as the rows of any key."""
         return int(np.unique(self._hashes, return_counts=True)[1].max(initial=0))
@@ -300,6 +359,13 @@ class KeyIndex:
             if len(found) > 1:
                 return found[0], found[1]
         return None
+
+
+def values(examples: Sequence[Example], field: str) -> Iterator[Any]:
+    """A field ("id", "question", "answers", "image_id") of each; of columns without making them."""
+    if isinstance(examples, ExampleColumns):
+        return examples.values(field)
+    return (getattr(each, field) for each in examples)
 
 
 def select(examples: Sequence[Example], rows: Iterable[int]) -> Sequence[Example]:

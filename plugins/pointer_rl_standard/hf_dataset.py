@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pointer_rl.errors import InputError, did_you_mean, first_line
-from pointer_rl.examples import ExampleBuilder, ExampleColumns, KeyIndex
+from pointer_rl.examples import ExampleBuilder, ExampleColumns
 from pointer_rl.images import ImageBytes, ImageFile
 from pointer_rl.types import Dataset
 from pointer_rl_standard.dataset_options import HFOptions
@@ -119,7 +119,7 @@ def _read_split(options: HFOptions, split: str) -> ExampleColumns:
         )
     if not len(builder):
         raise InputError(f"{where}: no examples in it")
-    check_ids(KeyIndex(len(builder), builder.id), place)
+    check_ids(builder.index(), place)
     return builder.build(partial(RowImage, images))
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from pointer_rl.errors import InputError, did_you_mean
-from pointer_rl.examples import ExampleBuilder, ExampleColumns, KeyIndex
+from pointer_rl.examples import ExampleBuilder, ExampleColumns
 from pointer_rl.types import Dataset
 from pointer_rl_standard.dataset_options import JSONLOptions
 from pointer_rl_standard.example_fields import (
@@ -55,8 +55,7 @@ def _read(path: Path, images: Path | None, unanswered: bool = False) -> ExampleC
         numbers.append(number)
     if not len(builder):
         raise InputError(f"{path}: no examples in it")
-    index = KeyIndex(len(builder), builder.id)
-    check_ids(index, lambda row: f"{path}, line {numbers[row]}")
+    check_ids(builder.index(), lambda row: f"{path}, line {numbers[row]}")
     return builder.build(partial(image_in, path.parent if images is None else images))
 
 

@@ -76,7 +76,7 @@ def _read_split(
         )
     if not len(builder):
         raise InputError(f'{questions}: no "questions" in it; is it a VQA questions file?')
-    index = KeyIndex(len(builder), builder.id)
+    index = builder.index()
     check_ids(index, where)
     _read_annotations(annotations, builder, index)
     missing = [row for row in range(len(builder)) if not builder.is_answered(row)]

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ import torch
 
 from pointer_rl.data.embeddings import Embeddings, atomic_write, load_embeddings, save_embeddings
 from pointer_rl.errors import InputError, PluginError
+from pointer_rl.examples import values
 from pointer_rl.types import Dataset, Encoder, Example
 
 __all__ = ["digest", "digest_examples", "digest_ids", "embed_dataset", "encode_batch"]
@@ -43,7 +44,7 @@ def embed_dataset(
     unfinished batches at `output_path` are of another dataset, encoder or batch size.
     """
     examples = dataset.queries if split == "queries" else dataset.pool
-    ids = [example.id for example in examples]
+    ids = list(values(examples, "id"))
     if output_path.suffix != ".safetensors":
         raise InputError(f"{output_path}: embeddings are written to a .safetensors file; name one")
     if not examples:
@@ -84,27 +85,30 @@ def embed_dataset(
 
 def digest(examples: Sequence[Example]) -> str:
     """SHA-256 of ids and questions. Images are not read for it: they may be many gigabytes."""
-    digest = hashlib.sha256(b"[")
-    for place, each in enumerate(examples):
-        digest.update(
-            (", " if place else "").encode() + json.dumps([each.id, each.question]).encode()
-        )
-    digest.update(b"]")
-    return digest.hexdigest()
+    return _digest_list(zip(values(examples, "id"), values(examples, "question"), strict=True))
 
 
 def digest_examples(examples: Sequence[Example]) -> str:
     """SHA-256 of ids, images' ids, questions and answers, example by example."""
     digest = hashlib.sha256()
-    for each in examples:
-        content = [each.id, each.image_id, each.question, each.answers]
+    fields = ("id", "image_id", "question", "answers")
+    for content in zip(*(values(examples, field) for field in fields), strict=True):
         digest.update(json.dumps(content).encode())
     return digest.hexdigest()
 
 
-def digest_ids(ids: Sequence[str]) -> str:
+def digest_ids(ids: Iterable[str]) -> str:
     """SHA-256 of ids in their order: names a pool or a set of queries."""
-    return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()
+    return _digest_list(ids)
+
+
+def _digest_list(items: Iterable[object]) -> str:
+    """That of the list's JSON, which may be large, piece by piece."""
+    digest = hashlib.sha256(b"[")
+    for place, item in enumerate(items):
+        digest.update(f"{', ' if place else ''}{json.dumps(item)}".encode())
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def _finished(path: Path, examined: str, encoder: Encoder) -> Embeddings:

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pointer_rl.errors import InputError, first_line
+from pointer_rl.examples import values
 from pointer_rl.types import Example
 
 __all__ = [
@@ -72,7 +73,7 @@ class Embeddings:
                 )
             return self.vectors
         if len(self.ids) == len(examples) and all(
-            id_ == example.id for id_, example in zip(self.ids, examples, strict=True)
+            mine == theirs for mine, theirs in zip(self.ids, values(examples, "id"), strict=True)
         ):
             return self.vectors  # as they are: of many, a copy would be gigabytes
         row_of = {each: row for row, each in enumerate(self.ids)}

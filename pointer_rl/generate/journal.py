@@ -34,7 +34,7 @@ from pointer_rl.data.records import (
     stream_records,
 )
 from pointer_rl.errors import InputError
-from pointer_rl.examples import KeyIndex
+from pointer_rl.examples import KeyIndex, values
 from pointer_rl.types import Example
 
 __all__ = ["Journal", "partial_path"]
@@ -306,7 +306,7 @@ class _Places:
         else:
             if self._table is None:
                 queries = self._queries
-                self._table = KeyIndex(len(queries), lambda row: queries[row].id)
+                self._table = KeyIndex(values(queries, "id"), lambda row: queries[row].id)
             found = self._table.rows(key)
             if not found:
                 raise KeyError(key)

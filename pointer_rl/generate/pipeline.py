@@ -67,7 +67,8 @@ class Judged:
 class Generation:
     """All that candidates and outcomes come from.
 
-    queries: N examples with their embeddings [N, d]; pool: K examples, [K, d]. `generators` in
+    queries: N examples with their embeddings [N, d]; pool: K examples, [K, d], with the rows of
+    them that a query may choose. `generators` in
     order of precedence: of two that propose a pointer, the first one's candidate is kept.
     Raises InputError where these do not fit together.
     """
@@ -77,6 +78,7 @@ class Generation:
         queries: Sequence[Example],
         query_embeddings: Tensor,
         pool: Pool,
+        allowed: AllowedRows,
         policy: Policy,
         generators: Mapping[str, Generator],
         judge: Judge,
@@ -90,8 +92,8 @@ class Generation:
         self._generators = generators
         self._judge = judge
         self._config = config
-        self._allowed = AllowedRows(pool.examples)
-        self._allowed.check(queries, config.shots)
+        self._allowed = allowed
+        allowed.check(queries, config.shots)
 
     def windows(self) -> Iterator[range]:
         """The queries' indices, a window at a time."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pointer_rl.errors import InputError, PluginError
-from pointer_rl.examples import KeyIndex
+from pointer_rl.examples import KeyIndex, values
 from pointer_rl.types import Candidate, Example, Generator, Policy, Pool, QueryBatch
 
 __all__ = [
@@ -45,15 +45,17 @@ class AllowedRows:
     def __init__(self, pool: Sequence[Example]) -> None:
         self._pool = pool
         self._size = len(pool)
-        self._have_ids = all(example.image_id is not None for example in pool)
+        self._have_ids = all(image_id is not None for image_id in values(pool, "image_id"))
 
     @cached_property
     def _by_id(self) -> KeyIndex:
-        return KeyIndex(self._size, lambda row: str(self._pool[row].image_id))
+        marks = map(str, values(self._pool, "image_id"))
+        return KeyIndex(marks, lambda row: str(self._pool[row].image_id))
 
     @cached_property
     def _by_content(self) -> KeyIndex:
-        return KeyIndex(self._size, lambda row: image_content(self._pool[row]))
+        marks = map(image_content, self._pool)
+        return KeyIndex(marks, lambda row: image_content(self._pool[row]))
 
     def excluded(self, query: Example) -> tuple[int, ...]:
         """The rows that a query may not choose, ascending."""

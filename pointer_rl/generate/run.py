@@ -19,7 +19,7 @@ from pointer_rl.data.json_stream import stream_members
 from pointer_rl.data.records import RecordWriter, to_record
 from pointer_rl.data.shards import Shard
 from pointer_rl.errors import InputError
-from pointer_rl.examples import KeyIndex, select
+from pointer_rl.examples import KeyIndex, select, values
 from pointer_rl.generate.journal import Journal
 from pointer_rl.generate.pipeline import GenerateConfig, Generation, Proposed
 from pointer_rl.generate.proposing import AllowedRows
@@ -101,7 +101,8 @@ def prepare(run: GenerateRun) -> Prepared:
     if run.beam_data is not None:
         queries = _of_beam_data(workbench.dataset.queries, run.beam_data)[: run.trials.limit]
     workbench.check_answers(queries)
-    AllowedRows(workbench.dataset.pool).check(queries, run.config.shots)
+    allowed = AllowedRows(workbench.dataset.pool)
+    allowed.check(queries, run.config.shots)
     query_embeddings, pool = workbench.embeddings(queries)
     policy = workbench.policy(run.sft_ckpt, pool.embeddings.shape[1], run.config.seed)
     judge = workbench.judge(score_answers=run.score_answers)
@@ -127,6 +128,7 @@ def prepare(run: GenerateRun) -> Prepared:
         queries,
         query_embeddings,
         pool,
+        allowed,
         policy,
         {name: each.create() for name, each in generators.items()},
         judge,
@@ -247,9 +249,10 @@ def _affordable(proposed: list[Proposed], calls: int, ready: Prepared) -> list[P
 def _of_beam_data(queries: Sequence[Example], path: Path) -> Sequence[Example]:
     """The queries whose ids are the file's keys or, where none is (in ancestors'), whose rows."""
     keys = [member.key for member in stream_members(path) if not member.key.startswith("_")]
-    index = KeyIndex(len(queries), lambda row: queries[row].id)
+    index = KeyIndex(values(queries, "id"), lambda row: queries[row].id)
     if not any(map(index.rows, keys)):
-        index = KeyIndex(len(queries), lambda row: str(queries[row].row))
+        rows_given = (str(query.row) for query in queries)
+        index = KeyIndex(rows_given, lambda row: str(queries[row].row))
         log.warning("%s: its keys are no query ids; taken as rows of the queries", path)
     found = [index.rows(key) for key in keys]
     unknown = [key for key, rows in zip(keys, found, strict=True) if not rows]

@@ -132,7 +132,8 @@ def run_online(
         groups = Groups.of(logged, run.shots).with_images(images)
         check_teaches(logged, groups)
     shots = run.shots or (2 if groups is None else groups.shots)
-    AllowedRows(workbench.dataset.pool).check(workbench.queries, shots)
+    allowed = AllowedRows(workbench.dataset.pool)
+    allowed.check(workbench.queries, shots)
     start = start_policy(run.sft_ckpt, source, run.config.sizes, run.config.seed)
     judge = workbench.judge()
     run.output.prepare(run.data, run.sft_ckpt)
@@ -149,7 +150,7 @@ def run_online(
         **{name: asked[name] for name in ("dataset", "prompt", "metric", "decoding")},
         online=asdict(run.online),
     )
-    asking = _Asking(run, shots, workbench, source, pool, judge)
+    asking = _Asking(run, shots, workbench, source, pool, allowed, judge)
     on_start(run.online.rounds * run.online.queries)
     with ExitStack() as stack:
         record = stack.enter_context(Recorder(run.output, on_epoch))
@@ -225,6 +226,7 @@ class _Asking:
         workbench: Workbench,
         source: Source,
         pool: Pool,
+        allowed: AllowedRows,
         judge: Judge,
     ) -> None:
         self._run = run
@@ -232,6 +234,7 @@ class _Asking:
         self._workbench = workbench
         self._source = source
         self._pool = pool
+        self._allowed = allowed
         self._judge = judge
 
     def queries(self, number: int, known: set[str]) -> Sequence[Example]:
@@ -282,6 +285,7 @@ class _Asking:
                 queries,
                 vectors,
                 self._pool,
+                self._allowed,
                 policy,
                 {PROBE: probe.create()},
                 self._judge,

@@ -6,7 +6,7 @@ dearest: plugins and their options, the dataset, what fits together, and the bac
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pointer_rl.data.embed import digest_ids
 from pointer_rl.errors import InputError
-from pointer_rl.examples import KeyIndex
+from pointer_rl.examples import KeyIndex, values
 from pointer_rl.policy import SelectorPolicy
 from pointer_rl.registry import Configured, registry
 from pointer_rl.trials.inputs import NoPolicy, dataset_embeddings, encoder_embeddings, make_policy
@@ -168,7 +168,7 @@ class Workbench:
             **self._dataset_plugin.describe(),
             "num_queries": len(queries),
             "pool_size": len(self.dataset.pool),
-            "pool_sha256": digest_ids([example.id for example in self.dataset.pool]),
+            "pool_sha256": digest_ids(values(self.dataset.pool, "id")),
             "shared_pool": self.dataset.pool is self.dataset.queries,
         }
 
@@ -186,12 +186,15 @@ def _configure(kind: str, named: Named) -> Configured:
 
 
 def _check_ids(examples: Sequence[Example], where: str) -> None:
-    for example in examples:
-        if not example.id or example.id.startswith("_"):
-            raise InputError(
-                f"{where}: the query id {example.id!r} cannot be a key of RL data, where keys that "
-                "begin with _ are no queries: give it another"
-            )
-    repeated = KeyIndex(len(examples), lambda row: examples[row].id).repeated()
+    def checked() -> Iterator[str]:
+        for id in values(examples, "id"):
+            if not id or id.startswith("_"):
+                raise InputError(
+                    f"{where}: the query id {id!r} cannot be a key of RL data, where keys that "
+                    "begin with _ are no queries: give it another"
+                )
+            yield id
+
+    repeated = KeyIndex(checked(), lambda row: examples[row].id).repeated()
     if repeated is not None:
         raise InputError(f"{where}: two queries have the id {examples[repeated[0]].id}")

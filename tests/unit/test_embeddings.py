@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from pointer_rl.data.embed import embed_dataset
+from pointer_rl.data.embed import digest, digest_ids, embed_dataset
 from pointer_rl.data.embeddings import (
     Embeddings,
     check_dims,
@@ -308,3 +310,13 @@ def test_nothing_to_embed_is_an_error(tmp_path: Path) -> None:
         embed_dataset(empty, Constant([1, 2]), tmp_path / "e.safetensors", split="pool")
     with pytest.raises(InputError, match=r"written to a \.safetensors file"):
         embed_dataset(DATASET, Constant([1, 2]), tmp_path / "e.pt", split="pool")
+
+
+@pytest.mark.parametrize("names", [(), IDS[:1], IDS])
+def test_digests_are_those_of_one_json_text_as_files_hold_them(names: tuple[str, ...]) -> None:
+    def of(content: object) -> str:
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    examples = [example(name) for name in names]
+    assert digest(examples) == of([[name, "?"] for name in names])
+    assert digest_ids(names) == of(list(names))

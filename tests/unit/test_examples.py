@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointer_rl.examples import ExampleBuilder, ExampleColumns, KeyIndex, select
+from pointer_rl.examples import (
+    _KEPT,
+    ExampleBuilder,
+    ExampleColumns,
+    KeyIndex,
+    select,
+    values,
+)
 from pointer_rl.images import ImageBytes, ImageFile
 from pointer_rl.types import Example
 
@@ -62,6 +69,8 @@ def test_what_was_appended_comes_back(rows):
         assert mine == theirs
         for name in ("question_id", "image_id"):  # 1 is no "1"
             assert type(getattr(mine, name)) is type(getattr(theirs, name))
+    for field in ("id", "question", "answers", "image_id"):
+        assert list(values(examples, field)) == list(values(wanted, field))
     assert examples == wanted
     assert pickle.loads(pickle.dumps(examples)) == wanted
 
@@ -97,6 +106,33 @@ def test_examples_of_one_image_share_its_reference():
     assert examples[2].image is not examples[0].image
 
 
+def test_a_file_is_hashed_once_however_many_others_are_looked_at_between(tmp_path):
+    builder = ExampleBuilder()
+    names = [str(number) for number in range(2 * _KEPT)]
+    for name in names:
+        (tmp_path / name).write_text(name)
+        builder.append(name, "q")
+    examples = builder.build(lambda name: ImageFile(tmp_path / name))
+    keys = [each.image.key for each in examples]
+    assert len(set(keys)) == len(names)
+    for name in names:
+        (tmp_path / name).unlink()
+    assert [each.image.key for each in list(examples)[:_KEPT]] == keys[:_KEPT]
+
+
+@pytest.mark.parametrize("key", ["", "x", "0" * 64, "A" * 64, "é" * 64])
+def test_keys_of_any_spelling_come_back(key):
+    class Picture(ImageFile):
+        key = cached_property(lambda self: key)
+
+    builder = ExampleBuilder()
+    for number in range(_KEPT + 2):
+        builder.append(number, "q")
+    examples = builder.build(lambda number: Picture(Path(str(number))))
+    for _ in range(2):
+        assert {each.image.key for each in examples} == {key}
+
+
 def test_answers_may_come_later_in_any_order():
     builder = ExampleBuilder()
     for name in "abc":
@@ -128,7 +164,7 @@ class Alike(str):
 @given(keys=st.lists(st.text("ab", max_size=2), max_size=12))
 def test_an_index_finds_the_rows_of_a_key(kind, keys):
     keys = [kind(key) for key in keys]
-    index = KeyIndex(len(keys), keys.__getitem__)
+    index = KeyIndex(keys, keys.__getitem__)
     for key in [*keys, kind("c")]:
         assert index.rows(key) == [row for row, each in enumerate(keys) if each == key]
     assert index.most >= max(map(keys.count, keys), default=0)

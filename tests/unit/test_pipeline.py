@@ -5,6 +5,7 @@ import torch
 
 from pointer_rl.errors import InputError
 from pointer_rl.generate.pipeline import GenerateConfig, Generation, generate
+from pointer_rl.generate.proposing import AllowedRows
 from pointer_rl.generate.summary import Summary
 from pointer_rl.testing import EqualMetric, FakeBackend, PlainPrompt, example, pool
 from pointer_rl.trials.judging import Judge
@@ -37,6 +38,7 @@ def run(number=7, backend=None, dim=4, **config):
         queries,
         torch.zeros(number, dim),
         pool(examples),
+        AllowedRows(examples),
         None,
         {"near": Neighbours()},
         judge,

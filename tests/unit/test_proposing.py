@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointer_rl.errors import PluginError
+from pointer_rl.examples import ExampleBuilder
 from pointer_rl.generate.proposing import AllowedRows, deduplicate, propose, random_source
 from pointer_rl.images import ImageBytes, ImageFile
 from pointer_rl.testing import batch, example, pool
@@ -79,6 +80,15 @@ def test_an_unreadable_image_masks_nothing(tmp_path):
     missing = ImageFile(tmp_path / "none.png")
     allowed = AllowedRows([example(0, image=missing), example(1)])
     assert allowed.mask([example(5, image=missing)]).tolist() == [[True, True]]
+
+
+def test_unreadable_images_that_are_opened_anew_are_told_apart(tmp_path):
+    builder = ExampleBuilder()
+    for row in range(4):
+        builder.append(f"{row}.png", "q")
+    examples = builder.build(lambda name: ImageFile(tmp_path / name))
+    allowed = AllowedRows(examples)
+    assert [allowed.excluded(query) for query in examples] == [(row,) for row in range(4)]
 
 
 def test_randomness_depends_on_seed_query_and_generator_alone():
