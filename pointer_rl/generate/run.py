@@ -249,16 +249,19 @@ def _affordable(proposed: list[Proposed], calls: int, ready: Prepared) -> list[P
 def _of_beam_data(queries: Sequence[Example], path: Path) -> Sequence[Example]:
     """The queries whose ids are the file's keys or, where none is (in ancestors'), whose rows."""
     keys = [member.key for member in stream_members(path) if not member.key.startswith("_")]
-    index = KeyIndex(values(queries, "id"), lambda row: queries[row].id)
-    if not any(map(index.rows, keys)):
-        rows_given = (str(query.row) for query in queries)
-        index = KeyIndex(rows_given, lambda row: str(queries[row].row))
-        log.warning("%s: its keys are no query ids; taken as rows of the queries", path)
-    found = [index.rows(key) for key in keys]
+    by_id = KeyIndex(values(queries, "id"), lambda row: queries[row].id)
+    found = [by_id.rows(key) for key in keys]
+    are_rows = not any(found)
+    if are_rows:
+        given = (str(query.row) for query in queries)
+        by_row = KeyIndex(given, lambda row: str(queries[row].row))
+        found = [by_row.rows(key) for key in keys]
     unknown = [key for key, rows in zip(keys, found, strict=True) if not rows]
     if len(set(keys)) < len(keys):
         raise InputError(f"{path}: names a query twice; keep one of its entries")
     if unknown or not keys:
         what = f"no query {unknown[0]!r} in the dataset" if unknown else "it names no query"
         raise InputError(f"{path}: {what} ({len(keys) - len(unknown)} of {len(keys)} keys found)")
+    if are_rows:
+        log.warning("%s: its keys are no query ids; taken as rows of the queries", path)
     return select(queries, (rows[0] for rows in found))
