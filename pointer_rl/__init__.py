@@ -19,11 +19,11 @@ if TYPE_CHECKING:
         load_vqa_model,
         sample_pointer_with_temperature,
     )
-    from pointer_rl.data.beam_dataset import BeamDataset, BeamDatasetWithEmbedding
     from pointer_rl.errors import PointerRLError
     from pointer_rl.hookspecs import hookimpl
-    from pointer_rl.policy import load_selector
-    from pointer_rl.policy.selecting import Policy
+    from pointer_rl.records.beam_dataset import BeamDataset, BeamDatasetWithEmbedding
+    from pointer_rl.selectors import load_selector
+    from pointer_rl.selectors.selecting import Policy
 
 __all__ = [
     "BeamDataset",
@@ -43,12 +43,12 @@ __all__ = [
 ]
 
 _HOME = {
-    "BeamDataset": "pointer_rl.data.beam_dataset",
-    "BeamDatasetWithEmbedding": "pointer_rl.data.beam_dataset",
+    "BeamDataset": "pointer_rl.records.beam_dataset",
+    "BeamDatasetWithEmbedding": "pointer_rl.records.beam_dataset",
     "PointerRLError": "pointer_rl.errors",
-    "Policy": "pointer_rl.policy.selecting",
+    "Policy": "pointer_rl.selectors.selecting",
     "hookimpl": "pointer_rl.hookspecs",
-    "load_selector": "pointer_rl.policy",
+    "load_selector": "pointer_rl.selectors",
 }
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import PIL.Image
 import torch
 
+from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.errors import InputError
-from pointer_rl.generate.proposing import propose
-from pointer_rl.images import ImageBytes, ImageFile
-from pointer_rl.policy import PointerSelector, SelectorPolicy
 from pointer_rl.registry import registry
-from pointer_rl.trials.judging import Judge, Trial
+from pointer_rl.selectors import PointerSelector, SelectorPolicy
+from pointer_rl.session.judge import Judge, Trial
+from pointer_rl.session.proposing import propose
 from pointer_rl.types import (
     Candidate,
     Decoding,

@@ -32,7 +32,7 @@ def pointer_rl_register_metrics(register: Register) -> None:
 
 @hookspec
 def pointer_rl_register_generators(register: Register) -> None:
-    """Register candidate generators: factories of `Generator`."""
+    """Register candidate generators: factories of `Generator` or `SearchGenerator`."""
 
 
 @hookspec
@@ -48,6 +48,21 @@ def pointer_rl_register_datasets(register: Register) -> None:
 @hookspec
 def pointer_rl_register_encoders(register: Register) -> None:
     """Register encoders: factories of `Encoder`."""
+
+
+@hookspec
+def pointer_rl_register_selectors(register: Register) -> None:
+    """Register selectors: factories of `pointer_rl.selectors.Selector`."""
+
+
+@hookspec
+def pointer_rl_register_executors(register: Register) -> None:
+    """Register executors: factories of `Executor`."""
+
+
+@hookspec
+def pointer_rl_register_arms(register: Register) -> None:
+    """Register arms of an evaluation: factories of `pointer_rl.evaluate.arms.Arm`."""
 
 
 @hookspec

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 from pointer_rl.errors import InputError, first_line
 from pointer_rl.registry import registry
-from pointer_rl.trials.store import ResponseStore, cache_folder, default_store
+from pointer_rl.session.store import ResponseStore, cache_folder, default_store
 from pointer_rl.validate.schema import SchemaChecker
 
 __all__ = ["Finding", "check_installation"]

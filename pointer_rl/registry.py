@@ -42,6 +42,9 @@ KINDS = {
     "reward": "pointer_rl_register_rewards",
     "dataset": "pointer_rl_register_datasets",
     "encoder": "pointer_rl_register_encoders",
+    "selector": "pointer_rl_register_selectors",
+    "executor": "pointer_rl_register_executors",
+    "arm": "pointer_rl_register_arms",
 }
 """What can be registered → the hook that registers it."""
 

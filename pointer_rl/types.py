@@ -9,10 +9,10 @@ Shapes: B queries, K pool rows, N hypotheses a query, S shots, d embedding size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,16 +20,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "NO_ROW",
     "BackendError",
     "Candidate",
     "Companions",
+    "Count",
+    "CountingBackend",
     "Dataset",
     "Decoded",
     "Decoding",
     "Encoder",
     "Example",
+    "Executor",
     "Generator",
     "ImageRef",
+    "Job",
     "Judgement",
     "Message",
     "Metric",
@@ -37,6 +42,7 @@ __all__ = [
     "Pointer",
     "Policy",
     "Pool",
+    "PricedBackend",
     "Prompt",
     "PromptBuilder",
     "QueryBatch",
@@ -44,12 +50,18 @@ __all__ = [
     "Request",
     "Response",
     "Reward",
+    "Search",
+    "SearchGenerator",
     "Usage",
     "VQABackend",
+    "Window",
 ]
 
 Pointer = tuple[int, ...]
-"""Pool rows of the demonstrations, in the order in which they are shown."""
+"""Pool rows of the demonstrations, in the order in which they are shown; () shows none."""
+
+NO_ROW = -1
+"""Pads tensors of pointers of different lengths."""
 
 
 class ImageRef(Protocol):
@@ -61,7 +73,7 @@ class ImageRef(Protocol):
         ...
 
     def open(self) -> Image:
-        """The decoded picture, in RGB. Raises InputError when it is none."""
+        """The decoded image, in RGB. Raises InputError if it cannot be decoded."""
         ...
 
 
@@ -200,10 +212,10 @@ class BackendError:
 
 
 class VQABackend(Protocol):
-    """Answers prompts. That is the whole of it: it knows no dataset, metric, pool or file.
+    """Answers prompts. It knows no dataset, metric, pool or file.
 
-    What it may have besides is in `pointer_rl.costs`, and `batch_invariant = True`, if no response
-    depends, to the last digit, on what shares its call: a killed run then keeps what came.
+    Optional: `CountingBackend`, `PricedBackend`, and `batch_invariant = True` if responses are
+    bit-identical however requests are batched. An interrupted run then keeps partial results.
     """
 
     fingerprint: str
@@ -211,6 +223,34 @@ class VQABackend(Protocol):
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Response | BackendError]]:
         """Answer each request once, in any order, as (its index, its result)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Count:
+    """Tokens that requests would cost. None: unknown until they run."""
+
+    prompt_tokens: int | None = None
+    """Every prompt counted in full, with the answers to be scored."""
+    unique_tokens: int | None = None
+    """Tokens computed: what prompts share is counted once."""
+
+
+@runtime_checkable
+class CountingBackend(Protocol):
+    """A `VQABackend` that can count its tokens in advance, for `generate --plan`."""
+
+    def count(self, requests: Sequence[Request]) -> Count:
+        """What `run(requests)` would compute; runs nothing."""
+        ...
+
+
+@runtime_checkable
+class PricedBackend(Protocol):
+    """A `VQABackend` that knows what its answers cost."""
+
+    def cost(self, usage: Usage) -> float | None:
+        """The price of this usage in the user's currency; None if no price is known."""
         ...
 
 
@@ -312,6 +352,7 @@ class QueryBatch:
     allowed: Tensor
     """[B, K] bool: rows that may be chosen (never the query itself nor its image)."""
     shots: int
+    """Demonstrations in a pointer; a policy that can stop may choose fewer."""
 
 
 @dataclass(frozen=True)
@@ -319,7 +360,7 @@ class Decoded:
     """Pointers that a policy proposed."""
 
     rows: Tensor
-    """[B, N, S] int64"""
+    """[B, N, S] int64, padded with NO_ROW after a stop"""
     logprobs: Tensor
     """[B, N] float32; -inf where fewer than N pointers exist (those rows mean nothing)"""
 
@@ -358,6 +399,38 @@ class Generator(Protocol):
         ...
 
 
+class Search(Protocol):
+    """Proposes candidates for one query in rounds, learning from the outcomes of each round."""
+
+    def ask(self) -> Sequence[Candidate]:
+        """Candidates to try next; empty when the search is over."""
+        ...
+
+    def tell(self, outcomes: Sequence[tuple[Candidate, Outcome]]) -> None:
+        """The outcomes of the candidates last asked for, in their order, failures included."""
+        ...
+
+
+class SearchGenerator(Protocol):
+    """A candidate generator that sees outcomes: it starts a `Search` for each query.
+
+    It is registered like a `Generator`. No state is shared between queries.
+    """
+
+    budget: int
+    """Most trials per query; the engine holds every search to it."""
+
+    def start(
+        self,
+        policy: Policy,
+        queries: QueryBatch,
+        pool: Pool,
+        rngs: Sequence[np.random.Generator],
+    ) -> Sequence[Search]:
+        """One search per query; rngs[b] is the only randomness of query b."""
+        ...
+
+
 class Encoder(Protocol):
     """Embeds examples (image, question or both)."""
 
@@ -367,6 +440,46 @@ class Encoder(Protocol):
 
     def encode(self, examples: Sequence[Example]) -> Tensor:
         """[N, d] float32, a row an example. Raises InputError for an image that is none."""
+        ...
+
+
+# --- running ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Window:
+    """A block of queries that are proposed for and judged together."""
+
+    queries: range
+    """Indices into the job's queries."""
+    todo: tuple[int, ...]
+    """Those of them that are wanted; the others were done before."""
+
+
+class Job(Protocol):
+    """Work on queries, split into windows. Picklable: it can run in another process."""
+
+    def run(self, window: Window) -> Mapping[int, dict[str, Any]]:
+        """The record of every query in `window.todo`, by its index.
+
+        A window's records depend on nothing but the job and the window, so it may run anywhere, in
+        any order, and more than once. The responses it paid for are in the response cache when it
+        returns.
+        """
+        ...
+
+
+class Executor(Protocol):
+    """Runs the windows of a job: in this process, in others, or on other machines."""
+
+    def run(
+        self, job: Job, windows: Iterable[Window]
+    ) -> Iterator[tuple[Window, Mapping[int, dict[str, Any]]]]:
+        """Each window with its records, in any order.
+
+        `windows` is lazy: taking the next one commits to running it, and it ends where the budget
+        does.
+        """
         ...
 
 

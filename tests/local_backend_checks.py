@@ -20,7 +20,7 @@ import pytest
 import torch
 from qwen_reference import ask, picture
 
-from pointer_rl.images import ImageBytes
+from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response, VQABackend
 
 __all__ = ["CHECKS", "LocalCase", "Reference"]

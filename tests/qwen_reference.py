@@ -11,7 +11,7 @@ import transformers
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from pointer_rl.images import ImageBytes
+from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.types import Decoding, Message, Prompt
 
 MODEL_NAMES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from pointer_rl.policy import PointerSelector, SelectorConfig
+from pointer_rl.selectors import PointerSelector, SelectorConfig
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
 from pointer_rl.train.learner import Learner

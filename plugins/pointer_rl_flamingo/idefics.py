@@ -21,10 +21,10 @@ from jinja2 import TemplateError
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from pointer_rl import generation
 from pointer_rl.errors import InputError, first_line
-from pointer_rl.generation import Generation
-from pointer_rl.pretrained import LOADING_ERRORS, load_weights, place, set_end_tokens
+from pointer_rl.local import decoding as generation
+from pointer_rl.local.decoding import Generation
+from pointer_rl.local.loading import LOADING_ERRORS, load_weights, place, set_end_tokens
 from pointer_rl.types import Decoding, Prompt
 from pointer_rl_flamingo.padding import left_pad
 from pointer_rl_flamingo.prompts import IMAGE, check_images, render

@@ -14,10 +14,10 @@ import transformers
 
 from pointer_rl.devices import dtype_name, resolve_device, resolve_dtype
 from pointer_rl.errors import InputError
-from pointer_rl.fingerprints import digest_of, folder_digest
-from pointer_rl.hub import checkpoint_folder
-from pointer_rl.local_backend import LocalBackend, default_batch_tokens
-from pointer_rl.pretrained import SNAPSHOT_FILES, check_weights, place, read_model_type
+from pointer_rl.local.batching import LocalBackend, default_batch_tokens
+from pointer_rl.local.fingerprints import digest_of, folder_digest
+from pointer_rl.local.hub import checkpoint_folder
+from pointer_rl.local.loading import SNAPSHOT_FILES, check_weights, place, read_model_type
 from pointer_rl.types import VQABackend
 from pointer_rl_flamingo.fingerprint import file_digest
 from pointer_rl_flamingo.idefics import FAMILIES, load_idefics

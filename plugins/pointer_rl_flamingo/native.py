@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from pointer_rl import generation
 from pointer_rl.errors import InputError
-from pointer_rl.generation import Generation
-from pointer_rl.pretrained import set_end_tokens
+from pointer_rl.local import decoding as generation
+from pointer_rl.local.decoding import Generation
+from pointer_rl.local.loading import set_end_tokens
 from pointer_rl.types import Decoding, ImageRef, Prompt
 from pointer_rl_flamingo.model import OpenFlamingoModel
 from pointer_rl_flamingo.padding import left_pad

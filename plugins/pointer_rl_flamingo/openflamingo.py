@@ -17,7 +17,7 @@ import torch
 from transformers import CLIPModel, CLIPVisionModel, PreTrainedTokenizerFast
 
 from pointer_rl.errors import InputError, first_line
-from pointer_rl.pretrained import LOADING_ERRORS, load_weights, read_model_type
+from pointer_rl.local.loading import LOADING_ERRORS, load_weights, read_model_type
 from pointer_rl_flamingo.language import LAYERS, language_config, load_language_model
 from pointer_rl_flamingo.model import OpenFlamingoConfig, OpenFlamingoModel
 from pointer_rl_flamingo.prompts import END_OF_CHUNK, IMAGE

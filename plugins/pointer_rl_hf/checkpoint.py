@@ -12,9 +12,9 @@ import transformers
 
 from pointer_rl.devices import dtype_name, resolve_device, resolve_dtype
 from pointer_rl.errors import InputError, first_line
-from pointer_rl.fingerprints import digest_of, folder_digest
-from pointer_rl.hub import checkpoint_folder
-from pointer_rl.pretrained import (
+from pointer_rl.local.fingerprints import digest_of, folder_digest
+from pointer_rl.local.hub import checkpoint_folder
+from pointer_rl.local.loading import (
     LOADING_ERRORS,
     SNAPSHOT_FILES,
     apply_adapter,

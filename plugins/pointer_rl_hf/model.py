@@ -24,10 +24,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig
 
-from pointer_rl import generation
 from pointer_rl.errors import InputError, first_line
-from pointer_rl.generation import Generation
-from pointer_rl.local_backend import LocalBackend, default_batch_tokens
+from pointer_rl.local import decoding as generation
+from pointer_rl.local.batching import LocalBackend, default_batch_tokens
+from pointer_rl.local.decoding import Generation
 from pointer_rl.types import Decoding, Prompt
 from pointer_rl_hf.checkpoint import Checkpoint
 from pointer_rl_hf.inputs import EncodedPrompt, join

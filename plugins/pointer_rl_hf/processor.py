@@ -14,7 +14,7 @@ import transformers
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from pointer_rl.errors import InputError, MissingExtraError, first_line
-from pointer_rl.pretrained import LOADING_ERRORS
+from pointer_rl.local.loading import LOADING_ERRORS
 
 __all__ = ["load_processor"]
 

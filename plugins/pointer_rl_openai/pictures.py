@@ -8,8 +8,8 @@ import threading
 from pathlib import Path
 from typing import Literal
 
+from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.errors import InputError
-from pointer_rl.images import ImageBytes, ImageFile
 from pointer_rl.types import ImageRef
 
 __all__ = ["ImageUrls"]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from pointer_rl.costs import Count
 from pointer_rl.errors import InputError
-from pointer_rl.local_backend import by_decoding, default_batch_tokens
-from pointer_rl.types import BackendError, ImageRef, Request
+from pointer_rl.local.batching import by_decoding, default_batch_tokens
+from pointer_rl.types import BackendError, Count, ImageRef, Request
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.counting import count_tokens
 from pointer_rl_qwen2vl.inputs import PromptEncoder

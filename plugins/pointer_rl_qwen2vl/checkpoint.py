@@ -19,8 +19,8 @@ import transformers
 
 from pointer_rl.devices import dtype_name, resolve_device, resolve_dtype
 from pointer_rl.errors import InputError, first_line
-from pointer_rl.hub import checkpoint_folder
-from pointer_rl.pretrained import (
+from pointer_rl.local.hub import checkpoint_folder
+from pointer_rl.local.loading import (
     LOADING_ERRORS,
     SNAPSHOT_FILES,
     apply_adapter,

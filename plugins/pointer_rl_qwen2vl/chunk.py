@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pointer_rl.generation import read
+from pointer_rl.local.decoding import read
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.continuations import AnswerTree
 from pointer_rl_qwen2vl.greedy import Ending, Writer, decode

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pointer_rl.costs import Count
+from pointer_rl.types import Count
 from pointer_rl_qwen2vl import chunk
 from pointer_rl_qwen2vl.continuations import AnswerTree
 from pointer_rl_qwen2vl.jobs import Job

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from pointer_rl.fingerprints import digest_of, folder_digest
+from pointer_rl.local.fingerprints import digest_of, folder_digest
 
 __all__ = ["checkpoint_fingerprint"]
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pointer_rl.generation import first_stop, text_of
+from pointer_rl.local.decoding import first_stop, text_of
 from pointer_rl.types import Decoding
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.continuations import AnswerTree

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pointer_rl.generation import Generation
-from pointer_rl.local_backend import OVERFLOW, Result, response
+from pointer_rl.local.batching import OVERFLOW, Result, response
+from pointer_rl.local.decoding import Generation
 from pointer_rl.types import Decoding, ImageRef
 
 __all__ = ["OVERFLOW", "Engine", "Job", "Result", "respond"]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pointer_rl import generation
-from pointer_rl.generation import Generation
+from pointer_rl.local import decoding as generation
+from pointer_rl.local.decoding import Generation
 from pointer_rl.types import Decoding
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.patches import ImagePatches

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pointer_rl.generation import Generation
-from pointer_rl.local_backend import Job as PaddedJob
-from pointer_rl.local_backend import PaddedBatches, Result
+from pointer_rl.local.batching import Job as PaddedJob
+from pointer_rl.local.batching import PaddedBatches, Result
+from pointer_rl.local.decoding import Generation
 from pointer_rl.types import BackendError, Decoding
 from pointer_rl_qwen2vl import padded
 from pointer_rl_qwen2vl.checkpoint import Checkpoint

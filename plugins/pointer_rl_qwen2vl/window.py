@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from pointer_rl.generation import Generation
+from pointer_rl.local.decoding import Generation
 from pointer_rl.types import BackendError, ImageRef
 from pointer_rl_qwen2vl.jobs import OVERFLOW, Job, Result, respond
 

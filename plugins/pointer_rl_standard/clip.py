@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError, MissingExtraError
-from pointer_rl.hub import checkpoint_folder
+from pointer_rl.local.hub import checkpoint_folder
 from pointer_rl.types import Example
 from pointer_rl_standard.options import ClipOptions
 

@@ -9,9 +9,9 @@ import reprlib
 from collections.abc import Callable
 from pathlib import Path
 
+from pointer_rl.datasets.examples import KeyIndex
+from pointer_rl.datasets.images import ImageFile
 from pointer_rl.errors import InputError
-from pointer_rl.examples import KeyIndex
-from pointer_rl.images import ImageFile
 
 __all__ = ["check_ids", "image_in", "read_answers", "read_id", "read_text"]
 

@@ -11,9 +11,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pointer_rl.datasets.examples import ExampleBuilder, ExampleColumns
+from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.errors import InputError, did_you_mean, first_line
-from pointer_rl.examples import ExampleBuilder, ExampleColumns
-from pointer_rl.images import ImageBytes, ImageFile
 from pointer_rl.types import Dataset
 from pointer_rl_standard.dataset_options import HFOptions
 from pointer_rl_standard.example_fields import check_ids, read_answers, read_id, read_text

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from pointer_rl.datasets.examples import ExampleBuilder, ExampleColumns
 from pointer_rl.errors import InputError, did_you_mean
-from pointer_rl.examples import ExampleBuilder, ExampleColumns
 from pointer_rl.types import Dataset
 from pointer_rl_standard.dataset_options import JSONLOptions
 from pointer_rl_standard.example_fields import (

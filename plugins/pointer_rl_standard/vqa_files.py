@@ -12,8 +12,8 @@ from pathlib import Path
 
 import ijson
 
+from pointer_rl.datasets.examples import ExampleBuilder, ExampleColumns, KeyIndex
 from pointer_rl.errors import InputError, first_line
-from pointer_rl.examples import ExampleBuilder, ExampleColumns, KeyIndex
 from pointer_rl.types import Dataset
 from pointer_rl_standard.dataset_options import VQAOptions
 from pointer_rl_standard.example_fields import (

@@ -11,7 +11,7 @@ import click
 from pointer_rl.cli.common import FILE, GuideCommand, backend_options, read_trial_options
 
 if TYPE_CHECKING:
-    from pointer_rl.generate.beams import BeamRun
+    from pointer_rl.beams.run import BeamRun
 
 __all__ = ["beams"]
 
@@ -83,9 +83,9 @@ def beams(**given: Any) -> None:
     Ctrl-C leaves a valid file of the queries that are done. Run the same command with --overwrite
     to go on: what was asked comes from the store. Exits 1 when no query has a beam.
     """
+    from pointer_rl.beams.run import run_beams
     from pointer_rl.cli.progress import Progress
     from pointer_rl.cli.tables import format_table
-    from pointer_rl.generate.beams import run_beams
     from pointer_rl.types import Outcome
 
     run = _run(given)
@@ -117,10 +117,10 @@ def beams(**given: Any) -> None:
 
 
 def _run(given: dict[str, Any]) -> BeamRun:
+    from pointer_rl.beams.run import BeamConfig, BeamRun
     from pointer_rl.errors import InputError
-    from pointer_rl.generate.beams import BeamConfig, BeamRun
     from pointer_rl.options import parse_assignments
-    from pointer_rl.trials.workbench import Named
+    from pointer_rl.session.session import Named
 
     encoder_options = parse_assignments(given["encoder_opt"], "--encoder-opt")
     if encoder_options and given["encoder"] is None:

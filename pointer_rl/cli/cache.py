@@ -13,7 +13,7 @@ import click
 from pointer_rl.cli.common import FILE
 
 if TYPE_CHECKING:
-    from pointer_rl.trials.store import ResponseStore
+    from pointer_rl.session.store import ResponseStore
 
 __all__ = ["cache"]
 
@@ -91,14 +91,14 @@ def prune(
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def export(target: Path, store: Path | None, overwrite: bool) -> None:
     """Write all responses to TARGET, one a line of JSON."""
-    from pointer_rl.trials.export import export_responses
+    from pointer_rl.session.export import export_responses
 
     count = export_responses(_open(store), target, overwrite)
     click.echo(f"wrote {target}: {count:,} responses")
 
 
 def _open(store: Path | None) -> ResponseStore:
-    from pointer_rl.trials.store import ResponseStore, default_store
+    from pointer_rl.session.store import ResponseStore, default_store
 
     return ResponseStore.existing(store or default_store())
 

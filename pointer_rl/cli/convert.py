@@ -21,7 +21,7 @@ def convert(source: Path, target: Path, overwrite: bool) -> None:
     whole.
     """
     from pointer_rl.cli.tables import counted
-    from pointer_rl.data.convert import convert_file
+    from pointer_rl.records.convert import convert_file
 
     done = convert_file(source, target, overwrite)
     (kind,) = done.kinds

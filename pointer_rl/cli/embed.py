@@ -45,7 +45,7 @@ def embed(
 
     An interrupted run goes on where it was when the same command is given again.
     """
-    from pointer_rl.data.embed import embed_dataset
+    from pointer_rl.datasets.embed import embed_dataset
     from pointer_rl.options import parse_assignments
     from pointer_rl.registry import registry
 

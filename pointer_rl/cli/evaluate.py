@@ -157,7 +157,7 @@ def _run(given: dict[str, Any]) -> EvaluateRun:
     from pointer_rl.errors import InputError
     from pointer_rl.evaluate.run import EvaluateConfig, EvaluateRun
     from pointer_rl.options import parse_assignments
-    from pointer_rl.trials.workbench import Named
+    from pointer_rl.session.session import Named
 
     encoder_options = parse_assignments(given["encoder_opt"], "--encoder-opt")
     if encoder_options and given["encoder"] is None:

@@ -12,10 +12,10 @@ import click
 from pointer_rl.cli.common import FILE, GuideCommand, read_trial_options, trial_options
 
 if TYPE_CHECKING:
-    from pointer_rl.data.shards import Shard
     from pointer_rl.generate.run import GenerateRun
     from pointer_rl.generate.summary import Summary
-    from pointer_rl.trials.workbench import Named
+    from pointer_rl.records.shards import Shard
+    from pointer_rl.session.session import Named
 
 __all__ = ["generate"]
 
@@ -47,8 +47,8 @@ def _temperatures(
 
 
 def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Shard | None:
-    from pointer_rl.data.shards import Shard
     from pointer_rl.errors import InputError
+    from pointer_rl.records.shards import Shard
 
     try:
         return None if value is None else Shard.parse(value)
@@ -213,7 +213,7 @@ def _print_plan(run: GenerateRun) -> None:
 
 
 def _kept(run: GenerateRun, queries: int) -> str:
-    from pointer_rl.generate.journal import partial_path
+    from pointer_rl.session.journal import partial_path
 
     if not queries:
         return "no query was done, nothing is written"
@@ -241,7 +241,7 @@ def _generators(given: dict[str, Any]) -> list[Named]:
     """The built-in four in the order of their precedence, then the user's further ones."""
     from pointer_rl.errors import InputError
     from pointer_rl.options import parse_assignments
-    from pointer_rl.trials.workbench import Named
+    from pointer_rl.session.session import Named
 
     chosen: dict[str, dict[str, object]] = {}
     if given["num_beams"]:

@@ -25,7 +25,7 @@ def merge(files: tuple[Path, ...], output_path: Path, overwrite: bool) -> None:
     form each file has.
     """
     from pointer_rl.cli.tables import counted
-    from pointer_rl.data.merge import merge_files
+    from pointer_rl.records.merge import merge_files
 
     merged = merge_files(files, output_path, overwrite)
     done = merged.converted

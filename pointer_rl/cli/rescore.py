@@ -10,7 +10,7 @@ import click
 from pointer_rl.cli.common import FILE
 
 if TYPE_CHECKING:
-    from pointer_rl.trials.rescore import Rescored
+    from pointer_rl.records.rescore import Rescored
 
 __all__ = ["rescore"]
 
@@ -56,7 +56,7 @@ def rescore(
     no rescoring: `train --reward-mode` computes it from what is recorded.
     """
     from pointer_rl.options import parse_assignments
-    from pointer_rl.trials.rescore import RescoreRun, rescore_file
+    from pointer_rl.records.rescore import RescoreRun, rescore_file
 
     for flag, name, options in (("metric", metric, metric_opt), ("prompt", prompt, prompt_opt)):
         if options and name is None:

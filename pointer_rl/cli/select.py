@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pointer_rl.data.embeddings import Embeddings
+    from pointer_rl.datasets.embeddings import Embeddings
     from pointer_rl.types import Example
 
 __all__ = ["select"]
@@ -67,7 +67,7 @@ def select(
     """
     from pointer_rl.errors import InputError
     from pointer_rl.options import parse_assignments
-    from pointer_rl.policy.selecting import Policy
+    from pointer_rl.selectors.selecting import Policy
 
     _check(question, image, queries, query_emb)
     if query_emb is not None and (encoder is not None or encoder_opt):
@@ -101,8 +101,8 @@ def _check(
 def _read(
     question: str | None, image: Path | None, queries: Path | None, query_emb: Path | None
 ) -> Sequence[Example] | Embeddings:
-    from pointer_rl.data.embeddings import load_embeddings
-    from pointer_rl.images import ImageFile
+    from pointer_rl.datasets.embeddings import load_embeddings
+    from pointer_rl.datasets.images import ImageFile
     from pointer_rl.registry import registry
     from pointer_rl.types import Dataset, Example
 

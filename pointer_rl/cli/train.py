@@ -14,9 +14,9 @@ import click
 from pointer_rl.cli.common import FILE, GuideCommand, read_trial_options, trial_options
 
 if TYPE_CHECKING:
+    from pointer_rl.session.session import Named
     from pointer_rl.train.config import TrainConfig
     from pointer_rl.train.run import Output, TrainResult
-    from pointer_rl.trials.workbench import Named
 
 __all__ = ["sft", "train"]
 
@@ -200,7 +200,7 @@ def _config(given: dict[str, Any], **fixed: Any) -> TrainConfig:
 
 def _reward(given: dict[str, Any]) -> Named:
     from pointer_rl.options import parse_assignments
-    from pointer_rl.trials.workbench import Named
+    from pointer_rl.session.session import Named
 
     return Named(given["reward_mode"], parse_assignments(given["reward_opt"], "--reward-opt"))
 

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
-from pointer_rl.generate.proposing import AllowedRows, propose
 from pointer_rl.registry import registry
-from pointer_rl.trials.inputs import NoPolicy
-from pointer_rl.trials.similarity import MODES, Space, similarities
-from pointer_rl.trials.workbench import Named, Workbench
+from pointer_rl.session.proposing import propose
+from pointer_rl.session.resolve import NoPolicy
+from pointer_rl.session.session import Named, Workbench
+from pointer_rl.session.similarity import MODES, Space, similarities
 from pointer_rl.types import Example, Generator, Pointer, Policy, QueryBatch
 
 __all__ = [

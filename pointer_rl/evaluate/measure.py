@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pointer_rl.errors import InputError
 from pointer_rl.evaluate.arms import ORACLE, RANDOM, VOTE, Arms
-from pointer_rl.trials.judging import Judge, Trial
+from pointer_rl.session.judge import Judge, Trial
 from pointer_rl.types import Example, Metric, Outcome, Pointer
 
 __all__ = ["Asked", "Measured", "ask", "majority", "measure"]

@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
 from pointer_rl.evaluate.run import draw_queries
-from pointer_rl.generate.proposing import AllowedRows, random_source
 from pointer_rl.options import describe_options
 from pointer_rl.registry import registry
-from pointer_rl.trials.judging import Judge, Trial
-from pointer_rl.trials.stored import ask
-from pointer_rl.trials.workbench import Named, TrialOptions, Workbench
+from pointer_rl.session.caching import ask
+from pointer_rl.session.judge import Judge, Trial
+from pointer_rl.session.proposing import random_source
+from pointer_rl.session.session import Named, TrialOptions, Workbench
 from pointer_rl.types import BackendError, Example, Metric, Request, Response
 
 __all__ = ["QUERIES", "Pair", "Parity", "ParityRun", "measure_parity"]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
 from pointer_rl.evaluate import conclusions, statistics
@@ -25,19 +26,19 @@ from pointer_rl.evaluate.arms import (
 from pointer_rl.evaluate.conclusions import conclude
 from pointer_rl.evaluate.evaluation import Evaluation, Leakage
 from pointer_rl.evaluate.measure import ask, measure
-from pointer_rl.generate.proposing import AllowedRows, random_source
-from pointer_rl.policy import SelectorPolicy, load_selector
-from pointer_rl.policy.bundle import (
+from pointer_rl.selectors import SelectorPolicy, load_selector
+from pointer_rl.selectors.bundle import (
     BundleInfo,
     is_bundle,
     load_bundle,
     read_query_ids,
     update_evaluation,
 )
-from pointer_rl.trials.inputs import describe_policy
-from pointer_rl.trials.judging import Judge
-from pointer_rl.trials.stored import StoredBackend
-from pointer_rl.trials.workbench import Named, TrialOptions, Workbench
+from pointer_rl.session.caching import StoredBackend
+from pointer_rl.session.judge import Judge
+from pointer_rl.session.proposing import random_source
+from pointer_rl.session.resolve import describe_policy
+from pointer_rl.session.session import Named, TrialOptions, Workbench
 from pointer_rl.types import Example, Outcome, Policy
 
 __all__ = [

@@ -13,11 +13,12 @@ from itertools import count
 
 from torch import Tensor
 
-from pointer_rl.data.embeddings import check_dims
-from pointer_rl.data.shards import WINDOW, windows
+from pointer_rl.datasets.embeddings import check_dims
+from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
-from pointer_rl.generate.proposing import AllowedRows, Dedup, propose
-from pointer_rl.trials.judging import Judge, Trial
+from pointer_rl.records.shards import WINDOW, windows
+from pointer_rl.session.judge import Judge, Trial
+from pointer_rl.session.proposing import Dedup, propose
 from pointer_rl.types import Candidate, Example, Generator, Outcome, Policy, Pool, QueryBatch
 
 __all__ = ["GenerateConfig", "Generation", "Judged", "Proposed", "generate"]

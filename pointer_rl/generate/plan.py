@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pointer_rl.costs import Count
-from pointer_rl.data.records import RecordWriter
-from pointer_rl.generate.journal import Journal
 from pointer_rl.generate.run import GenerateRun, Prepared, prepare
-from pointer_rl.types import BackendError, Request
+from pointer_rl.records.records import RecordWriter
+from pointer_rl.session.journal import Journal
+from pointer_rl.types import BackendError, Count, Request
 
 __all__ = ["Plan", "make_plan"]
 

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pointer_rl.data.embed import digest_examples
-from pointer_rl.data.embeddings import digest_vectors
-from pointer_rl.data.json_stream import stream_members
-from pointer_rl.data.records import RecordWriter, to_record
-from pointer_rl.data.shards import Shard
+from pointer_rl.datasets.embed import digest_examples
+from pointer_rl.datasets.embeddings import digest_vectors
+from pointer_rl.datasets.examples import KeyIndex, select, values
+from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
-from pointer_rl.examples import KeyIndex, select, values
-from pointer_rl.generate.journal import Journal
 from pointer_rl.generate.pipeline import GenerateConfig, Generation, Proposed
-from pointer_rl.generate.proposing import AllowedRows
 from pointer_rl.generate.summary import Summary
+from pointer_rl.records.json_stream import stream_members
+from pointer_rl.records.records import RecordWriter, to_record
+from pointer_rl.records.shards import Shard
 from pointer_rl.registry import registry
-from pointer_rl.trials.inputs import describe_policy
-from pointer_rl.trials.judging import Judge
-from pointer_rl.trials.workbench import Named, TrialOptions, Workbench
+from pointer_rl.session.journal import Journal
+from pointer_rl.session.judge import Judge
+from pointer_rl.session.resolve import describe_policy
+from pointer_rl.session.session import Named, TrialOptions, Workbench
 from pointer_rl.types import Example, Outcome, Pool
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pointer_rl.data.embeddings import atomic_write
+from pointer_rl.datasets.embeddings import atomic_write
 from pointer_rl.errors import InputError, MissingExtraError
 from pointer_rl.evaluate.arms import ORACLE, RANDOM, VOTE, ZERO_SHOT
 from pointer_rl.evaluate.evaluation import Evaluation

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pointer_rl.data.embeddings import atomic_write
+from pointer_rl.datasets.embeddings import atomic_write
 from pointer_rl.errors import InputError, first_line
 from pointer_rl.evaluate.evaluation import Evaluation
 from pointer_rl.report.figure import check_drawable, draw

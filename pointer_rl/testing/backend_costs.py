@@ -1,4 +1,4 @@
-"""What a backend may have besides (`pointer_rl.costs`): a count before it runs, and prices."""
+"""What a backend may have besides (`pointer_rl.types`): a count before it runs, and prices."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-from pointer_rl.costs import Count, CountingBackend, PricedBackend
 from pointer_rl.testing.findings import NotApplicable, require
-from pointer_rl.types import BackendError, Request, Response, Usage, VQABackend
+from pointer_rl.types import (
+    BackendError,
+    Count,
+    CountingBackend,
+    PricedBackend,
+    Request,
+    Response,
+    Usage,
+    VQABackend,
+)
 
 __all__ = ["check_cost", "check_count"]
 
@@ -38,7 +46,7 @@ def check_count(backend: VQABackend, requests: Sequence[Request]) -> None:
 def _check_numbers(count: object) -> None:
     require(
         isinstance(count, Count),
-        f"count gave a {type(count).__name__}: return pointer_rl.costs.Count(…)",
+        f"count gave a {type(count).__name__}: return pointer_rl.types.Count(…)",
     )
     assert isinstance(count, Count)
     known = [each for each in (count.prompt_tokens, count.unique_tokens) if each is not None]

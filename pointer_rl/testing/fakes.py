@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.errors import InputError
-from pointer_rl.images import ImageBytes
 from pointer_rl.types import (
     BackendError,
     Example,
@@ -20,7 +20,7 @@ from pointer_rl.types import (
 )
 
 if TYPE_CHECKING:
-    from pointer_rl.policy import SelectorPolicy
+    from pointer_rl.selectors import SelectorPolicy
 
 __all__ = ["EqualMetric", "FakeBackend", "PlainPrompt", "batch", "example", "fake_policy", "pool"]
 
@@ -120,7 +120,7 @@ def pool(examples: Sequence[Example], dim: int = 4) -> Pool:
 
 def fake_policy(dim: int = 4) -> SelectorPolicy:
     """An untrained selector for embeddings of that size: its masks, beams and draws are real."""
-    from pointer_rl.policy import PointerSelector, SelectorConfig, SelectorPolicy
+    from pointer_rl.selectors import PointerSelector, SelectorConfig, SelectorPolicy
 
     config = SelectorConfig(d_model=dim, hidden_dim=dim, num_layers=1, num_heads=1, history="gated")
     return SelectorPolicy(PointerSelector.seeded(config, seed=0))

@@ -207,7 +207,7 @@ def _changes_nothing(subject: Generators) -> None:
 
 
 def _recordable(subject: Generators) -> None:
-    from pointer_rl.data.records import to_record
+    from pointer_rl.records.records import to_record
     from pointer_rl.validate.schema import SchemaChecker
 
     outcome = Outcome(raw_generation="red", answer="red", correct=True, accuracy=1.0)

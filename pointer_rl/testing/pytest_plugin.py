@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pointer_rl.policy import SelectorPolicy
+    from pointer_rl.selectors import SelectorPolicy
     from pointer_rl.testing.fakes import FakeBackend
     from pointer_rl.types import Dataset
 

@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pointer_rl.data.beam_dataset import BeamDatasetWithEmbedding
 from pointer_rl.errors import InputError
+from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
 
 __all__ = ["Batch", "Groups"]
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from pointer_rl.policy.selector import EncodedPool, PointerSelector
+from pointer_rl.selectors.pointer import EncodedPool, PointerSelector
 from pointer_rl.train import losses
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Batch, Groups

@@ -17,15 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
-from pointer_rl.data.records import RecordWriter, to_record
+from pointer_rl.datasets.leakage import AllowedRows, image_content
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
 from pointer_rl.generate.pipeline import GenerateConfig, Generation, generate
-from pointer_rl.generate.proposing import AllowedRows, image_content
 from pointer_rl.generate.run import SCHEMA_VERSION
-from pointer_rl.policy import SelectorPolicy
-from pointer_rl.policy.bundle import DataFile
+from pointer_rl.records.records import RecordWriter, to_record
 from pointer_rl.registry import registry
+from pointer_rl.selectors import SelectorPolicy
+from pointer_rl.selectors.bundle import DataFile
+from pointer_rl.session.judge import Judge
+from pointer_rl.session.resolve import describe_policy
+from pointer_rl.session.session import Named, TrialOptions, Workbench
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
 from pointer_rl.train.learner import frozen
@@ -42,9 +45,6 @@ from pointer_rl.train.run import (
 )
 from pointer_rl.train.sources import Source, embedded, start_policy
 from pointer_rl.train.trainer import SPLIT_SEED, EpochLine, Trainer, round_stages, split_by_image
-from pointer_rl.trials.inputs import describe_policy
-from pointer_rl.trials.judging import Judge
-from pointer_rl.trials.workbench import Named, TrialOptions, Workbench
 from pointer_rl.types import Example, Outcome, Pool
 
 __all__ = ["OnlineConfig", "OnlineRun", "run_online"]

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pointer_rl.data.beam_dataset import BeamDatasetWithEmbedding
-from pointer_rl.data.embeddings import atomic_write, digest_vectors
+from pointer_rl.datasets.embeddings import atomic_write, digest_vectors
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError, MissingExtraError
-from pointer_rl.policy import PointerSelector, SelectorPolicy
-from pointer_rl.policy.bundle import (
+from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
+from pointer_rl.selectors import PointerSelector, SelectorPolicy
+from pointer_rl.selectors.bundle import (
     BundleInfo,
     DataFile,
     is_bundle,
@@ -24,12 +24,12 @@ from pointer_rl.policy.bundle import (
     read_query_ids,
     save_bundle,
 )
+from pointer_rl.session.session import Named
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
 from pointer_rl.train.learner import frozen
 from pointer_rl.train.sources import Source, open_source, start_policy
 from pointer_rl.train.trainer import AT_START, EpochLine, Trainer, round_stages
-from pointer_rl.trials.workbench import Named
 
 __all__ = ["CHECKPOINT", "Output", "TrainResult", "TrainRun", "identity", "run_training"]
 

@@ -9,17 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-from pointer_rl.data.beam_dataset import BeamDatasetWithEmbedding
-from pointer_rl.data.embeddings import Embeddings, load_embeddings
-from pointer_rl.data.records import read_meta
+from pointer_rl.datasets.embeddings import Embeddings, load_embeddings
 from pointer_rl.errors import InputError
-from pointer_rl.policy.bundle import EncoderInfo, is_bundle, load_bundle
-from pointer_rl.policy.checkpoints import load_selector
-from pointer_rl.policy.selector import PointerSelector, SelectorConfig
+from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
+from pointer_rl.records.records import read_meta
 from pointer_rl.registry import registry
+from pointer_rl.selectors.bundle import EncoderInfo, is_bundle, load_bundle
+from pointer_rl.selectors.checkpoints import load_selector
+from pointer_rl.selectors.pointer import PointerSelector, SelectorConfig
+from pointer_rl.session.resolve import dataset_embeddings
+from pointer_rl.session.session import Named
 from pointer_rl.train.config import SelectorSizes
-from pointer_rl.trials.inputs import dataset_embeddings
-from pointer_rl.trials.workbench import Named
 from pointer_rl.types import Dataset, Pool
 
 __all__ = ["Source", "embedded", "open_source", "start_policy"]

@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pointer_rl.data.embeddings import atomic_write
+from pointer_rl.datasets.embeddings import atomic_write
 from pointer_rl.errors import InputError, first_line
-from pointer_rl.policy.selector import PointerSelector, SelectorConfig
+from pointer_rl.selectors.pointer import PointerSelector, SelectorConfig
 
 __all__ = ["TrainState", "load_state", "new_optimizer", "save_state"]
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from pointer_rl.errors import InputError
-from pointer_rl.policy.selector import PointerSelector
+from pointer_rl.selectors.pointer import PointerSelector
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
 from pointer_rl.train.learner import Learner, Metrics, Schedule, frozen, without_history

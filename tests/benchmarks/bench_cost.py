@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.generate.pipeline import GenerateConfig, Generation
-from pointer_rl.generate.proposing import AllowedRows
 from pointer_rl.registry import registry
-from pointer_rl.trials.inputs import NoPolicy
-from pointer_rl.trials.workbench import Named, TrialOptions, Workbench
+from pointer_rl.session.resolve import NoPolicy
+from pointer_rl.session.session import Named, TrialOptions, Workbench
 from pointer_rl.types import Pool
 
 

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pointer_rl.data.records import RecordWriter
+from pointer_rl.records.records import RecordWriter
 
 POOL = 9_000
 SMALL = 2_000
@@ -35,9 +35,9 @@ source, target = map(Path, sys.argv[1:3])
 {work}
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
-READ = "from pointer_rl.data.beam_dataset import BeamDataset\nBeamDataset(source / 'rl.json')"
+READ = "from pointer_rl.records.beam_dataset import BeamDataset\nBeamDataset(source / 'rl.json')"
 CONVERT = """
-from pointer_rl.data.convert import convert_file
+from pointer_rl.records.convert import convert_file
 convert_file(source / 'rl.json', target / 'out.{suffix}')
 """
 STREAMS = {
@@ -48,11 +48,11 @@ STREAMS = {
     "convert .json .jsonl": CONVERT.format(suffix="jsonl"),
     "convert .json .parquet": CONVERT.format(suffix="parquet"),
     "merge, two shards": (
-        "from pointer_rl.data.merge import merge_files\n"
+        "from pointer_rl.records.merge import merge_files\n"
         "merge_files([source / '1.jsonl', source / '2.jsonl'], target / 'out.json')"
     ),
     "rescore": (
-        "from pointer_rl.trials.rescore import RescoreRun, rescore_file\n"
+        "from pointer_rl.records.rescore import RescoreRun, rescore_file\n"
         "rescore_file(RescoreRun(source=source / 'rl.json', output_path=target / 'out.json'))"
     ),
 }

@@ -40,11 +40,12 @@ import transformers
 from engine_limit import Bare, Needed, clock, one_thread, seconds_of
 from PIL import Image
 
+from pointer_rl.datasets.images import ImageBytes
+from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.generate.pipeline import WINDOW
-from pointer_rl.generate.proposing import AllowedRows, propose
-from pointer_rl.images import ImageBytes
 from pointer_rl.registry import registry
-from pointer_rl.trials.workbench import Named, TrialOptions, Workbench
+from pointer_rl.session.proposing import propose
+from pointer_rl.session.session import Named, TrialOptions, Workbench
 from pointer_rl.types import Decoding, Example, QueryBatch, Request, Response
 from pointer_rl_qwen2vl import Qwen2VLOptions
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend

@@ -52,7 +52,7 @@ def measure(folder: Path, queries: int, output: str) -> None:
 
     from pointer_rl.generate.pipeline import GenerateConfig
     from pointer_rl.generate.run import GenerateRun, run_generate
-    from pointer_rl.trials.workbench import Named, TrialOptions
+    from pointer_rl.session.session import Named, TrialOptions
 
     torch.set_num_threads(1)
     for name, rows in (("q", queries), ("c", POOL)):
@@ -96,9 +96,9 @@ def limit(folder: Path, queries: int) -> float:
     import numpy as np
 
     from pointer_rl.registry import registry
-    from pointer_rl.trials.judging import Judge, Trial
-    from pointer_rl.trials.keys import request_key
-    from pointer_rl.trials.store import ResponseStore
+    from pointer_rl.session.judge import Judge, Trial
+    from pointer_rl.session.keys import request_key
+    from pointer_rl.session.store import ResponseStore
 
     made = registry().create("dataset", "vqa", options_of(folder, queries))
     judge = Judge(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from pointer_rl.policy import PointerSelector, SelectorConfig, beam_search, sample
+from pointer_rl.selectors import PointerSelector, SelectorConfig, beam_search, sample
 
 QUERIES, POOL, D, HIDDEN = 256, 64, 256, 256
 SHOTS, WIDTH, SAMPLES, TEMPERATURES = 2, 5, 2, (1.0, 1.3)

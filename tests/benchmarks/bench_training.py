@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.flop_counter import FlopCounterMode
 
-from pointer_rl.policy import PointerSelector, SelectorConfig
+from pointer_rl.selectors import PointerSelector, SelectorConfig
 from pointer_rl.train import losses
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups

@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from pointer_rl.data.records import RecordWriter, to_record
-from pointer_rl.images import ImageBytes
+from pointer_rl.datasets.images import ImageBytes
+from pointer_rl.records.records import RecordWriter, to_record
 from pointer_rl.types import Candidate, Example, Outcome
 
 POOL = 9_000

@@ -28,15 +28,15 @@ import numpy as np
 import torch
 from learning_tables import accuracy_table, draw, shots_table, versus_own_rce, versus_sft
 
+from pointer_rl.beams.run import BeamConfig, BeamRun, run_beams
 from pointer_rl.evaluate.run import EvaluateConfig, OpenedPolicy, evaluate, open_policy
-from pointer_rl.generate.beams import BeamConfig, BeamRun, run_beams
 from pointer_rl.generate.pipeline import GenerateConfig
 from pointer_rl.generate.run import GenerateRun, run_generate
-from pointer_rl.policy import PointerSelector, SelectorConfig, save_selector
+from pointer_rl.selectors import PointerSelector, SelectorConfig, save_selector
+from pointer_rl.session.session import Named, TrialOptions, Workbench
 from pointer_rl.train.config import RECIPES, SelectorSizes, TrainConfig
 from pointer_rl.train.online import OnlineConfig, OnlineRun, run_online
 from pointer_rl.train.run import Output, TrainRun, run_training
-from pointer_rl.trials.workbench import Named, TrialOptions, Workbench
 from pointer_rl.types import Decoded, Policy, Pool, QueryBatch
 
 BUDGETS = (5_000, 15_000, 40_000)

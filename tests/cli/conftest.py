@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from fakes import CopyBackend
 
-from pointer_rl.data.embeddings import save_embeddings
+from pointer_rl.datasets.embeddings import save_embeddings
 from pointer_rl.hookspecs import hookimpl
 from pointer_rl.registry import registry
 from pointer_rl.testing import example

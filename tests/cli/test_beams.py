@@ -231,7 +231,7 @@ def test_a_dataset_without_answers_is_refused(beams, world, scorers):
 
 
 def test_interrupted_it_keeps_the_queries_that_are_done(beams, world, monkeypatch):
-    monkeypatch.setattr("pointer_rl.generate.beams.TOGETHER", 80)  # windows of two queries
+    monkeypatch.setattr("pointer_rl.beams.run.TOGETHER", 80)  # windows of two queries
     assert beams("--no-store").exit_code == 0
     _, whole = content(world.output)
     world.output.unlink()

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from pointer_rl.trials import store as store_module
-from pointer_rl.trials.store import ResponseStore, default_store
+from pointer_rl.session import store as store_module
+from pointer_rl.session.store import ResponseStore, default_store
 from pointer_rl.types import Response, Usage
 
 DAY = 86_400

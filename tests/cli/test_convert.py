@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointer_rl import BeamDataset
-from pointer_rl.data.convert import convert_file
-from pointer_rl.data.records import RecordWriter
 from pointer_rl.errors import InputError
+from pointer_rl.records.convert import convert_file
+from pointer_rl.records.records import RecordWriter
 
 OUTCOME = {"vqa_pred_answer": "x", "vqa_correct": 1, "vqa_acc_score": 1.0}
 BEAM = {"gen_method": "beam", "beam_rank": 0, "beam_score": 2.13, "logprob_score": -1.5, **OUTCOME}

@@ -14,7 +14,7 @@ import pytest
 from pointer_rl.errors import InputError
 from pointer_rl.evaluate.parity import ParityRun, measure_parity
 from pointer_rl.registry import Configured, registry
-from pointer_rl.trials.workbench import Named, TrialOptions
+from pointer_rl.session.session import Named, TrialOptions
 from pointer_rl.types import BackendError, Response
 
 from .conftest import install_plugin, run_cli

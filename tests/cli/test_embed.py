@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pointer_rl.cli.embed import embed
-from pointer_rl.data.embeddings import load_embeddings
+from pointer_rl.datasets.embeddings import load_embeddings
 from pointer_rl.errors import InputError
 from pointer_rl.registry import Registry
 
@@ -28,7 +28,7 @@ import time
 from dataclasses import dataclass
 
 from pointer_rl.hookspecs import hookimpl
-from pointer_rl.images import ImageBytes
+from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.types import Dataset, Example
 
 

@@ -8,9 +8,9 @@ import re
 import pytest
 import torch
 
-from pointer_rl.data.embeddings import load_embeddings, save_embeddings
-from pointer_rl.policy import PointerSelector, SelectorConfig, save_selector
-from pointer_rl.policy.bundle import BundleInfo, EncoderInfo, load_bundle, save_bundle
+from pointer_rl.datasets.embeddings import load_embeddings, save_embeddings
+from pointer_rl.selectors import PointerSelector, SelectorConfig, save_selector
+from pointer_rl.selectors.bundle import BundleInfo, EncoderInfo, load_bundle, save_bundle
 
 
 def selector(seed=0, dim=6):

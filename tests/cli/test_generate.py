@@ -7,9 +7,9 @@ import pickle
 import pytest
 import torch
 
-from pointer_rl.data.embeddings import save_embeddings
+from pointer_rl.datasets.embeddings import save_embeddings
 from pointer_rl.generate.summary import Summary
-from pointer_rl.policy import PointerSelector, SelectorConfig, save_selector
+from pointer_rl.selectors import PointerSelector, SelectorConfig, save_selector
 
 CONFIG = SelectorConfig(d_model=6, hidden_dim=6, num_layers=1, num_heads=1, history="gated")
 

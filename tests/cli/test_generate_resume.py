@@ -8,9 +8,9 @@ import PIL.Image
 import pytest
 from cli.test_generate import records, refused
 
-from pointer_rl.costs import Count
 from pointer_rl.generate import plan
 from pointer_rl.testing import FakeBackend
+from pointer_rl.types import Count
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pointer_rl.data.merge import merge_files
-from pointer_rl.data.records import RecordWriter, open_writer, stream_records
-from pointer_rl.data.shards import Shard
 from pointer_rl.errors import InputError
+from pointer_rl.records.merge import merge_files
+from pointer_rl.records.records import RecordWriter, open_writer, stream_records
+from pointer_rl.records.shards import Shard
 
 META = {
     **{"schema_version": "1.0", "dataset": {"name": "d", "num_queries": 7}, "seed": 1},

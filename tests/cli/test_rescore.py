@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from pointer_rl.trials.closeness import closeness
-from pointer_rl.trials.rescore import RescoreRun, rescore_file
+from pointer_rl.records.closeness import closeness
+from pointer_rl.records.rescore import RescoreRun, rescore_file
 from pointer_rl_standard.metrics import VQAAccuracy
 
 META = {

@@ -17,13 +17,13 @@ import PIL.Image
 import pytest
 import torch
 
-from pointer_rl.data.embeddings import load_embeddings, save_embeddings
+from pointer_rl.datasets.embeddings import load_embeddings, save_embeddings
 from pointer_rl.hookspecs import hookimpl
-from pointer_rl.policy import PointerSelector, SelectorConfig
-from pointer_rl.policy.bundle import BundleInfo, EncoderInfo, load_bundle, save_bundle
-from pointer_rl.policy.selecting import Policy
 from pointer_rl.registry import Registry
-from pointer_rl.trials import inputs
+from pointer_rl.selectors import PointerSelector, SelectorConfig
+from pointer_rl.selectors.bundle import BundleInfo, EncoderInfo, load_bundle, save_bundle
+from pointer_rl.selectors.selecting import Policy
+from pointer_rl.session import resolve
 from pointer_rl.types import Companions
 
 ROOT = Path(__file__).parents[2]
@@ -178,9 +178,9 @@ def test_embed_says_what_embeds_and_the_bundle_keeps_it(place):
 
 def test_what_embeds_a_datasets_companions_is_kept_too(place, monkeypatch, tmp_path):
     monkeypatch.setenv("POINTER_RL_CACHE", str(tmp_path / "cache"))
-    plugin = inputs.registry().configure("dataset", "jsonl", {"path": "pool.jsonl"})
+    plugin = resolve.registry().configure("dataset", "jsonl", {"path": "pool.jsonl"})
     dataset = dataclasses.replace(plugin.create(), companions=Companions("none", "pixel"))
-    inputs.dataset_embeddings(dataset, plugin, dataset.queries, None, None)
+    resolve.dataset_embeddings(dataset, plugin, dataset.queries, None, None)
     made = [load_embeddings(path) for path in (tmp_path / "cache" / "embeddings").iterdir()]
     assert [each.encoder_plugin and each.encoder_plugin["name"] for each in made] == ["pixel"] * 2
 

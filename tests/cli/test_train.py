@@ -12,12 +12,12 @@ import torch
 from fakes import CopyBackend
 from training_worlds import class_groups
 
-from pointer_rl.data.embeddings import load_embeddings, save_embeddings
-from pointer_rl.policy import SelectorPolicy
-from pointer_rl.policy.bundle import load_bundle, update_evaluation
+from pointer_rl.datasets.embeddings import load_embeddings, save_embeddings
+from pointer_rl.selectors import SelectorPolicy
+from pointer_rl.selectors.bundle import load_bundle, update_evaluation
+from pointer_rl.session.store import default_store
 from pointer_rl.testing import example
 from pointer_rl.train.state import load_state
-from pointer_rl.trials.store import default_store
 from pointer_rl.types import Pool, QueryBatch
 
 CPU = torch.device("cpu")

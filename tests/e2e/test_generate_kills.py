@@ -18,7 +18,7 @@ import pytest
 import torch
 from e2e.kill_driver import STORE
 
-from pointer_rl.data.embeddings import save_embeddings
+from pointer_rl.datasets.embeddings import save_embeddings
 
 KILLS = int(os.environ.get("POINTER_RL_KILLS", "20")) // 2
 QUERIES = 700

@@ -15,7 +15,7 @@ import pytest
 import torch
 from environments import ROOT, Environment
 
-from pointer_rl.data.embeddings import save_embeddings
+from pointer_rl.datasets.embeddings import save_embeddings
 from pointer_rl.registry import KINDS
 from pointer_rl.scaffold import write_package
 

@@ -19,8 +19,8 @@ import pytest
 import torch
 from training_worlds import class_groups
 
-from pointer_rl.data.embeddings import save_embeddings
-from pointer_rl.trials.store import ResponseStore
+from pointer_rl.datasets.embeddings import save_embeddings
+from pointer_rl.session.store import ResponseStore
 
 PROGRAM = [sys.executable, "-c", "from pointer_rl.cli.main import main; main()", "train"]
 EPOCHS = ("--rce-epochs", "60", "--grpo-epochs", "60", "--layers", "1", "--held-out", "0.3")

@@ -9,7 +9,7 @@ import tiny_flamingo as tiny
 import torch
 from local_backend_checks import ANSWERS, BEAM, GREEDY, PROMPTS, answers
 
-from pointer_rl.local_backend import LocalBackend
+from pointer_rl.local.batching import LocalBackend
 from pointer_rl.types import Request
 from pointer_rl_flamingo import FlamingoOptions, create_backend
 from pointer_rl_flamingo.loading import load_model

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pointer_rl.policy import PointerSelector, SelectorConfig, SelectorPolicy
+from pointer_rl.selectors import PointerSelector, SelectorConfig, SelectorPolicy
 from pointer_rl.testing import batch, example, pool
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

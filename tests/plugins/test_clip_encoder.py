@@ -21,8 +21,8 @@ from transformers import (
     SiglipModel,
 )
 
+from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.errors import InputError, MissingExtraError
-from pointer_rl.images import ImageBytes
 from pointer_rl.types import Example
 from pointer_rl_standard.clip import ClipEncoder
 from pointer_rl_standard.options import ClipOptions

@@ -27,8 +27,8 @@ from local_backend_checks import (
 from PIL import Image
 from qwen_reference import ask, picture
 
-from pointer_rl.images import ImageBytes
-from pointer_rl.local_backend import LocalBackend
+from pointer_rl.datasets.images import ImageBytes
+from pointer_rl.local.batching import LocalBackend
 from pointer_rl.registry import registry
 from pointer_rl.types import Decoding, Example, Message, Prompt, Request, Response
 from pointer_rl_flamingo import FlamingoOptions

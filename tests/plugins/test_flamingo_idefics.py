@@ -15,7 +15,7 @@ from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2I
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from pointer_rl.errors import InputError
-from pointer_rl.local_backend import LocalBackend
+from pointer_rl.local.batching import LocalBackend
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response
 from pointer_rl_flamingo import FlamingoOptions
 from pointer_rl_flamingo.idefics import Idefics

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pointer_rl.errors import InputError
-from pointer_rl.policy import PointerSelector, SelectorConfig, SelectorPolicy
+from pointer_rl.selectors import PointerSelector, SelectorConfig, SelectorPolicy
 from pointer_rl.types import Example, Pool, QueryBatch
 from pointer_rl_standard.generators import (
     BeamGenerator,

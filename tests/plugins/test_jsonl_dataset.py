@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pointer_rl.datasets.images import ImageFile
 from pointer_rl.errors import InputError
-from pointer_rl.images import ImageFile
 from pointer_rl_standard.dataset_options import JSONLOptions
 from pointer_rl_standard.example_fields import read_answers
 from pointer_rl_standard.jsonl_dataset import load_jsonl

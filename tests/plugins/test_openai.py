@@ -20,8 +20,8 @@ from fault_server import (
 )
 
 from pointer_rl.registry import registry
-from pointer_rl.trials.store import ResponseStore
-from pointer_rl.trials.stored import StoredBackend
+from pointer_rl.session.caching import StoredBackend
+from pointer_rl.session.store import ResponseStore
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response, Usage
 from pointer_rl_openai import OpenAIOptions, create_backend, transport
 from pointer_rl_openai.backend import OpenAIBackend

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.errors import InputError
-from pointer_rl.images import ImageBytes, ImageFile
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request
 from pointer_rl_openai import OpenAIOptions, create_backend, pictures, protocol
 from pointer_rl_openai.pictures import ImageUrls

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pointer_rl.images import ImageBytes
+from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response
 from pointer_rl_openai import OpenAIOptions, create_backend
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.errors import InputError
-from pointer_rl.images import ImageBytes
 from pointer_rl.types import Example, Message
 from pointer_rl_standard.options import ChatOptions, ShortAnswerOptions
 from pointer_rl_standard.prompts import ChatPromptBuilder, ShortAnswerPromptBuilder

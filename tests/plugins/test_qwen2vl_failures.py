@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pointer_rl.images import ImageBytes, ImageFile
+from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response
 from pointer_rl_qwen2vl import Qwen2VLOptions, create_backend, patches
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend

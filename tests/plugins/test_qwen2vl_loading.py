@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pointer_rl import fingerprints
 from pointer_rl.errors import InputError, MissingExtraError
+from pointer_rl.local import fingerprints
 from pointer_rl.registry import registry
 from pointer_rl.types import Decoding, Message, Prompt, Request, Response
 from pointer_rl_qwen2vl import ALIASES, Qwen2VLOptions, create_backend

@@ -8,10 +8,9 @@ import pytest
 import torch
 from qwen_reference import Reference, ask, picture
 
-from pointer_rl.costs import Count
+from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.errors import InputError
-from pointer_rl.images import ImageBytes
-from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response
+from pointer_rl.types import BackendError, Count, Decoding, Message, Prompt, Request, Response
 from pointer_rl_qwen2vl import Qwen2VLOptions, chunk, create_backend, shared, vision
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend
 from pointer_rl_qwen2vl.checkpoint import load_checkpoint

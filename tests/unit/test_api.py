@@ -12,7 +12,7 @@ import torch
 
 import pointer_rl
 from pointer_rl.errors import InputError, PluginError
-from pointer_rl.policy import PointerSelector, SelectorConfig
+from pointer_rl.selectors import PointerSelector, SelectorConfig
 from pointer_rl.testing import FakeBackend, example
 from pointer_rl.types import BackendError
 

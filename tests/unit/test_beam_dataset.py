@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointer_rl import BeamDataset, BeamDatasetWithEmbedding
-from pointer_rl.data.beams import Beam, BeamWriter
-from pointer_rl.data.columns import RowListsColumn
-from pointer_rl.data.embed import digest_ids
-from pointer_rl.data.embeddings import Embeddings
-from pointer_rl.data.records import RecordWriter, to_record
+from pointer_rl.datasets.embed import digest_ids
+from pointer_rl.datasets.embeddings import Embeddings
 from pointer_rl.errors import InputError, PluginError
+from pointer_rl.records.beams import Beam, BeamWriter
+from pointer_rl.records.columns import RowListsColumn
+from pointer_rl.records.records import RecordWriter, to_record
 from pointer_rl.testing import example
 from pointer_rl.types import Candidate, Outcome
 

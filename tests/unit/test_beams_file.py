@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointer_rl.data.beams import Beam, BeamRecord, BeamWriter, stream_beams
 from pointer_rl.errors import InputError
+from pointer_rl.records.beams import Beam, BeamRecord, BeamWriter, stream_beams
 from pointer_rl.validate import validate_file
 
 numbers = st.floats(-1e6, 1e6)

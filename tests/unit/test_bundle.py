@@ -14,10 +14,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import pointer_rl
-from pointer_rl.data.embed import digest_ids
-from pointer_rl.data.embeddings import Embeddings, load_embeddings, save_embeddings
+from pointer_rl.datasets.embed import digest_ids
+from pointer_rl.datasets.embeddings import Embeddings, load_embeddings, save_embeddings
 from pointer_rl.errors import InputError
-from pointer_rl.policy import (
+from pointer_rl.selectors import (
     PointerSelector,
     SelectorConfig,
     SelectorPolicy,
@@ -25,7 +25,7 @@ from pointer_rl.policy import (
     log_prob,
     save_selector,
 )
-from pointer_rl.policy.bundle import (
+from pointer_rl.selectors.bundle import (
     BundleInfo,
     DataFile,
     EncoderInfo,
@@ -34,7 +34,7 @@ from pointer_rl.policy.bundle import (
     save_bundle,
     update_evaluation,
 )
-from pointer_rl.policy.selecting import Policy
+from pointer_rl.selectors.selecting import Policy
 
 SIZE, DIM = 7, 4
 POOL_IDS = tuple(f"p{row}" for row in range(SIZE))
@@ -171,14 +171,14 @@ def test_a_save_that_was_cut_off_leaves_no_bundle(
 ) -> None:
     writes = itertools.count()
     for name in set(WRITES):
-        real = getattr(pointer_rl.policy.bundle, name)
+        real = getattr(pointer_rl.selectors.bundle, name)
 
         def write(*args: object, real=real) -> None:
             if next(writes) == survived:
                 raise Killed
             real(*args)
 
-        monkeypatch.setattr(f"pointer_rl.policy.bundle.{name}", write)
+        monkeypatch.setattr(f"pointer_rl.selectors.bundle.{name}", write)
     with pytest.raises(Killed):
         save(folder, seed=1)
     refused(folder, "writing was cut off")
@@ -297,12 +297,12 @@ def test_it_chooses_as_the_selector_decodes(policy: Policy, monkeypatch) -> None
     for shots, width in ((None, 1), (3, 1), (3, 4), (SIZE, 2)):
         chosen = policy.select(queries, shots, width)
         state = trained.encode(queries, vectors(SIZE, 1))
-        expected = pointer_rl.policy.beam_search(trained, state, shots=shots or 2, width=width)
+        expected = pointer_rl.selectors.beam_search(trained, state, shots=shots or 2, width=width)
         assert [each.rows for each in chosen] == [tuple(r) for r in expected.rows[:, 0].tolist()]
         rows = torch.tensor([each.rows for each in chosen]).unsqueeze(1)
         scores = log_prob(trained, state, rows)[:, 0].tolist()
         assert [each.logprob for each in chosen] == pytest.approx(scores, abs=1e-5)
-        monkeypatch.setattr("pointer_rl.policy.selecting._SCORES", 2 * SIZE * width)
+        monkeypatch.setattr("pointer_rl.selectors.selecting._SCORES", 2 * SIZE * width)
         assert [each.rows for each in policy.select(queries, shots, width)] == [
             each.rows for each in chosen
         ]

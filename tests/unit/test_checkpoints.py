@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from pointer_rl.errors import InputError
-from pointer_rl.policy import PointerSelector, SelectorConfig, load_selector, save_selector
+from pointer_rl.selectors import PointerSelector, SelectorConfig, load_selector, save_selector
 
 
 def make(**changes):

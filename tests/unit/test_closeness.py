@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointer_rl.trials.closeness import closeness, edit_similarity, word_f1
+from pointer_rl.records.closeness import closeness, edit_similarity, word_f1
 
 strings = st.text(alphabet="ab é", max_size=6)
 

@@ -16,15 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from pointer_rl.data.embed import digest, digest_ids, embed_dataset
-from pointer_rl.data.embeddings import (
+from pointer_rl.datasets.embed import digest, digest_ids, embed_dataset
+from pointer_rl.datasets.embeddings import (
     Embeddings,
     check_dims,
     load_embeddings,
     save_embeddings,
 )
+from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.errors import InputError, PluginError
-from pointer_rl.images import ImageBytes
 from pointer_rl.types import Dataset, Example
 
 VECTORS = torch.arange(12, dtype=torch.float32).reshape(4, 3)

@@ -15,8 +15,8 @@ from pointer_rl.evaluate.arms import Arms, Chooser, Space, choose, zero_shot
 from pointer_rl.evaluate.conclusions import conclude
 from pointer_rl.evaluate.evaluation import Evaluation, Leakage
 from pointer_rl.evaluate.measure import Measured, ask, majority, measure
+from pointer_rl.session.judge import Judge
 from pointer_rl.testing import EqualMetric, FakeBackend, PlainPrompt, example
-from pointer_rl.trials.judging import Judge
 from pointer_rl.types import BackendError, Decoded, Pool
 
 QUERIES = [example(row, str(row % 2), id=f"q{row}") for row in range(6)]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointer_rl.examples import (
+from pointer_rl.datasets.examples import (
     _KEPT,
     ExampleBuilder,
     ExampleColumns,
@@ -19,7 +19,7 @@ from pointer_rl.examples import (
     select,
     values,
 )
-from pointer_rl.images import ImageBytes, ImageFile
+from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.types import Example
 
 TEXTS = st.text(st.characters(), max_size=8)  # half surrogate pairs, too

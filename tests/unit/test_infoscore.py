@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pointer_rl.beams.infoscore import AnswerScorer, answers_logprob, most_trials, search
+from pointer_rl.beams.sub_pools import SubPools
+from pointer_rl.datasets.images import ImageBytes
+from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError, PluginError
-from pointer_rl.generate.infoscore import AnswerScorer, answers_logprob, most_trials, search
-from pointer_rl.generate.proposing import AllowedRows
-from pointer_rl.generate.sub_pools import SubPools
-from pointer_rl.images import ImageBytes
+from pointer_rl.session.judge import Trial
+from pointer_rl.session.similarity import Space
 from pointer_rl.testing import example
-from pointer_rl.trials.judging import Trial
-from pointer_rl.trials.similarity import Space
 from pointer_rl.types import BackendError, Message, Pool, Prompt, Response
 
 POOL = [example(row) for row in range(6)]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointer_rl.data.records import as_line, encode_record, split_line
 from pointer_rl.errors import InputError
-from pointer_rl.generate.journal import Journal, partial_path
+from pointer_rl.records.records import as_line, encode_record, split_line
+from pointer_rl.session.journal import Journal, partial_path
 from pointer_rl.testing import example
 
 META = {"schema_version": "1.0", "seed": 0, "dataset": {"name": "d", "rows_sha256": "ab"}}

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from pointer_rl.errors import InputError, PluginError
+from pointer_rl.session.judge import Judge, Trial
 from pointer_rl.testing import EqualMetric, FakeBackend, PlainPrompt, example
-from pointer_rl.trials.judging import Judge, Trial
 from pointer_rl.types import BackendError, Decoding, Response
 
 TRIALS = [

@@ -12,7 +12,7 @@ import torch
 from training_worlds import class_groups, learner_for, ragged_groups, selector_for, worth
 
 from pointer_rl.errors import InputError
-from pointer_rl.policy import SelectorPolicy, decoding
+from pointer_rl.selectors import SelectorPolicy, decoding
 from pointer_rl.testing import example
 from pointer_rl.train import losses
 from pointer_rl.train.config import FAULTS, RECIPES, TrainConfig

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointer_rl.errors import InputError
-from pointer_rl.generation import Generation
-from pointer_rl.local_backend import LocalBackend
+from pointer_rl.local.batching import LocalBackend
+from pointer_rl.local.decoding import Generation
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response
 
 GREEDY = Decoding()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from pointer_rl.policy import PointerSelector, SelectorConfig
+from pointer_rl.selectors import PointerSelector, SelectorConfig
 from pointer_rl.train import losses
 from pointer_rl.train.groups import Batch
 from pointer_rl.train.learner import pointer_logprobs, step_logprobs

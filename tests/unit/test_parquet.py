@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pointer_rl.data.convert import convert_file
-from pointer_rl.data.json_stream import stream_members
-from pointer_rl.data.parquet import ParquetWriter
-from pointer_rl.data.parquet_columns import LAYOUTS, ListOf, Struct
-from pointer_rl.data.records import RecordWriter, open_writer, read_meta, stream_records
 from pointer_rl.errors import InputError, MissingExtraError
+from pointer_rl.records.convert import convert_file
+from pointer_rl.records.json_stream import stream_members
+from pointer_rl.records.parquet import ParquetWriter
+from pointer_rl.records.parquet_columns import LAYOUTS, ListOf, Struct
+from pointer_rl.records.records import RecordWriter, open_writer, read_meta, stream_records
 
 # --- any record, there and back ---
 
@@ -192,7 +192,7 @@ def test_rows_made_elsewhere_need_no_bookkeeping(tmp_path):
 
 
 def test_row_groups_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("pointer_rl.data.parquet._GROUP", 3)
+    monkeypatch.setattr("pointer_rl.records.parquet._GROUP", 3)
     path = tmp_path / "rl.parquet"
     writer = ParquetWriter(path)
     for number in range(4):
@@ -267,7 +267,7 @@ def test_a_half_written_file_leaves_nothing(tmp_path):
 
 
 def test_without_pyarrow_the_package_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("pointer_rl.data.parquet.find_spec", lambda name: None)
+    monkeypatch.setattr("pointer_rl.records.parquet.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'pointer-rl\[parquet\]'"):
         ParquetWriter(tmp_path / "x.parquet")
     with pytest.raises(MissingExtraError, match=r"Parquet needs the package pyarrow"):

@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
 from pointer_rl.generate.pipeline import GenerateConfig, Generation, generate
-from pointer_rl.generate.proposing import AllowedRows
 from pointer_rl.generate.summary import Summary
+from pointer_rl.session.judge import Judge
 from pointer_rl.testing import EqualMetric, FakeBackend, PlainPrompt, example, pool
-from pointer_rl.trials.judging import Judge
 from pointer_rl.types import BackendError, Candidate
 
 

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pointer_rl.datasets.examples import ExampleBuilder
+from pointer_rl.datasets.images import ImageBytes, ImageFile
+from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import PluginError
-from pointer_rl.examples import ExampleBuilder
-from pointer_rl.generate.proposing import AllowedRows, deduplicate, propose, random_source
-from pointer_rl.images import ImageBytes, ImageFile
+from pointer_rl.session.proposing import deduplicate, propose, random_source
 from pointer_rl.testing import batch, example, pool
 from pointer_rl.types import Candidate
 

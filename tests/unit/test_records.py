@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pointer_rl.data.layouts import detect_layout
-from pointer_rl.data.records import (
+from pointer_rl.datasets.images import ImageBytes
+from pointer_rl.errors import InputError
+from pointer_rl.records.layouts import detect_layout
+from pointer_rl.records.records import (
     RecordWriter,
     from_record,
     open_writer,
@@ -20,8 +22,6 @@ from pointer_rl.data.records import (
     stream_records,
     to_record,
 )
-from pointer_rl.errors import InputError
-from pointer_rl.images import ImageBytes
 from pointer_rl.types import Candidate, Example, Outcome
 
 QUERY = Example("q/1", 4, ImageBytes(b"", "none"), "What?", ("Yes", "yes"), 11, "i1")
@@ -246,7 +246,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, suffix):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pointer_rl.data.pending_file.os.fsync", full)
+    monkeypatch.setattr("pointer_rl.records.pending_file.os.fsync", full)
     with pytest.raises(InputError, match=r"cannot write it \(No space left"):
         writer.close()
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [(path.name, "before")]
@@ -270,7 +270,7 @@ def test_meta_is_found_wherever_it_stands(tmp_path):
 
 
 def test_meta_is_found_across_the_blocks_that_are_searched(tmp_path, monkeypatch):
-    monkeypatch.setattr("pointer_rl.data.records.WINDOW", 4)
+    monkeypatch.setattr("pointer_rl.records.records.WINDOW", 4)
     path = tmp_path / "rl.json"
     path.write_text('{"a": {}, "_meta": {"seed": 3}}')
     assert read_meta(path) == {"seed": 3}

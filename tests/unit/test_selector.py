@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 from pointer_rl.errors import InputError
-from pointer_rl.policy import PointerSelector, SelectorConfig, SelectorState, log_prob
+from pointer_rl.selectors import PointerSelector, SelectorConfig, SelectorState, log_prob
 
 DATA = Path(__file__).parents[1] / "data"
 

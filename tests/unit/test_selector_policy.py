@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pointer_rl.policy import (
+from pointer_rl.selectors import (
     PointerSelector,
     SelectorConfig,
     SelectorPolicy,

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.errors import InputError, PluginError
-from pointer_rl.images import ImageBytes, ImageFile
+from pointer_rl.session import store as store_module
+from pointer_rl.session.caching import StoredBackend
+from pointer_rl.session.keys import decode_response, encode_response, request_key
+from pointer_rl.session.store import ResponseStore
 from pointer_rl.testing import FakeBackend
-from pointer_rl.trials import store as store_module
-from pointer_rl.trials.keys import decode_response, encode_response, request_key
-from pointer_rl.trials.store import ResponseStore
-from pointer_rl.trials.stored import StoredBackend
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response, Usage
 
 CAT, DOG = ImageBytes(b"cat", "cat"), ImageBytes(b"dog", "dog")
@@ -222,7 +222,7 @@ class TestStoredBackend:
         assert missing(backend(kind(str)), texts("x", "y")) == kept
 
     def test_responses_that_are_invariant_are_stored_before_the_next(self, path, monkeypatch):
-        monkeypatch.setattr("pointer_rl.trials.stored._SECONDS", 0)
+        monkeypatch.setattr("pointer_rl.session.caching._SECONDS", 0)
         results = StoredBackend(Invariant(str), ResponseStore(path)).run(texts("a", "b", "c"))
         next(results)
         assert missing(stored(path)[0], texts("a", "b", "c")) == ["a", "b"]
@@ -444,7 +444,7 @@ class TestUnusable:
 import resource, signal, sys
 from pathlib import Path
 from pointer_rl.errors import InputError
-from pointer_rl.trials.store import ResponseStore
+from pointer_rl.session.store import ResponseStore
 from pointer_rl.types import Response
 store = ResponseStore(Path(sys.argv[1]))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -474,7 +474,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(path, monkeypatch):
 WRITER = """
 import sys
 from pathlib import Path
-from pointer_rl.trials.store import ResponseStore
+from pointer_rl.session.store import ResponseStore
 from pointer_rl.types import Response
 first, last = map(int, sys.argv[2:])
 store = ResponseStore(Path(sys.argv[1]))

@@ -10,8 +10,7 @@ from typing import Literal
 import pytest
 import torch
 
-from pointer_rl.costs import Count
-from pointer_rl.images import ImageBytes
+from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.testing import (
     ContractError,
     EqualMetric,
@@ -26,7 +25,7 @@ from pointer_rl.testing import (
     check_reward,
     tiny_dataset,
 )
-from pointer_rl.types import BackendError, Candidate, Dataset, Judgement, Response, Usage
+from pointer_rl.types import BackendError, Candidate, Count, Dataset, Judgement, Response, Usage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -457,7 +456,7 @@ FAULTS = [
     (check_backend, (SaysLoose, Loose()), r"no frozen dataclass: write @dataclass\(frozen=True"),
     (check_backend, (LastDigit,), "mask the padding, .*, or do not say batch_invariant"),
     (check_backend, (Numpyish,), "batch_invariant is 1: make it True where"),
-    (check_backend, (CountsUsage,), r"count gave a Usage: return pointer_rl.costs.Count\(…\)"),
+    (check_backend, (CountsUsage,), r"count gave a Usage: return pointer_rl.types.Count\(…\)"),
     (check_backend, (CountsPadding,), "count each prompt whole, without padding"),
     (check_backend, (CountsUpsideDown,), "more unique_tokens than prompt_tokens: what prompts"),
     (check_backend, (CountsByRunning,), r"count ran \['run'\]: let it look at the requests"),

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_worlds import ragged_groups
 
-from pointer_rl.data.beam_dataset import BeamDatasetWithEmbedding
-from pointer_rl.data.embeddings import Embeddings
+from pointer_rl.datasets.embeddings import Embeddings
 from pointer_rl.errors import InputError
+from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
 from pointer_rl.train.groups import Groups
 from pointer_rl.train.trainer import split_by_image
 

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pointer_rl.data.records import RecordWriter, to_record
+from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.errors import InputError
-from pointer_rl.images import ImageBytes
+from pointer_rl.records.records import RecordWriter, to_record
 from pointer_rl.registry import Registry
 from pointer_rl.types import Candidate, Example, Outcome
 from pointer_rl.validate import Report, ValidationConfig, validate_file

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pointer_rl_schemas
-from pointer_rl.data.beam_dataset import BeamDataset
-from pointer_rl.data.convert import convert_file
-from pointer_rl.data.records import stream_records
+from pointer_rl.records.beam_dataset import BeamDataset
+from pointer_rl.records.convert import convert_file
+from pointer_rl.records.records import stream_records
 from pointer_rl.validate import ValidationConfig, validate_file
 
 VERSIONS = Path(__file__).parents[1] / "data" / "versions"

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pointer_rl.datasets.images import ImageFile
 from pointer_rl.errors import InputError
-from pointer_rl.images import ImageFile
 from pointer_rl.types import Dataset, Example
 
 

@@ -1,0 +1,90 @@
+"""Sub-pools: the part of the pool whose demonstrations are tried for a query."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from pointer_rl.datasets.leakage import AllowedRows
+from pointer_rl.errors import InputError
+from pointer_rl.session.proposing import random_source
+from pointer_rl.session.session import Named, Workbench
+from pointer_rl.session.similarity import Space, similarities
+from pointer_rl.types import Example
+
+__all__ = ["Sampler", "SubPool", "SubPools", "similarity_space"]
+
+Sampler = Literal["random", "image", "text", "mixed"]
+"""How a sub-pool is drawn: uniformly, or as the rows most similar to the query."""
+
+
+def similarity_space(
+    workbench: Workbench, queries: Sequence[Example], sampler: Sampler, encoder: Named | None
+) -> Space | None:
+    """What the sampler compares; None for random. Embeds queries and pool.
+
+    Raises InputError where there is no encoder, or none that embeds what the sampler compares.
+    """
+    if sampler == "random":
+        if encoder is not None:
+            raise InputError("--encoder: the sampler random compares nothing; choose another")
+        return None
+    if encoder is None and workbench.dataset.companions is None:
+        raise InputError(
+            f"--sampler {sampler} needs --encoder: one with the option mode, such as clip"
+        )
+    known = similarities(workbench, queries, encoder)
+    if sampler not in known:
+        raise InputError(
+            f"--sampler {sampler}: the encoder embeds in one way only; name one with the modes "
+            "image, text and both, and leave its mode open"
+        )
+    return known[sampler]()
+
+
+@dataclass(frozen=True)
+class SubPool:
+    """What one query may choose from."""
+
+    rows: list[int]
+    """Ascending."""
+    is_whole: bool
+    """Whether they are all that it may be shown."""
+
+
+class SubPools:
+    """For each query, `size` of the rows that it may be shown, or all where there are no more."""
+
+    def __init__(
+        self, allowed: AllowedRows, size: int, seed: int, space: Space | None = None
+    ) -> None:
+        """`space`: what the most similar rows are found by; None: rows are drawn at random."""
+        self._allowed = allowed
+        self._size = size
+        self._seed = seed
+        self._unit: tuple[Tensor, Tensor] | None = None
+        if space is not None:
+            self._unit = (
+                normalize(space.queries, dim=-1),
+                normalize(space.pool.embeddings, dim=-1),
+            )
+
+    def draw(self, index: int, query: Example) -> SubPool:
+        """That of the index-th query of the space. Random rows depend on seed and id alone."""
+        allowed = self._allowed.mask([query])[0]
+        rows = allowed.nonzero()[:, 0]
+        if len(rows) <= self._size:
+            return SubPool(rows.tolist(), is_whole=True)
+        if self._unit is None:
+            rng = random_source(self._seed, query.id, "sub-pool")
+            chosen = rng.choice(rows.numpy(), self._size, replace=False)
+        else:
+            queries, pool = self._unit
+            cosines = (pool @ queries[index]).masked_fill(~allowed, -math.inf)
+            chosen = cosines.sort(descending=True, stable=True).indices[: self._size].numpy()
+        return SubPool(sorted(chosen.tolist()), is_whole=False)

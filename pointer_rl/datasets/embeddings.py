@@ -1,0 +1,225 @@
+"""Embeddings of a split: a vector an example, and where known whose each is and what made them.
+
+Our own files are safetensors: one tensor `embeddings` [N, d] float32, and as metadata one JSON
+object with the examples' ids, the encoder's fingerprint and its plugin's name and options. Read as
+well, without any of these: a safetensors file of one tensor, `.npy`, and `.pt`/`.pth` (a tensor, or
+a dict that holds one).
+
+Shapes: N rows, B queries, K pool rows, d embedding size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pointer_rl.datasets.examples import values
+from pointer_rl.errors import InputError, first_line
+from pointer_rl.types import Example
+
+__all__ = [
+    "Embeddings",
+    "atomic_write",
+    "check_dims",
+    "digest_vectors",
+    "load_embeddings",
+    "save_embeddings",
+]
+
+TENSOR = "embeddings"
+METADATA = "pointer_rl_embeddings"
+"""The one metadata key: safetensors writes several in no fixed order, which changes the bytes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Vectors in file order."""
+
+    ids: tuple[str, ...] | None
+    """The example of each row; None in files that do not say."""
+    vectors: Tensor
+    """[N, d] float32, all finite, neither N nor d zero."""
+    encoder: str | None
+    """Fingerprint of the encoder; None in files that do not say."""
+    examples: str | None = None
+    """`pointer_rl.datasets.embed.digest` of what was embedded; None in files that do not say."""
+    encoder_plugin: Mapping[str, Any] | None = None
+    """`Configured.describe` of the encoder, its name and options; None in files that do not say."""
+
+    def match(self, examples: Sequence[Example], what: str) -> Tensor:
+        """The examples' vectors, in their order: [len(examples), d].
+
+        By id where the file has ids; else row by row, and the lengths must be equal. `what` names
+        the embeddings in messages. Raises InputError where an example has no vector.
+        """
+        if self.ids is None:
+            if len(examples) != len(self.vectors):
+                raise InputError(
+                    f"{what}: {len(self.vectors)} rows for {len(examples)} examples, and no ids "
+                    "to match them by: embed this split again with `pointer-rl embed`"
+                )
+            return self.vectors
+        if len(self.ids) == len(examples) and all(
+            mine == theirs for mine, theirs in zip(self.ids, values(examples, "id"), strict=True)
+        ):
+            return self.vectors  # as they are: of many, a copy would be gigabytes
+        row_of = {each: row for row, each in enumerate(self.ids)}
+        missing = [example.id for example in examples if example.id not in row_of]
+        if missing:
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise InputError(
+                f"{what}: no row for the example {missing[0]!r}{others} (of {len(examples)}): "
+                "embed this split again with `pointer-rl embed`"
+            )
+        return self.vectors[[row_of[example.id] for example in examples]]
+
+
+def check_dims(query: Tensor, pool: Tensor) -> None:
+    """Raise InputError unless queries [B, d] and pool [K, d] have the same size d."""
+    if query.shape[1] != pool.shape[1]:
+        raise InputError(
+            f"the query embeddings have {query.shape[1]} dimensions and the pool embeddings "
+            f"{pool.shape[1]}: embed both with the same encoder"
+        )
+
+
+def digest_vectors(vectors: Tensor) -> str:
+    """SHA-256 of their values in memory."""
+    return hashlib.sha256(vectors.detach().cpu().contiguous().numpy().data).hexdigest()
+
+
+def save_embeddings(
+    path: Path,
+    vectors: Tensor,
+    ids: Sequence[str],
+    encoder: str | None = None,
+    examples: str | None = None,
+    encoder_plugin: Mapping[str, Any] | None = None,
+) -> None:
+    """Write vectors [N, d] with their examples' ids; at `path` there is all of it or nothing."""
+    assert vectors.ndim == 2
+    assert len(ids) == len(vectors)
+    about: dict[str, Any] = {"encoder": encoder, "examples": examples, "ids": list(ids)}
+    if encoder_plugin is not None:
+        about["encoder_plugin"] = encoder_plugin
+    metadata = {METADATA: json.dumps(about, ensure_ascii=False)}
+    with atomic_write(path) as temporary:
+        save_file({TENSOR: vectors.to(torch.float32).contiguous()}, temporary, metadata=metadata)
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; on success it is synced and takes its place."""
+    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path}: cannot be written ({first_line(error)})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_embeddings(path: Path) -> Embeddings:
+    """Read embeddings from `.safetensors`, `.npy`, `.pt` or `.pth`; nothing is ever unpickled.
+
+    Raises InputError for a file that is missing, unreadable or holds no matrix of finite numbers.
+    """
+    readers = {".safetensors": _read_safetensors, ".npy": _read_npy, ".pt": _read_pt}
+    read = readers.get(".pt" if path.suffix == ".pth" else path.suffix)
+    if read is None:
+        raise InputError(f"{path}: embeddings are .safetensors, .npy, .pt or .pth files")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        vectors, about = read(path)
+    except (OSError, ValueError, RuntimeError, EOFError, safetensors.SafetensorError) as error:
+        raise InputError(
+            f"{path}: cannot be read as {path.suffix} ({first_line(error)})"
+        ) from error
+    ids = about.get("ids")
+    embeddings = Embeddings(
+        ids=None if ids is None else tuple(ids),
+        vectors=_checked(vectors, path),
+        encoder=about.get("encoder"),
+        examples=about.get("examples"),
+        encoder_plugin=about.get("encoder_plugin"),
+    )
+    if embeddings.ids is not None and not (
+        len(embeddings.ids) == len(set(embeddings.ids)) == len(embeddings.vectors)
+    ):
+        raise InputError(f"{path}: its ids are not one of a kind for each row; embed again")
+    return embeddings
+
+
+def _read_safetensors(path: Path) -> tuple[Tensor, dict[str, Any]]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensor = _only({name: file.get_tensor(name) for name in file.keys()}, path)  # noqa: SIM118
+    about = json.loads(metadata.get(METADATA, "{}"))
+    if not isinstance(about, dict):
+        raise ValueError(f"its metadata {METADATA} is no object")
+    return tensor, about
+
+
+def _read_npy(path: Path) -> tuple[Tensor, dict[str, Any]]:
+    with path.open("rb") as file:  # np.load would take a zip of arrays for one as well
+        array = np.lib.format.read_array(file, allow_pickle=False)
+    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+        raise InputError(f"{path}: holds {array.dtype}, not floating-point numbers")
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False)), {}
+
+
+def _read_pt(path: Path) -> tuple[Tensor, dict[str, Any]]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "pickle protocol 4 might not be supported"
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # damaged bytes can make an unpickler raise anything
+        raise InputError(
+            f"{path}: cannot be read as tensors alone, and other objects are not unpickled because "
+            "that would run code: save the tensor itself, torch.save(tensor, path)"
+        ) from error
+    return _only(content, path) if isinstance(content, dict) else content, {}
+
+
+def _only(content: dict[str, object], path: Path) -> Tensor:
+    tensors = [value for value in content.values() if isinstance(value, Tensor)]
+    if len(tensors) != 1:
+        raise InputError(f"{path}: holds {len(tensors)} tensors; embeddings are one alone")
+    return tensors[0]
+
+
+def _checked(vectors: object, path: Path) -> Tensor:
+    if not isinstance(vectors, Tensor):
+        raise InputError(f"{path}: holds a {type(vectors).__name__}, not a tensor")
+    if not vectors.is_floating_point():
+        raise InputError(f"{path}: holds {vectors.dtype}, not floating-point numbers")
+    if vectors.ndim != 2 or vectors.numel() == 0:
+        raise InputError(
+            f"{path}: embeddings are a matrix [rows, dimensions]; this has the shape "
+            f"{list(vectors.shape)}"
+        )
+    vectors = vectors.detach().to(torch.float32).contiguous()
+    if not torch.stack(vectors.aminmax()).isfinite().all():
+        row = int(vectors.isfinite().all(dim=1).logical_not().nonzero()[0])
+        raise InputError(f"{path}: row {row} holds NaN or infinity; embed again without it")
+    return vectors

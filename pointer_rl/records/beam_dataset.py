@@ -1,0 +1,281 @@
+"""RL data and beam data for training: compact arrays, each query's candidates side by side.
+
+A file is read once, a record at a time; older layouts are upgraded on the way. What is kept is a
+few bytes a candidate, no objects.
+
+Shapes: Q queries, C candidates of all queries, N candidates of one query, S_max longest pointer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pointer_rl.errors import InputError
+from pointer_rl.records.candidate_arrays import NO_ROW, CandidateReader
+from pointer_rl.records.columns import RowLists, gather
+from pointer_rl.records.records import stream_records
+from pointer_rl.registry import registry
+
+if TYPE_CHECKING:
+    from pointer_rl.datasets.embeddings import Embeddings
+
+__all__ = ["BeamDataset", "BeamDatasetWithEmbedding", "Group"]
+
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """One query and its candidates; the arrays are views of the dataset's."""
+
+    id: str
+    pointers: Rows
+    """[N, S_max] rows in the order shown, padded with -1."""
+    rewards: Floats
+    """[N]"""
+    accuracies: Floats
+    """[N]; NaN where unknown."""
+    methods: npt.NDArray[np.uint8]
+    """[N] indices into the dataset's `method_names`."""
+    logprobs: Floats
+    """[N]; NaN where none is recorded."""
+    pool: Rows | None
+    """The rows that this query could choose from; None: those of the whole pool."""
+    excluded: Rows | None
+    """The rows that it may not choose; None where the file does not say."""
+    query_embedding: Floats | None = None
+    """[d]; None in a dataset without embeddings."""
+
+
+class BeamDataset:
+    """The candidates of a file of RL data or beam data, with a reward each, by query.
+
+    `len` is the number of queries and `dataset[i]` a `Group`: a torch DataLoader takes it with a
+    `collate_fn`. Candidates without a reward are left out and counted, and so are queries that no
+    candidate is left of.
+
+    `reward_mode` names the reward and `reward_options` are its options (`pointer-rl plugins`); beam
+    data has its scores for rewards, whatever the mode.
+    Raises InputError, naming the query, for what is neither kind of data or no sound record of it;
+    for a query that occurs twice; and where no candidate has a reward.
+    """
+
+    ids: list[str]
+    """The queries, in the file's order."""
+    image_ids: list[str | None]
+    recorded_rows: npt.NDArray[np.int64]
+    """[Q] the queries' own rows (`query.row`), -1 where the file does not say."""
+    offsets: npt.NDArray[np.int64]
+    """[Q+1]: the candidates of query i are offsets[i]:offsets[i+1]."""
+    pointers: Rows
+    """[C, S_max] pool rows in the order shown, padded with -1."""
+    rewards: Floats
+    """[C], all finite."""
+    accuracies: Floats
+    """[C]; NaN where unknown, as in all beam data."""
+    methods: npt.NDArray[np.uint8]
+    """[C] indices into `method_names`."""
+    logprobs: Floats
+    """[C] recorded log-probability under what drew it; NaN where there is none."""
+    temperatures: Floats
+    """[C]; NaN where there is none."""
+    top_ps: Floats
+    """[C]; NaN where there is none."""
+    pools: RowLists
+    """For each query the rows that it could choose from; None: those of the whole pool."""
+    excluded: RowLists
+    """For each query the rows that it may not choose; None where the file does not say."""
+
+    method_names: tuple[str, ...]
+    kind: Literal["rl", "beam"]
+    meta: dict[str, Any]
+    """The file's `_meta`; empty where there is none."""
+    sha256: str
+    """Of the file."""
+    failed: int
+    """Candidates whose evaluation failed: left out."""
+    without_reward: int
+    """Other candidates left out: never judged, or with a reward that is not finite."""
+    empty: int
+    """Queries left out, since they have no candidate left."""
+
+    def __init__(
+        self,
+        path: Path | str,
+        reward_mode: str = "hard_plus_soft",
+        reward_options: Mapping[str, object] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        reader = CandidateReader(registry().create("reward", reward_mode, reward_options))
+        for key, record in stream_records(self.path):
+            try:
+                reader.add(key, record)
+            except InputError as error:
+                raise InputError(f"{self.path}: query {key!r}: {error}") from error
+        if not reader.ids:
+            raise InputError(f"{self.path}: no candidate with a reward in it ({reader.left_out()})")
+        self.ids, self.image_ids = reader.ids, reader.image_ids
+        self.recorded_rows = reader.own_rows.array()
+        self.offsets = reader.offsets.array()
+        self.pointers = reader.pointers()
+        self.rewards = reader.rewards.array()
+        self.accuracies = reader.accuracies.array()
+        self.methods = reader.methods.array()
+        self.logprobs = reader.logprobs.array()
+        self.temperatures = reader.temperatures.array()
+        self.top_ps = reader.top_ps.array()
+        self.pools, self.excluded = reader.pools(), reader.excluded()
+        self.method_names = tuple(reader.method_names)
+        self.kind, self.meta = reader.kind, reader.meta
+        self.sha256 = _sha256(self.path)
+        self.failed, self.without_reward = reader.failed, reader.without_reward
+        self.empty = reader.empty
+
+    @property
+    def shots(self) -> tuple[int, ...]:
+        """The lengths that pointers have, each once, the shortest first."""
+        return tuple(np.unique((self.pointers != NO_ROW).sum(axis=1)).tolist())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Group]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Group:
+        """The group of query `index`. Raises IndexError where there is none."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"query {index} of {len(self)}")
+        index %= len(self)
+        own = slice(*self.offsets[index : index + 2].tolist())
+        return Group(
+            id=self.ids[index],
+            pointers=self.pointers[own],
+            rewards=self.rewards[own],
+            accuracies=self.accuracies[own],
+            methods=self.methods[own],
+            logprobs=self.logprobs[own],
+            pool=self.pools[index],
+            excluded=self.excluded[index],
+            query_embedding=self._query_embedding(index),
+        )
+
+    def _query_embedding(self, index: int) -> Floats | None:
+        return None
+
+    def select(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> BeamDataset:
+        """The queries at these indices, in this order; counts and `meta` stay the file's."""
+        chosen = copy(self)
+        # By operator.index, for a mask would otherwise be taken for the indices 0 and 1.
+        chosen._keep(np.array(list(map(operator.index, indices)), dtype=np.int64))
+        return chosen
+
+    def _keep(self, queries: npt.NDArray[np.int64]) -> None:
+        self.offsets, candidates = gather(self.offsets, queries)
+        self.pointers = self.pointers[candidates]
+        self.rewards = self.rewards[candidates]
+        self.accuracies = self.accuracies[candidates]
+        self.methods = self.methods[candidates]
+        self.logprobs = self.logprobs[candidates]
+        self.temperatures = self.temperatures[candidates]
+        self.top_ps = self.top_ps[candidates]
+        self.recorded_rows = self.recorded_rows[queries]
+        self.ids = [self.ids[query] for query in queries]
+        self.image_ids = [self.image_ids[query] for query in queries]
+        self.pools = self.pools.select(queries)
+        self.excluded = self.excluded.select(queries)
+
+
+class BeamDatasetWithEmbedding(BeamDataset):
+    """A `BeamDataset` that finds its queries' and its pool's embeddings.
+
+    Queries are found by id or, in embeddings without ids, by `query.row` (else by their id, where
+    all ids are numbers, as in Lever-LM's files). Raises InputError, beside what `BeamDataset` does,
+    for embeddings of other queries or of another pool than the file's.
+    """
+
+    query_rows: npt.NDArray[np.int64]
+    """[Q] rows of `query_embeddings`."""
+
+    def __init__(
+        self,
+        path: Path | str,
+        query_embeddings: Embeddings,
+        candidate_embeddings: Embeddings,
+        reward_mode: str = "hard_plus_soft",
+        reward_options: Mapping[str, object] | None = None,
+    ) -> None:
+        from pointer_rl.datasets.embeddings import check_dims
+
+        super().__init__(path, reward_mode, reward_options)
+        check_dims(query_embeddings.vectors, candidate_embeddings.vectors)
+        self.query_embeddings = query_embeddings
+        self.candidate_embeddings = candidate_embeddings
+        self.query_rows = self._find_queries(query_embeddings)
+        self._check_pool(candidate_embeddings)
+
+    def _find_queries(self, embeddings: Embeddings) -> npt.NDArray[np.int64]:
+        if embeddings.ids is not None:
+            row_of = {each: row for row, each in enumerate(embeddings.ids)}
+            rows = np.array([row_of.get(each, NO_ROW) for each in self.ids], dtype=np.int64)
+        elif (self.recorded_rows == NO_ROW).all() and all(map(_is_number, self.ids)):
+            rows = np.array(self.ids, dtype=np.int64)
+        else:
+            rows = self.recorded_rows
+        missing = np.flatnonzero((rows < 0) | (rows >= len(embeddings.vectors)))
+        if len(missing):
+            raise InputError(
+                f"{self.path}: the query embeddings have no row for {len(missing):,} of "
+                f"{len(self):,} queries, the first {self.ids[missing[0]]!r}: give those of the "
+                "dataset that the file was made from"
+            )
+        return rows
+
+    def _check_pool(self, embeddings: Embeddings) -> None:
+        size = len(embeddings.vectors)
+        told = self.meta.get("dataset")
+        told = told if isinstance(told, dict) else {}
+        outside = np.flatnonzero((self.pointers >= size).any(axis=1))
+        wrong = None
+        if told.get("pool_size", size) != size:
+            wrong = f"they have {size:,} rows, and the file's pool {told['pool_size']}"
+        elif len(outside):
+            query = self.ids[int(self.offsets.searchsorted(outside[0], side="right")) - 1]
+            wrong = (
+                f"{len(outside):,} of {len(self.pointers):,} pointers have rows beyond their "
+                f"{size:,}, the first in query {query!r}"
+            )
+        elif embeddings.ids is not None and "pool_sha256" in told:
+            from pointer_rl.datasets.embed import digest_ids
+
+            if digest_ids(embeddings.ids) != told["pool_sha256"]:
+                wrong = "their ids are not those of the file's pool, in its order"
+        if wrong is not None:
+            raise InputError(f"{self.path}: the candidate embeddings are of another pool: {wrong}")
+
+    def _query_embedding(self, index: int) -> Floats | None:
+        vector: Floats = self.query_embeddings.vectors[int(self.query_rows[index])].numpy()
+        return vector
+
+    def _keep(self, queries: npt.NDArray[np.int64]) -> None:
+        super()._keep(queries)
+        self.query_rows = self.query_rows[queries]
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 19
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

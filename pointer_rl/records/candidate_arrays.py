@@ -1,0 +1,244 @@
+"""Records, one after the other, into arrays: what `BeamDataset` is read with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pointer_rl.errors import InputError
+from pointer_rl.records.beams import beams_of
+from pointer_rl.records.columns import Column, RowLists, RowListsColumn
+from pointer_rl.records.layouts import detect_layout, read_rows, upgrade_record
+from pointer_rl.types import Candidate, Outcome, Reward
+
+__all__ = ["NO_ROW", "CandidateReader"]
+
+NO_ROW = -1
+"""Pads pointers; and a query's own row where it is not recorded."""
+_MAX_ROW = 2**31 - 1
+_MAX_FLOAT = float(np.finfo(np.float32).max)
+_NUMBERS = (
+    "beam_score",
+    "logprob_score",
+    "temperature",
+    "top_p",
+    "vqa_correct",
+    "vqa_acc_score",
+    "vqa_gt_prob",
+    "vqa_rel_score",
+)
+
+
+class CandidateReader:
+    """Takes records in; holds what `BeamDataset` is made of."""
+
+    def __init__(self, reward: Reward) -> None:
+        self._reward = reward
+        self._seen: set[str] = set()
+        self._kind: Literal["rl", "beam"] | None = None
+        self._excluded = RowListsColumn()
+        self._rows = Column("i", np.int32)
+        self._lengths = Column("i", np.int32)
+        self._count = 0
+        self._method_of: dict[str, int] = {}
+        self.meta: dict[str, Any] = {}
+        self.ids: list[str] = []
+        self.image_ids: list[str | None] = []
+        self._pools = RowListsColumn()
+        self.own_rows = Column("q", np.int64)
+        self.offsets = Column("q", np.int64)
+        self.offsets.append(0)
+        self.rewards = Column("f", np.float32)
+        self.accuracies = Column("f", np.float32)
+        self.methods = Column("B", np.uint8)
+        self.logprobs = Column("f", np.float32)
+        self.temperatures = Column("f", np.float32)
+        self.top_ps = Column("f", np.float32)
+        self.failed = self.without_reward = self.empty = 0
+
+    # --- reading ---
+
+    def add(self, key: str, record: Any) -> None:
+        """Take a member of the file in. Raises InputError, which names neither file nor query."""
+        if key in self._seen:
+            raise InputError("it occurs twice; keep one of its records")
+        self._seen.add(key)
+        if key.startswith("_"):
+            if key == "_meta" and isinstance(record, dict):
+                self.meta = record
+            return
+        layout = detect_layout(record)
+        kind: Literal["rl", "beam"] = "beam" if layout in ("beams", "beam") else "rl"
+        record = upgrade_record(record, layout)
+        if self._kind not in (kind, None):
+            raise InputError("RL data and beam data in one file; keep one kind")
+        self._kind = kind
+        query, pool = record.get("query", {}), record.get("pool")
+        if not isinstance(query, dict):
+            raise InputError("`query` is no object")
+        excluded = record.get("excluded")
+        own = query.get("row")
+        own_row = NO_ROW if own is None else read_rows([own], "query.row")[0]
+        pool_rows = None if pool is None else _rows(pool, "pool")
+        excluded_rows = None if excluded is None else _rows(excluded, "excluded")
+
+        before = self._count
+        self._add_candidates(record)
+        if self._count == before:
+            self.empty += 1
+            return
+        image_id = query.get("image_id")
+        self.ids.append(key)
+        self.image_ids.append(None if image_id is None else str(image_id))
+        self.own_rows.append(own_row)
+        self.offsets.append(self._count)
+        self._pools.append(pool_rows)
+        self._excluded.append(excluded_rows)
+
+    def _add_candidates(self, record: dict[str, Any]) -> None:
+        judged = _beams(record) if self._kind == "beam" else _candidates(record)
+        for candidate, outcome in judged:
+            if outcome.failure is not None:
+                self.failed += 1
+                continue
+            if self._kind == "beam":
+                reward = candidate.beam_score or 0.0
+            elif _is_judged(outcome):
+                reward = float(self._reward(outcome, candidate))
+            else:
+                reward = math.nan
+            if not abs(reward) <= _MAX_FLOAT:  # NaN is not either
+                self.without_reward += 1
+                continue
+            self._rows.extend(candidate.pointer)
+            self._lengths.append(len(candidate.pointer))
+            self.rewards.append(reward)
+            self.accuracies.append(_or_nan(outcome.accuracy))
+            self.methods.append(self._method(candidate.gen_method))
+            self.logprobs.append(_or_nan(candidate.logprob_score))
+            self.temperatures.append(_or_nan(candidate.temperature))
+            self.top_ps.append(_or_nan(candidate.top_p))
+            self._count += 1
+
+    def _method(self, name: str) -> int:
+        index = self._method_of.setdefault(name, len(self._method_of))
+        if index > 255:
+            raise InputError("more than 256 gen_methods in one file: it names no methods")
+        return index
+
+    # --- what came out ---
+
+    @property
+    def kind(self) -> Literal["rl", "beam"]:
+        """Of the data; known once a query is in."""
+        assert self._kind is not None
+        return self._kind
+
+    @property
+    def method_names(self) -> list[str]:
+        """By the indices in `methods`."""
+        return list(self._method_of)
+
+    def left_out(self) -> str:
+        """In words."""
+        return f"failed: {self.failed:,}, without an outcome: {self.without_reward:,}"
+
+    def pointers(self) -> npt.NDArray[np.int32]:
+        """[C, S_max], padded with NO_ROW."""
+        lengths, rows = self._lengths.array(), self._rows.array()
+        width = int(lengths.max(initial=0))
+        if len(rows) == len(lengths) * width:
+            return rows.reshape(-1, width)  # as most files have it: not copied
+        padded = np.full((len(lengths), width), NO_ROW, dtype=np.int32)
+        padded[np.arange(width) < lengths[:, None]] = rows
+        return padded
+
+    def pools(self) -> RowLists:
+        """For each query: the rows that its record offers."""
+        return self._pools.lists()
+
+    def excluded(self) -> RowLists:
+        """For each query: the rows its record excludes, and its own where queries are the pool."""
+        dataset = self.meta.get("dataset")
+        shared = isinstance(dataset, dict) and dataset.get("shared_pool") is True
+        lists = RowListsColumn()
+        for own, recorded in zip(self.own_rows.array(), self._excluded.lists(), strict=True):
+            known = set(() if recorded is None else recorded.tolist())
+            if shared and own != NO_ROW:
+                known.add(int(own))
+            lists.append(None if recorded is None and not known else sorted(known))
+        return lists.lists()
+
+
+# --- one record -------------------------------------------------------------------------------
+
+
+def _candidates(record: dict[str, Any]) -> Iterator[tuple[Candidate, Outcome]]:
+    for index, value in enumerate(record["pointer_candidates"]):
+        pointer = _pointer(value.get("pointer"), f"candidate {index}")
+        method = value.get("gen_method")
+        if not isinstance(method, str):
+            raise InputError(f"candidate {index}: gen_method is no string")
+        beam, logprob, temperature, top_p, correct, accuracy, gt_prob, rel = numbers = [
+            value.get(name) for name in _NUMBERS
+        ]
+        for name, number in zip(_NUMBERS, numbers, strict=True):
+            if number is None or (isinstance(number, (int, float)) and abs(number) <= _MAX_FLOAT):
+                continue
+            raise InputError(f"candidate {index}: {name} is no finite number")
+        candidate = Candidate(
+            pointer=pointer,
+            gen_method=method,
+            beam_score=beam,
+            logprob_score=logprob,
+            temperature=temperature,
+            top_p=top_p,
+        )
+        if value.get("eval_failed"):
+            yield candidate, Outcome(failure="recorded as failed")
+            continue
+        yield (
+            candidate,
+            Outcome(
+                correct=None if correct is None else bool(correct),
+                accuracy=accuracy,
+                gt_prob=gt_prob,
+                rel_score=rel,
+            ),
+        )
+
+
+def _beams(record: dict[str, Any]) -> Iterator[tuple[Candidate, Outcome]]:
+    for index, beam in enumerate(beams_of(record)):
+        pointer = _pointer(list(beam.pointer), f"beam {index}")
+        yield Candidate(pointer, "beam", beam_rank=index, beam_score=beam.score), Outcome()
+
+
+def _pointer(value: Any, what: str) -> tuple[int, ...]:
+    rows = _rows(value, f"{what}: pointer")
+    if not rows:
+        raise InputError(f"{what}: an empty pointer")
+    if len(set(rows)) < len(rows):
+        raise InputError(f"{what}: a row twice in the pointer {rows}")
+    return tuple(rows)
+
+
+def _rows(value: Any, what: str) -> list[int]:
+    rows = read_rows(value, what)
+    if max(rows, default=0) > _MAX_ROW:
+        raise InputError(f"{what} has the row {max(rows)}: no pool is as large")
+    return rows
+
+
+def _is_judged(outcome: Outcome) -> bool:
+    """Whether there is anything to reward: what never was asked is no wrong answer."""
+    known = (outcome.correct, outcome.accuracy, outcome.gt_prob)
+    return any(each is not None for each in known)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,0 +1,306 @@
+"""A policy bundle: all that choosing demonstrations for new questions takes, in one folder.
+
+    model.safetensors, config.json   the selector (`load_selector` reads the folder as well)
+    pool.safetensors                 embeddings and ids of the pool
+    query_ids.txt                    ids of the queries that were trained on, one a line
+    README.md                        a card for people, written from bundle.json
+    bundle.json                      what it is made of and for; written last
+
+So a folder without bundle.json is none of ours, or one whose writing was cut off.
+
+Shapes: K pool rows, d embedding size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pointer_rl.datasets.embed import digest_ids
+from pointer_rl.datasets.embeddings import (
+    Embeddings,
+    atomic_write,
+    load_embeddings,
+    save_embeddings,
+)
+from pointer_rl.errors import InputError, first_line
+from pointer_rl.selectors.card import write_card
+from pointer_rl.selectors.checkpoints import load_selector, save_selector
+from pointer_rl.selectors.pointer import PointerSelector
+from pointer_rl.selectors.policy import SelectorPolicy
+
+__all__ = [
+    "Bundle",
+    "BundleInfo",
+    "DataFile",
+    "EncoderInfo",
+    "is_bundle",
+    "load_bundle",
+    "read_query_ids",
+    "save_bundle",
+    "update_evaluation",
+]
+
+BUNDLE_VERSION = 1
+_DOCUMENT = "bundle.json"
+_CARD = "README.md"
+_POOL = "pool.safetensors"
+_QUERY_IDS = "query_ids.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderInfo:
+    """What made the embeddings; None for what their file does not say."""
+
+    fingerprint: str | None
+    name: str | None = None
+    """The encoder's registered name: with its options, what can embed new questions."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, embeddings: Embeddings) -> EncoderInfo:
+        """What an embeddings file says."""
+        plugin = embeddings.encoder_plugin or {}
+        return cls(
+            fingerprint=embeddings.encoder,
+            name=plugin.get("name"),
+            options=plugin.get("options", {}),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFile:
+    """The file that was trained on."""
+
+    name: str
+    """Without its folder."""
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleInfo:
+    """Where a policy comes from. Mappings hold what JSON can; NaN is written as null."""
+
+    shots: int
+    """The number of demonstrations it was trained to choose."""
+    encoder: EncoderInfo
+    dataset: Mapping[str, Any]
+    """`Configured.describe` of the dataset and whatever else is known of it."""
+    data: DataFile | None = None
+    """None where all of it was asked for while training."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """`options` and `metrics`, each a mapping."""
+    evaluation: Mapping[str, Any] | None = None
+    """What measured it; its `verdict`, in words, opens that part of the card."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A bundle that was read, and whose parts belong together."""
+
+    info: BundleInfo
+    policy: SelectorPolicy
+    pool_ids: tuple[str, ...]
+    pool_embeddings: Tensor
+    """[K, d] float32"""
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+def save_bundle(
+    folder: Path,
+    selector: PointerSelector,
+    pool_embeddings: Tensor,
+    pool_ids: Sequence[str],
+    info: BundleInfo,
+    query_ids: Sequence[str],
+) -> None:
+    """Write a bundle, or write over one; each file whole. Other files in the folder stay.
+
+    Raises InputError where it cannot be written.
+    """
+    try:
+        # From here until the end it is no bundle: never one of old and new parts.
+        (folder / _DOCUMENT).unlink(missing_ok=True)
+        save_selector(folder, selector)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({first_line(error)})") from error
+    save_embeddings(
+        folder / _POOL, pool_embeddings.detach().cpu(), pool_ids, info.encoder.fingerprint
+    )
+    _write_text(folder / _QUERY_IDS, "".join(_quote(each) + "\n" for each in query_ids))
+    policy = SelectorPolicy(load_selector(folder))  # read back: as float32, whatever it was
+    document = {
+        "bundle_version": BUNDLE_VERSION,
+        "pointer_rl_version": version("pointer-rl"),
+        **dataclasses.asdict(info),
+        "policy": {"sha256": policy.hash, "config": dataclasses.asdict(policy.config)},
+        "pool": {"size": len(pool_ids), "sha256": digest_ids(pool_ids)},
+        "queries": {"number": len(query_ids), "sha256": digest_ids(query_ids)},
+    }
+    _write_documents(folder, _plain(document))
+
+
+def update_evaluation(folder: Path, evaluation: Mapping[str, Any] | None) -> None:
+    """Write into a bundle how it was measured, and its card anew; all else stays as it is."""
+    document = _read_document(folder)
+    _write_documents(folder, {**document, "evaluation": _plain(evaluation)})
+
+
+def _write_documents(folder: Path, document: dict[str, Any]) -> None:
+    _write_text(folder / _CARD, write_card(document))
+    _write_text(folder / _DOCUMENT, json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: numbers that are not finite are null, what it does not know is a string."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def _quote(id: str) -> str:
+    """The id itself or, where a line could not hold it, as a JSON string."""
+    return id if id.isprintable() and not id.startswith('"') else json.dumps(id)
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether it is the folder of a finished policy bundle."""
+    return (path / _DOCUMENT).is_file()
+
+
+def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundle:
+    """Read a bundle and check that its parts belong together.
+
+    Raises InputError, in one line, for what is no bundle, a damaged or mixed one, or one that a
+    newer version wrote.
+    """
+    folder = Path(folder)
+    document = _read_document(folder)
+    info = _info(document, folder / _DOCUMENT)
+    policy = SelectorPolicy(load_selector(folder), device)
+    if policy.hash != document["policy"]["sha256"]:
+        raise _damaged(folder, "model.safetensors or config.json is not what it was saved with")
+    pool = load_embeddings(folder / _POOL)
+    if (
+        pool.ids is None
+        or digest_ids(pool.ids) != document["pool"]["sha256"]
+        or pool.encoder != info.encoder.fingerprint
+        or pool.vectors.shape[1] != policy.config.d_model
+    ):
+        raise _damaged(folder, f"{_POOL} is not what it was saved with")
+    return Bundle(info, policy, pool.ids, pool.vectors)
+
+
+def read_query_ids(folder: str | Path) -> tuple[str, ...]:
+    """Ids of the queries that the bundle was trained on."""
+    folder = Path(folder)
+    document = _read_document(folder)
+    path = folder / _QUERY_IDS
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        ids = tuple(json.loads(line) if line.startswith('"') else line for line in lines)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({first_line(error)})") from error
+    if digest_ids(ids) != document["queries"]["sha256"]:
+        raise _damaged(folder, f"{_QUERY_IDS} is not what it was saved with")
+    return ids
+
+
+_LAYOUT: dict[str, Any] = {
+    "shots": int,
+    "encoder": {"fingerprint": str | None, "name": str | None, "options": dict},
+    "dataset": dict,
+    "training": dict,
+    "evaluation": dict | None,
+    "policy": {"sha256": str, "config": dict},
+    "pool": {"size": int, "sha256": str},
+    "queries": {"number": int, "sha256": str},
+}
+"""What of bundle.json is relied on; `data` is looked at by itself."""
+
+
+def _read_document(folder: Path) -> dict[str, Any]:
+    """The content of bundle.json, of our version and layout."""
+    path = folder / _DOCUMENT
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give the folder of a policy bundle")
+    try:
+        document: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder}: not a policy bundle, or one whose writing was cut off (no {_DOCUMENT}); "
+            "give a folder that training has finished"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(folder, f"{_DOCUMENT}: {first_line(error)}") from error
+    written = document.get("bundle_version") if isinstance(document, dict) else None
+    if not isinstance(written, int):
+        raise InputError(f"{path}: not a policy bundle's; give a folder that training has finished")
+    if written > BUNDLE_VERSION:
+        raise InputError(
+            f"{folder}: a bundle of version {written}, and this pointer-rl reads up to "
+            f"{BUNDLE_VERSION}: upgrade pointer-rl"
+        )
+    data = document.get("data")
+    layout = _LAYOUT if data is None else {**_LAYOUT, "data": {"name": str, "sha256": str}}
+    wrong = _misfit(document, layout)
+    if wrong is not None:
+        raise _damaged(folder, f"{_DOCUMENT} has no proper {wrong!r}")
+    return document
+
+
+def _misfit(value: Any, layout: Any, name: str = "") -> str | None:
+    """The dotted name of the first part that is missing or of another type; None if all fit."""
+    if not isinstance(layout, dict):
+        return None if isinstance(value, layout) else name
+    if not isinstance(value, dict):
+        return name
+    for key, below in layout.items():
+        path = f"{name}.{key}".lstrip(".")
+        if key not in value:
+            return path
+        wrong = _misfit(value[key], below, path)
+        if wrong is not None:
+            return wrong
+    return None
+
+
+def _info(document: Mapping[str, Any], path: Path) -> BundleInfo:
+    encoder, data = document["encoder"], document.get("data")
+    if document["shots"] < 1:
+        raise InputError(f"{path}: shots is {document['shots']}; it must be at least 1")
+    return BundleInfo(
+        shots=document["shots"],
+        encoder=EncoderInfo(**{key: encoder[key] for key in _LAYOUT["encoder"]}),
+        dataset=document["dataset"],
+        data=None if data is None else DataFile(name=data["name"], sha256=data["sha256"]),
+        training=document["training"],
+        evaluation=document["evaluation"],
+    )
+
+
+def _damaged(folder: Path, what: str) -> InputError:
+    return InputError(f"{folder}: a damaged policy bundle ({what}); copy or train it again")

@@ -1,0 +1,120 @@
+"""Trials: ask the backend a query with some demonstrations, and judge what it answers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pointer_rl.errors import InputError
+from pointer_rl.session.caching import ask
+from pointer_rl.types import (
+    BackendError,
+    Decoding,
+    Example,
+    Metric,
+    Outcome,
+    PromptBuilder,
+    Request,
+    Response,
+    VQABackend,
+)
+
+__all__ = ["Judge", "Trial"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A query and the demonstrations shown before it, in order."""
+
+    query: Example
+    demonstrations: Sequence[Example]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """How trials become outcomes: prompt builder, backend, decoding, metric."""
+
+    prompt: PromptBuilder
+    backend: VQABackend
+    metric: Metric
+    decoding: Decoding = Decoding()
+    score_answers: bool = False
+    """Also ask for the probability of the annotators' answers (`Outcome.gt_prob`)."""
+
+    def judge(self, trials: Sequence[Trial]) -> Iterator[tuple[int, Outcome]]:
+        """Each trial's outcome once, in the order in which they finish, as (its index, it).
+
+        A trial that fails has an outcome that says why; the others go on. Raises PluginError as
+        `ask` does.
+        """
+        requests, indices = [], []
+        for index, request in enumerate(self._requests(trials)):
+            if isinstance(request, InputError):
+                yield index, Outcome(failure=str(request))
+            else:
+                requests.append(request)
+                indices.append(index)
+        for position, result in ask(self.backend, requests):
+            index = indices[position]
+            yield index, self._outcome(trials[index].query, result)
+
+    def requests(self, trials: Sequence[Trial]) -> list[Request]:
+        """What the backend would be asked for these; of a trial that cannot be asked, nothing."""
+        return [each for each in self._requests(trials) if isinstance(each, Request)]
+
+    def _requests(self, trials: Sequence[Trial]) -> Iterator[Request | InputError]:
+        """That of each trial, or why there is none."""
+        query: Example | None = None
+        for trial in trials:
+            if trial.query is not query:  # a query's trials stand together
+                query, refusal = trial.query, self._refusal(trial.query)
+                scored = () if refusal else self._scored(query)
+            try:
+                prompt = self.prompt.build(trial.query, trial.demonstrations)
+            except InputError as error:
+                yield refusal or error
+            else:
+                yield refusal or Request(prompt, self.decoding, scored)
+
+    def _refusal(self, query: Example) -> InputError | None:
+        """Why the metric could not judge an answer to it: then it is not asked."""
+        try:
+            self.metric.judge("", query.answers)
+        except InputError as error:
+            return error
+        return None
+
+    def _scored(self, query: Example) -> tuple[str, ...]:
+        if not self.score_answers:
+            return ()
+        return tuple(dict.fromkeys(map(self.metric.normalise, query.answers)))
+
+    def _outcome(self, query: Example, result: Response | BackendError) -> Outcome:
+        if isinstance(result, BackendError):
+            return Outcome(failure=result.message)
+        if result.text is None:
+            return Outcome(failure="the backend returned no text")
+        answer = self.prompt.parse(result.text)
+        judgement = self.metric.judge(answer, query.answers)
+        return Outcome(
+            raw_generation=result.text,
+            answer=answer,
+            correct=judgement.correct,
+            accuracy=judgement.accuracy,
+            gt_prob=self._gt_prob(query, result.score_logprobs) if self.score_answers else None,
+        )
+
+    def _gt_prob(self, query: Example, logprobs: Sequence[float]) -> float:
+        """Σ over the distinct normalised answers a of min(count(a) / 3, 1) · P(a | prompt).
+
+        The accuracy to expect of an answer drawn from the model (Lever-Plus' vqa_gt_prob).
+        """
+        counts = Counter(map(self.metric.normalise, query.answers))
+        scored = self._scored(query)
+        total = sum(
+            min(counts[answer] / 3, 1.0) * math.exp(logprob)
+            for answer, logprob in zip(scored, logprobs, strict=True)
+        )
+        return min(total, 1.0)
