@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Register,
     )
 
+
 @hookimpl
 def pointer_rl_register_prompt_builders(register: Register) -> None:
     """Two layouts."""

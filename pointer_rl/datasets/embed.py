@@ -79,7 +79,9 @@ def embed_dataset(
         parts.append(load_embeddings(part).vectors)
         on_batch(len(batch))
     vectors = torch.cat(parts)
-    embeddings = Embeddings(tuple(ids), vectors, encoder.fingerprint, examples_digest, encoder_plugin)
+    embeddings = Embeddings(
+        tuple(ids), vectors, encoder.fingerprint, examples_digest, encoder_plugin
+    )
     assembled = partial / "assembled.safetensors"
     save_embeddings(assembled, vectors, ids, encoder.fingerprint, examples_digest, encoder_plugin)
     os.replace(assembled, output_path)

@@ -292,7 +292,10 @@ class StoppingPolicy:
 def test_pointers_end_where_the_policy_stopped(name):
     queries, pool = batch(3, [9, 9])
     pointers = [(4, 1), (), (2, 0, 3), (5,)]
-    options = {"beam": BeamOptions(width=4), "sample": SampleOptions(temperatures=(1.0,), num_samples=4)}
+    options = {
+        "beam": BeamOptions(width=4),
+        "sample": SampleOptions(temperatures=(1.0,), num_samples=4),
+    }
     generator = {"beam": BeamGenerator, "sample": SampleGenerator}[name](options[name])
     for candidates in generator.propose(StoppingPolicy(*pointers), queries, pool, rngs(queries)):
         assert [each.pointer for each in candidates] == pointers
