@@ -24,7 +24,7 @@ class KeyIndex:
 
     def repeated(self) -> tuple[int, int] | None:
         """Two rows that have the same key, the earlier first. None if all keys differ."""
-        return next((tuple(rows[:2]) for rows in self._rows.values() if len(rows) > 1), None)  # type: ignore[misc]
+        return next(((rows[0], rows[1]) for rows in self._rows.values() if len(rows) > 1), None)
 
 
 def values(examples: Sequence[Example], field: str) -> Iterator[Any]:
