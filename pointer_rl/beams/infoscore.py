@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from pointer_rl.errors import InputError
 from pointer_rl.records.beams import Beam
-from pointer_rl.session.caching import ask
+from pointer_rl.session.caching import run_checked
 from pointer_rl.session.judge import Trial
 from pointer_rl.types import (
     BackendError,
@@ -60,7 +60,7 @@ class AnswerScorer:
         """log P(answers) of each trial once, as (its index, it), in the order they finish.
 
         A trial fails whose prompt cannot be built, whose query has no answers, and in which no
-        answer has a probability above 0. Raises PluginError as `ask` does.
+        answer has a probability above 0. Raises PluginError as `run_checked` does.
         """
         requests, indices = [], []
         for index, trial in enumerate(trials):
@@ -71,7 +71,7 @@ class AnswerScorer:
                 continue
             requests.append(request)
             indices.append(index)
-        for position, result in ask(self.backend, requests):
+        for position, result in run_checked(self.backend, requests):
             index = indices[position]
             yield index, self._logprob(trials[index].query, result)
 
@@ -116,7 +116,7 @@ def search(
     *,
     shots: int,
     beam_size: int,
-    on_trial: Callable[[float | BackendError], object] = lambda result: None,
+    on_trial: Callable[[int, float | BackendError], object] = lambda query, result: None,
 ) -> list[Found | None]:
     """For each query the `beam_size` best pointers that beam search finds; None if it finds none.
 
@@ -132,7 +132,7 @@ def search(
         trials = [Trial(queries[index], [pool[row] for row in each]) for index, each in asked]
         results: dict[int, float] = {}
         for position, result in scorer.score(trials):
-            on_trial(result)
+            on_trial(asked[position][0], result)
             if not isinstance(result, BackendError):
                 results[position] = result
         scored: list[dict[Pointer, float]] = [{} for _ in queries]

@@ -13,18 +13,18 @@ from torch.nn.functional import normalize
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
 from pointer_rl.session.proposing import random_source
-from pointer_rl.session.session import Named, Workbench
-from pointer_rl.session.similarity import Space, similarities
+from pointer_rl.session.session import PluginRef, Session
+from pointer_rl.session.similarity import Space, similarity_spaces
 from pointer_rl.types import Example
 
-__all__ = ["Sampler", "SubPool", "SubPools", "similarity_space"]
+__all__ = ["Sampler", "SubPool", "SubPools", "sampler_space"]
 
 Sampler = Literal["random", "image", "text", "mixed"]
 """How a sub-pool is drawn: uniformly, or as the rows most similar to the query."""
 
 
-def similarity_space(
-    workbench: Workbench, queries: Sequence[Example], sampler: Sampler, encoder: Named | None
+def sampler_space(
+    session: Session, queries: Sequence[Example], sampler: Sampler, encoder: PluginRef | None
 ) -> Space | None:
     """What the sampler compares; None for random. Embeds queries and pool.
 
@@ -34,11 +34,11 @@ def similarity_space(
         if encoder is not None:
             raise InputError("--encoder: the sampler random compares nothing; choose another")
         return None
-    if encoder is None and workbench.dataset.companions is None:
+    if encoder is None and session.dataset.companions is None:
         raise InputError(
             f"--sampler {sampler} needs --encoder: one with the option mode, such as clip"
         )
-    known = similarities(workbench, queries, encoder)
+    known = similarity_spaces(session, queries, encoder)
     if sampler not in known:
         raise InputError(
             f"--sampler {sampler}: the encoder embeds in one way only; name one with the modes "
@@ -64,7 +64,7 @@ class SubPools:
         self, allowed: AllowedRows, size: int, seed: int, space: Space | None = None
     ) -> None:
         """`space`: what the most similar rows are found by; None: rows are drawn at random."""
-        self._allowed = allowed
+        self.allowed = allowed
         self._size = size
         self._seed = seed
         self._unit: tuple[Tensor, Tensor] | None = None
@@ -76,7 +76,7 @@ class SubPools:
 
     def draw(self, index: int, query: Example) -> SubPool:
         """That of the index-th query of the space. Random rows depend on seed and id alone."""
-        allowed = self._allowed.mask([query])[0]
+        allowed = self.allowed.mask([query])[0]
         rows = allowed.nonzero()[:, 0]
         if len(rows) <= self._size:
             return SubPool(rows.tolist(), is_whole=True)

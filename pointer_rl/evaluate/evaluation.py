@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
@@ -37,8 +37,19 @@ class Leakage:
 class Evaluation:
     """The arms' accuracies on the same queries, and their comparisons."""
 
+    SUMMARY: ClassVar = (
+        "verdict",
+        "sentences",
+        "queries",
+        "trials",
+        "failed",
+        "rows",
+        "settings",
+    )
+    """What a policy's card says of an evaluation."""
+
     settings: Mapping[str, Any]
-    """All that decides it: dataset, backend, prompt, metric, decoding, arms, seeds."""
+    """Everything that decides it: dataset, backend, prompt, metric, decoding, arms, seeds."""
     query_ids: tuple[str, ...]
     measured: tuple[Measured, ...]
     """In ascending shots, the first at 0."""
@@ -49,8 +60,8 @@ class Evaluation:
     failed: int
     """Trials without an outcome."""
     first_failure: str | None
-    from_store: int = 0
-    """Trials whose response was in the store: says nothing of the result, so not in the JSON."""
+    from_cache: int = 0
+    """Trials answered from the response cache; not in the JSON, since the result is the same."""
 
     @property
     def verdict(self) -> str:
@@ -133,11 +144,7 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """What a policy's card says of it: verdict, table, settings; no query by query."""
-        content = self._content
-        return {
-            key: content[key]
-            for key in ("verdict", "sentences", "queries", "trials", "failed", "rows", "settings")
-        }
+        return {key: self._content[key] for key in self.SUMMARY}
 
     def to_json(self) -> str:
         """Everything, an entry a line; the same evaluation gives the same bytes."""
