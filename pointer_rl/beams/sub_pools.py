@@ -1,4 +1,4 @@
-"""Sub-pools: the part of the pool whose demonstrations are tried for a query."""
+"""Sub-pools: the part of the pool from which a query's demonstrations are tried."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Sampler = Literal["random", "image", "text", "mixed"]
 def sampler_space(
     session: Session, queries: Sequence[Example], sampler: Sampler, encoder: PluginRef | None
 ) -> Space | None:
-    """What the sampler compares; None for random. Embeds queries and pool.
+    """The embeddings that the sampler compares; None for random.
 
-    Raises InputError where there is no encoder, or none that embeds what the sampler compares.
+    Raises InputError without an encoder, or if it cannot embed what the sampler compares.
     """
     if sampler == "random":
         if encoder is not None:
@@ -49,21 +49,21 @@ def sampler_space(
 
 @dataclass(frozen=True)
 class SubPool:
-    """What one query may choose from."""
+    """The rows that one query may choose from."""
 
     rows: list[int]
     """Ascending."""
     is_whole: bool
-    """Whether they are all that it may be shown."""
+    """Whether these are all rows that the query may be shown."""
 
 
 class SubPools:
-    """For each query, `size` of the rows that it may be shown, or all where there are no more."""
+    """For each query, `size` of the rows that it may be shown, or all if there are fewer."""
 
     def __init__(
         self, allowed: AllowedRows, size: int, seed: int, space: Space | None = None
     ) -> None:
-        """`space`: what the most similar rows are found by; None: rows are drawn at random."""
+        """space: embeddings by which the most similar rows are found; None draws random rows."""
         self.allowed = allowed
         self._size = size
         self._seed = seed
@@ -75,7 +75,7 @@ class SubPools:
             )
 
     def draw(self, index: int, query: Example) -> SubPool:
-        """That of the index-th query of the space. Random rows depend on seed and id alone."""
+        """The sub-pool of the index-th query. Random rows depend on the seed and the id alone."""
         allowed = self.allowed.mask([query])[0]
         rows = allowed.nonzero()[:, 0]
         if len(rows) <= self._size:
