@@ -4,8 +4,8 @@
     InfoScore(c | shown) = log P(answers | shown, c) - log P(answers | shown)
 
 share(a) is the share of the annotators who gave a. Everything is in natural logarithms, so that
-nothing underflows. The InfoScores of a pointer's rows add up to log P(answers) with all of them minus
-log P(answers) without any. (Lever-LM subtracts probabilities instead: Yang et al., "Lever LM:
+nothing underflows. The InfoScores of a pointer's rows add up to log P(answers) with all of them
+minus log P(answers) without any. (Lever-LM subtracts probabilities instead: Yang et al., "Lever LM:
 Configuring In-Context Sequence to Lever Large Vision Language Models", NeurIPS 2024.)
 """
 
@@ -121,9 +121,9 @@ def search(
     """For each query the `beam_size` best pointers that beam search finds; None if it finds none.
 
     rows[q]: the rows that query q may choose. Each step appends a demonstration, next to the query.
-    Ties go to the earlier beam, then to the earlier row. A failed trial removes its row from its beam
-    at this step; if the trial without demonstrations fails, the query has no beams. The trials of
-    one step go to the backend together, those of one query and beam next to each other.
+    Ties go to the earlier beam, then to the earlier row. A failed trial removes its row from its
+    beam at this step; if the trial without demonstrations fails, the query has no beams. The trials
+    of one step go to the backend together, those of one query and beam next to each other.
     """
 
     def ask_for(pointers: Sequence[Sequence[Pointer]]) -> list[dict[Pointer, float]]:

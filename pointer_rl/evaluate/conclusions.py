@@ -48,7 +48,7 @@ class Comparison:
 
     @property
     def words(self) -> str:
-        """A sentence: better, worse, or not distinguishable (and which effect would have been seen)."""
+        """A sentence: better, worse, or not distinguishable and the effect it would have seen."""
         found = self.difference
         about = f"{self.interval}; {found.queries:,} queries"
         who = f"{self.arm}, {in_words(self.shots)}"

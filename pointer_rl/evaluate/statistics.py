@@ -2,10 +2,10 @@
 
 Accuracies lie in [0, 1], so the difference of two arms on a query lies in [-1, 1].
 
-Intervals are percentiles of the bootstrap over queries. For a difference, two queries are added, one
-that the arm wins completely and one that it loses completely (as Agresti and Caffo, 2000, do for
-proportions). Without them the bootstrap is overconfident if few queries differ: with 20 queries, a
-base rate of 0.9 and demonstrations that do nothing, a 99 % interval excludes 0 in 9 % of
+Intervals are percentiles of the bootstrap over queries. For a difference, two queries are added,
+one that the arm wins completely and one that it loses completely (as Agresti and Caffo, 2000, do
+for proportions). Without them the bootstrap is overconfident if few queries differ: with 20
+queries, a base rate of 0.9 and demonstrations that do nothing, a 99 % interval excludes 0 in 9 % of
 evaluations; with them, in 0.1 %. With many queries they make no difference.
 
 Shapes: N queries, C columns, R resamples.
