@@ -110,7 +110,7 @@ class EvaluateRun:
     record: bool = False
     """Write the verdict into the primary policy's bundle and on its card."""
     output_path: Path | None = None
-    """The JSON file that will be written: an interrupted run continues beside it."""
+    """The JSON file that will be written. With it, an interrupted evaluation can be continued."""
     executor: PluginRef = PluginRef("in-process")
     overwrite: bool = False
     """Start over, whatever there is."""
@@ -175,8 +175,8 @@ def evaluate(
 ) -> Evaluation:
     """Compare policies, by the names of their arms, with each other and with the baselines.
 
-    With `output_path`, what is asked is journaled beside it until the evaluation is done; writing
-    the file is up to the caller.
+    With `output_path`, outcomes are journaled next to it until the evaluation is done. The caller
+    writes the file.
     """
     for name in policies:
         if not name.strip() or name in RESERVED or name.startswith((VOTE, "_")):
@@ -381,7 +381,7 @@ def _leakage(
 def _image_key(example: Example) -> str | None:
     try:
         return example.image.key
-    except InputError:  # shown to nobody: its trials fail, and say why
+    except InputError:  # its trials fail and say why
         return None
 
 

@@ -137,7 +137,7 @@ def prepare(
 def run_generate(run: GenerateRun, observer: Observer = Observer()) -> Summary:
     """Write run.output_path. However the run ends, the same run continues it.
 
-    What is done lies in the journal (`session/journal.py`) until everything is. Raises
+    What is done is kept in the journal (`session/journal.py`) until everything is. Raises
     PointerRLError, before the first trial, for anything that is missing or does not fit, and for
     the journal or file of another run.
     """

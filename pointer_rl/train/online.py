@@ -56,16 +56,16 @@ much."""
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineConfig:
-    """What is asked while learning."""
+    """What an online run asks."""
 
     max_calls: int
-    """Trials at most, in all rounds; those that the store already answers count too, so that a run
-    is the same whatever it holds."""
+    """Most trials in all rounds. Cached ones count too, so that a run does not depend on the cache.
+    """
     rounds: int = 4
     pointers: int = 4
-    """Asked for each query of a round: probes of the rows that the policy ranks highest."""
+    """Pointers per query of a round: probes of the rows that the policy ranks highest."""
     rce_epochs: int = 8
-    """Of a round."""
+    """RCE epochs in a round."""
     grpo_epochs: int = 2
 
     def __post_init__(self) -> None:
@@ -79,24 +79,24 @@ class OnlineConfig:
 
     @property
     def queries(self) -> int:
-        """Of a round."""
+        """Queries in a round."""
         return self.max_calls // (self.rounds * self.pointers)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineRun:
-    """All that decides a run that asks."""
+    """Everything that decides an online run."""
 
     session: SessionOptions
     output: Output
     online: OnlineConfig
     config: TrainConfig = TrainConfig()
-    """Of the logged data, where there are any."""
+    """How to learn from the logged data, if there are any; rounds change only the epochs."""
     data: Path | None = None
-    """RL data to start with."""
+    """RL data to start from."""
     reward: PluginRef = PluginRef("hard_plus_soft")
     shots: int | None = None
-    """None: those of `data` or, without, 2."""
+    """Demonstrations in a pointer; None takes the number in `data`, or 2 without data."""
     sft_ckpt: Path | None = None
     executor: PluginRef = PluginRef("in-process")
 
@@ -195,7 +195,7 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
 
 
 def _missing(groups: Groups, config: TrainConfig) -> InputError | None:
-    """Why the groups cannot be learned from yet."""
+    """Why the groups cannot be learned from yet; None if they can."""
     try:
         split_by_image(groups, config.held_out, SPLIT_SEED, imitate=config.imitate)
     except InputError as error:
@@ -204,7 +204,7 @@ def _missing(groups: Groups, config: TrainConfig) -> InputError | None:
 
 
 def _images(session: Session) -> dict[str, str]:
-    """What tells the queries' images apart: ids where all have one, else their content."""
+    """Query id → what identifies its image: the image id if all queries have one, else the content."""
     queries = session.dataset.queries
     if all(query.image_id is not None for query in queries):
         return {query.id: str(query.image_id) for query in queries}
@@ -212,7 +212,7 @@ def _images(session: Session) -> dict[str, str]:
 
 
 class _Asking:
-    """Rounds of trials."""
+    """Asks rounds of trials."""
 
     def __init__(
         self,
@@ -231,7 +231,7 @@ class _Asking:
         self._executor = executor
 
     def queries(self, number: int, known: set[str]) -> Sequence[Example]:
-        """Those of a round, in random order: not asked before or, once these are used up, again."""
+        """The queries of a round, in random order; queries that were asked before come last."""
         every = self._session.queries
         rng = np.random.default_rng([self._run.config.seed, number])
         drawn = [every[index] for index in rng.permutation(len(every))]

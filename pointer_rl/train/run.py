@@ -104,7 +104,7 @@ def _is_under(path: Path, folder: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRun:
-    """All that decides a run on logged data."""
+    """Everything that decides a run on logged data."""
 
     data: Path
     """RL data, or beam data."""
@@ -112,33 +112,34 @@ class TrainRun:
     config: TrainConfig = TrainConfig()
     reward: PluginRef = PluginRef("hard_plus_soft")
     supervised: bool = False
-    """Beam data will do: where there are no rewards, the policy to keep is chosen by likelihood."""
+    """Whether beam data is accepted. It has no rewards, so the best policy is chosen by likelihood.
+    """
     shots: int | None = None
-    """None: those of the data."""
+    """Demonstrations in a pointer; None takes the number in the data."""
     img_emb: Path | None = None
     query_emb: Path | None = None
     cand_emb: Path | None = None
     sft_ckpt: Path | None = None
-    """The bundle or checkpoint to start from; None: a fresh selector."""
+    """Bundle or checkpoint to start from; None starts from a new selector."""
     device: str | None = None
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run says at its end."""
+    """The outcome of a training run."""
 
     folder: Path
     log: list[EpochLine]
     kept: EpochLine
-    """That of the policy in the bundle."""
+    """The metrics of the policy in the bundle."""
     keep_by: Literal["reward", "cross_entropy"] = "reward"
     unchanged: bool = False
     """Whether the run was finished before, and nothing was left to do."""
 
     def sentences(self) -> list[str]:
-        """In words: whether held-out groups say that it learned.
+        """Whether held-out groups say that the policy learned, in words.
 
-        Of rounds: first the whole run, then the last round by itself, both by the same groups.
+        For online runs: first the whole run, then the last round alone, both by the same groups.
         """
         start = next(line for line in self.log if line["round"] == self.kept["round"])
         key = f"held_out_{self.keep_by}"
@@ -155,7 +156,7 @@ class TrainResult:
         return [*verdicts, f"{start['tied_groups']:.0%} of the groups are tied and taught nothing"]
 
     def _verdict(self, before: float, where: str) -> str:
-        """From `before` to the policy that is kept, which was found at `where`."""
+        """The change from `before` to the best policy, which was found at `where`."""
         after = self.kept[f"held_out_{self.keep_by}"]
         sign = 1 if self.keep_by == "reward" else -1
         name = f"held-out {'expected reward' if sign == 1 else 'cross-entropy'}"
@@ -168,7 +169,7 @@ class TrainResult:
 def identity(
     config: TrainConfig, source: Source, start: SelectorPolicy, **more: Any
 ) -> dict[str, Any]:
-    """What decides a run, as plain JSON: a checkpoint goes on only where it is the same."""
+    """What decides a run, as plain JSON: only the same run can continue a checkpoint."""
     decided = {
         **asdict(config),
         "faults": sorted(config.faults),
@@ -232,13 +233,13 @@ def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
 
 
 def check_rewarded(data: BeamDatasetWithEmbedding) -> None:
-    """Raise InputError for beam data, whose scores are no rewards."""
+    """Raise InputError for beam data: its scores are no rewards."""
     if data.kind == "beam":
         raise InputError(f"{data.path}: beam data has no rewards: train with `pointer-rl sft`")
 
 
 def check_teaches(data: BeamDatasetWithEmbedding, groups: Groups) -> None:
-    """Raise InputError where no group has anything to tell."""
+    """Raise InputError if the rewards of every group are equal: there is nothing to learn."""
     if not groups.spread.any():
         raise InputError(
             f"{data.path}: every group is tied: the candidates of each of its {len(groups):,} "
@@ -288,7 +289,7 @@ def finish(
 
 
 def _is_written(folder: Path, policy: PointerSelector, training: Mapping[str, Any]) -> bool:
-    """Whether the folder's bundle is whole and that of this run and policy."""
+    """Whether the folder has the complete bundle of this run and policy."""
     if not is_bundle(folder):
         return False
     try:
