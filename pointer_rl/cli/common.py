@@ -134,8 +134,8 @@ def _add(options: Sequence[Callable[[Function], Function]], command: Function) -
 def read_trial_options(given: dict[str, Any]) -> TrialOptions:
     """The values of `trial_options`, `backend_options` or `asking_options`."""
     from pointer_rl.options import build_options, parse_assignments
+    from pointer_rl.session.cache import default_store
     from pointer_rl.session.session import Named, TrialOptions
-    from pointer_rl.session.store import default_store
     from pointer_rl.types import Decoding
 
     def named(kind: str) -> Named:

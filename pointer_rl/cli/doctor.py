@@ -51,7 +51,7 @@ def doctor(ctx: click.Context, /, parity: bool, **given: Any) -> None:
 
 
 def _check_installation() -> int:
-    from pointer_rl.installation import check_installation
+    from pointer_rl.cli.installation import check_installation
 
     broken = 0
     for finding in check_installation():

@@ -7,8 +7,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 
 from pointer_rl.errors import InputError, PluginError
-from pointer_rl.session.keys import request_key
-from pointer_rl.session.store import ResponseStore
+from pointer_rl.session.cache import ResponseCache, request_key
 from pointer_rl.types import (
     BackendError,
     Count,
@@ -65,7 +64,7 @@ def ask(backend: VQABackend, requests: Sequence[Request]) -> Iterator[tuple[int,
 class _News:
     """Collects a call's responses. They are stored together at its end or, `as_they_come`, now."""
 
-    def __init__(self, store: ResponseStore | None, fingerprint: str, as_they_come: bool) -> None:
+    def __init__(self, store: ResponseCache | None, fingerprint: str, as_they_come: bool) -> None:
         self._store = store
         self._fingerprint = fingerprint
         self._as_they_come = as_they_come
@@ -106,7 +105,7 @@ class StoredBackend:
     it answers is stored as it comes.
     """
 
-    def __init__(self, backend: VQABackend, store: ResponseStore | None = None) -> None:
+    def __init__(self, backend: VQABackend, store: ResponseCache | None = None) -> None:
         self.fingerprint = backend.fingerprint
         self.batch_invariant = is_batch_invariant(backend)
         self.hits = 0

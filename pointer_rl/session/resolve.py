@@ -20,7 +20,7 @@ from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
 from pointer_rl.registry import Configured, registry
 from pointer_rl.selectors import PointerSelector, SelectorConfig, SelectorPolicy, load_selector
-from pointer_rl.session.store import cache_folder
+from pointer_rl.session.cache import cache_folder
 from pointer_rl.types import Dataset, Decoded, Example, Pool
 
 if TYPE_CHECKING:

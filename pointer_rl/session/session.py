@@ -20,10 +20,10 @@ from pointer_rl.datasets.examples import KeyIndex, values
 from pointer_rl.errors import InputError
 from pointer_rl.registry import Configured, registry
 from pointer_rl.selectors import SelectorPolicy
+from pointer_rl.session.cache import ResponseCache
 from pointer_rl.session.caching import StoredBackend
 from pointer_rl.session.judge import Judge
 from pointer_rl.session.resolve import NoPolicy, dataset_embeddings, encoder_embeddings, make_policy
-from pointer_rl.session.store import ResponseStore
 from pointer_rl.types import Dataset, Decoding, Example, Metric, Pool
 
 __all__ = ["Named", "TrialOptions", "Workbench"]
@@ -125,7 +125,7 @@ class Workbench:
     def backend(self) -> StoredBackend:
         """The backend behind the store of responses. Loads it when first asked for."""
         # First the store: a folder that cannot be written is found before a model is loaded.
-        store = None if self.options.store is None else ResponseStore(self.options.store)
+        store = None if self.options.store is None else ResponseCache(self.options.store)
         return StoredBackend(self._backend_plugin.create(), store)
 
     def judge(self, *, score_answers: bool = False) -> Judge:
