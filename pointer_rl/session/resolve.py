@@ -18,7 +18,7 @@ from pointer_rl.datasets.embed import digest, embed_dataset
 from pointer_rl.datasets.embeddings import check_dims, load_embeddings
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
-from pointer_rl.registry import Configured, registry
+from pointer_rl.registry import ConfiguredEntry, registry
 from pointer_rl.selectors import PointerSelector, SelectorConfig, SelectorPolicy, load_selector
 from pointer_rl.session.cache import cache_folder
 from pointer_rl.types import Dataset, Decoded, Example, Pool
@@ -38,7 +38,7 @@ __all__ = [
 
 def dataset_embeddings(
     dataset: Dataset,
-    plugin: Configured,
+    plugin: ConfiguredEntry,
     queries: Sequence[Example],
     query_emb: Path | None,
     cand_emb: Path | None,
@@ -71,7 +71,10 @@ def dataset_embeddings(
 
 
 def encoder_embeddings(
-    dataset: Dataset, plugin: Configured, queries: Sequence[Example], encoder_plugin: Configured
+    dataset: Dataset,
+    plugin: ConfiguredEntry,
+    queries: Sequence[Example],
+    encoder_plugin: ConfiguredEntry,
 ) -> tuple[Tensor, Pool]:
     """Likewise by an encoder, and kept in the cache folder: made once."""
     encoder = encoder_plugin.create()

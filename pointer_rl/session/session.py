@@ -18,7 +18,7 @@ from torch import Tensor
 from pointer_rl.datasets.embed import digest_ids
 from pointer_rl.datasets.examples import KeyIndex, values
 from pointer_rl.errors import InputError
-from pointer_rl.registry import Configured, registry
+from pointer_rl.registry import ConfiguredEntry, registry
 from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.session.cache import ResponseCache
 from pointer_rl.session.caching import StoredBackend
@@ -79,7 +79,7 @@ class Workbench:
         self.metric: Metric = self._metric_plugin.create()
         self._backend_plugin = self._configure_backend()
 
-    def _configure_backend(self) -> Configured:
+    def _configure_backend(self) -> ConfiguredEntry:
         """With the companions' model where it needs one and the user names none."""
         name, options = self.options.backend.name, dict(self.options.backend.options)
         entry = registry().find("backend", name)
@@ -181,7 +181,7 @@ class Workbench:
         return described
 
 
-def _configure(kind: str, named: Named) -> Configured:
+def _configure(kind: str, named: Named) -> ConfiguredEntry:
     return registry().configure(kind, named.name, named.options)
 
 
