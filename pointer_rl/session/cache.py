@@ -103,7 +103,7 @@ class BackendSummary:
     fingerprint: str
     responses: int
     bytes: int
-    """Size of their texts and log-probabilities."""
+    """Size of their keys, timestamps, texts and log-probabilities."""
     oldest: str
     """When the first was added: UTC, as 2026-11-24T20:18:03Z."""
     newest: str
@@ -176,7 +176,8 @@ class ResponseCache:
         """Summarise the responses of each backend, ordered by fingerprint."""
         query = (
             "SELECT fingerprint, count(*),"
-            " sum(ifnull(length(CAST(text AS BLOB)), 0) + length(score_logprobs)),"
+            " sum(length(key) + length(created) + ifnull(length(CAST(text AS BLOB)), 0)"
+            " + length(score_logprobs)),"
             " min(created), max(created)"
             " FROM responses JOIN backends ON id = backend GROUP BY backend ORDER BY fingerprint"
         )
