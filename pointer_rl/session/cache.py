@@ -269,20 +269,19 @@ def _encode(response: Response) -> tuple[object, ...]:
     logprobs = [None if each == -math.inf else float(each) for each in response.score_logprobs]
     usage = response.usage
     return (
-        _encode_text(response.text),
+        None if response.text is None else _encode_text(response.text),
         json.dumps(logprobs),
         *(usage.prompt_tokens, usage.generated_tokens, usage.images),
     )
 
 
-def _encode_text(text: str | None) -> str | bytes | None:
+def _encode_text(text: str) -> str | bytes:
     """The text, or bytes if it is not valid Unicode.
 
     A byte-level tokenizer may leave half a surrogate pair in what it decodes.
     """
     try:
-        if text is not None:
-            text.encode()
+        text.encode()
     except UnicodeEncodeError:
         return text.encode("utf-8", "surrogatepass")
     return text
