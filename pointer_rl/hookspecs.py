@@ -1,4 +1,8 @@
-"""The hooks. Each is called once with `register`; see `pointer_rl.types.Register`."""
+"""The hooks that a plugin may implement, marked with `hookimpl`.
+
+Each is called once, with a function to call for each thing to register; see
+`pointer_rl.types.Register`.
+"""
 
 from __future__ import annotations
 

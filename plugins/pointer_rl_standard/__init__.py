@@ -1,6 +1,6 @@
 """The standard plugin: prompts, metrics, generators, rewards, datasets and the clip encoder.
 
-Light to import, for every command loads it: all but the options is imported by the factories.
+Every command loads this module, so it imports only the options. The factories import the rest.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ REWARDS = {
 
 @hookimpl
 def pointer_rl_register_prompt_builders(register: Register) -> None:
-    """The layouts."""
+    """Register the prompt layouts."""
     register(
         "short-answer",
         _short_answer,
@@ -76,7 +76,7 @@ def pointer_rl_register_prompt_builders(register: Register) -> None:
 
 @hookimpl
 def pointer_rl_register_metrics(register: Register) -> None:
-    """The comparisons with annotators' answers."""
+    """Register the comparisons with the annotators' answers."""
     register("vqa", _vqa_accuracy, summary="The official VQA accuracy over several annotators")
     register(
         "exact", _exact_match, summary="Equal to an annotator's answer, but for case and spaces"
@@ -85,14 +85,14 @@ def pointer_rl_register_metrics(register: Register) -> None:
 
 @hookimpl
 def pointer_rl_register_rewards(register: Register) -> None:
-    """The formulas of Lever-Plus."""
+    """Register the formulas of Lever-Plus."""
     for name, summary in REWARDS.items():
         register(name, partial(_reward, name), options=RewardOptions, summary=summary)
 
 
 @hookimpl
 def pointer_rl_register_generators(register: Register) -> None:
-    """The ways to propose candidates."""
+    """Register the ways to propose candidates."""
     register(
         "beam", _beam, options=BeamOptions, summary="The policy's best pointers, by beam search"
     )
@@ -121,7 +121,7 @@ def pointer_rl_register_generators(register: Register) -> None:
 
 @hookimpl
 def pointer_rl_register_datasets(register: Register) -> None:
-    """The file formats."""
+    """Register the loaders of each file format."""
     register(
         "vqa",
         _vqa,
@@ -143,7 +143,7 @@ def pointer_rl_register_datasets(register: Register) -> None:
 
 @hookimpl
 def pointer_rl_register_encoders(register: Register) -> None:
-    """CLIP and SigLIP."""
+    """Register CLIP and SigLIP."""
     register(
         "clip",
         _clip,

@@ -203,8 +203,8 @@ def read_executor(given: dict[str, Any]) -> PluginRef:
 def read_session_options(given: dict[str, Any]) -> SessionOptions:
     """The values of `trial_options`, `backend_options` or `asking_options`."""
     from pointer_rl.options import build_options, parse_assignments
+    from pointer_rl.session.cache import default_store
     from pointer_rl.session.session import SessionOptions
-    from pointer_rl.session.store import default_store
     from pointer_rl.types import Decoding
 
     given = {"store": None, "no_store": False, **given}

@@ -43,7 +43,7 @@ def embed_dataset(
     """Write the embeddings of `dataset.queries` or `dataset.pool` to `output_path` (safetensors).
 
     Run again after an interruption it goes on; run again when all is done it encodes nothing.
-    `encoder_plugin` is the encoder's `Configured.describe`, to be kept beside its fingerprint;
+    `encoder_plugin` is the encoder's `ConfiguredEntry.describe`, to be kept beside its fingerprint;
     `on_batch` is called with the number of rows of each batch that is there, old or new.
     Raises InputError, naming the example, for an image that is none, and where the file or the
     unfinished batches at `output_path` are of another dataset, encoder or batch size.

@@ -57,7 +57,7 @@ class Embeddings:
     examples: str | None = None
     """`pointer_rl.datasets.embed.digest` of what was embedded; None in files that do not say."""
     encoder_plugin: Mapping[str, Any] | None = None
-    """`Configured.describe` of the encoder, its name and options; None in files that do not say."""
+    """`ConfiguredEntry.describe` of the encoder; None in files that do not say."""
 
     def match(self, examples: Sequence[Example], what: str) -> Tensor:
         """The examples' vectors, in their order: [len(examples), d].

@@ -23,7 +23,7 @@ from pointer_rl.records.closeness import edit_similarity, word_f1
 from pointer_rl.records.convert import Rewriter, whole_file
 from pointer_rl.records.layouts import detect_layout, upgrade_record
 from pointer_rl.records.records import read_meta, stream_records
-from pointer_rl.registry import Configured, registry
+from pointer_rl.registry import ConfiguredEntry, registry
 from pointer_rl.types import Metric, PromptBuilder
 
 __all__ = ["RescoreRun", "Rescored", "rescore_file"]
@@ -222,7 +222,7 @@ class _Judge:
 # --- provenance ---------------------------------------------------------------------------------
 
 
-def _metric(run: RescoreRun, meta: Mapping[str, Any] | None) -> Configured:
+def _metric(run: RescoreRun, meta: Mapping[str, Any] | None) -> ConfiguredEntry:
     if run.metric is not None:
         return registry().configure("metric", run.metric, run.metric_options)
     told = meta.get("metric") if meta is not None and "schema_version" in meta else None
@@ -237,9 +237,9 @@ def _metric(run: RescoreRun, meta: Mapping[str, Any] | None) -> Configured:
 def _describe(
     source: Path,
     meta: Mapping[str, Any] | None,
-    metric: Configured,
+    metric: ConfiguredEntry,
     metric_version: str,
-    parse: Configured | None,
+    parse: ConfiguredEntry | None,
 ) -> dict[str, Any]:
     """The new `_meta`: what was asked stays, what judged is named, and what it was before."""
     with source.open("rb") as file:

@@ -94,7 +94,7 @@ class BundleInfo:
     """The number of demonstrations it was trained to choose."""
     encoder: EncoderInfo
     dataset: Mapping[str, Any]
-    """`Configured.describe` of the dataset and whatever else is known of it."""
+    """`ConfiguredEntry.describe` of the dataset and whatever else is known of it."""
     data: DataFile | None = None
     """None where all of it was asked for while training."""
     training: Mapping[str, Any] = field(default_factory=dict)

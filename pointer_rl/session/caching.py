@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from pointer_rl.errors import InputError, PluginError
-from pointer_rl.session.keys import request_key
+from pointer_rl.session.cache import request_key
 from pointer_rl.types import (
     BackendError,
     Count,
@@ -31,7 +31,7 @@ _SECONDS = 1.0
 
 
 class Cache(Protocol):
-    """Where responses are kept: a `ResponseStore` or, in a worker process, a stand-in for it."""
+    """Where responses are kept: a `ResponseCache` or, in a worker process, a stand-in for it."""
 
     def get(self, keys: Sequence[bytes]) -> Mapping[bytes, Response]:
         """The cached responses among these keys."""

@@ -17,9 +17,9 @@ from pointer_rl.datasets.embed import digest, embed_dataset
 from pointer_rl.datasets.embeddings import check_dims, load_embeddings
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
-from pointer_rl.registry import Configured, registry
+from pointer_rl.registry import ConfiguredEntry, registry
 from pointer_rl.selectors import PointerSelector, SelectorConfig, SelectorPolicy, load_selector
-from pointer_rl.session.store import cache_folder
+from pointer_rl.session.cache import cache_folder
 from pointer_rl.types import Dataset, Decoded, Example, Pool
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ __all__ = [
 
 def dataset_embeddings(
     dataset: Dataset,
-    plugin: Configured,
+    plugin: ConfiguredEntry,
     queries: Sequence[Example],
     query_emb: Path | None,
     cand_emb: Path | None,
@@ -74,7 +74,10 @@ def dataset_embeddings(
 
 
 def encoder_embeddings(
-    dataset: Dataset, plugin: Configured, queries: Sequence[Example], encoder_plugin: Configured
+    dataset: Dataset,
+    plugin: ConfiguredEntry,
+    queries: Sequence[Example],
+    encoder_plugin: ConfiguredEntry,
 ) -> tuple[Tensor, Pool]:
     """The same by an encoder; embeddings are made once and kept in the cache folder."""
     encoder = encoder_plugin.create()

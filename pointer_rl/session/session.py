@@ -18,8 +18,9 @@ from torch import Tensor
 
 from pointer_rl.datasets.embed import digest_ids
 from pointer_rl.errors import InputError
-from pointer_rl.registry import Configured, registry
+from pointer_rl.registry import ConfiguredEntry, registry
 from pointer_rl.selectors import SelectorPolicy
+from pointer_rl.session.cache import ResponseCache
 from pointer_rl.session.caching import Cache, CachedBackend
 from pointer_rl.session.judge import Judge
 from pointer_rl.session.observer import Observer
@@ -29,7 +30,6 @@ from pointer_rl.session.resolve import (
     encoder_embeddings,
     make_policy,
 )
-from pointer_rl.session.store import ResponseStore
 from pointer_rl.types import Dataset, Decoding, Example, Metric, Pool
 
 __all__ = ["PluginRef", "Session", "SessionOptions"]
@@ -42,7 +42,7 @@ class PluginRef:
     name: str
     options: Mapping[str, object] = field(default_factory=dict)
 
-    def configure(self, kind: str) -> Configured:
+    def configure(self, kind: str) -> ConfiguredEntry:
         """The plugin with its options checked. Raises PointerRLError if either is wrong."""
         return registry().configure(kind, self.name, self.options)
 
@@ -91,7 +91,7 @@ class Session:
     def __reduce__(self) -> tuple[type[Session], tuple[SessionOptions]]:
         return Session, (self.options,)
 
-    def _configure_backend(self) -> Configured:
+    def _configure_backend(self) -> ConfiguredEntry:
         """With the model of the dataset's companions if the backend needs one and none is named."""
         name, options = self.options.backend.name, dict(self.options.backend.options)
         entry = registry().find("backend", name)
@@ -137,7 +137,7 @@ class Session:
     @cached_property
     def cache(self) -> Cache | None:
         """The response cache; a worker process puts something else in its place."""
-        return None if self.options.cache is None else ResponseStore(self.options.cache)
+        return None if self.options.cache is None else ResponseCache(self.options.cache)
 
     @cached_property
     def backend(self) -> CachedBackend:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pointer_rl.errors import PointerRLError, first_line
 from pointer_rl.options import convert_text, describe_options
-from pointer_rl.registry import Loaded, registry
+from pointer_rl.registry import PluginRecord, registry
 from pointer_rl.testing.findings import Broken, NotApplicable, Subject, require
 
 __all__ = ["EVERY_PLUGIN", "check_fingerprint", "check_pickles", "with_finite_options"]
@@ -117,7 +117,7 @@ def _light(subject: Subject[Any]) -> None:
     )
 
 
-def _plugins_of(factory: Callable[..., Any]) -> list[Loaded]:
+def _plugins_of(factory: Callable[..., Any]) -> list[PluginRecord]:
     """The installed plugins of the package that the factory is defined in."""
     function = getattr(factory, "func", factory)  # of a functools.partial
     package = str(getattr(function, "__module__", "")).partition(".")[0]

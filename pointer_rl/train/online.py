@@ -204,7 +204,7 @@ def _missing(groups: Groups, config: TrainConfig) -> InputError | None:
 
 
 def _images(session: Session) -> dict[str, str]:
-    """Query id → what identifies its image: the image id if all queries have one, else the content."""
+    """Query id → its image's id or, unless all queries have one, a key of its content."""
     queries = session.dataset.queries
     if all(query.image_id is not None for query in queries):
         return {query.id: str(query.image_id) for query in queries}

@@ -96,9 +96,8 @@ def limit(folder: Path, queries: int) -> float:
     import numpy as np
 
     from pointer_rl.registry import registry
+    from pointer_rl.session.cache import ResponseCache, request_key
     from pointer_rl.session.judge import Judge, Trial
-    from pointer_rl.session.keys import request_key
-    from pointer_rl.session.store import ResponseStore
 
     made = registry().create("dataset", "vqa", options_of(folder, queries))
     judge = Judge(
@@ -114,7 +113,7 @@ def limit(folder: Path, queries: int) -> float:
         for row in range(queries * CANDIDATES)
     ]
     requests = judge.requests(trials)
-    store = ResponseStore(folder / "responses.sqlite")
+    store = ResponseCache(folder / "responses.sqlite")
     start = time.process_time()
     for window in range(0, len(requests), 1280):
         keys = [request_key("synthetic", each) for each in requests[window : window + 1280]]

@@ -15,7 +15,7 @@ from training_worlds import class_groups
 from pointer_rl.datasets.embeddings import load_embeddings, save_embeddings
 from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.selectors.bundle import load_bundle, update_evaluation
-from pointer_rl.session.store import default_store
+from pointer_rl.session.cache import default_store
 from pointer_rl.testing import example
 from pointer_rl.train.state import load_state
 from pointer_rl.types import Pool, QueryBatch

@@ -1,4 +1,4 @@
-"""What is installed, and whether it can be used."""
+"""Check what is installed, and whether it can be used."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
+from pointer_rl.cli.tables import counted, format_bytes
 from pointer_rl.errors import InputError, first_line
 from pointer_rl.registry import registry
-from pointer_rl.session.store import ResponseStore, cache_folder, default_store
+from pointer_rl.session.cache import ResponseCache, cache_folder, default_store
 from pointer_rl.validate.schema import SchemaChecker
 
 __all__ = ["Finding", "check_installation"]
 
 _DISTRIBUTION = "pointer-rl"
 _OWN_EXTRAS = {"dev"}
-"""For who changes pointer-rl, not for who uses it."""
+"""Extras for people who change pointer-rl, not for those who use it."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. What is merely absent is not broken."""
+    """One line of the report. Something optional that is not installed is not broken."""
 
     subject: str
     text: str
@@ -32,7 +33,7 @@ class Finding:
 
 
 def check_installation() -> Iterator[Finding]:
-    """What there is, as it is looked at. Loads torch, but no model."""
+    """Yield each finding as soon as it is known. Loads torch, but no model."""
     version = metadata.version(_DISTRIBUTION)
     yield Finding(
         "python", f"{_DISTRIBUTION} {version}, Python {platform.python_version()} on {_machine()}"
@@ -46,7 +47,7 @@ def check_installation() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    """What pointer-rl cannot do without."""
+    """The required dependencies and their versions."""
     needed = [each for each in _requirements() if each.marker is None]
     fitting = []
     for each in needed:
@@ -72,10 +73,8 @@ def _devices() -> Iterator[Finding]:
         check_torchvision()
     except InputError as error:
         yield Finding("devices", str(error), broken=True)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield Finding(
-        "devices", f"cpu: {torch.get_num_threads()} threads, {_size(memory)}, dtype float32"
-    )
+    memory = format_bytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    yield Finding("devices", f"cpu: {torch.get_num_threads()} threads, {memory}, dtype float32")
     if torch.backends.mps.is_available():
         yield Finding("devices", "mps: used where device=mps is given")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -84,10 +83,9 @@ def _devices() -> Iterator[Finding]:
     for index in range(count):
         free, total = torch.cuda.mem_get_info(index)
         dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float16 (it has no bfloat16)"
+        name, memory = torch.cuda.get_device_name(index), format_bytes(total)
         yield Finding(
-            "devices",
-            f"cuda:{index}: {torch.cuda.get_device_name(index)}, {_size(free)} of {_size(total)} "
-            f"free, dtype {dtype}",
+            "devices", f"cuda:{index}: {name}, {format_bytes(free)} of {memory} free, dtype {dtype}"
         )
 
 
@@ -131,12 +129,13 @@ def _cache() -> Iterator[Finding]:
         yield Finding("cache", f"{folder}: no response is stored yet")
         return
     try:
-        store = ResponseStore.existing(path)
-        stored = sum(each.entries for each in store.tallies())
+        cache = ResponseCache(path, must_exist=True)
+        cached = sum(each.responses for each in cache.summaries())
     except InputError as error:
         yield Finding("cache", str(error), broken=True)
     else:
-        yield Finding("cache", f"{path}: {stored:,} responses, {_size(store.size())}")
+        size = format_bytes(cache.size())
+        yield Finding("cache", f"{path}: {counted(cached, 'response')}, {size}")
 
 
 def _schemas() -> Iterator[Finding]:
@@ -163,12 +162,3 @@ def _version(distribution: str) -> str | None:
 
 def _machine() -> str:
     return f"{platform.system()} {platform.machine()}"
-
-
-def _size(count: float) -> str:
-    """Bytes, in words."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.1f} GB"

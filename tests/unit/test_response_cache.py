@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 
 from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.errors import InputError, PluginError
-from pointer_rl.session import store as store_module
+from pointer_rl.session import cache as cache_module
+from pointer_rl.session.cache import ResponseCache, request_key
 from pointer_rl.session.caching import CachedBackend
-from pointer_rl.session.keys import decode_response, encode_response, request_key
-from pointer_rl.session.store import ResponseStore
 from pointer_rl.testing import FakeBackend
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response, Usage
 
@@ -40,9 +39,9 @@ def path(tmp_path):
     return tmp_path / "cache" / "responses.sqlite"
 
 
-def stored(path, answer=lambda text: f"answer to {text}"):
+def cached(path, answer=lambda text: f"answer to {text}"):
     backend = FakeBackend(answer)
-    return CachedBackend(backend, ResponseStore(path)), backend
+    return CachedBackend(backend, ResponseCache(path)), backend
 
 
 def missing(backend, requests):
@@ -126,35 +125,38 @@ class TestKeys:
     text=st.none() | st.text(st.characters(codec=None)),
     logprobs=st.lists(st.floats(allow_nan=False)),
     usage=st.builds(Usage, *[st.integers(0, 2**40)] * 3),
-    key=st.binary(min_size=32, max_size=32),
-    position=st.integers(0),
-    flip=st.integers(1, 255),
 )
-def test_responses_come_back_to_the_bit_and_damaged_ones_not_at_all(
-    text, logprobs, usage, key, position, flip
-):
-    response = Response(text, tuple(logprobs), usage)
-    value = encode_response(key, response)
-    back = decode_response(key, value)
+def test_responses_come_back_bit_identical(text, logprobs, usage, tmp_path_factory):
+    cache = ResponseCache(tmp_path_factory.mktemp("cache") / "responses.sqlite")
+    cache.put("f", [(b"key", Response(text, tuple(logprobs), usage))])
+    back = cache.get([b"key"])[b"key"]
     assert (back.text, back.usage) == (text, usage)
     assert struct.pack(f"{len(logprobs)}d", *back.score_logprobs) == struct.pack(
         f"{len(logprobs)}d", *logprobs
     )
-    damaged = bytearray(value)
-    damaged[position % len(value)] ^= flip
-    assert decode_response(key, bytes(damaged)) is None
-    assert decode_response(bytes(32) if any(key) else key[::-1] + b"x", value) is None
-    assert decode_response(key, value[: position % len(value)]) is None
-    assert decode_response(key, None) is None
+
+
+def test_the_columns_are_readable_sql(path):
+    cache = ResponseCache(path)
+    cache.put("vlm-3b", [(b"key", Response("a cat", (-0.5, -math.inf), Usage(7, 2, 1)))])
+    connection = sqlite3.connect(path)
+    [row] = connection.execute(
+        "SELECT fingerprint, text, score_logprobs, json_extract(score_logprobs, '$[0]'),"
+        " prompt_tokens, generated_tokens, images, date(created) = date('now')"
+        " FROM responses JOIN backends ON id = backend WHERE hex(key) = ?",
+        (b"key".hex().upper(),),
+    )
+    connection.close()
+    assert row == ("vlm-3b", "a cat", "[-0.5, null]", -0.5, 7, 2, 1, 1)
 
 
 class TestCachedBackend:
     def test_what_was_answered_is_not_asked_again(self, path):
-        backend, inner = stored(path)
+        backend, inner = cached(path)
         first = answers(backend, texts("a", "b", "a"))
         assert [each.text for each in first] == ["answer to a", "answer to b", "answer to a"]
         assert (len(inner.asked), backend.asked, backend.hits) == (2, 2, 0)
-        again, inner = stored(path)
+        again, inner = cached(path)
         assert answers(again, texts("b", "c", "b")) == [
             first[1],
             Response("answer to c"),
@@ -165,15 +167,15 @@ class TestCachedBackend:
         assert again.fingerprint == inner.fingerprint
 
     def test_another_backend_finds_nothing_of_it(self, path):
-        backend, _ = stored(path)
+        backend, _ = cached(path)
         answers(backend, texts("a"))
         inner = FakeBackend(lambda text: "other")
         inner.fingerprint = "another"
-        other = CachedBackend(inner, ResponseStore(path))
+        other = CachedBackend(inner, ResponseCache(path))
         assert answers(other, texts("a")) == [Response("other")]
 
     def test_what_would_be_asked_is_told_and_not_asked(self, path):
-        backend, inner = stored(path)
+        backend, inner = cached(path)
         answers(backend, texts("a", "b"))
         unreadable = request(ImageFile(path.parent / "none.png"), "c")
         known, lacking = backend.split_cached([*texts("a", "a", "c", "c", "d"), unreadable])
@@ -182,7 +184,7 @@ class TestCachedBackend:
         assert len(inner.asked) == backend.asked == 2
 
     def test_failures_are_shared_in_a_call_and_asked_again_in_the_next(self, path):
-        backend, inner = stored(path, lambda text: BackendError("no memory"))
+        backend, inner = cached(path, lambda text: BackendError("no memory"))
         failure = BackendError("no memory")
         assert answers(backend, texts("a", "a")) == [failure, failure]
         assert backend.asked == 1
@@ -190,7 +192,7 @@ class TestCachedBackend:
         assert len(inner.asked) == backend.asked == 2
 
     def test_an_image_that_is_not_there_fails_its_request_alone(self, path):
-        backend, _ = stored(path)
+        backend, _ = cached(path)
         requests = [*texts("a"), request(ImageFile(path.parent / "none.png"), "b")]
         good, bad = answers(backend, requests)
         assert good.text == "answer to a"
@@ -202,7 +204,7 @@ class TestCachedBackend:
         self, path, kind
     ):
         def backend(inner):
-            return CachedBackend(inner, ResponseStore(path))
+            return CachedBackend(inner, ResponseCache(path))
 
         results = backend(kind(str.upper)).run(texts("a", "b", "c"))
         next(results)  # the last is answered first
@@ -221,11 +223,11 @@ class TestCachedBackend:
         kept = ["y"] if kind is Invariant else ["x", "y"]
         assert missing(backend(kind(str)), texts("x", "y")) == kept
 
-    def test_responses_that_are_invariant_are_stored_before_the_next(self, path, monkeypatch):
+    def test_responses_that_are_invariant_are_cached_before_the_next(self, path, monkeypatch):
         monkeypatch.setattr("pointer_rl.session.caching._SECONDS", 0)
-        results = CachedBackend(Invariant(str), ResponseStore(path)).run(texts("a", "b", "c"))
+        results = CachedBackend(Invariant(str), ResponseCache(path)).run(texts("a", "b", "c"))
         next(results)
-        assert missing(stored(path)[0], texts("a", "b", "c")) == ["a", "b"]
+        assert missing(cached(path)[0], texts("a", "b", "c")) == ["a", "b"]
         results.close()
 
     @pytest.mark.parametrize(
@@ -240,7 +242,7 @@ class TestCachedBackend:
             def run(self, requests):
                 yield 0, response
 
-        backend = CachedBackend(Lacks(str), ResponseStore(path))
+        backend = CachedBackend(Lacks(str), ResponseCache(path))
         assert [index for index, _ in backend.run([asked])] == [0]
         assert backend.split_cached([asked]) == (0, [asked])
 
@@ -250,10 +252,10 @@ class TestCachedBackend:
                 yield 0, Response(None, (-1 / 3, -math.inf))
 
         asked = request("a", decoding=None, score=("x", "y"))
-        first = answers(CachedBackend(Scores(str), ResponseStore(path)), [asked])
-        assert answers(stored(path)[0], [asked]) == first == [Response(None, (-1 / 3, -math.inf))]
+        first = answers(CachedBackend(Scores(str), ResponseCache(path)), [asked])
+        assert answers(cached(path)[0], [asked]) == first == [Response(None, (-1 / 3, -math.inf))]
 
-    def test_without_a_store_equal_requests_of_a_call_share_a_trial(self):
+    def test_without_a_cache_equal_requests_of_a_call_share_a_trial(self):
         inner = FakeBackend(lambda text: text)
         backend = CachedBackend(inner)
         assert [each.text for each in answers(backend, texts("a", "b", "a"))] == ["a", "b", "a"]
@@ -268,14 +270,14 @@ class TestCachedBackend:
                     yield index, Response("x")
 
         with pytest.raises(PluginError, match="fake"):
-            list(CachedBackend(Breaks(str), ResponseStore(path)).run(texts("a")))
+            list(CachedBackend(Breaks(str), ResponseCache(path)).run(texts("a")))
 
-    def test_a_number_of_log_probabilities_that_is_wrong_is_not_stored(self, path):
+    def test_a_number_of_log_probabilities_that_is_wrong_is_not_cached(self, path):
         class Wrong(FakeBackend):
             def run(self, requests):
                 yield 0, Response("x", (-1.0,))
 
-        backend = CachedBackend(Wrong(str), ResponseStore(path))
+        backend = CachedBackend(Wrong(str), ResponseCache(path))
         asked = request("a", score=("x", "y"))
         with pytest.raises(PluginError, match="returned 1 log-probabilities for 2 answers"):
             list(backend.run([asked]))
@@ -290,9 +292,9 @@ def items(count, size=0):
 
 
 def filled(path, count=100, size=0):
-    store = ResponseStore(path)
-    store.put("f", items(count, size))
-    return store
+    cache = ResponseCache(path)
+    cache.put("f", items(count, size))
+    return cache
 
 
 class TestDamage:
@@ -303,11 +305,11 @@ class TestDamage:
             (b"SQLite format 3\0" + b"\1" * 5000, "not a database"),
         ],
     )
-    def test_what_is_no_store_is_set_aside_whole(self, path, caplog, content, why):
+    def test_what_is_no_cache_is_set_aside_whole(self, path, caplog, content, why):
         path.parent.mkdir()
         path.write_bytes(content)
-        store = filled(path)
-        assert len(store.get([key for key, _ in items(100)])) == 100
+        cache = filled(path)
+        assert len(cache.get([key for key, _ in items(100)])) == 100
         assert path.with_name("responses.sqlite.damaged-1").read_bytes() == content
         (record,) = caplog.records
         assert why in record.getMessage()
@@ -323,7 +325,7 @@ class TestDamage:
         connection.execute("DROP TABLE responses")
 
     @pytest.mark.parametrize("change", [other_tables, another_version, lost_table])
-    def test_databases_that_are_no_store_are_set_aside(self, path, caplog, change):
+    def test_databases_that_are_no_cache_are_set_aside(self, path, caplog, change):
         if change is TestDamage.other_tables:
             path.parent.mkdir()
         else:
@@ -331,7 +333,7 @@ class TestDamage:
         with sqlite3.connect(path) as connection:
             change(self, connection)
         connection.close()
-        assert ResponseStore(path).get([key for key, _ in items(100)]) == {}
+        assert ResponseCache(path).get([key for key, _ in items(100)]) == {}
         assert path.with_name("responses.sqlite.damaged-1").exists()
         assert len(caplog.records) == 1
 
@@ -343,7 +345,9 @@ class TestDamage:
 
     @settings(max_examples=60)
     @given(seed=st.integers(0, 2**32))
-    def test_random_damage_never_passes_for_a_response(self, seed, tmp_path_factory):
+    def test_random_damage_raises_no_other_error_and_never_blocks_the_next_run(
+        self, seed, tmp_path_factory
+    ):
         path = tmp_path_factory.mktemp("damage") / "s.sqlite"
         filled(path).close()
         rng = random.Random(seed)
@@ -354,66 +358,70 @@ class TestDamage:
         if rng.random() < 0.3:
             del content[rng.randrange(len(content)) :]
         path.write_bytes(content)
-        # The damaged header may say that the file is read-only: no other error may come.
+        # The damaged header may say that the file is read-only.
         with suppress_read_only():
-            store = ResponseStore(path)
+            cache = ResponseCache(path)
             truth = dict(items(100))
-            found = store.get(list(truth))
-            assert all(truth[key] == response for key, response in found.items())
-            store.put("f", items(100))
-            assert store.get(list(truth)) == truth
+            assert cache.get(list(truth)).keys() <= truth.keys()
+            cache.put("f", items(100))
+            assert cache.get(list(truth)) == truth
 
-    def test_one_damaged_entry_is_asked_anew_and_the_others_are_kept(self, path, caplog):
+    @pytest.mark.parametrize("column", ["text", "score_logprobs"])
+    def test_a_row_that_cannot_be_decoded_is_asked_again_and_the_others_are_kept(
+        self, path, caplog, column
+    ):
         filled(path).close()
-        content = path.read_bytes()
-        path.write_bytes(content.replace(struct.pack("<d", -55 / 7), struct.pack("<d", -1.0)))
-        store = ResponseStore(path)
+        with sqlite3.connect(path) as connection:
+            connection.execute(
+                f"UPDATE responses SET {column} = CAST(x'5bff' AS TEXT) WHERE text = '55'"
+            )
+        connection.close()
+        cache = ResponseCache(path)
         keys = [key for key, _ in items(100)]
-        found = store.get(keys)
+        found = cache.get(keys)
         assert [i for i, key in enumerate(keys) if key not in found] == [55]
-        assert "1 damaged entries are asked anew" in caplog.text
-        assert len(list(store.entries())) == 99
-        store.put("f", items(100))
-        assert len(store.get(keys)) == 100
+        assert "1 damaged responses are ignored" in caplog.text
+        assert len(list(cache.rows())) == 99
+        cache.put("f", items(100))
+        assert cache.get(keys) == dict(items(100))
 
-    def test_damage_that_shows_later_is_set_aside_then(self, path, caplog):
-        store = filled(path, 400, size=16_000)  # more than SQLite keeps in memory
-        store.close()
-        store = ResponseStore(path)
+    def test_damage_that_shows_later_is_one_line_and_the_next_run_begins_anew(self, path, caplog):
+        filled(path, 400, size=16_000).close()  # more than SQLite keeps in memory
+        cache = ResponseCache(path)
         size = path.stat().st_size
         with path.open("r+b") as file:
             file.seek(4096)
             file.write(random.Random(0).randbytes(size - 4096))
         keys = [key for key, _ in items(400)]
-        found = store.get(keys)
-        truth = dict(items(400, size=16_000))
-        assert all(truth[key] == response for key, response in found.items())
-        store.put("f", items(400))
-        assert store.get(keys) == dict(items(400))
+        with pytest.raises(InputError, match=r"the response cache is damaged .* run the command"):
+            cache.get(keys)
+        cache.close()
+        assert not caplog.records
+        cache = ResponseCache(path)
         assert "set aside as" in caplog.text
+        cache.put("f", items(400))
+        assert cache.get(keys) == dict(items(400))
 
-    def test_a_file_that_another_process_set_aside_is_left_for_the_new_one(self, path, caplog):
+    def test_a_file_that_another_process_set_aside_is_one_line_and_loses_nothing(self, path):
         old = filled(path, 400, size=16_000)
         old.close()
-        old = ResponseStore(path)
+        old = ResponseCache(path)
         with path.open("r+b") as file:
             file.seek(4096)
             file.write(random.Random(0).randbytes(path.stat().st_size - 4096))
-        new = filled(path, 50)  # recognises it, begins anew
-        assert len(caplog.records) == 1
-        keys = [key for key, _ in items(400)]
-        old.get(keys)
-        old.put("f", items(60)[50:])
-        assert len(caplog.records) == 1
-        assert new.get(keys) == dict(items(60)) == old.get(keys)
+        new = filled(path, 50)  # sets the damaged file aside and begins a new one
+        with pytest.raises(InputError, match=str(path)):
+            old.put("f", items(60)[50:])
+        old.close()
+        assert new.get([key for key, _ in items(400)]) == dict(items(50))
 
     def test_looking_into_a_file_changes_nothing(self, path):
         with pytest.raises(InputError, match="no such file"):
-            ResponseStore.existing(path)
+            ResponseCache(path, must_exist=True)
         path.parent.mkdir()
         path.write_text("my diary")
-        with pytest.raises(InputError, match="file is not a database; name a store"):
-            ResponseStore.existing(path)
+        with pytest.raises(InputError, match="file is not a database; name a response cache"):
+            ResponseCache(path, must_exist=True)
         assert os.listdir(path.parent) == [path.name]
         assert path.read_text() == "my diary"
 
@@ -423,35 +431,35 @@ class TestUnusable:
         path.parent.mkdir()
         path.mkdir()
         with pytest.raises(InputError, match=r"cannot be stored there .* --no-store"):
-            ResponseStore(path)
+            ResponseCache(path)
         (path.parent / "file").touch()
         with pytest.raises(InputError, match=r"file/s.sqlite: responses cannot be stored there"):
-            ResponseStore(path.parent / "file" / "s.sqlite")
+            ResponseCache(path.parent / "file" / "s.sqlite")
 
     def test_a_file_that_another_process_holds(self, path, monkeypatch):
-        monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.05)
-        store = filled(path)
+        monkeypatch.setattr(cache_module, "BUSY_SECONDS", 0.05)
+        cache = filled(path)
         holder = sqlite3.connect(path, isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")
         with pytest.raises(InputError, match="database is locked"):
-            store.put("f", items(3))
+            cache.put("f", items(3))
         holder.execute("ROLLBACK")
         holder.close()
-        store.put("f", items(3))
+        cache.put("f", items(3))
 
     def test_a_full_disk_is_one_line_and_loses_nothing(self, path):
         code = """
 import resource, signal, sys
 from pathlib import Path
 from pointer_rl.errors import InputError
-from pointer_rl.session.store import ResponseStore
+from pointer_rl.session.cache import ResponseCache
 from pointer_rl.types import Response
-store = ResponseStore(Path(sys.argv[1]))
+cache = ResponseCache(Path(sys.argv[1]))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 for i in range(1000):
     try:
-        store.put("f", [(i.to_bytes(32, "big"), Response("x" * 1000))])
+        cache.put("f", [(i.to_bytes(32, "big"), Response("x" * 1000))])
     except InputError as error:
         print(i, error)
         break
@@ -461,25 +469,25 @@ for i in range(1000):
         )
         count, _, message = done.stdout.strip().partition(" ")
         assert "responses cannot be stored there" in message
-        assert len(list(ResponseStore(path).entries())) == int(count) > 10
+        assert len(list(ResponseCache(path).rows())) == int(count) > 10
 
 
 def test_a_clock_that_goes_backwards_changes_nothing(path, monkeypatch):
-    store = filled(path, 10)
-    monkeypatch.setattr(store_module.time, "time", lambda: -5e9)
-    store.put("f", items(20))
-    assert store.get([key for key, _ in items(20)]) == dict(items(20))
+    cache = filled(path, 10)
+    monkeypatch.setattr(cache_module.time, "time", lambda: -5e9)
+    cache.put("f", items(20))
+    assert cache.get([key for key, _ in items(20)]) == dict(items(20))
 
 
 WRITER = """
 import sys
 from pathlib import Path
-from pointer_rl.session.store import ResponseStore
+from pointer_rl.session.cache import ResponseCache
 from pointer_rl.types import Response
 first, last = map(int, sys.argv[2:])
-store = ResponseStore(Path(sys.argv[1]))
+cache = ResponseCache(Path(sys.argv[1]))
 for i in range(first, last):
-    store.put("f", [(i.to_bytes(32, "big"), Response(str(i)))])
+    cache.put("f", [(i.to_bytes(32, "big"), Response(str(i)))])
     print(i, flush=True)
 """
 
@@ -496,8 +504,8 @@ def test_processes_that_begin_it_together_share_it(path):
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == 0, stderr
         assert stderr == ""
-    found = {int.from_bytes(each.key, "big"): each for each in ResponseStore(path).entries()}
-    assert {i: each.response.text for i, each in found.items()} == {i: str(i) for i in range(400)}
+    found = {int(row["key"], 16): row["text"] for row in ResponseCache(path).rows()}
+    assert found == {i: str(i) for i in range(400)}
 
 
 def test_a_killed_process_loses_nothing_that_it_had_put(path):
@@ -507,29 +515,30 @@ def test_a_killed_process_loses_nothing_that_it_had_put(path):
             last = int(process.stdout.readline())
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        found = ResponseStore(path).get([i.to_bytes(32, "big") for i in range(last + 1)])
+        found = ResponseCache(path).get([i.to_bytes(32, "big") for i in range(last + 1)])
         assert len(found) == last + 1
 
 
-def test_tallies_and_pruning(path, monkeypatch):
-    store = ResponseStore(path)
+def test_summaries_and_pruning(path, monkeypatch):
+    cache = ResponseCache(path)
     for day, (fingerprint, count) in enumerate([("old", 5), ("new", 3), ("old", 2)]):
-        monkeypatch.setattr(store_module.time, "time", lambda day=day: 86_400.0 * day)
-        store.put(
+        monkeypatch.setattr(cache_module.time, "time", lambda day=day: 86_400.0 * day)
+        cache.put(
             fingerprint,
             [(bytes([day, i]) * 16, Response("x" * 2000)) for i in range(count)],
         )
-    new, old = store.tallies()
-    assert (new.fingerprint, new.entries, new.oldest, new.newest) == ("new", 3, 86_400, 86_400)
-    assert (old.fingerprint, old.entries, old.oldest, old.newest) == ("old", 7, 0, 2 * 86_400)
+    new, old = cache.summaries()
+    day = [f"1970-01-0{number}T00:00:00Z" for number in (1, 2, 3)]
+    assert (new.fingerprint, new.responses, new.oldest, new.newest) == ("new", 3, day[1], day[1])
+    assert (old.fingerprint, old.responses, old.oldest, old.newest) == ("old", 7, day[0], day[2])
     assert old.bytes > 7 * 2000
-    store.close()
+    cache.close()
     before = path.stat().st_size
-    store = ResponseStore(path)
-    assert store.prune(fingerprint="none") == 0
-    assert store.prune(fingerprint="old", before=86_400) == 5
-    assert [each.entries for each in store.tallies()] == [3, 2]
-    assert store.prune(before=2 * 86_400) == 3
-    assert [each.fingerprint for each in store.tallies()] == ["old"]
-    store.close()
+    cache = ResponseCache(path)
+    assert cache.prune(fingerprint="none") == 0
+    assert cache.prune(fingerprint="old", before=86_400) == 5
+    assert [each.responses for each in cache.summaries()] == [3, 2]
+    assert cache.prune(before=2 * 86_400) == 3
+    assert [each.fingerprint for each in cache.summaries()] == ["old"]
+    cache.close()
     assert path.stat().st_size < before
