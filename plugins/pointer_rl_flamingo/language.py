@@ -46,7 +46,7 @@ class MptLanguageModel(MptForCausalLM):  # type: ignore[misc]  # transformers ca
 
 
 class _NormalisedQkv(nn.Module):
-    """Computes queries, keys and values. Queries and keys are normalised over all heads together."""
+    """Projection to queries, keys and values. Normalises queries and keys over all heads."""
 
     def __init__(self, projection: nn.Linear, config: MptConfig) -> None:
         super().__init__()

@@ -19,8 +19,8 @@ class HFBackendOptions:
     adapter: str | None = None
     """Folder of a LoRA adapter (peft) to apply to the model."""
     chat_template: str | None = None
-    """Jinja file to use instead of the checkpoint's chat template; plain: texts and images in order,
-    with nothing around them (for models that were not trained on chats)."""
+    """Jinja file to use instead of the checkpoint's chat template; plain: texts and images as they
+    come, with nothing around them (for models that were not trained on chats)."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, …; auto is cuda where there is one, else cpu."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
