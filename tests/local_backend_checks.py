@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from qwen_reference import ask, picture
+from qwen_reference import ask, make_image
 
 from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response, VQABackend
@@ -32,17 +32,22 @@ ANSWERS = ("red cat", "a", "")
 # 3, 0, 1 and 2 images, of different sizes; the first and the last share one.
 PROMPTS = [
     ask(
-        picture(1), "what? red\n", picture(2, 90, 30), "what? cat\n", picture(3, 200, 180), "this?"
+        make_image(1),
+        "what? red\n",
+        make_image(2, 90, 30),
+        "what? cat\n",
+        make_image(3, 200, 180),
+        "this?",
     ),
     ask("Question: what is a dog? Short answer:"),
     Prompt(
         (
-            Message("user", (picture(4, 31, 80), "is this a cat?")),
+            Message("user", (make_image(4, 31, 80), "is this a cat?")),
             Message("assistant", ("red",)),
             Message("user", ("and this?",)),
         )
     ),
-    ask("a dog? ", picture(1), picture(5, 64, 64)),
+    ask("a dog? ", make_image(1), make_image(5, 64, 64)),
 ]
 
 
@@ -156,7 +161,7 @@ def check_single(case: LocalCase) -> None:
 
 def check_images(case: LocalCase) -> None:
     """What an image shows matters, and where it stands."""
-    one, other = picture(1), picture(2)
+    one, other = make_image(1), make_image(2)
     shown = [
         ask(one, "a cat\n", other, "this?"),
         ask(other, "a cat\n", one, "this?"),

@@ -17,11 +17,11 @@ from pointer_rl.types import Decoding, Message, Prompt
 MODEL_NAMES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
 
 
-def picture(seed: int, width: int = 60, height: int = 45) -> ImageBytes:
+def make_image(seed: int, width: int = 60, height: int = 45) -> ImageBytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    return ImageBytes(file.getvalue(), f"picture {seed}")
+    return ImageBytes(file.getvalue(), f"image {seed}")
 
 
 def ask(*parts: ImageBytes | str) -> Prompt:

@@ -1,8 +1,8 @@
 """Find common prefixes of prompts, to compute them once.
 
 An element of a prompt is a token (≥ 0) or an image (< 0). Images are not split: a prefix ends
-before or after an image. Prompts are sorted, so that prompts with a common prefix are neighbours, and the
-lengths that neighbours share determine the trie of prefixes.
+before or after an image. Prompts are sorted, so that prompts with a common prefix are neighbours,
+and the lengths that neighbours share determine the trie of prefixes.
 """
 
 from __future__ import annotations

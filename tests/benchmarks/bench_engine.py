@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_engine.py [QUERIES]
 
 Asked are the trials that `generate` asks by default (two shots), in windows of its size, on the
-glyph model; then a few on a random Qwen2.5-VL of about 100M parameters with pictures of 224 pixels
-a side. Pictures are PNG files in memory (a glyph's own `open` draws it anew), and those that were
+glyph model; then a few on a random Qwen2.5-VL of about 100M parameters with images of 224 pixels
+a side. Images are PNG files in memory (a glyph's own `open` draws it anew), and those that were
 opened are forgotten before each round.
 
 The loop takes one prompt at a time, opens its images for it alone, and computes a pass for each
@@ -52,13 +52,13 @@ from pointer_rl_qwen2vl.backend import Qwen2VLBackend
 from pointer_rl_qwen2vl.checkpoint import Checkpoint, load_checkpoint
 from pointer_rl_qwen2vl.inputs import PromptEncoder
 from pointer_rl_qwen2vl.keyvalues import PrefixStore, RowCache
-from pointer_rl_qwen2vl.patches import PatchStore
+from pointer_rl_qwen2vl.patches import PatchCache
 
 SHOTS = 2
 GOALS = {"scored": 15, "not scored": 6}
 LIMIT_GOAL, OVERHEAD_GOAL = 0.7, 0.1
 PARTS = {
-    "images": (PatchStore, "_open"),
+    "images": (PatchCache, "_open"),
     "text": (PromptEncoder, "encode"),
     "prefixes in": (PrefixStore, "write"),
     "prefixes out": (PrefixStore, "read"),
@@ -86,18 +86,18 @@ class World:
 def trials(bench: Workbench, side: int | None = None) -> list[list[Request]]:
     """A list a window: what `generate` asks by default, the annotators' answers to be scored.
 
-    side: of the pictures, in pixels; None: as they are.
+    side: of the images, in pixels; None: as they are.
     """
     files: dict[str, ImageBytes] = {}
 
     def on_file(example: Example) -> Example:
         key = example.image.key
         if key not in files:
-            picture = example.image.open()
+            image = example.image.open()
             if side is not None:
-                picture = picture.resize((side, side), Image.Resampling.BICUBIC)
+                image = image.resize((side, side), Image.Resampling.BICUBIC)
             file = io.BytesIO()
-            picture.save(file, "PNG")
+            image.save(file, "PNG")
             files[key] = ImageBytes(file.getvalue(), example.id)
         return replace(example, image=files[key])
 
@@ -143,7 +143,7 @@ def workbench(queries: int) -> Workbench:
 
 
 def larger(checkpoint: Checkpoint, side: int) -> Checkpoint:
-    """A random model of about 100M parameters with this one's tokenizer, for larger pictures."""
+    """A random model of about 100M parameters with this one's tokenizer, for larger images."""
     config = copy.deepcopy(checkpoint.model.config)
     text, vision = config.text_config, config.vision_config
     text.update(
@@ -242,7 +242,7 @@ def measure(world: World, name: str, bare: Bare | None) -> Bare:
     number = len(every)
     places = range(0, number, max(1, number // world.looped))[: world.looped]
     some = [every[place] for place in places]
-    [image] = PatchStore(checkpoint).find([("", some[0].prompt.images[0])])
+    [image] = PatchCache(checkpoint).find([("", some[0].prompt.images[0])])
     backend = Qwen2VLBackend(checkpoint)
     found = ask(backend, windows)  # warms up
     check(loop(checkpoint, some), [found[place] for place in places])
