@@ -65,10 +65,8 @@ class GatedCrossAttention(nn.Module):
     def forward(self, hidden: Tensor, media: Tensor | None, image_number: Tensor) -> Tensor:
         """[B, L, W] → [B, L, W]
 
-        Args:
-            hidden: The hidden states.
-            media: The images' keys and values from `project`; None if no row has an image.
-            image_number: [B, L] number of the image that each token sees, from 1; 0 for none.
+        `media` are the keys and values from `project`, or None if no row has an image.
+        `image_number` [B, L] is the number of the image that each token sees, from 1; 0 for none.
         """
         if media is not None:
             attended = self.attn(hidden, media, image_number)

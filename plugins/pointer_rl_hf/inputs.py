@@ -44,12 +44,7 @@ def join(
 
     All prompts must have tensors of the same names. Tensors per token are padded on the left, so
     that rows end together. Tensors of images are padded with zeros to the largest and concatenated
-    prompt by prompt.
-
-    Args:
-        rows: The prompts and the tokens that follow each.
-        pad_id: The padding token.
-        following_type: The `token_type_ids` of the tokens that follow a prompt.
+    prompt by prompt. `following_type` is the `token_type_ids` of the tokens that follow a prompt.
     """
     joined = {}
     for name in rows[0][0].tensors:

@@ -107,7 +107,7 @@ class OpenAIBackend:
         text = None
         if decoding is not None:
             fields = decoding_fields(decoding, self._server.kind)
-            completion = await chats.complete(prompt, lambda: fields, read_completion)
+            completion = await chats.send(prompt, lambda: fields, read_completion)
             if isinstance(completion, Failure):
                 return BackendError(completion.message)
             self._note(completion.system_fingerprint)

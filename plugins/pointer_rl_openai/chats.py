@@ -33,61 +33,37 @@ class Chats:
             self._common["seed"] = options.seed
         self._images = ImageUrls(options.images)
 
-    async def complete(
+    async def send(
         self,
         prompt: Prompt,
         fields: Callable[[], dict[str, Any]],
         read: Callable[[object], T],
         *,
         answer: str | None = None,
+        tokenise: bool = False,
     ) -> T | Failure:
-        """Ask for a chat completion.
+        """Ask for a completion or, with `tokenise`, for vLLM's tokens of the chat without images.
 
-        Args:
-            prompt: The chat.
-            fields: Returns further fields of the request. Called when the request is sent.
-            read: Reads the reply.
-            answer: Put after the prompt as a message of the assistant.
+        `fields` returns further fields of the request when it is sent, and `read` reads the reply.
+        An answer is put after the prompt as a message of the assistant.
         """
+        address = self._server.address
+        url = address.beside("tokenize") if tokenise else address.chat
+        said = [] if answer is None else [{"role": "assistant", "content": answer}]
 
         def body() -> dict[str, Any]:
-            more = fields()
-            messages = chat_messages(prompt, self._image_part, merge_text=True)
-            return {**self._common, "messages": messages + _said(answer), **more}
+            more = fields()  # First: it may raise, and then no image needs to be encoded.
+            if tokenise:
+                common = {"model": self._server.model}
+                messages = chat_messages(prompt, lambda image: None, merge_text=True)
+            else:
+                common = self._common
+                messages = chat_messages(prompt, self._image_part, merge_text=True)
+            return {**common, "messages": messages + said, **more}
 
-        address = self._server.address.chat
-        return await self._asker.ask(
-            Call(url=address, body=body, read=read, private=_texts(prompt, answer))
-        )
-
-    async def tokenise(
-        self,
-        prompt: Prompt,
-        fields: Callable[[], dict[str, Any]],
-        read: Callable[[object], T],
-        *,
-        answer: str | None = None,
-    ) -> T | Failure:
-        """Ask vLLM for the tokens of a chat, without its images. Arguments as for `complete`."""
-
-        def body() -> dict[str, Any]:
-            more = fields()
-            messages = chat_messages(prompt, lambda image: None, merge_text=True)
-            return {"model": self._server.model, "messages": messages + _said(answer), **more}
-
-        address = self._server.address.beside("tokenize")
-        return await self._asker.ask(
-            Call(url=address, body=body, read=read, private=_texts(prompt, answer))
-        )
+        parts = [part for message in prompt.messages for part in message.parts]
+        texts = [part for part in (*parts, answer) if isinstance(part, str)]
+        return await self._asker.ask(Call(url=url, body=body, read=read, private=texts))
 
     def _image_part(self, image: ImageRef) -> dict[str, Any]:
         return {"type": "image_url", "image_url": {"url": self._images.url(image)}}
-
-
-def _said(answer: str | None) -> list[dict[str, Any]]:
-    return [] if answer is None else [{"role": "assistant", "content": answer}]
-
-
-def _texts(prompt: Prompt, answer: str | None) -> list[str]:
-    parts = (part for message in prompt.messages for part in message.parts)
-    return [part for part in (*parts, answer) if isinstance(part, str)]

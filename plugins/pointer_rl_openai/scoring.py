@@ -62,7 +62,7 @@ class Scorer:
         tail = await self._tails[answer]
         if isinstance(tail, Failure):
             return tail
-        return await self._chats.complete(
+        return await self._chats.send(
             prompt,
             lambda: self._if_able(
                 add_generation_prompt=False, prompt_logprobs=1, max_tokens=1, temperature=0
@@ -113,8 +113,8 @@ class Scorer:
     ) -> list[int] | Failure:
         """Tokens of the chat, without images."""
         fields = {"add_generation_prompt": False, "continue_final_message": False, **flags}
-        result = await self._chats.tokenise(
-            prompt, lambda: self._if_able(**fields), read_tokens, answer=answer
+        result = await self._chats.send(
+            prompt, lambda: self._if_able(**fields), read_tokens, answer=answer, tokenise=True
         )
         if not isinstance(result, Failure):
             return result

@@ -72,11 +72,8 @@ class DecodingRow:
     ) -> None:
         """Add tokens as far as the answer tree predicts them.
 
-        Args:
-            tree: The tree of scored answers.
-            best: The likeliest token after each place of the tree.
-            columns: Columns of the tree's tokens in the row's cache.
-            stop: Whether generation ends.
+        `best` has the likeliest token after each place of the tree, and `columns` the columns of
+        the tree's tokens in the row's cache.
         """
         place = 0
         path = []
@@ -95,14 +92,10 @@ class DecodingRow:
 def decode(
     model: LanguageModel, cache: RowCache, rows: Sequence[DecodingRow], stop: StopCriterion
 ) -> None:
-    """Decode every row to its end. Its last token is the next model input.
+    """Decode every row to its end, in place. A row's last token is the next model input.
 
-    Args:
-        model: The language model.
-        cache: A row per decoding row, with room for the tokens to come. Used columns that a row
-            does not attend to may hold any finite number.
-        rows: The rows, which are changed in place.
-        stop: Whether generation ends.
+    The cache has a row for each, with room for the tokens to come. Used columns that a row does not
+    attend to may hold any finite number.
     """
     rows = list(rows)
     columns = cache.tensors[0].shape[1]

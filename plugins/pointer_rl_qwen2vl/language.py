@@ -132,15 +132,10 @@ class LanguageModel:
     def predict(
         self, hidden: Tensor, wanted: Sequence[tuple[int, int]]
     ) -> tuple[list[int], list[float]]:
-        """Predict the token after each hidden state.
+        """Predict the token after each of the hidden states [N, H].
 
-        Args:
-            hidden: [N, H]
-            wanted: Pairs of (row of `hidden`, token).
-
-        Returns:
-            The likeliest token of each row, which is OVERFLOWED if its logits are not finite, and
-            the natural log-probability of each wanted token.
+        Returns the likeliest token of each row, or OVERFLOWED if its logits are not finite, and the
+        natural log-probabilities of the wanted (row of `hidden`, token).
         """
         best: list[Tensor] = []
         found: list[Tensor] = []

@@ -55,12 +55,8 @@ def find_prefixes(
     """Find the prefixes that each save at least `min_saving` tokens by being computed once.
 
     A prefix that saves less is computed with each prompt that has it, since every level of prefixes
-    takes another forward pass.
-
-    Args:
-        prompts: Sorted prompts.
-        tokens: Returns the number of tokens of an element.
-        min_saving: The threshold, in tokens.
+    takes another forward pass. The prompts must be sorted. `tokens` returns the number of tokens of
+    an element.
     """
     shared = [common_length(*pair) for pair in itertools.pairwise(prompts)]
     nodes: list[Prefix] = []

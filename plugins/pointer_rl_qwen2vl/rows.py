@@ -66,15 +66,7 @@ class SortedRows:
         image_token_id: int,
         answer_tokens: int,
     ) -> None:
-        """Make the rows.
-
-        Args:
-            requests: The requests.
-            generates: Whether the requests generate.
-            image_token_id: The token that stands for an image.
-            answer_tokens: Approximate limit of tokens to score in a row. A request with more
-                becomes several rows.
-        """
+        """A request with more than about `answer_tokens` tokens to score becomes several rows."""
         numbers: dict[str, int] = {}
         images: dict[int, tuple[str, ImageRef]] = {}
         self.rows: list[Row] = []

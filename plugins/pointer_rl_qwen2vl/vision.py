@@ -56,15 +56,10 @@ class FeatureStore:
     def __init__(
         self, checkpoint: Checkpoint, patches: PatchCache, capacity_bytes: int, *, ahead: bool
     ) -> None:
-        """Make an empty store.
+        """With `ahead`, another thread opens the next images while some are being encoded.
 
-        Args:
-            checkpoint: The model and its image processor.
-            patches: Preprocesses images.
-            capacity_bytes: Size of the cache.
-            ahead: Preprocess the next block of images in another thread while a block goes through
-                the vision tower. This pays off if the tower runs on another device. On the CPU the
-                two would wait for each other.
+        This pays off if the vision tower runs on another device. On the CPU the two would wait for
+        each other.
         """
         self._model = checkpoint.model
         self._merge = checkpoint.image_processor.merge_size

@@ -144,12 +144,9 @@ class PaddedBatches(Generic[P]):
     """Runs encoded requests in padded batches."""
 
     def __init__(self, model: BatchModel[P], batch_tokens: int, advice: str) -> None:
-        """Make batches for a model.
+        """`batch_tokens`, the most tokens in a batch with padding, is lowered if memory runs out.
 
-        Args:
-            model: The model that generates and scores.
-            batch_tokens: Most tokens in a batch, padding included. Lowered if memory runs out.
-            advice: What a user can do about a prompt that does not fit: "use … or …".
+        `advice` tells a user what to do about a prompt that does not fit: "use … or …".
         """
         self._model = model
         self._ahead = _BATCHES_AHEAD * batch_tokens

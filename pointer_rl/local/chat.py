@@ -35,10 +35,8 @@ def chat_messages(
 ) -> list[dict[str, Any]]:
     """Convert a prompt to a chat.
 
-    Args:
-        prompt: The messages to convert.
-        image: Makes the part of an image. If it returns None, the image is left out.
-        merge_text: Join adjacent texts, and give a message without images a string as content.
+    `image` makes the part of an image; if it returns None, the image is left out. `merge_text`
+    joins adjacent texts, and makes the content of a message without images a string.
     """
     messages: list[dict[str, Any]] = []
     for message in prompt.messages:

@@ -85,11 +85,7 @@ def generate_batch(
 ) -> list[Generation]:
     """Decode a batch of prompts, greedily or by beam search. Raises torch.OutOfMemoryError.
 
-    Args:
-        model: The model that generates.
-        arguments: The model's arguments, left-padded, on its device; they include
-            `input_ids` [B, L].
-        decoding: How to generate.
+    `arguments` are the model's, left-padded, on its device. They include `input_ids` [B, L].
     """
     beams = {"num_beams": decoding.num_beams, "length_penalty": decoding.length_penalty}
     config = GenerationConfig(
@@ -128,11 +124,8 @@ def score_batch(
     """log p(answer | prompt) of each row. Raises torch.OutOfMemoryError.
 
     Natural logarithm, summed over the answer's tokens, in float32 whatever the model's dtype.
-
-    Args:
-        model: The model that scores.
-        arguments: As for `generate_batch`; each row is a prompt followed by its answer.
-        lengths: [B] number of tokens at the end of each row that belong to the answer.
+    `arguments` are as for `generate_batch`, with rows of a prompt and its answer. `lengths` [B] are
+    the numbers of tokens at the end of each row that belong to the answer.
     """
     longest = max(lengths)
     # Rows end together, so all answers lie in the last A positions. Each token is predicted at the

@@ -32,6 +32,6 @@ def checkpoint_folder(model: str, revision: str | None, patterns: Sequence[str])
     except (OSError, ValueError) as error:
         at = f" at revision {revision}" if revision else ""
         raise InputError(
-            f"{model}{at}: not a folder, and not available from the Hugging Face Hub; check the"
+            f"{model}{at}: neither a folder nor available from the Hugging Face Hub; check the"
             f" name, the network and the login (hf auth login) ({first_line(error)})"
         ) from error

@@ -22,14 +22,10 @@ def run_in_halves(
     on_split: Callable[[Sequence[T]], None],
     on_failure: Callable[[T, str], R],
 ) -> Iterator[R]:
-    """Yield `run(items)`, or run each half of the items if memory runs out, and so on.
+    """Yield the results of `run(items)`. If memory runs out, run each half of the items instead.
 
-    Args:
-        items: What to process, at least one item.
-        run: Returns a result for each item. May raise torch.OutOfMemoryError.
-        on_split: Called with items that did not fit, before their halves are tried.
-        on_failure: Makes the result of an item that does not fit alone, from the item and the
-            first line of the error.
+    `on_split` is called with items that did not fit, before their halves are tried. `on_failure`
+    makes the result of an item that does not fit alone, from the item and the error's first line.
     """
     try:
         results = run(items)
