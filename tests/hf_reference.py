@@ -1,4 +1,4 @@
-"""Tiny models of `tiny_models` by hand: prompts written out, images expanded, one at a time."""
+"""The models of `tiny_models` with hand-written prompts, one prompt at a time."""
 
 from __future__ import annotations
 

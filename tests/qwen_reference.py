@@ -1,4 +1,4 @@
-"""Qwen-VL models by their documented usage, one prompt at a time: what the backend must equal."""
+"""Qwen-VL models by their documented usage, one prompt at a time. The backend must equal them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Reference:
 
     @torch.no_grad()
     def logits(self, arguments: dict[str, torch.Tensor], following: list[int]) -> torch.Tensor:
-        """[1 + len(following), V]: after the prompt, and after each token that follows it."""
+        """[1 + len(following), V]: logits after the prompt and after each token that follows it."""
         following_ids = torch.tensor([following], dtype=torch.long)
         input_ids = torch.cat([arguments["input_ids"], following_ids], dim=1)
         whole = {**arguments, "input_ids": input_ids, **self.types(input_ids)}

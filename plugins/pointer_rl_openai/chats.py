@@ -48,7 +48,7 @@ class Chats:
         An answer is put after the prompt as a message of the assistant.
         """
         address = self._server.address
-        url = address.beside("tokenize") if tokenise else address.chat
+        url = address.next_to_api("tokenize") if tokenise else address.chat
         said = [] if answer is None else [{"role": "assistant", "content": answer}]
 
         def body() -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Address:
         """URL of the list of models."""
         return f"{self.base_url}/models"
 
-    def beside(self, path: str) -> str:
+    def next_to_api(self, path: str) -> str:
         """URL of a path that vLLM and SGLang serve next to the API."""
         return f"{self.base_url.removesuffix('/v1')}/{path}"
 
@@ -156,7 +156,7 @@ def _read_models(reply: object) -> list[dict[str, Any]]:
 async def _version(asker: Asker, address: Address, kind: str) -> str | None:
     if kind not in _VERSION_PATHS:
         return None
-    url = address.beside(_VERSION_PATHS[kind])
+    url = address.next_to_api(_VERSION_PATHS[kind])
 
     def read(reply: object) -> str | None:
         version = look_up(reply, "version")

@@ -1,9 +1,9 @@
-"""Cutting images into patches: qwen2vl's own way against the official processor, to equal bits.
+"""Cutting images into patches: qwen2vl against the official processor, with bit-identical results.
 
     python tests/benchmarks/bench_images.py
 
-CPU time of one thread, medians of seven. Next to it the resizing alone, which both must do, and the
-decoding of the image as JPEG.
+CPU time of one thread, medians of seven. Also printed: the time of resizing, which both include,
+and of decoding the image as JPEG.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The loop of local backends, on a model that is no model."""
+"""Batching of local backends, with a fake model."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Words:
 
 @dataclass
 class WordModel:
-    """Answers with the number of words, scores an answer by the lengths; so much memory it has."""
+    """Answers with the number of words and scores by lengths, within a limited memory."""
 
     memory: int = 10**9
     longest: int = 10**9
-    """No longer row fits, however few there are."""
+    """Longest row that fits."""
     passes: list[list[int]] = field(default_factory=list)
-    """Of each pass the lengths of its rows."""
+    """Lengths of the rows of each forward pass."""
     encoded: int = 0
 
     def encode(self, prompt: Prompt) -> Words:
