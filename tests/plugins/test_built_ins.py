@@ -73,8 +73,9 @@ def test_flamingo_keeps_it_on_each_language_model(kind: str, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_flamingo_keeps_it_with_idefics(tiny_model: Any) -> None:
-    _keeps_its_contract("flamingo", {"model": str(tiny_model("idefics3")), "device": "cpu"})
+def test_flamingo_keeps_it_with_idefics(tmp_path: Path) -> None:
+    tiny_flamingo.make_idefics(tmp_path, instructed=True)
+    _keeps_its_contract("flamingo", {"model": str(tmp_path), "device": "cpu"})
 
 
 @pytest.mark.slow

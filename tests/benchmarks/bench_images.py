@@ -1,9 +1,9 @@
-"""Cutting pictures into patches: qwen2vl's own way against the official processor, to equal bits.
+"""Cutting images into patches: qwen2vl against the official processor, with bit-identical results.
 
-    python tests/benchmarks/bench_pictures.py
+    python tests/benchmarks/bench_images.py
 
-CPU time of one thread, medians of seven. Next to it the resizing alone, which both must do, and the
-decoding of the picture as JPEG.
+CPU time of one thread, medians of seven. Also printed: the time of resizing, which both include,
+and of decoding the image as JPEG.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ def main() -> None:
     print(f"{platform.machine()}, one thread (CPU time)")
     for size in SIZES:
         pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-        picture = Image.fromarray(pixels)
-        patches, (_, down, across) = cutter.cut(picture)
-        official = processor(images=[picture], return_tensors="np")["pixel_values"]
+        image = Image.fromarray(pixels)
+        patches, (_, down, across) = cutter.cut(image)
+        official = processor(images=[image], return_tensors="np")["pixel_values"]
         assert np.array_equal(patches, official)
         file = io.BytesIO()
-        picture.save(file, "JPEG")
+        image.save(file, "JPEG")
         side = processor.patch_size
-        slow = milliseconds(lambda p=picture: processor(images=[p], return_tensors="pt"))
-        fast = milliseconds(lambda p=picture: cutter.cut(p))
+        slow = milliseconds(lambda p=image: processor(images=[p], return_tensors="pt"))
+        fast = milliseconds(lambda p=image: cutter.cut(p))
         resized = milliseconds(
-            lambda p=picture, s=(across * side, down * side): p.resize(s, processor.resample)
+            lambda p=image, s=(across * side, down * side): p.resize(s, processor.resample)
         )
         decoded = milliseconds(lambda f=file: Image.open(f).convert("RGB"))
         print(
