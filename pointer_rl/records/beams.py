@@ -11,7 +11,6 @@ A record has these fields; other keys are left alone:
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +52,6 @@ def to_beam_record(
     `query` describes it (`describe_query`), `pool` are the rows that it could choose from (None:
     all), `excluded` those that it may not choose.
     """
-    assert all(math.isfinite(beam.score) for beam in beams)
     members = []
     for beam in beams:
         member: Record = {}

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from pointer_rl.errors import InputError
 from pointer_rl.records import json_stream
+from pointer_rl.records.formats import stream_records
 from pointer_rl.records.json_stream import Flaw, stream_members
-from pointer_rl.records.records import stream_records
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
