@@ -183,7 +183,7 @@ def split_line(line: bytes) -> tuple[str, bytes]:
     Raises ValueError for any other line, such as one that was cut off.
     """
     if not line.startswith(_QUERY_ID) or not line.endswith(b"}\n"):
-        raise ValueError("not a record's line")
+        raise ValueError("no line of a record")
     text = line[len(_QUERY_ID) :].decode()
     key, end = json.JSONDecoder().raw_decode(text)
     if not isinstance(key, str) or not text.startswith(", ", end):

@@ -341,3 +341,15 @@ def test_converting_imports_no_torch(dump):
     for args in (["convert", "old.json", "new.jsonl"], ["convert", "--help"]):
         done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_run_writes_any_container_and_converting_it_gives_its_json(world, cli, suffix):
+    assert world.generate().exit_code == 0
+    expected = world.output.read_bytes()
+    world.output = world.folder / f"rl{suffix}"
+    assert world.generate().exit_code == 0
+    assert cli("validate", str(world.output)).exit_code == 0
+    converted = world.folder / "converted.json"
+    assert cli("convert", str(world.output), str(converted)).exit_code == 0
+    assert converted.read_bytes() == expected

@@ -137,7 +137,7 @@ def test_a_malformed_file_is_not_read_to_its_end(tmp_path, monkeypatch):
 def test_keys_that_occur_twice_come_out_twice(tmp_path):
     path = tmp_path / "x.json"
     path.write_text('{"a": 1, "_meta": {}, "a": 2}')
-    assert list(stream_records(path)) == [("a", 1), ("_meta", {}), ("a", 2)]
+    assert [each[:2] for each in stream_members(path)] == [("a", 1), ("_meta", {}), ("a", 2)]
 
 
 @pytest.mark.parametrize(
