@@ -17,7 +17,8 @@ from pointer_rl.beams.sub_pools import Sampler, SubPools, sampler_space
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
 from pointer_rl.records.beams import to_beam_record
-from pointer_rl.records.records import RecordWriter, to_record
+from pointer_rl.records.formats import open_writer
+from pointer_rl.records.records import describe_query
 from pointer_rl.session.journal import RUN, Journal
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
@@ -113,7 +114,7 @@ class BeamJob:
         return {
             index: {
                 **to_beam_record(
-                    to_record(query, ())["query"],
+                    describe_query(query),
                     () if each is None else each.beams,
                     None if sub_pool.is_whole else sub_pool.rows,
                     excluded(query),
@@ -241,7 +242,7 @@ def run_beams(run: BeamRun, observer: Observer = Observer()) -> BeamSummary:
     Raises PointerRLError, before the first trial, for anything that is missing or does not fit, and
     InputError if every trial of the first window fails (a backend that cannot score).
     """
-    RecordWriter(run.output_path).discard()  # fails at once if it cannot be written
+    open_writer(run.output_path).discard()  # fails at once if it cannot be written
     executor = run.executor.configure("executor").create()
     session = Session(run.session, observer)
     config, queries = run.config, session.queries

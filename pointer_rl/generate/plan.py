@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pointer_rl.generate.run import GenerateRun, prepare
-from pointer_rl.records.records import RecordWriter
+from pointer_rl.records.formats import open_writer
 from pointer_rl.session.caching import CachedBackend
 from pointer_rl.session.candidates import CandidateJob
 from pointer_rl.session.journal import Journal
@@ -115,7 +115,7 @@ def make_plan(run: GenerateRun) -> Plan:
 
     Raises PointerRLError as `run_generate` does.
     """
-    RecordWriter(run.output_path).discard()
+    open_writer(run.output_path).discard()
     job, meta = prepare(run)
     ids = [query.id for query in job.queries]
     with Journal(run.output_path, meta, ids) as journal:

@@ -16,7 +16,7 @@ from pointer_rl.datasets.embeddings import digest_vectors
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
 from pointer_rl.generate.summary import Summary
-from pointer_rl.records.records import RecordWriter, stream_records
+from pointer_rl.records.formats import open_writer, stream_records
 from pointer_rl.records.shards import Shard
 from pointer_rl.session.candidates import CandidateJob
 from pointer_rl.session.journal import Journal
@@ -141,7 +141,7 @@ def run_generate(run: GenerateRun, observer: Observer = Observer()) -> Summary:
     PointerRLError, before the first trial, for anything that is missing or does not fit, and for
     the journal or file of another run.
     """
-    RecordWriter(run.output_path).discard()  # fails at once if it cannot be written
+    open_writer(run.output_path).discard()  # fails at once if it cannot be written
     executor = run.executor.configure("executor").create()
     job, meta = prepare(run, observer)
     backend = job.session.backend
@@ -176,8 +176,6 @@ def run_generate(run: GenerateRun, observer: Observer = Observer()) -> Summary:
 def _named_by(path: Path, queries: Sequence[Example]) -> Sequence[Example]:
     """The queries whose ids are the file's keys; if none is, those whose rows are (Lever-LM)."""
     keys = [key for key, _ in stream_records(path) if not key.startswith("_")]
-    if len(set(keys)) < len(keys):
-        raise InputError(f"{path}: names a query twice; keep one of its entries")
     known = {query.id: query for query in queries}
     are_rows = not any(key in known for key in keys)
     if are_rows:

@@ -20,9 +20,9 @@ from typing import Any
 import pointer_rl_schemas
 from pointer_rl.errors import InputError, PointerRLError
 from pointer_rl.records.closeness import edit_similarity, word_f1
-from pointer_rl.records.convert import Rewriter, whole_file
+from pointer_rl.records.convert import Rewriter
+from pointer_rl.records.formats import open_writer, read_meta, stream_records
 from pointer_rl.records.layouts import detect_layout, upgrade_record
-from pointer_rl.records.records import read_meta, stream_records
 from pointer_rl.registry import ConfiguredEntry, registry
 from pointer_rl.types import Metric, PromptBuilder
 
@@ -90,14 +90,10 @@ def rescore_file(run: RescoreRun) -> Rescored:
         parse = registry().configure("prompt", run.prompt, run.prompt_options)
     rescorer = _Rescorer(metric.create(), None if parse is None else parse.create())
     new_meta = _describe(run.source, meta, metric, rescorer.metric.version, parse)
-    with whole_file(run.output_path, new_meta) as writer:
+    with open_writer(run.output_path, new_meta) as writer:
         rewriter = Rewriter(writer)
-        seen: set[str] = set()
         for key, value in stream_records(run.source):
             where = f"{run.source}: {key!r}"
-            if key in seen:
-                raise InputError(f"{where} occurs twice; keep one of them")
-            seen.add(key)
             if key.startswith("_"):
                 if key != "_meta":
                     rewriter.add(where, key, value)

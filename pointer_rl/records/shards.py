@@ -1,4 +1,4 @@
-"""Windows of queries, and parts of a run for several machines."""
+"""Split the queries of a run into windows, and its windows into shards for several machines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pointer_rl.errors import InputError
 __all__ = ["WINDOW", "Shard", "window_of", "windows"]
 
 WINDOW = 128
-"""Queries in a window, unless the user says otherwise."""
+"""Default number of queries that are proposed for and judged together."""
 _SHARD = re.compile(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,8})")
 
 
@@ -23,16 +23,16 @@ def windows(queries: int, size: int) -> Iterator[range]:
 
 
 def window_of(meta: Mapping[str, Any] | None) -> int:
-    """The window size of the run that wrote a file, from its `_meta`."""
+    """The size of a run's windows, as the file's `_meta` states it."""
     size = (meta or {}).get("window")
     return size if isinstance(size, int) and size > 0 else WINDOW
 
 
 @dataclass(frozen=True, order=True)
 class Shard:
-    """Every `count`-th window of a run, starting with the `number`-th (from 1).
+    """Every `count`-th window of a run, starting with the `number`-th; 1 is the first.
 
-    Shards are whole windows, so that requests share the same batches with and without shards.
+    A shard has whole windows, so that the same queries share a batch with and without shards.
     """
 
     number: int
@@ -55,7 +55,7 @@ class Shard:
 
     @classmethod
     def of(cls, meta: Mapping[str, Any] | None) -> Shard | None:
-        """The shard that a file is, from its `_meta`; None if it is none."""
+        """The shard that a file is, as its `_meta` states it; None if it is not a shard."""
         text = (meta or {}).get("shard")
         try:
             return cls.parse(text) if isinstance(text, str) else None
@@ -63,10 +63,10 @@ class Shard:
             return None
 
     def rows(self, queries: int, size: int) -> list[int]:
-        """The indices of the shard's queries, of so many in windows of `size`."""
+        """The indices of the shard's queries, of `queries` in windows of `size`."""
         mine = list(windows(queries, size))[self.number - 1 :: self.count]
         return [index for window in mine for index in window]
 
     def size(self, queries: int, size: int) -> int:
-        """The number of the shard's queries, of so many in windows of `size`."""
+        """The number of the shard's queries."""
         return len(self.rows(queries, size))

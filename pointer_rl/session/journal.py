@@ -22,16 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pointer_rl.errors import InputError
+from pointer_rl.records.formats import open_writer, read_meta, stream_records
 from pointer_rl.records.provenance import differences
-from pointer_rl.records.records import (
-    RecordWriter,
-    as_line,
-    encode_record,
-    open_writer,
-    read_meta,
-    split_line,
-    stream_records,
-)
+from pointer_rl.records.records import as_line, encode_record, split_line
 
 __all__ = ["RUN", "AlreadyFinished", "Journal", "check_same_run", "partial_path"]
 
@@ -195,18 +188,9 @@ class Journal:
         """Write the finished file and remove the journal. Every query must have a record."""
         assert not self.left
         if self.changed or not self.output.exists():
-            writer = open_writer(self.output, self._meta)
-            try:
+            with open_writer(self.output, self._meta) as writer:
                 for key, record in self._lines(~self._left_out):
-                    record = _without_notes(record)
-                    if isinstance(writer, RecordWriter):
-                        writer.write_encoded(key, record)
-                    else:
-                        writer.write(key, json.loads(record))
-            except BaseException:
-                writer.discard()
-                raise
-            writer.close()
+                    writer.write_encoded(key, _without_notes(record))
         self.remove()
 
     def remove(self) -> None:

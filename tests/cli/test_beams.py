@@ -305,7 +305,7 @@ def test_help_imports_nothing_heavy(command):
         (("--max-calls", "0"), ("0",)),
         (("--store", "a", "--no-store"), ("exclude each other",)),
         (("--output-path", "a.txt"), ("a.txt", ".json")),
-        (("--output-path", "data.jsonl/a.json"), ("a.json", "cannot write")),
+        (("--output-path", "data.jsonl/a.json"), ("a.json", "cannot be written")),
     ],
     ids=lambda value: " ".join(value),
 )
