@@ -1,7 +1,7 @@
 """The hooks that a plugin may implement, marked with `hookimpl`.
 
-Each is called once, with a function to call for each thing to register; see
-`pointer_rl.types.Register`.
+Each hook is called once per plugin. `register` is a `pointer_rl.types.Register`, to be called for
+each thing that the plugin adds.
 """
 
 from __future__ import annotations

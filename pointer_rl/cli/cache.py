@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,9 +92,23 @@ def prune(
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def export(target: Path, store: Path | None, overwrite: bool) -> None:
     """Write all responses to TARGET as JSON lines."""
-    from pointer_rl.session.export import export_responses
+    from pointer_rl.errors import InputError
+    from pointer_rl.records.pending_file import PendingFile
 
-    count = export_responses(_open(store), target, overwrite)
+    opened = _open(store)
+    if target.exists() and not overwrite:
+        raise InputError(f"{target}: exists; remove it, or give --overwrite")
+    count = 0
+    pending = PendingFile(target)
+    try:
+        for row in opened.rows():
+            pending.file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+            count += 1
+        pending.commit()
+    except OSError as error:
+        raise InputError(f"{target}: cannot write it ({error.strerror})") from error
+    finally:
+        pending.discard()
     click.echo(f"wrote {target}: {counted(count, 'response')}")
 
 
