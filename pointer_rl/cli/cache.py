@@ -92,23 +92,15 @@ def prune(
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def export(target: Path, store: Path | None, overwrite: bool) -> None:
     """Write all responses to TARGET as JSON lines."""
-    from pointer_rl.errors import InputError
-    from pointer_rl.records.pending_file import PendingFile
+    from pointer_rl.files import AtomicFile, check_writable
 
     opened = _open(store)
-    if target.exists() and not overwrite:
-        raise InputError(f"{target}: exists; remove it, or give --overwrite")
+    check_writable(target, overwrite=overwrite)
     count = 0
-    pending = PendingFile(target)
-    try:
+    with AtomicFile(target) as file:
         for row in opened.rows():
-            pending.file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+            file.write((json.dumps(row, allow_nan=False) + "\n").encode())
             count += 1
-        pending.commit()
-    except OSError as error:
-        raise InputError(f"{target}: cannot write it ({error.strerror})") from error
-    finally:
-        pending.discard()
     click.echo(f"wrote {target}: {counted(count, 'response')}")
 
 
