@@ -14,6 +14,7 @@ from fault_server import FaultServer
 from tiny_clip import make_clip
 
 from pointer_rl.registry import KINDS, registry
+from pointer_rl.selectors import PointerSelector, SelectorConfig, save_selector
 from pointer_rl.testing import Result, find_tests, tiny_dataset
 
 pytestmark = pytest.mark.filterwarnings(
@@ -34,6 +35,8 @@ def needed(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
         "dataset:jsonl": "json_lines",
         "dataset:hf": "parquet_files",
         "dataset:vqa": "vqa_files",
+        "arm:policy": "a_policy",
+        "arm:vote": "a_vote",
     }
     name = request.node.callspec.params["name"]
     options: dict[str, Any] = request.getfixturevalue(makers[name]) if name in makers else {}
@@ -128,6 +131,18 @@ def a_server() -> Iterator[dict[str, Any]]:
 def a_clip(tmp_path: Path) -> dict[str, Any]:
     make_clip(tmp_path)
     return {"model": str(tmp_path), "device": "cpu"}
+
+
+@pytest.fixture
+def a_policy(tmp_path: Path) -> dict[str, Any]:
+    config = SelectorConfig(d_model=4, hidden_dim=4, num_layers=1, num_heads=1, history="static")
+    save_selector(tmp_path, PointerSelector.seeded(config, seed=0))
+    return {"path": str(tmp_path)}
+
+
+@pytest.fixture
+def a_vote() -> dict[str, Any]:
+    return {"arm": "random"}
 
 
 def _images(folder: Path) -> list[str]:
