@@ -1,4 +1,4 @@
-"""The guide's functions: thin doors to what the command line runs.
+"""The functions of the original guide, on top of what the command line runs.
 
 Shapes: B queries, K pool rows, S shots, d embedding size.
 """
@@ -57,8 +57,8 @@ def compute_step_logits(
 ) -> Tensor:
     """Logits of the next row, -inf at rows already chosen: [K], or [B, K] for a batch.
 
-    query_emb: [d] or [B, d]; cand_emb: [K, d] or [B, K, d]; chosen: the rows so far, in order
-    (of a batch, the same for all). Differentiable; the selector's mode (train, eval) is its own.
+    query_emb: [d] or [B, d]; cand_emb: [K, d] or [B, K, d]; chosen: the rows so far, in order, the
+    same for a whole batch. Differentiable; the selector stays in its mode (train or eval).
     """
     single = query_emb.ndim == 1
     query = query_emb[None] if single else query_emb
@@ -80,7 +80,7 @@ def sample_pointer_with_temperature(
 ) -> tuple[list[int], float]:
     """One draw for a query [d] from a pool [K, d]: the rows in order, and their log-probability.
 
-    The log-probability is that under this temperature. Without `rng`, a fresh one.
+    The log-probability is under this temperature. Without `rng`, the draw is not reproducible.
     """
     queries, pool = _alone(query_emb, cand_emb, shots)
     policy = SelectorPolicy(selector, query_emb.device)
@@ -103,8 +103,8 @@ def generate_pointer_candidates_for_query(
 ) -> list[Candidate]:
     """Candidates for one query [d] from a pool [K, d], without repeats.
 
-    Beams, retrieved, sampled and random pointers; one proposed twice is the first's. A query of a
-    dataset, and its masks: `pointer_rl.generate`.
+    Beams, retrieved, sampled and random pointers; of two equal ones the first is kept. For a query
+    of a dataset, with its masks, use `pointer-rl generate`.
     """
     asked: dict[str, tuple[int, dict[str, object]]] = {
         "beam": (num_beams, {"width": num_beams}),
@@ -190,7 +190,7 @@ def _as_image(image: PIL.Image.Image | ImageRef | str | Path) -> ImageRef:
 def compute_vqa_accuracy(
     pred_answer: str, ground_truth_answers: Sequence[str]
 ) -> tuple[int, float]:
-    """(correct, accuracy) of the official VQA evaluation; correct: 1 if accuracy is above 0."""
+    """(correct, accuracy) by the official VQA evaluation; correct is 1 if accuracy is above 0."""
     metric: Metric = registry().create("metric", "vqa")
     judgement = metric.judge(pred_answer, ground_truth_answers)
     return int(judgement.correct), judgement.accuracy
@@ -207,7 +207,7 @@ def evaluate_pointer_candidate(
 ) -> Outcome:
     """Ask the backend the query with these demonstrations, and judge the answer.
 
-    Where that fails, the outcome says so in `failure`; it is never a wrong answer.
+    If that fails, the outcome says why in `failure`; it is never a wrong answer.
     """
     judge = Judge(
         prompt=registry().create("prompt", prompt),
@@ -230,7 +230,7 @@ def compute_reward_for_candidate(
     reward_mode: str = "hard_plus_soft",
     **weights: object,
 ) -> float:
-    """The reward `reward_mode` of a candidate's fields, in [-5, 5]; a missing field counts 0.
+    """The reward `reward_mode` of a candidate's fields, in [-5, 5]; a missing field counts as 0.
 
     `weights` are the reward's options (hard_weight, soft_weight, rel_weight; for the guide's own
     mode `legacy`: alpha, beta, correctness_mode, use_logprob).

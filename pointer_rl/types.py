@@ -411,6 +411,7 @@ class Search(Protocol):
         ...
 
 
+@runtime_checkable
 class SearchGenerator(Protocol):
     """A candidate generator that sees outcomes: it starts a `Search` for each query.
 

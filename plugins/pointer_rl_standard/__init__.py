@@ -9,6 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pointer_rl.hookspecs import hookimpl
+from pointer_rl_standard.arm_options import (
+    OracleOptions,
+    PolicyOptions,
+    RandomArmOptions,
+    SimilarityOptions,
+    VoteOptions,
+)
 from pointer_rl_standard.dataset_options import OKVQA, HFOptions, JSONLOptions, VQAOptions
 from pointer_rl_standard.options import (
     BeamOptions,
@@ -23,9 +30,11 @@ from pointer_rl_standard.options import (
 )
 
 if TYPE_CHECKING:
+    from pointer_rl.evaluate.arms import Arm
     from pointer_rl.types import (
         Dataset,
         Encoder,
+        Executor,
         Generator,
         Metric,
         PromptBuilder,
@@ -143,6 +152,38 @@ def pointer_rl_register_encoders(register: Register) -> None:
     )
 
 
+@hookimpl
+def pointer_rl_register_executors(register: Register) -> None:
+    """Where windows of queries run."""
+    register("in-process", _in_process, summary="One window after the other, in this process")
+
+
+@hookimpl
+def pointer_rl_register_arms(register: Register) -> None:
+    """What every evaluation compares."""
+    register("zero-shot", _zero_shot_arm, summary="No demonstrations")
+    register("random", _random_arm, options=RandomArmOptions, summary="Random pointers, averaged")
+    register(
+        "similarity",
+        _similarity_arm,
+        options=SimilarityOptions,
+        summary="The rows most similar to the query",
+    )
+    register("policy", _policy_arm, options=PolicyOptions, summary="A policy's likeliest pointer")
+    register(
+        "vote",
+        _vote_arm,
+        options=VoteOptions,
+        summary="The majority of an arm's demonstrations' answers, without a model",
+    )
+    register(
+        "oracle",
+        _oracle_arm,
+        options=OracleOptions,
+        summary="The best of what any arm shows, and of some pointers more",
+    )
+
+
 def _short_answer(options: ShortAnswerOptions) -> PromptBuilder:
     from pointer_rl_standard.prompts import ShortAnswerPromptBuilder
 
@@ -225,3 +266,48 @@ def _clip(options: ClipOptions) -> Encoder:
     from pointer_rl_standard.clip import ClipEncoder
 
     return ClipEncoder(options)
+
+
+def _in_process() -> Executor:
+    from pointer_rl.session.windows import InProcess
+
+    return InProcess()
+
+
+def _zero_shot_arm() -> Arm:
+    from pointer_rl.evaluate.arms import ZeroShotArm
+
+    return ZeroShotArm()
+
+
+def _random_arm(options: RandomArmOptions) -> Arm:
+    from pointer_rl.evaluate.arms import RandomArm
+
+    return RandomArm(options.seeds)
+
+
+def _similarity_arm(options: SimilarityOptions) -> Arm:
+    from pointer_rl.evaluate.arms import SimilarityArm
+
+    return SimilarityArm(options.of)
+
+
+def _policy_arm(options: PolicyOptions) -> Arm:
+    from pathlib import Path
+
+    from pointer_rl.evaluate.arms import PolicyArm
+    from pointer_rl.evaluate.run import open_policy
+
+    return PolicyArm(open_policy(Path(options.path)).policy)
+
+
+def _vote_arm(options: VoteOptions) -> Arm:
+    from pointer_rl.evaluate.arms import VoteArm
+
+    return VoteArm(options.arm)
+
+
+def _oracle_arm(options: OracleOptions) -> Arm:
+    from pointer_rl.evaluate.arms import OracleArm
+
+    return OracleArm(options.random, options.retrieval)

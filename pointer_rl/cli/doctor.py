@@ -7,7 +7,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from pointer_rl.cli.common import GuideCommand, asking_options, read_trial_options
+from pointer_rl.cli.common import GuideCommand, asking_options, read_session_options
 
 __all__ = ["doctor"]
 
@@ -68,9 +68,9 @@ def _measure_parity(given: dict[str, Any]) -> int:
     from pointer_rl.report.parity import parity_in_words
 
     shots, seed, score = (given.pop(key) for key in ("shots", "seed", "score_answers"))
-    trials = read_trial_options(given)
-    run = ParityRun(trials=trials, shots=shots, seed=seed, score_answers=score)
+    session = read_session_options(given)
+    run = ParityRun(session=session, shots=shots, seed=seed, score_answers=score)
     with Progress() as progress:
-        parity = measure_parity(run, on_start=progress.start, on_result=progress.query)
+        parity = measure_parity(run, progress)
     click.echo(parity_in_words(parity))
     return 1 if parity.differing else 0

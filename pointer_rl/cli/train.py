@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pointer_rl.cli.common import FILE, GuideCommand, read_trial_options, trial_options
+from pointer_rl.cli.common import (
+    FILE,
+    GuideCommand,
+    executor_options,
+    read_executor,
+    read_session_options,
+    resumable,
+    trial_options,
+)
 
 if TYPE_CHECKING:
-    from pointer_rl.session.session import Named
+    from pointer_rl.session.session import PluginRef
     from pointer_rl.train.config import TrainConfig
     from pointer_rl.train.run import Output, TrainResult
 
@@ -29,8 +34,10 @@ _OUTPUT = [
         type=FILE,
         help="Folder for the policy bundle, metrics.jsonl and the checkpoint.",
     ),
-    click.option("--resume", is_flag=True, help="Go on where a run into this folder stopped."),
-    click.option("--overwrite", is_flag=True, help="Start anew in a folder that holds a run."),
+    click.option(
+        "--resume", is_flag=True, help="Accepted: an interrupted run is always continued."
+    ),
+    click.option("--overwrite", is_flag=True, help="Start over in a folder that holds a run."),
     click.option(
         "--tensorboard", is_flag=True, help="Write the metrics as TensorBoard events too."
     ),
@@ -124,6 +131,7 @@ def _with(options: Iterable[Callable[[Function], Function]]) -> Callable[[Functi
 @click.command(cls=GuideCommand)
 @click.option("--beam-data", type=FILE, help="RL data, as `generate` writes it.")
 @_with([*_OUTPUT, *_START, *_LEARNING, *_ONLINE])
+@executor_options
 @trial_options
 def train(**given: Any) -> None:
     """Train a policy on RL data: reward-weighted cross-entropy (RCE), then GRPO.
@@ -198,11 +206,11 @@ def _config(given: dict[str, Any], **fixed: Any) -> TrainConfig:
     return TrainConfig(sizes=sizes, **options)
 
 
-def _reward(given: dict[str, Any]) -> Named:
+def _reward(given: dict[str, Any]) -> PluginRef:
     from pointer_rl.options import parse_assignments
-    from pointer_rl.session.session import Named
+    from pointer_rl.session.session import PluginRef
 
-    return Named(given["reward_mode"], parse_assignments(given["reward_opt"], "--reward-opt"))
+    return PluginRef(given["reward_mode"], parse_assignments(given["reward_opt"], "--reward-opt"))
 
 
 def _output(given: dict[str, Any]) -> Output:
@@ -210,11 +218,12 @@ def _output(given: dict[str, Any]) -> Output:
 
     return Output(
         folder=given["output_dir"],
-        **{name: given[name] for name in ("resume", "overwrite", "tensorboard")},
+        **{name: given[name] for name in ("overwrite", "tensorboard")},
     )
 
 
 def _train_on_data(given: dict[str, Any], config: TrainConfig, supervised: bool) -> None:
+    from pointer_rl.cli.progress import Progress
     from pointer_rl.train.run import TrainRun, run_training
 
     run = TrainRun(
@@ -229,10 +238,10 @@ def _train_on_data(given: dict[str, Any], config: TrainConfig, supervised: bool)
         },
     )
     criterion = "cross_entropy" if supervised else "reward"
-    _tell(
-        lambda: run_training(run, lambda line: click.echo(_epoch_text(line, criterion))),
-        given["output_dir"],
-    )
+    progress = Progress(lambda metrics: _epoch_text(metrics, criterion))
+    with progress, resumable(progress, lambda: _kept(given)):
+        result = run_training(run, progress)
+    _tell(result)
 
 
 def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
@@ -244,15 +253,11 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
         raise InputError("--online needs --max-calls: how many trials it may ask")
     if given["img_emb"] is not None:
         raise InputError("--online: give --query-emb and --cand-emb rather than --img-emb")
-    if given["no_store"]:
-        raise InputError(
-            "--no-store: of a round that is cut off, --resume would ask and pay for all trials "
-            "again: name a file with --store"
-        )
     names = ("rounds", "pointers", "rce_epochs", "grpo_epochs")
     more = {name: given[name] for name in names if given[name] is not None}
     run = OnlineRun(
-        trials=read_trial_options(given),
+        session=read_session_options(given),
+        executor=read_executor(given),
         output=_output(given),
         online=OnlineConfig(max_calls=given["max_calls"], **more),
         config=config,
@@ -262,33 +267,25 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
         sft_ckpt=given["sft_ckpt"],
     )
 
-    def learn() -> TrainResult:
-        with ExitStack() as stack:
-            progress = stack.enter_context(Progress())
-            return run_online(
-                run,
-                on_epoch=lambda line: progress.say(_epoch_text(line)),
-                on_start=progress.start,
-                on_query=progress.query,
-                on_outcome=progress.outcome,
-                on_tied=progress.say,
-            )
-
-    _tell(learn, given["output_dir"])
+    with Progress(_epoch_text) as progress, resumable(progress, lambda: _kept(given)):
+        result = run_online(run, progress)
+    _tell(result)
 
 
-def _tell(learn: Callable[[], TrainResult], folder: Path) -> None:
-    try:
-        result = learn()
-    except KeyboardInterrupt:
-        click.echo(f"pointer-rl: interrupted: --resume goes on from {folder}", err=True)
-        sys.exit(130)
+def _kept(given: dict[str, Any]) -> str:
+    return f"the same command continues from {given['output_dir']}"
+
+
+def _tell(result: TrainResult) -> None:
+    from pointer_rl.session.journal import AlreadyFinished
+
     for sentence in result.sentences():
         click.echo(sentence)
-    click.echo(f"wrote {result.folder}")
+    finished = AlreadyFinished(result.folder)
+    click.echo(str(finished) if result.unchanged else f"wrote {result.folder}")
 
 
-def _epoch_text(line: dict[str, Any], criterion: str = "reward") -> str:
+def _epoch_text(line: Mapping[str, Any], criterion: str = "reward") -> str:
     """A line for people; metrics.jsonl has every number."""
     shown = ("rce", "contrast", "ppo", "kl", "entropy", "clipped")
     numbers = [f"{name} {line[name]:.3f}" for name in shown if name in line]

@@ -8,7 +8,7 @@ depends on the model, its precision and the data, so it is measured on the user'
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,10 +17,11 @@ from pointer_rl.errors import InputError
 from pointer_rl.evaluate.run import draw_queries
 from pointer_rl.options import describe_options
 from pointer_rl.registry import registry
-from pointer_rl.session.caching import ask
+from pointer_rl.session.caching import run_checked
 from pointer_rl.session.judge import Judge, Trial
+from pointer_rl.session.observer import Observer
 from pointer_rl.session.proposing import random_source
-from pointer_rl.session.session import Named, TrialOptions, Workbench
+from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.types import BackendError, Example, Metric, Request, Response
 
 __all__ = ["QUERIES", "Pair", "Parity", "ParityRun", "measure_parity"]
@@ -35,7 +36,7 @@ Result = Response | BackendError
 class ParityRun:
     """What is asked twice."""
 
-    trials: TrialOptions
+    session: SessionOptions
     """`limit`: a random subset of so many queries. No store is used."""
     shots: int = 2
     """Demonstrations in a trial."""
@@ -102,11 +103,7 @@ class Parity:
         return [both for pair in self.answered for both in pair.logprobs]
 
 
-def measure_parity(
-    run: ParityRun,
-    on_start: Callable[[int], object] = lambda results: None,
-    on_result: Callable[[], object] = lambda: None,
-) -> Parity:
+def measure_parity(run: ParityRun, observer: Observer = Observer()) -> Parity:
     """Ask random trials together, then each alone: on engine=plain, where the backend has it.
 
     Two trials a query, alike but for the last demonstration, so that prompts share beginnings as
@@ -114,29 +111,29 @@ def measure_parity(
     results there will be, `on_result` is called at each. Raises PointerRLError for what is missing
     or does not fit, and InputError where not one trial is answered.
     """
-    options = replace(run.trials, limit=None, store=None)
-    workbench = Workbench(options)
-    pool = workbench.dataset.pool
-    limit = QUERIES if run.trials.limit is None else run.trials.limit
-    queries = draw_queries(workbench.dataset.queries, limit, run.seed)
+    options = replace(run.session, limit=None, cache=None)
+    session = Session(options)
+    pool = session.dataset.pool
+    limit = QUERIES if run.session.limit is None else run.session.limit
+    queries = draw_queries(session.dataset.queries, limit, run.seed)
     if not queries:
-        raise InputError(f"dataset {workbench.dataset.name} has no queries to ask")
-    workbench.check_answers(queries)
-    queries = [query for query in queries if _can_be_judged(query, workbench.metric)]
+        raise InputError(f"dataset {session.dataset.name} has no queries to ask")
+    session.check_answers(queries)
+    queries = [query for query in queries if _can_be_judged(query, session.metric)]
     trials = list(_draw_trials(queries, pool, run.shots, run.seed))
 
-    judge = workbench.judge()
+    judge = session.judge()
     metric, prompt = judge.metric, judge.prompt
     requests = [_request(trial, judge, score=run.score_answers) for trial in trials]
-    on_start(2 * len(requests))
-    together = _ask(judge, requests, on_result)
+    observer.start(2 * len(requests))
+    together = _ask(judge, requests, observer)
     plain = _on_plain(options.backend)
     if plain is not None:
         # The first leaves the memory, which a model may fill, before the second is loaded.
-        del judge, workbench
+        del judge, session
         gc.collect()
-        judge = Workbench(replace(options, backend=plain)).judge()
-    alone = [_ask(judge, [request], on_result)[0] for request in requests]
+        judge = Session(replace(options, backend=plain)).judge()
+    alone = [_ask(judge, [request], observer)[0] for request in requests]
 
     def accuracy(trial: Trial, result: Result) -> float:
         answer = prompt.parse(_text(result) or "")
@@ -182,17 +179,15 @@ def _request(trial: Trial, judge: Judge, *, score: bool) -> Request:
     return Request(prompt, judge.decoding, tuple(dict.fromkeys(answers)))
 
 
-def _ask(
-    judge: Judge, requests: Sequence[Request], on_result: Callable[[], object]
-) -> list[Result]:
+def _ask(judge: Judge, requests: Sequence[Request], observer: Observer) -> list[Result]:
     found = {}
-    for index, result in ask(judge.backend, requests):
+    for index, result in run_checked(judge.backend, requests):
         found[index] = result
-        on_result()
+        observer.finish(1)
     return [found[index] for index in range(len(requests))]
 
 
-def _on_plain(backend: Named) -> Named | None:
+def _on_plain(backend: PluginRef) -> PluginRef | None:
     """The same on engine=plain, where the backend knows that choice."""
     options = registry().find("backend", backend.name).options
     for each in () if options is None else describe_options(options):

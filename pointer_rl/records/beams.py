@@ -21,14 +21,13 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from pointer_rl.errors import InputError
 from pointer_rl.records.layouts import detect_layout, read_rows, upgrade_record
-from pointer_rl.records.records import RecordWriter, stream_records
+from pointer_rl.records.records import stream_records
 
-__all__ = ["Beam", "BeamRecord", "BeamWriter", "beams_of", "stream_beams"]
+__all__ = ["Beam", "BeamRecord", "beams_of", "stream_beams", "to_beam_record"]
 
 _MAX = sys.float_info.max
 
@@ -101,68 +100,33 @@ def beams_of(record: Mapping[str, Any]) -> Iterator[Beam]:
 # --- writing ----------------------------------------------------------------------------------
 
 
-class BeamWriter:
-    """Writes beam data query by query; the file appears, whole, when the `with` block ends.
+def to_beam_record(
+    query: Mapping[str, Any],
+    beams: Sequence[Beam],
+    pool: Sequence[int] | None = None,
+    excluded: Sequence[int] = (),
+) -> dict[str, Any]:
+    """A query's record, its beams best first.
 
-    An exception keeps what is done; where nothing is, it leaves no file. Raises InputError at once
-    where `path` exists (unless `overwrite`), cannot be written, or is not .json or .jsonl.
+    pool: the rows it could choose from, if not all; excluded: the rows that it may not choose.
+    Raises ValueError for a score that is not finite.
     """
-
-    def __init__(
-        self, path: Path, meta: Mapping[str, Any] | None = None, overwrite: bool = False
-    ) -> None:
-        if path.exists() and not overwrite:
-            raise InputError(f"{path}: exists; remove it, or give --overwrite")
-        self._writer = RecordWriter(path, meta)
-
-    def add(
-        self,
-        query_id: str,
-        query: Mapping[str, Any],
-        beams: Sequence[Beam],
-        pool: Sequence[int] | None = None,
-        excluded: Sequence[int] = (),
-    ) -> None:
-        """Append a query with its beams, best first.
-
-        `pool`: the rows it could choose from; `excluded`: those that it may not choose.
-        Raises InputError for an id that cannot be a key, ValueError for a score that is not finite.
-        """
-        record: dict[str, Any] = {
-            "query": dict(query),
-            "beams": [
-                {
-                    "pointer": [int(row) for row in beam.pointer],
-                    "score": _finite(beam.score),
-                    "step_scores": [_finite(score) for score in beam.step_scores],
-                }
-                for beam in beams
-            ],
-        }
-        if pool is not None:
-            record["pool"] = [int(row) for row in pool]
-        if excluded:
-            record["excluded"] = [int(row) for row in excluded]
-        self._writer.write(query_id, record)
-
-    def close(self) -> None:
-        """Complete the file. Again: does nothing."""
-        self._writer.close()
-
-    def discard(self) -> None:
-        """Leave nothing behind, and what was there as it was."""
-        self._writer.discard()
-
-    def __enter__(self) -> BeamWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._writer.__exit__(kind, error, traceback)
+    record: dict[str, Any] = {
+        "query": dict(query),
+        "beams": [
+            {
+                "pointer": [int(row) for row in beam.pointer],
+                "score": _finite(beam.score),
+                "step_scores": [_finite(score) for score in beam.step_scores],
+            }
+            for beam in beams
+        ],
+    }
+    if pool is not None:
+        record["pool"] = [int(row) for row in pool]
+    if excluded:
+        record["excluded"] = [int(row) for row in excluded]
+    return record
 
 
 def _finite(value: float) -> float:

@@ -1,4 +1,4 @@
-"""What a comparison of trials asked together and alone found, in sentences."""
+"""What a comparison of batched and single trials found, in sentences."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +24,8 @@ from pointer_rl.selectors.bundle import (
     read_query_ids,
     save_bundle,
 )
-from pointer_rl.session.session import Named
+from pointer_rl.session.observer import Observer
+from pointer_rl.session.session import PluginRef
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
 from pointer_rl.train.learner import frozen
@@ -46,44 +47,34 @@ _LEFTOVER = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """The folder that a run writes, and what to do about one that is there."""
+    """The folder that a run writes."""
 
     folder: Path
-    resume: bool = False
-    """Go on from its checkpoint, if any."""
     overwrite: bool = False
-    """Start anew."""
+    """Start over; otherwise an interrupted run in the folder is continued."""
     tensorboard: bool = False
-    """Write the epochs' lines as TensorBoard's events too."""
+    """Also write the metrics of each epoch as TensorBoard events."""
 
     def prepare(self, *inputs: Path | None) -> None:
-        """Raise InputError for a folder that holds a run, and neither option says what to do.
+        """Make the folder ready: create it, empty it of the run in it, or keep that to continue.
 
-        MissingExtraError without TensorBoard where it is wanted, before anything is deleted.
-        What a run that was killed there had not finished writing is removed.
+        Raises InputError if it holds a bundle without the run that made it, MissingExtraError
+        without TensorBoard if that is wanted, before anything is deleted.
         """
         if self.tensorboard:
             _summary_writer()
-        if self.resume and self.overwrite:
-            raise InputError("--resume and --overwrite exclude each other")
-        inside = [path for path in inputs if path is not None and _is_under(path, self.folder)]
-        if inside and self.overwrite:
-            raise InputError(
-                f"{inside[0]}: lies in {self.folder}, which --overwrite would empty: give another "
-                "--output-dir"
-            )
-        there = [self.folder / name for name in (CHECKPOINT, "bundle.json", ROUNDS)]
-        found = next((path for path in there if path.exists()), None)
-        if found is not None and self.overwrite:
-            try:
-                for path in (*there, self.folder / METRICS, self.folder / EVENTS):
-                    path.unlink(missing_ok=True) if not path.is_dir() else shutil.rmtree(path)
-            except OSError as error:
-                raise InputError(f"{path}: cannot be removed ({error.strerror})") from error
-        elif found is not None and not self.resume:
-            raise InputError(
-                f"{found}: exists; --resume goes on with that run, --overwrite starts anew"
-            )
+        checkpoint, bundle, rounds = (
+            self.folder / name for name in (CHECKPOINT, "bundle.json", ROUNDS)
+        )
+        if self.overwrite:
+            self._empty([checkpoint, bundle, rounds], inputs)
+        elif not checkpoint.exists():
+            found = next((path for path in (bundle, rounds) if path.exists()), None)
+            if found is not None:
+                raise InputError(
+                    f"{found}: exists, without the {CHECKPOINT} of the run that made it: name "
+                    "another --output-dir, or replace it with --overwrite"
+                )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in [*self.folder.iterdir(), *self.folder.glob(f"{ROUNDS}/*")]:
@@ -91,6 +82,20 @@ class Output:
                     path.unlink(missing_ok=True)
         except OSError as error:
             raise InputError(f"{self.folder}: cannot be written ({error.strerror})") from error
+
+    def _empty(self, made: Sequence[Path], inputs: Sequence[Path | None]) -> None:
+        inside = [path for path in inputs if path is not None and _is_under(path, self.folder)]
+        if inside:
+            raise InputError(
+                f"{inside[0]}: lies in {self.folder}, which --overwrite would empty: give another "
+                "--output-dir"
+            )
+        if any(path.exists() for path in made):
+            try:
+                for path in (*made, self.folder / METRICS, self.folder / EVENTS):
+                    path.unlink(missing_ok=True) if not path.is_dir() else shutil.rmtree(path)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be removed ({error.strerror})") from error
 
 
 def _is_under(path: Path, folder: Path) -> bool:
@@ -105,7 +110,7 @@ class TrainRun:
     """RL data, or beam data."""
     output: Output
     config: TrainConfig = TrainConfig()
-    reward: Named = Named("hard_plus_soft")
+    reward: PluginRef = PluginRef("hard_plus_soft")
     supervised: bool = False
     """Beam data will do: where there are no rewards, the policy to keep is chosen by likelihood."""
     shots: int | None = None
@@ -127,6 +132,8 @@ class TrainResult:
     kept: EpochLine
     """That of the policy in the bundle."""
     keep_by: Literal["reward", "cross_entropy"] = "reward"
+    unchanged: bool = False
+    """Whether the run was finished before, and nothing was left to do."""
 
     def sentences(self) -> list[str]:
         """In words: whether held-out groups say that it learned.
@@ -174,12 +181,11 @@ def identity(
     return plain
 
 
-def run_training(
-    run: TrainRun, on_epoch: Callable[[EpochLine], object] = lambda line: None
-) -> TrainResult:
-    """Learn from logged data, and write the bundle.
+def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
+    """Learn from logged data and write the bundle. However the run ends, the same run continues it.
 
-    Raises InputError, before anything is written, for what is missing or does not fit.
+    Raises InputError, before anything is written, for anything that is missing or does not fit,
+    and for the folder of another run.
     """
     source = open_source(run.data, run.img_emb, run.query_emb, run.cand_emb)
     data = source.read(run.data, run.reward)
@@ -207,7 +213,7 @@ def run_training(
         reward_options=dict(run.reward.options),
     )
     with ExitStack() as stack:
-        record = stack.enter_context(Recorder(run.output, on_epoch))
+        record = stack.enter_context(Recorder(run.output, observer))
         trainer = Trainer(
             start,
             config,
@@ -219,8 +225,10 @@ def run_training(
         record.log = trainer.log
         trainer.fit(groups, round_stages(config, 0), first=0)
     file = DataFile(name=run.data.name, sha256=data.sha256)
-    finish(trainer, source, groups, run.output.folder, file, run.sft_ckpt)
-    return TrainResult(run.output.folder, trainer.log, trainer.kept, config.keep_by)
+    written = finish(trainer, source, groups, run.output.folder, file, run.sft_ckpt)
+    return TrainResult(
+        run.output.folder, trainer.log, trainer.kept, config.keep_by, unchanged=not written
+    )
 
 
 def check_rewarded(data: BeamDatasetWithEmbedding) -> None:
@@ -246,10 +254,11 @@ def finish(
     folder: Path,
     data: DataFile | None,
     start: Path | None,
-) -> None:
-    """Write the bundle of the best policy. What `start`, a bundle, has seen, this one has too.
+) -> bool:
+    """Write the bundle of the best policy; False if it was there already.
 
-    One that is there already stays as it is, with what measured it since.
+    A bundle that is there keeps the evaluation that was recorded in it since. The queries that the
+    bundle `start` was trained on are added to those of this run.
     """
     seen = read_query_ids(start) if start is not None and is_bundle(start) else ()
     kept = trainer.kept
@@ -260,7 +269,7 @@ def finish(
     best = frozen(trainer.best)
     training = {"options": trainer.state.run, "metrics": metrics}
     if _is_written(folder, best, training):
-        return
+        return False
     save_bundle(
         folder,
         best,
@@ -275,6 +284,7 @@ def finish(
         ),
         list(dict.fromkeys([*seen, *groups.ids])),
     )
+    return True
 
 
 def _is_written(folder: Path, policy: PointerSelector, training: Mapping[str, Any]) -> bool:
@@ -289,13 +299,14 @@ def _is_written(folder: Path, policy: PointerSelector, training: Mapping[str, An
 
 
 class Recorder(AbstractContextManager["Recorder"]):
-    """Keeps `metrics.jsonl` true to the log, and TensorBoard's events where asked for."""
+    """Writes each epoch's metrics to `metrics.jsonl` and, if asked for, as TensorBoard events."""
 
-    def __init__(self, output: Output, on_epoch: Callable[[EpochLine], object]) -> None:
+    def __init__(self, output: Output, observer: Observer) -> None:
         self.log: list[EpochLine] = []
-        """The trainer's: written anew after each epoch, for a resumed run had other lines."""
+        """The trainer's log. It is rewritten after each epoch: the file may be ahead of a resumed
+        run's checkpoint."""
         self._path = output.folder / METRICS
-        self._on_epoch = on_epoch
+        self._observer = observer
         events = str(output.folder / EVENTS)
         self._events = _summary_writer()(events) if output.tensorboard else None
 
@@ -306,7 +317,7 @@ class Recorder(AbstractContextManager["Recorder"]):
         if self._events is not None:
             for name, value in _numbers(line).items():
                 self._events.add_scalar(name, value, len(self.log) - 1)
-        self._on_epoch(line)
+        self._observer.epoch(line)
 
     def __exit__(self, *_: object) -> None:
         if self._events is not None:

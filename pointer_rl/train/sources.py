@@ -18,7 +18,7 @@ from pointer_rl.selectors.bundle import EncoderInfo, is_bundle, load_bundle
 from pointer_rl.selectors.checkpoints import load_selector
 from pointer_rl.selectors.pointer import PointerSelector, SelectorConfig
 from pointer_rl.session.resolve import dataset_embeddings
-from pointer_rl.session.session import Named
+from pointer_rl.session.session import PluginRef
 from pointer_rl.train.config import SelectorSizes
 from pointer_rl.types import Dataset, Pool
 
@@ -35,7 +35,7 @@ class Source:
     dataset: Mapping[str, Any] = field(default_factory=dict)
     """As the data's `_meta` describes it."""
 
-    def read(self, path: Path, reward: Named) -> BeamDatasetWithEmbedding:
+    def read(self, path: Path, reward: PluginRef) -> BeamDatasetWithEmbedding:
         """The groups of a file of RL data or beam data."""
         return BeamDatasetWithEmbedding(path, self.queries, self.pool, reward.name, reward.options)
 

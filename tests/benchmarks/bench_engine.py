@@ -39,13 +39,13 @@ import torch
 import transformers
 from engine_limit import Bare, Needed, clock, one_thread, seconds_of
 from PIL import Image
+from pointer_rl.generate.pipeline import WINDOW
 
 from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.datasets.leakage import AllowedRows
-from pointer_rl.generate.pipeline import WINDOW
 from pointer_rl.registry import registry
 from pointer_rl.session.proposing import propose
-from pointer_rl.session.session import Named, TrialOptions, Workbench
+from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.types import Decoding, Example, QueryBatch, Request, Response
 from pointer_rl_qwen2vl import Qwen2VLOptions
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend
@@ -83,7 +83,7 @@ class World:
     rounds: int
 
 
-def trials(bench: Workbench, side: int | None = None) -> list[list[Request]]:
+def trials(bench: Session, side: int | None = None) -> list[list[Request]]:
     """A list a window: what `generate` asks by default, the annotators' answers to be scored.
 
     side: of the pictures, in pixels; None: as they are.
@@ -129,14 +129,14 @@ def trials(bench: Workbench, side: int | None = None) -> list[list[Request]]:
     return windows
 
 
-def workbench(queries: int) -> Workbench:
+def session(queries: int) -> Session:
     """On the embedded world."""
-    return Workbench(
-        TrialOptions(
-            dataset=Named("glyphs", {"split": "test"}),
-            backend=Named("qwen2vl"),
-            prompt=Named("short-answer"),
-            metric=Named("vqa"),
+    return Session(
+        SessionOptions(
+            dataset=PluginRef("glyphs", {"split": "test"}),
+            backend=PluginRef("qwen2vl"),
+            prompt=PluginRef("short-answer"),
+            metric=PluginRef("vqa"),
             limit=queries,
         )
     )
@@ -293,7 +293,7 @@ def measure(world: World, name: str, bare: Bare | None) -> Bare:
 def main() -> None:
     """Measure, print."""
     queries = int(sys.argv[1]) if len(sys.argv) > 1 else WINDOW
-    bench = workbench(queries)
+    bench = session(queries)
     assert bench.dataset.companions is not None
     options = Qwen2VLOptions(model=bench.dataset.companions.model, device="cpu")
     small = load_checkpoint(options)
@@ -305,7 +305,7 @@ def main() -> None:
     )
     glyphs = World("glyphs", small, trials(bench), looped=40, rounds=3)
     millions = sum(each.numel() for each in large.model.parameters()) / 1e6
-    few = World(f"{millions:.0f}M parameters", large, trials(workbench(1), 224), looped=2, rounds=3)
+    few = World(f"{millions:.0f}M parameters", large, trials(session(1), 224), looped=2, rounds=3)
     for world in (glyphs, few):
         bare = None
         for name in GOALS:

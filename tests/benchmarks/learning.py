@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 import torch
 from learning_tables import accuracy_table, draw, shots_table, versus_own_rce, versus_sft
+from pointer_rl.generate.pipeline import GenerateConfig
 
 from pointer_rl.beams.run import BeamConfig, BeamRun, run_beams
 from pointer_rl.evaluate.run import EvaluateConfig, OpenedPolicy, evaluate, open_policy
-from pointer_rl.generate.pipeline import GenerateConfig
 from pointer_rl.generate.run import GenerateRun, run_generate
 from pointer_rl.selectors import PointerSelector, SelectorConfig, save_selector
-from pointer_rl.session.session import Named, TrialOptions, Workbench
+from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.train.config import RECIPES, SelectorSizes, TrainConfig
 from pointer_rl.train.online import OnlineConfig, OnlineRun, run_online
 from pointer_rl.train.run import Output, TrainRun, run_training
@@ -65,13 +65,13 @@ ABLATIONS: dict[str, Callable[[TrainConfig], TrainConfig]] = {
     "gated history": lambda c: replace(c, sizes=SelectorSizes(history="gated")),
 }
 REWARDS = ("hard_only", "soft_only")
-OTHER_DATA: dict[str, list[Named]] = {
-    "nearest rows, in pairs": [Named("retrieval", {"num": PROBES})],
+OTHER_DATA: dict[str, list[PluginRef]] = {
+    "nearest rows, in pairs": [PluginRef("retrieval", {"num": PROBES})],
     "the guide's mixture": [
-        Named("beam", {"width": 8}),
-        Named("retrieval", {"num": 2}),
-        Named("sample", {"temperatures": (1.0, 1.3), "num_samples": 4}),
-        Named("random", {"num": 2}),
+        PluginRef("beam", {"width": 8}),
+        PluginRef("retrieval", {"num": 2}),
+        PluginRef("sample", {"temperatures": (1.0, 1.3), "num_samples": 4}),
+        PluginRef("random", {"num": 2}),
     ],
 }
 
@@ -109,29 +109,29 @@ class Bench:
         self.queries = queries
         self.store = folder / "responses.sqlite"
 
-    def trials(self, split: str, limit: int | None = None) -> TrialOptions:
+    def trials(self, split: str, limit: int | None = None) -> SessionOptions:
         options = {
             "split": split,
             "seed": self.seed,
             "lexicon_seed": self.seed,
             "train_size": 10_000,
         }
-        return TrialOptions(
-            dataset=Named("glyphs", options),
-            backend=Named("qwen2vl"),
-            prompt=Named("short-answer"),
-            metric=Named("vqa"),
+        return SessionOptions(
+            dataset=PluginRef("glyphs", options),
+            backend=PluginRef("qwen2vl"),
+            prompt=PluginRef("short-answer"),
+            metric=PluginRef("vqa"),
             limit=limit,
-            store=self.store,
+            cache=self.store,
         )
 
-    def logged(self, name: str, generators: list[Named], budget: int) -> Path:
+    def logged(self, name: str, generators: list[PluginRef], budget: int) -> Path:
         path = self.folder / f"{name}-{budget}.json"
         if not path.exists():
             run_generate(
                 GenerateRun(
                     output_path=path,
-                    trials=self.trials("train", budget // PROBES),
+                    session=self.trials("train", budget // PROBES),
                     generators=generators,
                     config=GenerateConfig(shots=SHOTS, seed=self.seed),
                 )
@@ -139,7 +139,7 @@ class Bench:
         return path
 
     def probes(self, budget: int) -> Path:
-        return self.logged("probes", [Named("probe", {"num": PROBES})], budget)
+        return self.logged("probes", [PluginRef("probe", {"num": PROBES})], budget)
 
     def policy(self, name: str, train: Callable[[Output], object]) -> Path:
         folder = self.folder / name
@@ -156,7 +156,7 @@ class Bench:
         return self.policy(
             name,
             lambda output: run_training(
-                TrainRun(data=data, output=output, config=config, reward=Named(reward))
+                TrainRun(data=data, output=output, config=config, reward=PluginRef(reward))
             ),
         )
 
@@ -177,7 +177,7 @@ class Bench:
             run_beams(
                 BeamRun(
                     output_path=data,
-                    trials=self.trials("train"),
+                    session=self.trials("train"),
                     config=config,
                     max_calls=budget,
                 )
@@ -202,7 +202,7 @@ class Bench:
             f"online-{budget}",
             lambda output: run_online(
                 OnlineRun(
-                    trials=self.trials("train"),
+                    session=self.trials("train"),
                     output=output,
                     online=OnlineConfig(max_calls=budget // 2),
                     config=replace(DEFAULT, seed=self.seed),
@@ -222,7 +222,7 @@ class Bench:
         path = self.folder / f"{name}.json"
         if not path.exists():
             evaluation = evaluate(
-                Workbench(self.trials("test")),
+                Session(self.trials("test")),
                 {
                     arm: open_policy(each) if isinstance(each, Path) else each
                     for arm, each in policies.items()

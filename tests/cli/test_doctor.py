@@ -14,7 +14,7 @@ import pytest
 from pointer_rl.errors import InputError
 from pointer_rl.evaluate.parity import ParityRun, measure_parity
 from pointer_rl.registry import Configured, registry
-from pointer_rl.session.session import Named, TrialOptions
+from pointer_rl.session.session import PluginRef, SessionOptions
 from pointer_rl.types import BackendError, Response
 
 from .conftest import install_plugin, run_cli
@@ -146,16 +146,16 @@ def test_no_store_is_read_or_written(moody, tmp_path):
 
 
 def test_trials_are_random_repeatable_and_never_show_the_query(moody, world):
-    options = TrialOptions(
-        dataset=Named("jsonl", {"path": str(world.data)}),
-        backend=Named("moody"),
-        prompt=Named("short-answer"),
-        metric=Named("vqa"),
+    options = SessionOptions(
+        dataset=PluginRef("jsonl", {"path": str(world.data)}),
+        backend=PluginRef("moody"),
+        prompt=PluginRef("short-answer"),
+        metric=PluginRef("vqa"),
         limit=5,
     )
 
     def drawn(seed: int, shots: int = 3) -> list[tuple[str, tuple[str, ...]]]:
-        parity = measure_parity(ParityRun(trials=options, shots=shots, seed=seed))
+        parity = measure_parity(ParityRun(session=options, shots=shots, seed=seed))
         return [
             (pair.trial.query.id, tuple(each.id for each in pair.trial.demonstrations))
             for pair in parity.pairs

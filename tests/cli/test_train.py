@@ -151,17 +151,16 @@ def test_recipes_are_defaults_that_options_overrule(place):
     assert len(options["faults"]) == 6
 
 
-def test_resume_goes_on_and_anything_else_is_refused(place):
+def test_the_same_command_continues_a_run_and_anything_else_is_refused(place):
     succeeds(place.run(output="whole"))
     succeeds(place.run())
-    one_line(place.run(), "out/checkpoint.safetensors: exists; --resume", "--overwrite")
-    one_line(place.run("--resume", "--overwrite"), "exclude each other")
-    one_line(place.run("--resume", "--seed", "3"), "had another seed (0, now 3)")
-    one_line(place.run("--resume", "--rce-epochs", "5"), "had another rce_epochs")
+    assert "finished before; nothing to do" in succeeds(place.run())[-1]
+    one_line(place.run("--seed", "3"), "had another seed (0, now 3)")
+    one_line(place.run("--rce-epochs", "5"), "had another rce_epochs")
     place.write("rl2.json", dict(list(place.records.items())[:30]))
-    one_line(place.run("--resume", data="rl2.json"), "had another data")
+    one_line(place.run(data="rl2.json"), "had another data")
     (place.folder / "out" / "bundle.json").unlink()
-    succeeds(place.run("--resume"))
+    assert succeeds(place.run("--resume"))[-1].startswith("wrote")
     succeeds(place.run("--overwrite", output="whole"))
     for name in ("model.safetensors", "bundle.json", "metrics.jsonl", "checkpoint.safetensors"):
         files = [place.folder / folder / name for folder in ("whole", "out")]
@@ -194,9 +193,7 @@ def test_what_a_killed_run_was_writing_is_removed(place):
     mine = ["notes.tmp1", "model.safetensors.old", "rounds/round-01.json", "checkpoint.tmp"]
     for name in [*names, *mine]:
         (out / name).write_text("")
-    one_line(place.run(), "exists; --resume")
-    assert all((out / name).exists() for name in names), "a refusal changes nothing"
-    succeeds(place.run("--resume"))
+    succeeds(place.run())
     assert [name for name in names if (out / name).exists()] == []
     assert all((out / name).exists() for name in mine)
 
@@ -206,7 +203,7 @@ def test_resuming_with_other_query_embeddings_is_refused(place):
     embeddings = load_embeddings(place.folder / "q.safetensors")
     path = place.folder / "q.safetensors"
     save_embeddings(path, embeddings.vectors.flip(1), embeddings.ids, embeddings.encoder)
-    one_line(place.run("--resume"), "had another queries")
+    one_line(place.run(), "had another queries")
 
 
 def test_starting_from_a_policy(place):
@@ -305,7 +302,6 @@ def test_a_loss_that_is_no_number(place):
         (("--online",), "--online needs --max-calls"),
         (("--online", "--max-calls", "40", "--own-pools"), "--own-pools"),
         (("--online", "--max-calls", "4"), "4 calls are too few for 4 rounds"),
-        (("--online", "--max-calls", "40", "--no-store"), "--no-store: of a round that is cut off"),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
 )
@@ -474,10 +470,10 @@ def test_online_resumes_after_an_interruption(online, monkeypatch, until):
     monkeypatch.setattr(CopyBackend, "run", interrupted)
     result = online.run()
     assert result.exit_code == 130
-    assert "interrupted: --resume goes on from" in result.output
-    one_line(online.run("--resume", "--pointers", "3"), "had another online")
-    one_line(online.run("--resume", "--prompt-opt", "instructions="), "had another prompt")
-    succeeds(online.run("--resume"))
+    assert "interrupted: the same command continues from" in result.output
+    one_line(online.run("--pointers", "3"), "had another online")
+    one_line(online.run("--prompt-opt", "instructions="), "had another prompt")
+    succeeds(online.run())
     whole, resumed = online.written("whole"), online.written()
     assert whole.keys() == resumed.keys(), "nothing is left lying about"
     for name, content in whole.items():
@@ -514,7 +510,7 @@ def test_online_takes_its_shots_from_the_data(online):
 def test_online_when_every_trial_fails(online):
     for number in range(8):
         (online.world.folder / f"{number}.png").write_bytes(b"no picture")
-    one_line(online.run(), "round 1: all 48 trials failed, the first with: ", "--resume")
+    one_line(online.run(), "round 1: all 48 trials failed, the first with: ", "the same command")
     assert not list((online.world.folder / "policy" / "rounds").glob("*.json"))
 
 
@@ -544,7 +540,7 @@ def test_a_tied_first_round_is_told_and_the_next_one_is_asked(online, cli, monke
     second = json.loads(rounds[1].read_text())["_meta"]
     assert second["generators"][0]["options"]["by"] == "similarity", "the policy knows nothing yet"
     (online.world.folder / "policy" / "bundle.json").unlink()
-    again = succeeds(online.run("--resume"))
+    again = succeeds(online.run())
     assert online.asked() == 0
     assert again[0] == output[0]
     assert again[1:] == output[-3:]
@@ -552,9 +548,9 @@ def test_a_tied_first_round_is_told_and_the_next_one_is_asked(online, cli, monke
 
 def test_online_when_every_round_is_tied(online, monkeypatch):
     answers_nonsense(monkeypatch, CopyBackend, 1000)
-    for args in ((), ("--resume",)):
+    for _ in range(2):
         one_line(
-            online.run(*args),
+            online.run(),
             *("nothing was learned in 2 rounds: ", "(0 of 24 have such)", "policy/rounds"),
         )
     assert online.asked() <= 96, "the second time nothing is asked"

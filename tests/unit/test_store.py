@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.session import store as store_module
-from pointer_rl.session.caching import StoredBackend
+from pointer_rl.session.caching import CachedBackend
 from pointer_rl.session.keys import decode_response, encode_response, request_key
 from pointer_rl.session.store import ResponseStore
 from pointer_rl.testing import FakeBackend
@@ -42,12 +42,12 @@ def path(tmp_path):
 
 def stored(path, answer=lambda text: f"answer to {text}"):
     backend = FakeBackend(answer)
-    return StoredBackend(backend, ResponseStore(path)), backend
+    return CachedBackend(backend, ResponseStore(path)), backend
 
 
 def missing(backend, requests):
     """Texts of those that the backend would be asked."""
-    return [each.prompt.text for each in backend.sort_out(requests)[1]]
+    return [each.prompt.text for each in backend.split_cached(requests)[1]]
 
 
 class Invariant(FakeBackend):
@@ -148,7 +148,7 @@ def test_responses_come_back_to_the_bit_and_damaged_ones_not_at_all(
     assert decode_response(key, None) is None
 
 
-class TestStoredBackend:
+class TestCachedBackend:
     def test_what_was_answered_is_not_asked_again(self, path):
         backend, inner = stored(path)
         first = answers(backend, texts("a", "b", "a"))
@@ -169,16 +169,16 @@ class TestStoredBackend:
         answers(backend, texts("a"))
         inner = FakeBackend(lambda text: "other")
         inner.fingerprint = "another"
-        other = StoredBackend(inner, ResponseStore(path))
+        other = CachedBackend(inner, ResponseStore(path))
         assert answers(other, texts("a")) == [Response("other")]
 
     def test_what_would_be_asked_is_told_and_not_asked(self, path):
         backend, inner = stored(path)
         answers(backend, texts("a", "b"))
         unreadable = request(ImageFile(path.parent / "none.png"), "c")
-        known, lacking = backend.sort_out([*texts("a", "a", "c", "c", "d"), unreadable])
+        known, lacking = backend.split_cached([*texts("a", "a", "c", "c", "d"), unreadable])
         assert (known, [each.prompt.text for each in lacking]) == (1, ["c", "d"])
-        assert backend.sort_out([]) == (0, [])
+        assert backend.split_cached([]) == (0, [])
         assert len(inner.asked) == backend.asked == 2
 
     def test_failures_are_shared_in_a_call_and_asked_again_in_the_next(self, path):
@@ -202,7 +202,7 @@ class TestStoredBackend:
         self, path, kind
     ):
         def backend(inner):
-            return StoredBackend(inner, ResponseStore(path))
+            return CachedBackend(inner, ResponseStore(path))
 
         results = backend(kind(str.upper)).run(texts("a", "b", "c"))
         next(results)  # the last is answered first
@@ -223,7 +223,7 @@ class TestStoredBackend:
 
     def test_responses_that_are_invariant_are_stored_before_the_next(self, path, monkeypatch):
         monkeypatch.setattr("pointer_rl.session.caching._SECONDS", 0)
-        results = StoredBackend(Invariant(str), ResponseStore(path)).run(texts("a", "b", "c"))
+        results = CachedBackend(Invariant(str), ResponseStore(path)).run(texts("a", "b", "c"))
         next(results)
         assert missing(stored(path)[0], texts("a", "b", "c")) == ["a", "b"]
         results.close()
@@ -240,9 +240,9 @@ class TestStoredBackend:
             def run(self, requests):
                 yield 0, response
 
-        backend = StoredBackend(Lacks(str), ResponseStore(path))
+        backend = CachedBackend(Lacks(str), ResponseStore(path))
         assert [index for index, _ in backend.run([asked])] == [0]
-        assert backend.sort_out([asked]) == (0, [asked])
+        assert backend.split_cached([asked]) == (0, [asked])
 
     def test_scores_alone_are_kept(self, path):
         class Scores(FakeBackend):
@@ -250,12 +250,12 @@ class TestStoredBackend:
                 yield 0, Response(None, (-1 / 3, -math.inf))
 
         asked = request("a", decoding=None, score=("x", "y"))
-        first = answers(StoredBackend(Scores(str), ResponseStore(path)), [asked])
+        first = answers(CachedBackend(Scores(str), ResponseStore(path)), [asked])
         assert answers(stored(path)[0], [asked]) == first == [Response(None, (-1 / 3, -math.inf))]
 
     def test_without_a_store_equal_requests_of_a_call_share_a_trial(self):
         inner = FakeBackend(lambda text: text)
-        backend = StoredBackend(inner)
+        backend = CachedBackend(inner)
         assert [each.text for each in answers(backend, texts("a", "b", "a"))] == ["a", "b", "a"]
         assert len(inner.asked) == backend.asked == 2
         assert missing(backend, texts("a", "a")) == ["a"]
@@ -268,18 +268,18 @@ class TestStoredBackend:
                     yield index, Response("x")
 
         with pytest.raises(PluginError, match="fake"):
-            list(StoredBackend(Breaks(str), ResponseStore(path)).run(texts("a")))
+            list(CachedBackend(Breaks(str), ResponseStore(path)).run(texts("a")))
 
     def test_a_number_of_log_probabilities_that_is_wrong_is_not_stored(self, path):
         class Wrong(FakeBackend):
             def run(self, requests):
                 yield 0, Response("x", (-1.0,))
 
-        backend = StoredBackend(Wrong(str), ResponseStore(path))
+        backend = CachedBackend(Wrong(str), ResponseStore(path))
         asked = request("a", score=("x", "y"))
         with pytest.raises(PluginError, match="returned 1 log-probabilities for 2 answers"):
             list(backend.run([asked]))
-        assert backend.sort_out([asked]) == (0, [asked])
+        assert backend.split_cached([asked]) == (0, [asked])
 
 
 def items(count, size=0):
