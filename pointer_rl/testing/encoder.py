@@ -64,22 +64,22 @@ class EncoderTests(FingerprintTests[Encoder]):
     def test_encodes_again_as_before(self) -> None:
         """Encoding is deterministic."""
         for again in (self.made, self.make()):
-            assert self.same(encode(again, self.examples), self.vectors), (
+            assert self.same(self.vectors, encode(again, self.examples)), (
                 "encoded again the examples have other vectors: seed what is drawn, and put the "
                 "model in evaluation mode"
             )
 
     def test_keeps_the_order(self) -> None:
         """Row i belongs to example i."""
-        backwards = encode(self.made, self.examples[::-1]).flip(0)
-        assert self.same(backwards, self.vectors), (
+        vectors = self.vectors
+        assert self.same(vectors, encode(self.made, self.examples[::-1]).flip(0)), (
             "examples in reverse do not give the rows in reverse: return row i for example i"
         )
 
     def test_encodes_alone_as_in_a_batch(self) -> None:
         """What shares a batch does not matter."""
         for row, example in enumerate(self.examples):
-            assert self.same(encode(self.made, [example]), self.vectors[row : row + 1]), (
+            assert self.same(self.vectors[row : row + 1], encode(self.made, [example])), (
                 f"example {row} has another vector alone than in a batch: mask the padding, and "
                 "keep examples of a batch independent"
             )

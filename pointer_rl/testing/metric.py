@@ -37,26 +37,36 @@ class MetricTests(PluginTests[Metric]):
             "built again it has another version: change it by hand when a judgement may change"
         )
 
+    @property
+    def judgements(self) -> dict[tuple[str, tuple[str, ...]], Judgement | None]:
+        """The judgement of each answer by each group of annotators."""
+        return self.once(
+            "judgements",
+            lambda: {
+                (answer, given): judge(self.made, answer, given)
+                for given in _ANNOTATORS
+                for answer in _ANSWERS
+            },
+        )
+
     def test_judges_any_answer_within_0_and_1(self) -> None:
         """Every answer gets a judgement, or InputError if the annotators' do not suffice."""
-        judged = [judge(self.made, answer, given) for given in _ANNOTATORS for answer in _ANSWERS]
-        assert any(judged), "it refuses to judge any answer"
+        assert any(self.judgements.values()), "it refuses to judge any answer"
 
     def test_judges_again_as_before(self) -> None:
         """A judgement depends on the answers and the options alone."""
-        again = self.make()
-        for given in _ANNOTATORS:
-            for answer in _ANSWERS:
-                first, second = judge(self.made, answer, given), judge(again, answer, given)
-                assert first == second == judge(self.made, answer, given), (
+        judgements, made_again = self.judgements, self.make()
+        for (answer, given), first in judgements.items():
+            for again in (self.made, made_again):
+                second = judge(again, answer, given)
+                assert first == second, (
                     f"judge({answer[:30]!r}, {list(given)}) gave {first} and then {second}: let a "
                     "judgement depend on the two answers and the options alone"
                 )
 
     def test_tells_right_from_wrong(self) -> None:
         """An answer that all annotators gave counts more than one that nobody gave."""
-        given = _ANNOTATORS[0]
-        right, wrong = judge(self.made, "red", given), judge(self.made, "blue", given)
+        right, wrong = (self.judgements[answer, _ANNOTATORS[0]] for answer in ("red", "blue"))
         assert right is not None and wrong is not None, (
             "it refuses to judge an answer that ten annotators agree on"
         )

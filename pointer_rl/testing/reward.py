@@ -35,31 +35,39 @@ class RewardTests(PluginTests[Reward]):
 
     kind = "reward"
 
+    @property
+    def values(self) -> dict[tuple[Outcome, Candidate], float]:
+        """The reward of each outcome of each candidate."""
+        return self.once("values", lambda: _values(self.made))
+
     def test_gives_a_finite_number(self) -> None:
         """Every judged candidate has a finite reward."""
-        for outcome, candidate in product(_OUTCOMES, _CANDIDATES):
-            _value(self.made, outcome, candidate)
+        _ = self.values
 
     def test_gives_it_again(self) -> None:
         """A reward depends on the outcome, the candidate and the options alone."""
-        again = self.make()
-        for outcome, candidate in product(_OUTCOMES, _CANDIDATES):
-            first = _value(self.made, outcome, candidate)
-            second = _value(again, outcome, candidate)
-            assert first == second, (
-                f"for one outcome and candidate it gave {first} and {second}: let it depend on "
-                "them and the options alone"
+        first, second = self.values, _values(self.make())
+        for key, value in first.items():
+            assert value == second[key], (
+                f"for one outcome and candidate it gave {value} and {second[key]}: let it depend "
+                "on them and the options alone"
             )
 
     def test_pays_a_right_answer_no_less_than_a_wrong_one(self) -> None:
         """Training maximises the reward."""
         for candidate in _CANDIDATES:
-            right = _value(self.made, _RIGHT, candidate)
-            wrong = _value(self.made, _WRONG, candidate)
+            right, wrong = self.values[_RIGHT, candidate], self.values[_WRONG, candidate]
             assert right >= wrong, (
                 f"a wrong answer earns {wrong} and a right one {right} for the same pointer: "
                 "training maximises it, so turn its sign"
             )
+
+
+def _values(reward: Reward) -> dict[tuple[Outcome, Candidate], float]:
+    pairs = product(_OUTCOMES, _CANDIDATES)
+    return {
+        (outcome, candidate): _value(reward, outcome, candidate) for outcome, candidate in pairs
+    }
 
 
 def _value(reward: Reward, outcome: Outcome, candidate: Candidate) -> float:

@@ -8,8 +8,6 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
-from importlib.metadata import EntryPoint
-from types import ModuleType
 from typing import Literal
 
 import pytest
@@ -18,9 +16,10 @@ from plugin_folder import install
 
 from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.errors import InputError
-from pointer_rl.hookspecs import hookimpl
-from pointer_rl.registry import KINDS, registry
+from pointer_rl.evaluate.arms import Arm
+from pointer_rl.registry import registry
 from pointer_rl.testing import (
+    ArmTests,
     BackendTests,
     DatasetTests,
     EncoderTests,
@@ -40,39 +39,6 @@ from pointer_rl.testing import (
     tiny_dataset,
 )
 from pointer_rl.types import BackendError, Candidate, Count, Dataset, Judgement, Response, Usage
-
-
-@pytest.fixture
-def register(monkeypatch):
-    """Registers a factory as the plugin `mine` of a kind."""
-
-    def register_plugin(kind, factory, options=None):
-        module = ModuleType("a_plugin_of_mine")
-
-        @hookimpl
-        def hook(register):
-            register("mine", factory, options=options, summary="mine")
-
-        setattr(module, KINDS[kind], hook)
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        point = EntryPoint("mine", module.__name__, "pointer_rl")
-        monkeypatch.setattr("pointer_rl.registry.entry_points", lambda group: [point])
-        monkeypatch.setenv("POINTER_RL_PLUGINS", "mine")
-        registry.cache_clear()
-
-    yield register_plugin
-    registry.cache_clear()
-
-
-@pytest.fixture
-def check(register):
-    """Registers a factory, and runs the tests of a class on it; `more` sets its attributes."""
-
-    def run(cls, factory, options=None, **more):
-        register(cls.kind, factory, options)
-        return list(type("TestMine", (cls,), {"name": "mine", **more})().run_checks())
-
-    return run
 
 
 def broken(results):
@@ -647,6 +613,55 @@ class Stale(InOrder):
         return super().run(job, self.windows)
 
 
+# --- arms -------------------------------------------------------------------------------------
+
+
+class First(Arm):
+    """The first rows that a query may see."""
+
+    def choose(self, setting):
+        return [
+            (tuple(allowed.nonzero()[: setting.shots, 0].tolist()),)
+            for batch in setting.batches(setting.space)
+            for allowed in batch.allowed
+        ]
+
+
+class SeesItself(First):
+    def choose(self, setting):
+        return [(tuple(range(setting.shots)),)] * len(setting.queries)
+
+
+class TooMany(First):
+    def choose(self, setting):
+        return super().choose(replace(setting, shots=setting.shots + 1))
+
+
+class OneForAll(First):
+    def choose(self, setting):
+        return super().choose(setting)[:1]
+
+
+class ShowsNothing(First):
+    def choose(self, setting):
+        return [()] * len(setting.queries)
+
+
+class Shuffles(First):
+    def choose(self, setting):
+        return [(tuple(random.sample(range(4, 8), setting.shots)),) for _ in setting.queries]
+
+
+class Percentages(First):
+    def accuracies(self, setting, shown, outcomes, metric):
+        return 1 + 100 * super().accuracies(setting, shown, outcomes, metric)
+
+
+class Overall(First):
+    def accuracies(self, setting, shown, outcomes, metric):
+        return super().accuracies(setting, shown, outcomes, metric).mean()
+
+
 FAULTS = [
     (BackendTests, (Raises,), r"run raised InputError .*: yield \(index, BackendError\(why\)\)"),
     (BackendTests, (Twice,), r"two results for request \d: yield one for each"),
@@ -712,6 +727,13 @@ FAULTS = [
     (SearchTests, (TrustsOutcomes,), "told of failed trials it raised TypeError .*: check outcome"),
     (SearchTests, (Gossips,), "gets other candidates alone than in a batch"),
     (SearchTests, (OneSearch,), "start gave 1 searches for 4 queries: give one for each"),
+    (ArmTests, (SeesItself,), "choose among the allowed rows, or a query sees itself"),
+    (ArmTests, (TooMany,), "a pointer is at most `shots` rows, all different"),
+    (ArmTests, (OneForAll,), "did not give a list with an entry for each of 4 queries"),
+    (ArmTests, (ShowsNothing,), "no pointer for a query: give at least one, or override"),
+    (ArmTests, (Shuffles,), "asked again it chooses other pointers: draw from the setting's seed"),
+    (ArmTests, (Percentages,), "return numbers from 0 to 1"),
+    (ArmTests, (Overall,), r"accuracies gave the shape \(\): return one number per query"),
     (ExecutorTests, (RunsTwice,), "came back 2 times: give each once"),
     (ExecutorTests, (Loses,), "came back 0 times: give each once"),
     (ExecutorTests, (Mixes,), "other records than job.run gave: pair each window with its own"),
@@ -747,6 +769,7 @@ def test_a_fault_is_found_and_explained(check, cls, given, sentence):
         (RewardTests, (lambda: lambda outcome, candidate: outcome.accuracy,)),
         (DatasetTests, (tiny_dataset,)),
         (EncoderTests, (Colours, Options)),
+        (ArmTests, (First,)),
         (ExecutorTests, (InOrder,)),
         (ExecutorTests, (InPairs,)),
     ],
