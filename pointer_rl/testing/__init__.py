@@ -36,6 +36,7 @@ from pointer_rl.testing.metric import MetricTests
 from pointer_rl.testing.plugin import PluginTests, Result
 from pointer_rl.testing.prompt import PromptTests
 from pointer_rl.testing.reward import RewardTests
+from pointer_rl.testing.selector import SelectorTests
 
 __all__ = [
     "ArmTests",
@@ -53,6 +54,7 @@ __all__ = [
     "Result",
     "RewardTests",
     "SearchTests",
+    "SelectorTests",
     "UnreadableImage",
     "batch",
     "example",
@@ -70,6 +72,7 @@ _TESTS: tuple[type[PluginTests[Any]], ...] = (
     RewardTests,
     DatasetTests,
     EncoderTests,
+    SelectorTests,
     ExecutorTests,
     ArmTests,
 )

@@ -184,6 +184,26 @@ def test_an_arm_is_measured_with_the_others(environment, images, tmp_path):
     assert "acme-last" in output.read_text()
 
 
+def test_a_selector_is_trained_and_proposes(generate, environment, images, tmp_path):
+    generate("rl.json", "--num-random", "8")
+    embeddings, policy = images / "emb.safetensors", tmp_path / "policy"
+    environment.run(
+        *("train", "--beam-data", tmp_path / "rl.json", "--selector", "acme"),
+        *("--query-emb", embeddings, "--cand-emb", embeddings, "--output-dir", policy),
+        *("--rce-epochs", "2", "--grpo-epochs", "1"),
+    )
+    data = json.loads(generate("beams.json", "--sft-ckpt", policy, "--num-beams", "5"))
+    del data["_meta"]
+    beams = [
+        each["pointer"]
+        for record in data.values()
+        for each in record["pointer_candidates"]
+        if each["gen_method"] == "beam"
+    ]
+    assert {len(pointer) for pointer in beams} <= {0, 1, 2}
+    assert len({len(pointer) for pointer in beams}) > 1, "it stops now and then"
+
+
 def test_a_stranger_is_listed_described_and_greets(environment):
     listed = environment.run("plugins")
     assert re.search(r"backend +acme +acme-vqa 2\.3 +repeats what was shown last", listed)
@@ -201,6 +221,7 @@ def test_the_kit_passes_what_is_sound_and_finds_what_is_not(environment, acme):
     assert "broken" not in passed
     for name in ("acme-mute", "generator:acme", "acme-swaps", "acme-pairs", "acme-last"):
         environment.run("plugins", "check", name)
+    environment.run("plugins", "check", "selector:acme")
     found = environment.run("plugins", "check", "dataset:acme", "--opt", f"path={acme}", code=1)
     assert "broken   images open: the image of example green-9 of the queries" in found
     zero = environment.run("plugins", "check", "zero", code=1)
