@@ -20,8 +20,7 @@ from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
 from pointer_rl.generate.pipeline import GenerateConfig, Generation, Proposed
 from pointer_rl.generate.summary import Summary
-from pointer_rl.records.json_stream import stream_members
-from pointer_rl.records.records import RecordWriter, to_record
+from pointer_rl.records.records import RecordWriter, stream_members, to_record
 from pointer_rl.records.shards import Shard
 from pointer_rl.registry import registry
 from pointer_rl.session.journal import Journal

@@ -13,10 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pointer_rl import json_stream
 from pointer_rl.errors import InputError
-from pointer_rl.records.json_stream import WINDOW, stream_members
+from pointer_rl.json_stream import WINDOW, Member
 from pointer_rl.records.layouts import check_query_id
-from pointer_rl.records.parquet import ParquetWriter, read_parquet_meta
+from pointer_rl.records.parquet import ParquetWriter, read_parquet_meta, stream_parquet
 from pointer_rl.records.pending_file import PendingFile
 from pointer_rl.types import Candidate, Example, Outcome
 
@@ -28,6 +29,7 @@ __all__ = [
     "open_writer",
     "read_meta",
     "split_line",
+    "stream_members",
     "stream_records",
     "to_record",
 ]
@@ -126,6 +128,14 @@ def _from_candidate(value: Mapping[str, Any]) -> Judged:
 # --- reading ----------------------------------------------------------------------------------
 
 
+def stream_members(path: Path) -> Iterator[Member]:
+    """Yield the members of a `.json`, `.jsonl` or `.parquet` file. Raises InputError."""
+    if path.suffix == ".parquet":
+        yield from (Member(*each) for each in stream_parquet(path))
+    else:
+        yield from json_stream.stream_members(path)
+
+
 def stream_records(path: Path) -> Iterator[tuple[str, Any]]:
     """(query id, record), and ("_meta", …) where the file has one, in the file's order.
 
@@ -134,13 +144,9 @@ def stream_records(path: Path) -> Iterator[tuple[str, Any]]:
     """
     for member in stream_members(path):
         for flaw in member.flaws:
-            place = "/".join(map(str, (member.key, *flaw.path)))
-            what = (
-                "a repeated key" if flaw.kind == "duplicate-key" else "a number that is not finite"
-            )
             raise InputError(
-                f"{path}: line {member.line}: {what} at {place}; mend it (pointer-rl validate "
-                "lists all there are)"
+                f"{path}: line {member.line}: {flaw.describe(member.key)}; mend it (pointer-rl "
+                "validate lists all there are)"
             )
         yield member.key, member.value
 

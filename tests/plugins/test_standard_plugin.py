@@ -73,7 +73,7 @@ def test_options_reach_the_reward(registry: Registry) -> None:
 def test_naming_the_plugin_imports_nothing_heavy() -> None:
     script = (
         "import sys, pointer_rl_standard\n"
-        "heavy = {'torch', 'transformers', 'PIL', 'numpy', 'safetensors', 'ijson', 'datasets'}\n"
+        "heavy = {'torch', 'transformers', 'PIL', 'numpy', 'safetensors', 'datasets'}\n"
         "print(*sorted(heavy & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -13,10 +13,15 @@ from hypothesis import strategies as st
 
 from pointer_rl.errors import InputError, MissingExtraError
 from pointer_rl.records.convert import convert_file
-from pointer_rl.records.json_stream import stream_members
 from pointer_rl.records.parquet import ParquetWriter
 from pointer_rl.records.parquet_columns import LAYOUTS, ListOf, Struct
-from pointer_rl.records.records import RecordWriter, open_writer, read_meta, stream_records
+from pointer_rl.records.records import (
+    RecordWriter,
+    open_writer,
+    read_meta,
+    stream_members,
+    stream_records,
+)
 
 # --- any record, there and back ---
 
