@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pointer_rl.errors import InputError
-from pointer_rl.records.json_stream import WINDOW, Member
-from pointer_rl.records.json_stream import stream_members as stream_json
+from pointer_rl.json_stream import WINDOW, Member
+from pointer_rl.json_stream import stream_members as stream_json
 from pointer_rl.records.parquet import ParquetWriter, read_parquet_meta, stream_parquet
 from pointer_rl.records.records import Record, as_line, check_query_id, encode_record
 from pointer_rl.records.writer import RecordWriter
@@ -60,13 +60,9 @@ def stream_sound_members(path: Path) -> Iterator[tuple[str, Any]]:
     """(key, value) of each member; like `stream_members`, but NaN and repeated keys are errors."""
     for member in stream_members(path):
         for flaw in member.flaws:
-            place = "/".join(map(str, (member.key, *flaw.path)))
-            what = (
-                "a repeated key" if flaw.kind == "duplicate-key" else "a number that is not finite"
-            )
             raise InputError(
-                f"{path}: line {member.line}: {what} at {place}; correct it (pointer-rl validate "
-                "lists all there are)"
+                f"{path}: line {member.line}: {flaw.describe(member.key)}; correct it (pointer-rl "
+                "validate lists all there are)"
             )
         yield member.key, member.value
 

@@ -1,17 +1,18 @@
-"""Streaming: the same values as `json.loads`, and clear words for what is no JSON."""
+"""Streaming yields the same values as `json.loads` and names the place of what is not JSON."""
 
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pointer_rl import json_stream
 from pointer_rl.errors import InputError
-from pointer_rl.records import json_stream
+from pointer_rl.json_stream import Flaw, find_member, stream_items, stream_members
 from pointer_rl.records.formats import stream_records
-from pointer_rl.records.json_stream import Flaw, stream_members
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -22,7 +23,7 @@ values = st.recursive(
 
 @pytest.fixture(params=[3, 40, 1 << 18])
 def window(request, monkeypatch):
-    """Windows so small that every token is cut somewhere."""
+    """Some windows are so small that every token is cut somewhere."""
     monkeypatch.setattr(json_stream, "WINDOW", request.param)
 
 
@@ -33,7 +34,7 @@ def window(request, monkeypatch):
     ascii_only=st.booleans(),
     size=st.sampled_from([1, 7, 50, 1 << 18]),
 )
-def test_members_are_what_json_loads(tmp_path_factory, data, indent, ascii_only, size):
+def test_members_equal_what_json_loads_returns(tmp_path_factory, data, indent, ascii_only, size):
     path = tmp_path_factory.mktemp("data") / "x.json"
     text = json.dumps(data, indent=indent, ensure_ascii=ascii_only)
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -45,7 +46,7 @@ def test_members_are_what_json_loads(tmp_path_factory, data, indent, ascii_only,
 
 
 @pytest.mark.usefixtures("window")
-def test_lines_are_those_on_which_members_begin(tmp_path):
+def test_a_members_line_is_where_it_begins(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(
         '\n{"a":\n 1,\n\n"b": {"x":\n"é\\n"}, "c": 3\n,"d": "' + "z" * 99 + '",\n"e":1}'
@@ -60,7 +61,7 @@ def test_lines_are_those_on_which_members_begin(tmp_path):
 
 
 @pytest.mark.usefixtures("window")
-def test_flaws_are_placed(tmp_path):
+def test_flaws_have_their_place(tmp_path):
     path = tmp_path / "x.json"
     path.write_text('{"a": 1, "a": [{"b": 1, "b": 2}, NaN], "c": {"d": -Infinity}, "e": {}}')
     assert [(member.key, member.flaws) for member in stream_members(path)] == [
@@ -94,7 +95,7 @@ def test_flaws_are_placed(tmp_path):
         ('{"a": ' + "9" * 5000 + "}", "cannot parse this member"),
     ],
 )
-def test_what_cannot_be_parsed_is_said_in_a_line(tmp_path, text, message):
+def test_a_parse_error_is_one_line_with_its_place(tmp_path, text, message):
     path = tmp_path / "x.json"
     path.write_text(text)
     with pytest.raises(InputError) as caught:
@@ -105,7 +106,7 @@ def test_what_cannot_be_parsed_is_said_in_a_line(tmp_path, text, message):
 
 
 @pytest.mark.usefixtures("window")
-def test_what_is_not_utf8_is_named_by_its_byte(tmp_path):
+def test_a_byte_that_is_not_utf8_is_named(tmp_path):
     path = tmp_path / "x.json"
     path.write_bytes('{"é": "'.encode() + b"\xff")
     with pytest.raises(InputError, match=r"x\.json: not UTF-8 at byte 8"):
@@ -119,7 +120,7 @@ def test_what_is_not_utf8_is_named_by_its_byte(tmp_path):
 
 
 @pytest.mark.usefixtures("window")
-def test_a_byte_order_mark_is_passed_over(tmp_path):
+def test_a_byte_order_mark_is_skipped(tmp_path):
     for name in ("x.json", "x.jsonl"):
         path = tmp_path / name
         path.write_bytes(b'\xef\xbb\xbf{"query_id": "a"}')
@@ -134,7 +135,7 @@ def test_a_malformed_file_is_not_read_to_its_end(tmp_path, monkeypatch):
         list(stream_members(path))
 
 
-def test_keys_that_occur_twice_come_out_twice(tmp_path):
+def test_repeated_keys_are_yielded_each_time(tmp_path):
     path = tmp_path / "x.json"
     path.write_text('{"a": 1, "_meta": {}, "a": 2}')
     assert [each[:2] for each in stream_members(path)] == [("a", 1), ("_meta", {}), ("a", 2)]
@@ -147,11 +148,82 @@ def test_keys_that_occur_twice_come_out_twice(tmp_path):
         ('{\n"a": [{"b": 1, "b": 1}]}', "line 2: a repeated key at a/0/b"),
     ],
 )
-def test_records_whose_content_would_be_a_guess_are_refused(tmp_path, text, message):
+def test_ambiguous_records_are_refused(tmp_path, text, message):
     path = tmp_path / "x.json"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         list(stream_records(path))
+
+
+# --- lists in a member ---
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    items=st.lists(values, max_size=6),
+    others=st.dictionaries(st.text().filter(lambda key: key != "wanted"), values, max_size=3),
+    first=st.booleans(),
+    indent=st.sampled_from([None, 0, 3]),
+    size=st.sampled_from([1, 7, 50, 1 << 18]),
+)
+def test_items_equal_what_json_loads_returns(tmp_path_factory, items, others, first, indent, size):
+    path = tmp_path_factory.mktemp("data") / "x.json"
+    wanted = {"wanted": items}
+    content = {**wanted, **others} if first else {**others, **wanted}
+    path.write_text(json.dumps(content, indent=indent))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_stream, "WINDOW", size)
+        assert list(stream_items(path, "wanted")) == items
+        for key, value in content.items():
+            assert find_member(path, key) == value
+        assert find_member(path, "absent") is None
+    assert list(stream_items(path, "absent")) == []
+
+
+@pytest.mark.usefixtures("window")
+def test_repeated_lists_are_yielded_each_time(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('{"a": [1 ,\n2\t,{"b": [3, {}]}], "c": [4], "a": [5]}')
+    assert list(stream_items(path, "a")) == [1, 2, {"b": [3, {}]}, 5]
+
+
+@pytest.mark.usefixtures("window")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "line 1, column 1: found a list, where an object belongs"),
+        ('{"a":\n{}}', "line 2, column 1: found an object, where a list belongs"),
+        ('{"a": 3}', "line 1, column 7: found another value, where a list belongs"),
+        ('{"a": [1, 2', "line 1, column 12: the JSON ends too early"),
+        ('{"a": [1, 2}', "line 1, column 12: not JSON (Expecting ',' delimiter)"),
+        ('{"a": [1,\n 2, oops, 3]}', "line 2, column 5: not JSON (Expecting value)"),
+        ('{"a": [1, 2,]}', "line 1, column 13: not JSON (Expecting value)"),
+        ('{"a": [1, 2]} 5', "line 1, column 15: not JSON (more text"),
+        ('{"a": [1,\n{"b": NaN}, 3]}', "line 2: not JSON (NaN or Infinity)"),
+        ('{"a": [1,\n{"b": -Infinity}]}', "line 2: not JSON (NaN or Infinity)"),
+        ('{"b": [1, oops, 3], "a": []}', "line 1, column 11: not JSON (Expecting value)"),
+    ],
+)
+def test_a_parse_error_in_a_list_is_one_line_with_its_place(tmp_path, text, message):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        list(stream_items(path, "a"))
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: line ")
+
+
+def test_memory_is_bounded_by_the_largest_item(tmp_path):
+    path = tmp_path / "x.json"
+    item = json.dumps({"answers": ["red"] * 20})
+    path.write_text('{"a": [' + ", ".join([item] * 40_000) + "]}")
+    assert path.stat().st_size > 6_000_000
+    tracemalloc.start()
+    for key in ("a", "b"):  # a list that is read, and one that is skipped
+        assert sum(1 for _ in stream_items(path, key)) in (40_000, 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000
 
 
 # --- .jsonl ---
@@ -181,7 +253,7 @@ def test_a_line_is_a_record(tmp_path):
         (b"[" * 200_000, r"line 2: cannot parse this line"),
     ],
 )
-def test_a_line_that_is_no_record_is_named(tmp_path, line, message):
+def test_a_line_that_is_not_a_record_is_named(tmp_path, line, message):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"query_id": "a"}\n' + line)
     with pytest.raises(InputError, match=message):
