@@ -63,11 +63,11 @@ _START = [
 _LEARNING = [
     click.option(
         "--recipe",
-        type=click.Choice(["default", "guide", "ancestor"]),
+        type=click.Choice(["default", "guide"]),
         default="default",
         show_default=True,
-        help="Defaults of all that follows: ours; the original request's; Lever-Plus' with the "
-        "faults that kept it from learning.",
+        help="Defaults of the options below: ours, or those of the request that pointer-rl began "
+        "with.",
     ),
     click.option(
         "--rce-epochs",

@@ -9,17 +9,7 @@ from typing import Any, Literal
 
 from pointer_rl.errors import InputError
 
-__all__ = ["FAULTS", "RECIPES", "SelectorSizes", "TrainConfig"]
-
-FAULTS = {
-    "stale-old": "the old policy of the ratio, and the reference, are those from before RCE",
-    "dropout": "dropout 0.5 while learning, none where old log-probabilities are computed",
-    "top-k": "only the 3 best candidates of a group, before advantages are taken",
-    "double-zscore": "rewards are z-scored, and then once more as advantages",
-    "no-history": "old log-probabilities come from a policy that ignores what it has chosen",
-    "cross-entropy": "the checkpoint with the least held-out cross-entropy is kept",
-}
-"""What kept the ancestor's GRPO from learning, by name: for ablations."""
+__all__ = ["RECIPES", "SelectorSizes", "TrainConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +42,11 @@ class TrainConfig:
     clip: float = 0.2
     """The ratio's range, 1 ± clip."""
     kl_beta: float = 0.3
-    """Weight of KL(policy ‖ reference), the reference being the policy at the start of GRPO."""
-    kl: Literal["exact", "sampled"] = "exact"
-    """Over the whole pool at each step; or the ancestor's estimate from the pointers at hand."""
+    """Weight of KL(policy ‖ reference), taken over the whole pool at each step."""
+    old_policy: Literal["epoch", "start"] = "epoch"
+    """The old policy of GRPO's ratio. `epoch`: the policy at the start of each epoch; the reference
+    of the KL is the policy at the start of GRPO. `start`: both are the policy that training started
+    from, before RCE."""
     advantage: Literal["mean", "mean-std"] = "mean-std"
     """What a reward is compared with: less the group's mean, over its standard deviation or not."""
     grpo_on: Literal["all", "sampled"] = "all"
@@ -72,8 +64,6 @@ class TrainConfig:
     held_out: float = 0.1
     """Share of the images whose queries do nothing but choose the policy to keep."""
     seed: int = 0
-    faults: frozenset[str] = frozenset()
-    """Names from FAULTS."""
     sizes: SelectorSizes = field(default_factory=SelectorSizes)
 
     def __post_init__(self) -> None:
@@ -98,26 +88,21 @@ class TrainConfig:
                 raise InputError(f"{name} is {getattr(self, name)}: it cannot be below 0")
         if not 0 < self.held_out < 1:
             raise InputError(f"held_out is {self.held_out}: it must be between 0 and 1")
-        unknown = self.faults - FAULTS.keys()
-        if unknown:
-            raise InputError(f"no such fault: {', '.join(sorted(unknown))}")
 
 
-_GUIDE: Mapping[str, Any] = {
-    "rce_epochs": 25,
-    "grpo_epochs": 25,
-    "rce_lr": 5e-4,
-    "grpo_lr": 5e-6,
-    "kl_beta": 0.3,
-    "rce_temperatures": (2.0, 0.5),
-    "contrast": 0.0,
-    "all_steps": True,
-    "faults": frozenset({"stale-old"}),
-}
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "default": {},
-    "guide": _GUIDE,
-    "ancestor": {**_GUIDE, "kl": "sampled", "faults": frozenset(FAULTS)},
+    "guide": {
+        "rce_epochs": 25,
+        "grpo_epochs": 25,
+        "rce_lr": 5e-4,
+        "grpo_lr": 5e-6,
+        "kl_beta": 0.3,
+        "rce_temperatures": (2.0, 0.5),
+        "contrast": 0.0,
+        "all_steps": True,
+        "old_policy": "start",
+    },
 }
-"""`guide`: the request that pointer-rl began with (GRPO over the whole group, the policy that
-training starts from as old and reference). `ancestor`: Lever-Plus as it was, faults included."""
+"""`guide`: the request that pointer-rl began with. GRPO compares the whole group, and the policy
+that training starts from is both the old policy and the reference."""

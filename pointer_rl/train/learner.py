@@ -4,8 +4,7 @@ Three policies are kept apart: the one that learns; `old`, the ratio's, which is
 start of the epoch; and `reference`, the KL's, which is what it was at the start of GRPO. The one
 that drew the data is in none of the losses: log-probabilities recorded in the data are not used.
 
-Dropout is off throughout (but for the fault of that name), so that a policy has one probability for
-a pointer, whoever computes it.
+Dropout is off throughout, so that a policy gives a pointer one probability, whoever computes it.
 
 Shapes: B queries, N candidates, K pool rows.
 """
@@ -14,8 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -35,14 +33,11 @@ __all__ = [
     "frozen",
     "pointer_logprobs",
     "step_logprobs",
-    "without_history",
 ]
 
 Metrics = dict[str, float]
 _GRADIENT_NORM = 1.0
 _WARMUP_STEPS = 50
-_TOP_K = 3
-_DROPOUT = 0.5
 
 
 def step_logprobs(
@@ -161,8 +156,7 @@ class Learner:
         """Reward-weighted cross-entropy over every group with spread, once."""
         mean = _Mean()
         for step, batch in enumerate(self._batches(rng), first_step):
-            with self._dropout(rng):
-                steps = step_logprobs(self.selector, batch, self._depth(batch))
+            steps = step_logprobs(self.selector, batch, self._depth(batch))
             logprobs = pointer_logprobs(batch, steps, self._taught(batch))
             valid = batch.valid if self.config.grpo_on == "all" else batch.valid & ~batch.sampled
             rce = losses.rce_loss(logprobs, batch.rewards, valid, temperature)
@@ -190,8 +184,7 @@ class Learner:
         old_pool, reference_pool = self._encoded(old), self._encoded(reference)
         for step, batch in enumerate(self._batches(rng), first_step):
             valid, advantage = self._compared(batch)
-            with self._dropout(rng):
-                steps = step_logprobs(self.selector, batch)
+            steps = step_logprobs(self.selector, batch)
             taught = self._taught(batch)
             logprobs = pointer_logprobs(batch, steps, taught)
             with torch.no_grad():
@@ -236,11 +229,6 @@ class Learner:
             valid = batch.sampled
             # Those that are left may be tied, and then have no advantage but would have a KL.
             valid = valid & losses.has_spread(rewards, valid).unsqueeze(-1)
-        if "top-k" in self.config.faults:
-            best = rewards.masked_fill(~valid, -torch.inf).topk(min(_TOP_K, rewards.shape[1]))
-            valid = valid & torch.zeros_like(valid).scatter(1, best.indices, True)
-        if "double-zscore" in self.config.faults:
-            rewards = losses.standardise(rewards, valid)
         divide = self.config.advantage == "mean-std"
         return valid, losses.advantages(rewards, valid, divide_by_std=divide)
 
@@ -248,16 +236,12 @@ class Learner:
         self, batch: Batch, valid: Tensor, steps: list[Tensor], reference: list[Tensor]
     ) -> Tensor:
         """[B] KL against the reference, averaged over the candidates compared."""
-        if self.config.kl == "exact":
-            kl = torch.stack(
-                [
-                    losses.exact_kl(*pair).expand(valid.shape)
-                    for pair in zip(steps, reference, strict=True)
-                ]
-            ).sum(0)
-        else:
-            pair = (pointer_logprobs(batch, steps), pointer_logprobs(batch, reference))
-            kl = losses.sampled_kl(*pair, valid)
+        kl = torch.stack(
+            [
+                losses.exact_kl(*pair).expand(valid.shape)
+                for pair in zip(steps, reference, strict=True)
+            ]
+        ).sum(0)
         return kl.where(valid, 0.0).sum(-1) / valid.sum(-1).clamp(min=1)
 
     @torch.no_grad()
@@ -283,21 +267,6 @@ class Learner:
     def _batches(self, rng: np.random.Generator) -> Iterator[Batch]:
         return self._groups.batches(self._training, self.config.batch_size, self.device, rng)
 
-    @contextmanager
-    def _dropout(self, rng: np.random.Generator) -> Iterator[None]:
-        """The fault `dropout`: on in this block, drawn from `rng` alone. Else nothing."""
-        if "dropout" not in self.config.faults:
-            yield
-            return
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(int(rng.integers(2**63)))
-            self.selector.dropout.p = _DROPOUT
-            self.selector.train()
-            try:
-                yield
-            finally:
-                self.selector.eval()
-
     def _step(self, optimizer: torch.optim.Optimizer, lr: float, loss: Tensor) -> None:
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -305,13 +274,6 @@ class Learner:
         loss.backward()  # type: ignore[no-untyped-call]
         clip_grad_norm_(self.selector.parameters(), _GRADIENT_NORM)
         optimizer.step()
-
-
-def without_history(selector: PointerSelector) -> PointerSelector:
-    """The fault `no-history`: a copy that scores every step with the first step's query."""
-    copied = frozen(selector)
-    copied.config = replace(copied.config, history="static")
-    return copied
 
 
 def _entropy(logprobs: Tensor) -> Tensor:

@@ -24,8 +24,6 @@ __all__ = [
     "has_spread",
     "rce_loss",
     "rce_weights",
-    "sampled_kl",
-    "standardise",
 ]
 
 STD_FLOOR = 0.1
@@ -92,12 +90,6 @@ def advantages(rewards: Tensor, valid: Tensor, *, divide_by_std: bool) -> Tensor
     return centred.clamp(-ADVANTAGE_LIMIT, ADVANTAGE_LIMIT).where(valid, 0.0)
 
 
-def standardise(rewards: Tensor, valid: Tensor) -> Tensor:
-    """z-scores within the group, as the ancestor takes them before its advantages do so again."""
-    mean, std = _moments(rewards, valid)
-    return ((rewards - mean) / (std + 1e-6)).where(valid, 0.0)
-
-
 def clipped_ratio_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantage: Tensor, valid: Tensor, clip: float
 ) -> tuple[Tensor, Tensor]:
@@ -122,16 +114,6 @@ def exact_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     blocked = log_p == -torch.inf
     difference = (log_p - log_q).masked_fill(blocked, 0.0)
     return (log_p.exp() * difference).sum(-1)
-
-
-def sampled_kl(logprobs: Tensor, reference_logprobs: Tensor, valid: Tensor) -> Tensor:
-    """The ancestor's estimate from the pointers at hand: r - 1 - log r, r = p / reference.
-
-    [B, N], 0 where invalid. Under pointers drawn from the reference its mean is KL(reference ‖ p);
-    under any others it is no divergence (which is one reason why it stalled).
-    """
-    log_ratio = (logprobs - reference_logprobs).masked_fill(~valid, 0.0)
-    return (log_ratio.exp() - 1 - log_ratio).where(valid, 0.0)
 
 
 def expected_reward(logprobs: Tensor, rewards: Tensor, valid: Tensor) -> Tensor:

@@ -164,7 +164,6 @@ def identity(
     """What decides a run, as plain JSON: a checkpoint goes on only where it is the same."""
     decided = {
         **asdict(config),
-        "faults": sorted(config.faults),
         "queries": digest_vectors(source.queries.vectors),
         "pool": digest_vectors(source.pool.vectors),
         "start": start.hash,

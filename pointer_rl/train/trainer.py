@@ -21,7 +21,7 @@ from pointer_rl.errors import InputError
 from pointer_rl.selectors.pointer import PointerSelector
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
-from pointer_rl.train.learner import Learner, Metrics, Schedule, frozen, without_history
+from pointer_rl.train.learner import Learner, Metrics, Schedule, frozen
 from pointer_rl.train.state import TrainState, load_state, new_optimizer, save_state
 
 __all__ = ["AT_START", "Stage", "Trainer", "round_stages", "split_by_image"]
@@ -87,6 +87,8 @@ class Trainer:
     the checkpoint of the last good epoch stays.
     """
 
+    learner: type[Learner] = Learner
+
     def __init__(
         self,
         selector: PointerSelector,
@@ -144,7 +146,7 @@ class Trainer:
         training, held_out = split_by_image(
             groups, self.config.held_out, SPLIT_SEED, imitate=self.config.imitate
         )
-        learner = Learner(self.policy, groups, training, held_out, self.config, self.device)
+        learner = self.learner(self.policy, groups, training, held_out, self.config, self.device)
         if (self.state.stage, self.state.epoch) == (first, 0):
             self.policy.load_state_dict(self.best.state_dict())
             before = _held_out(learner)
@@ -195,19 +197,16 @@ class Trainer:
 
     def _references(self) -> tuple[PointerSelector, PointerSelector]:
         """GRPO's old policy and reference."""
-        policies, faults = self.state.policies, self.config.faults
+        policies = self.state.policies
+        if self.config.old_policy == "start":
+            return policies["start"], policies["start"]
         reference = policies["reference"]
         # At the start of GRPO they are the same policy.
-        old = frozen(self.policy) if self.state.epoch else reference
-        if "stale-old" in faults:
-            old = reference = policies["start"]
-        if "no-history" in faults:
-            old = without_history(old)
-        return old, reference
+        return (frozen(self.policy) if self.state.epoch else reference), reference
 
     def _worth(self, line: Mapping[str, Any]) -> float:
         """By which the best is chosen: higher is better."""
-        if self.config.keep_by == "cross_entropy" or "cross-entropy" in self.config.faults:
+        if self.config.keep_by == "cross_entropy":
             return -float(line["held_out_cross_entropy"])
         return float(line["held_out_reward"])
 

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ancestor import ancestor_config, train_ancestor
 from learning_tables import accuracy_table, draw, shots_table, versus_own_rce, versus_sft
 
 from pointer_rl.beams.run import BeamConfig, BeamRun, run_beams
@@ -150,12 +151,17 @@ class Bench:
         return folder
 
     def offline(
-        self, name: str, data: Path, config: TrainConfig, reward: str = "hard_plus_soft"
+        self,
+        name: str,
+        data: Path,
+        config: TrainConfig,
+        reward: str = "hard_plus_soft",
+        train: Callable[[TrainRun], object] = run_training,
     ) -> Path:
         config = replace(config, seed=self.seed)
         return self.policy(
             name,
-            lambda output: run_training(
+            lambda output: train(
                 TrainRun(data=data, output=output, config=config, reward=Named(reward))
             ),
         )
@@ -243,11 +249,18 @@ class Bench:
             policies[f"online {budget:,}"] = self.online(budget)
         policies["their selector, untrained"] = self.untrained()
         data = self.probes(FULL)
-        for recipe in ("guide", "ancestor"):
-            config = TrainConfig(sizes=THEIRS, **RECIPES[recipe])
-            policies[f"{recipe}'s recipe {FULL:,}"] = self.offline(recipe, data, config)
+        guide = TrainConfig(sizes=THEIRS, **RECIPES["guide"])
+        ancestor = ancestor_config(sizes=THEIRS)
+        recipes: list[tuple[str, TrainConfig, Callable[[TrainRun], object]]] = [
+            ("guide", guide, run_training),
+            ("ancestor", ancestor, train_ancestor),
+        ]
+        for recipe, config, train in recipes:
+            whole = self.offline(recipe, data, config, train=train)
+            policies[f"{recipe}'s recipe {FULL:,}"] = whole
             alone = replace(config, grpo_epochs=0)
-            policies[f"{recipe}'s RCE alone"] = self.offline(f"{recipe}-rce", data, alone)
+            rce = self.offline(f"{recipe}-rce", data, alone, train=train)
+            policies[f"{recipe}'s RCE alone"] = rce
         return self.evaluate("main", policies, f"online {FULL:,}")
 
     def evaluate_shots(self) -> dict[str, Any]:
@@ -274,12 +287,12 @@ class Bench:
             policies[name] = self.offline(f"ablation {name}", data, changed(DEFAULT))
         for reward in REWARDS:
             policies[f"reward {reward}"] = self.offline(f"reward {reward}", data, DEFAULT, reward)
-        theirs = TrainConfig(sizes=THEIRS, **RECIPES["ancestor"])
+        theirs = ancestor_config(sizes=THEIRS)
         for name, generators in OTHER_DATA.items():
             other = self.logged(name, generators, ABLATED)
             policies[f"data: {name}"] = self.offline(f"data {name}", other, DEFAULT)
             policies[f"the same, ancestor's recipe: {name}"] = self.offline(
-                f"ancestor {name}", other, theirs
+                f"ancestor {name}", other, theirs, train=train_ancestor
             )
         return self.evaluate("ablations", policies, "default")
 

@@ -15,14 +15,8 @@ from pointer_rl.errors import InputError
 from pointer_rl.selectors import SelectorPolicy, decoding
 from pointer_rl.testing import example
 from pointer_rl.train import losses
-from pointer_rl.train.config import FAULTS, RECIPES, TrainConfig
-from pointer_rl.train.learner import (
-    Schedule,
-    frozen,
-    pointer_logprobs,
-    step_logprobs,
-    without_history,
-)
+from pointer_rl.train.config import TrainConfig
+from pointer_rl.train.learner import Schedule, frozen, pointer_logprobs, step_logprobs
 from pointer_rl.train.trainer import Trainer, round_stages
 from pointer_rl.types import Pool, QueryBatch
 from pointer_rl_standard.generators import BeamGenerator, SampleGenerator
@@ -60,10 +54,9 @@ def changed(selector, before):
 
 @pytest.mark.parametrize("history", ["static", "gated"])
 @pytest.mark.parametrize("own_pools", [False, True])
-@pytest.mark.parametrize("kl", ["exact", "sampled"])
-def test_at_the_first_step_after_rce_the_ratio_is_one_and_kl_is_zero(history, own_pools, kl):
+def test_at_the_first_step_after_rce_the_ratio_is_one_and_kl_is_zero(history, own_pools):
     groups = ragged_groups(own_pools=own_pools, sizes=(3, 4, 5, 2, 6, 3))
-    learner = learner_for(groups, selector_for(groups, history), kl=kl, batch_size=64, contrast=0.0)
+    learner = learner_for(groups, selector_for(groups, history), batch_size=64, contrast=0.0)
     start = frozen(learner.selector)
     rce(learner, epochs=3)
     old, reference = frozen(learner.selector), frozen(learner.selector)
@@ -90,6 +83,17 @@ def test_the_trainers_old_policy_is_refreshed_and_its_reference_is_grpos_start(t
     assert (first["ratio"], first["kl"]) == (1.0, 0.0), "one step an epoch: before any update"
     assert second["ratio"] == 1.0, "old: the policy at this epoch's start"
     assert second["kl"] > 0, "the reference: still the policy at GRPO's start"
+
+
+def test_the_guides_old_policy_and_reference_are_the_start_of_training(tmp_path):
+    groups = class_groups(0, 40)
+    config = TrainConfig(rce_epochs=2, grpo_epochs=2, batch_size=64, old_policy="start")
+    trainer = Trainer(selector_for(groups), config, CPU, tmp_path / "c.safetensors", {})
+    trainer.fit(groups, round_stages(config, 0), first=0)
+    for line in trainer.log[3:]:
+        assert line["stage"] == "grpo"
+        assert line["kl"] > 0
+        assert line["ratio"] != 1.0
 
 
 @pytest.mark.parametrize("method", ["beam", "sample"])
@@ -312,88 +316,25 @@ def test_what_held_out_groups_say():
 # --- it learns -------------------------------------------------------------------------------
 
 
-def trained(tmp_path, name="default", **options):
-    """The start's and the kept policy's worth on fresh queries."""
+def trained(tmp_path, **options):
+    """What the starting policy and the kept one are worth on fresh queries."""
     groups, fresh = class_groups(0, 240), class_groups(1, 400)
-    config = TrainConfig(**{**RECIPES[name], "batch_size": 32, **options})
-    trainer = Trainer(selector_for(groups), config, CPU, tmp_path / f"{name}.safetensors", {})
+    config = TrainConfig(batch_size=32, **options)
+    trainer = Trainer(selector_for(groups), config, CPU, tmp_path / "c.safetensors", {})
     before = worth(trainer.policy, fresh)
     trainer.fit(groups, round_stages(config, 0), first=0)
-    return before, worth(trainer.best, fresh), trainer
+    return before, worth(trainer.best, fresh)
 
 
-def test_the_default_recipe_learns_and_the_ancestors_does_not(tmp_path):
-    before, after, _ = trained(tmp_path)
+def test_the_default_recipe_learns(tmp_path):
+    before, after = trained(tmp_path)
     assert before < 0.45
     assert after > 0.8
-    # Of the ancestor, what GRPO adds: its RCE is sound.
-    _, gained, trainer = trained(tmp_path, "ancestor", rce_epochs=0)
-    assert abs(gained - before) < 0.1
-    assert trainer.kept["stage"] == "start" or gained < after - 0.3
 
 
 def test_grpo_alone_learns(tmp_path):
-    before, after, _ = trained(tmp_path, rce_epochs=0, grpo_epochs=20, grpo_lr=3e-3)
+    before, after = trained(tmp_path, rce_epochs=0, grpo_epochs=20, grpo_lr=3e-3)
     assert after > before + 0.25
-
-
-@pytest.mark.parametrize("fault", sorted(FAULTS))
-def test_each_fault_changes_the_result(tmp_path, fault):
-    groups = class_groups(0, 48, size=5)
-    results = []
-    for faults in (frozenset(), frozenset({fault})):
-        config = TrainConfig(
-            rce_epochs=3,
-            grpo_epochs=2,
-            rce_lr=1e-2,
-            batch_size=16,
-            faults=faults,
-            rce_temperatures=(2.0, 0.5),
-            held_out=0.3,
-        )
-        path = tmp_path / f"{len(results)}.safetensors"
-        trainer = Trainer(selector_for(groups), config, CPU, path, {})
-        trainer.fit(groups, round_stages(config, 0), first=0)
-        results.append(trainer)
-    plain, faulty = results
-    if fault == "cross-entropy":  # the same epochs, another of them kept
-        assert plain.log == faulty.log
-        by = {name: [line[name] for line in plain.log] for name in plain.log[0]}
-        least = int(np.argmin(by["held_out_cross_entropy"]))
-        assert faulty.kept is faulty.log[least]
-        assert plain.kept is plain.log[int(np.argmax(by["held_out_reward"]))]
-    else:
-        assert changed(faulty.policy, plain.policy.state_dict())
-
-
-def test_the_fault_dropout_draws_from_the_seed_alone(tmp_path):
-    groups = class_groups(0, 48)
-    config = TrainConfig(rce_epochs=2, grpo_epochs=1, faults=frozenset({"dropout"}))
-    weights = []
-    for name in ("one", "two"):
-        torch.manual_seed(len(name) + len(weights))
-        state = torch.get_rng_state()
-        trainer = Trainer(selector_for(groups), config, CPU, tmp_path / name, {})
-        trainer.fit(groups, round_stages(config, 0), first=0)
-        assert torch.equal(torch.get_rng_state(), state), "the caller's random state stays"
-        assert not trainer.policy.training
-        weights.append(trainer.policy.state_dict())
-    assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
-
-
-def test_a_policy_without_history_scores_as_a_static_one():
-    groups = ragged_groups(sizes=(3, 3))
-    gated = selector_for(groups)
-    blind = without_history(gated)
-    (batch,) = groups.batches(np.arange(2), 2, CPU)
-    with torch.no_grad():
-        first, second = step_logprobs(blind, batch)
-        assert torch.equal(first, next(iter(step_logprobs(gated, batch))))
-        # The same logits, less the row chosen.
-        rows = batch.pointers[..., :1]
-        expected = first.expand_as(second).scatter(-1, rows, -torch.inf).log_softmax(-1)
-    torch.testing.assert_close(second, expected)
-    assert gated.config.history == "gated"
 
 
 def test_the_learning_rate_warms_up_and_falls():
