@@ -1,4 +1,4 @@
-"""The standard plugin: prompts, metrics, generators, rewards, datasets and the clip encoder.
+"""The standard plugin: prompts, metrics, generators, rewards, datasets, `clip` and `pointer`.
 
 Light to import, for every command loads it: all but the options is imported by the factories.
 """
@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pointer_rl.hookspecs import hookimpl
+from pointer_rl.selectors.options import SelectorConfig
 from pointer_rl_standard.dataset_options import OKVQA, HFOptions, JSONLOptions, VQAOptions
 from pointer_rl_standard.options import (
     BeamOptions,
@@ -23,6 +24,7 @@ from pointer_rl_standard.options import (
 )
 
 if TYPE_CHECKING:
+    from pointer_rl.selectors import Selector
     from pointer_rl.types import (
         Dataset,
         Encoder,
@@ -143,6 +145,17 @@ def pointer_rl_register_encoders(register: Register) -> None:
     )
 
 
+@hookimpl
+def pointer_rl_register_selectors(register: Register) -> None:
+    """The engine's own selector."""
+    register(
+        "pointer",
+        _pointer,
+        options=SelectorConfig,
+        summary="Cross-attention over the pool, then cosines; chooses exactly `shots` rows",
+    )
+
+
 def _short_answer(options: ShortAnswerOptions) -> PromptBuilder:
     from pointer_rl_standard.prompts import ShortAnswerPromptBuilder
 
@@ -219,6 +232,12 @@ def _jsonl(options: JSONLOptions) -> Dataset:
     from pointer_rl_standard.jsonl_dataset import load_jsonl
 
     return load_jsonl(options)
+
+
+def _pointer(options: SelectorConfig) -> Selector:
+    from pointer_rl.selectors import PointerSelector
+
+    return PointerSelector(options)
 
 
 def _clip(options: ClipOptions) -> Encoder:

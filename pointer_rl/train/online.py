@@ -117,7 +117,7 @@ def run_online(
     """
     if run.config.grpo_on == "sampled":
         raise InputError("--grpo-on sampled: online rounds ask probes, which no policy draws")
-    if run.config.own_pools:
+    if run.config.per_query_pool:
         raise InputError("--own-pools: online learning proposes from the whole pool")
     workbench = Workbench(run.trials)
     workbench.check_answers(workbench.queries)
@@ -134,7 +134,7 @@ def run_online(
     shots = run.shots or (2 if groups is None else groups.shots)
     allowed = AllowedRows(workbench.dataset.pool)
     allowed.check(workbench.queries, shots)
-    start = start_policy(run.sft_ckpt, source, run.config.sizes, run.config.seed)
+    start = start_policy(run.sft_ckpt, source, run.config)
     judge = workbench.judge()
     run.output.prepare(run.data, run.sft_ckpt)
     asked = workbench.describe(workbench.queries, judge)
@@ -179,7 +179,7 @@ def run_online(
             groups = fresh if groups is None else groups.joined(fresh)
             known |= {query.id for query in queries}
             missing = _missing(groups, run.config)
-            if not fresh.spread.any():
+            if fresh.zero_variance.all():
                 on_tied(f"round {number}: every group is tied: its trials teach nothing")
             elif missing is not None:
                 on_tied(f"round {number}: too little to learn from yet: {missing}")
@@ -202,7 +202,12 @@ def run_online(
 def _missing(groups: Groups, config: TrainConfig) -> InputError | None:
     """Why the groups cannot be learned from yet."""
     try:
-        split_by_image(groups, config.held_out, SPLIT_SEED, imitate=config.imitate)
+        split_by_image(
+            groups,
+            config.held_out,
+            SPLIT_SEED,
+            include_zero_variance=config.include_zero_variance,
+        )
     except InputError as error:
         return error
     return None

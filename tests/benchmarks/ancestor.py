@@ -126,7 +126,7 @@ def train_ancestor(run: TrainRun) -> None:
     source = open_source(run.data, run.img_emb, run.query_emb, run.cand_emb)
     data = source.read(run.data, run.reward)
     groups = Groups.of(data, run.shots)
-    start = start_policy(run.sft_ckpt, source, run.config.sizes, run.config.seed)
+    start = start_policy(run.sft_ckpt, source, run.config)
     folder = run.output.folder
     folder.mkdir(parents=True, exist_ok=True)
     decided = {"data": data.sha256, "seed": run.config.seed}

@@ -35,7 +35,7 @@ from pointer_rl.generate.pipeline import GenerateConfig
 from pointer_rl.generate.run import GenerateRun, run_generate
 from pointer_rl.selectors import PointerSelector, SelectorConfig, save_selector
 from pointer_rl.session.session import Named, TrialOptions, Workbench
-from pointer_rl.train.config import RECIPES, SelectorSizes, TrainConfig
+from pointer_rl.train.config import RECIPES, TrainConfig
 from pointer_rl.train.online import OnlineConfig, OnlineRun, run_online
 from pointer_rl.train.run import Output, TrainRun, run_training
 from pointer_rl.types import Decoded, Policy, Pool, QueryBatch
@@ -50,8 +50,8 @@ ABLATED = BUDGETS[1]
 """The budget of the ablations: where there is less data, choices matter more."""
 
 DEFAULT = TrainConfig()
-THEIRS = SelectorSizes(num_layers=1, num_heads=1, history="gated")
-"""The ancestor's selector."""
+THEIRS = {"num_layers": 1, "num_heads": 1, "history": "gated"}
+"""Options of the ancestor's selector."""
 ABLATIONS: dict[str, Callable[[TrainConfig], TrainConfig]] = {
     "RCE alone": lambda c: replace(c, grpo_epochs=0),
     "GRPO alone": lambda c: replace(c, rce_epochs=0, grpo_epochs=25, grpo_lr=1e-3),
@@ -62,8 +62,8 @@ ABLATIONS: dict[str, Callable[[TrainConfig], TrainConfig]] = {
     "KL weight 0": lambda c: replace(c, kl_beta=0.0),
     "GRPO at 1e-3, KL weight 0.01": lambda c: replace(c, grpo_lr=1e-3, kl_beta=0.01),
     "RCE temperature 2 → 0.5": lambda c: replace(c, rce_temperatures=(2.0, 0.5)),
-    "1 layer, 1 head": lambda c: replace(c, sizes=SelectorSizes(num_layers=1, num_heads=1)),
-    "gated history": lambda c: replace(c, sizes=SelectorSizes(history="gated")),
+    "1 layer, 1 head": lambda c: replace(c, selector_options={"num_layers": 1, "num_heads": 1}),
+    "gated history": lambda c: replace(c, selector_options={"history": "gated"}),
 }
 REWARDS = ("hard_only", "soft_only")
 OTHER_DATA: dict[str, list[Named]] = {
@@ -168,9 +168,7 @@ class Bench:
 
     def untrained(self) -> Path:
         folder = self.folder / "untrained"
-        config = SelectorConfig(
-            d_model=256, hidden_dim=256, num_layers=1, num_heads=1, history="gated"
-        )
+        config = SelectorConfig(d_model=256, **THEIRS)
         save_selector(folder, PointerSelector.seeded(config, self.seed))
         return folder
 
@@ -195,7 +193,7 @@ class Bench:
             contrast=0.0,
             rce_temperatures=(1.0, 1.0),
             all_steps=True,
-            imitate=True,
+            include_zero_variance=True,
         )
         run = TrainRun(data=data, output=Output(folder=data), config=config, supervised=True)
         return self.policy(
@@ -249,8 +247,8 @@ class Bench:
             policies[f"online {budget:,}"] = self.online(budget)
         policies["their selector, untrained"] = self.untrained()
         data = self.probes(FULL)
-        guide = TrainConfig(sizes=THEIRS, **RECIPES["guide"])
-        ancestor = ancestor_config(sizes=THEIRS)
+        guide = TrainConfig(selector_options=THEIRS, **RECIPES["guide"])
+        ancestor = ancestor_config(selector_options=THEIRS)
         recipes: list[tuple[str, TrainConfig, Callable[[TrainRun], object]]] = [
             ("guide", guide, run_training),
             ("ancestor", ancestor, train_ancestor),
@@ -287,7 +285,7 @@ class Bench:
             policies[name] = self.offline(f"ablation {name}", data, changed(DEFAULT))
         for reward in REWARDS:
             policies[f"reward {reward}"] = self.offline(f"reward {reward}", data, DEFAULT, reward)
-        theirs = ancestor_config(sizes=THEIRS)
+        theirs = ancestor_config(selector_options=THEIRS)
         for name, generators in OTHER_DATA.items():
             other = self.logged(name, generators, ABLATED)
             policies[f"data: {name}"] = self.offline(f"data {name}", other, DEFAULT)

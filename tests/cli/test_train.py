@@ -100,7 +100,7 @@ def test_a_bundle_a_line_an_epoch_and_a_verdict(place):
     assert wrote == "wrote out"
     lines = place.metrics()
     assert [line["stage"] for line in lines] == ["start", "rce", "rce", "grpo"]
-    for name in ("rce", "contrast", "entropy", "held_out_reward", "tied_groups"):
+    for name in ("rce", "contrast", "entropy", "held_out_reward", "zero_variance_groups"):
         assert name in lines[1]
     for name in ("ppo", "kl", "ratio", "clipped", "entropy", "held_out_reward"):
         assert name in lines[3]
@@ -328,7 +328,7 @@ def test_sft_on_beams_by_likelihood(place, cli):
     assert verdict.startswith("held-out cross-entropy ")
     lines = place.metrics()
     assert lines[-1]["held_out_cross_entropy"] < lines[0]["held_out_cross_entropy"]
-    assert all(line["tied_groups"] == 0 for line in lines)
+    assert all(line["zero_variance_groups"] == 0 for line in lines)
     bundle = load_bundle(place.folder / "out")
     assert bundle.info.training["options"]["contrast"] == 0
     metrics = bundle.info.training["metrics"]
