@@ -25,7 +25,7 @@ def ragged_groups(
     per_query_pool: bool = False,
     excluding: bool = True,
 ) -> Groups:
-    """Random groups; every third query's rewards are tied, every other one excludes rows."""
+    """Random groups; every third one is zero-variance, every other query excludes rows."""
     rng = np.random.default_rng(seed)
     pools, excluded, pointers, rewards = [], [], [], []
     for query, size in enumerate(sizes):

@@ -57,14 +57,26 @@ _START = [
         help="Option of the new selector (repeatable).",
     ),
     click.option(
-        "--layers", "num_layers", type=click.IntRange(min=1), help="--selector-opt num_layers=…"
+        "--layers",
+        "num_layers",
+        type=click.IntRange(min=1),
+        help="Number of cross-attention layers of a new `pointer` selector  [default: 3].",
     ),
     click.option(
-        "--heads", "num_heads", type=click.IntRange(min=1), help="--selector-opt num_heads=…"
+        "--heads",
+        "num_heads",
+        type=click.IntRange(min=1),
+        help="Number of attention heads of each layer  [default: 8].",
     ),
-    click.option("--hidden-dim", type=click.IntRange(min=1), help="--selector-opt hidden_dim=…"),
     click.option(
-        "--history", type=click.Choice(["static", "gated"]), help="--selector-opt history=…"
+        "--hidden-dim",
+        type=click.IntRange(min=1),
+        help="Size of the hidden layers  [default: that of the embeddings].",
+    ),
+    click.option(
+        "--history",
+        type=click.Choice(["static", "gated"]),
+        help="Whether each chosen row updates the query vector (gated) or not  [default: static].",
     ),
     click.option("--batch-size", type=click.IntRange(min=1), help="Queries a step."),
     click.option(

@@ -106,10 +106,9 @@ def _saved_selector(file: Path) -> Selector | None:
         raise InputError(f"{file}: not readable as JSON ({first_line(error)})") from error
     if not isinstance(content, dict):
         return None
-    if content.get("architecture") == "pointer_selector":  # as 57b4359 and earlier wrote it
-        name, config = "pointer", {k: v for k, v in content.items() if k != "architecture"}
-    else:
-        name, config = content.get("selector"), content.get("config")
+    name, config = content.get("selector"), content.get("config")
+    if content.pop("architecture", None) == "pointer_selector":  # as 57b4359 and earlier wrote it
+        name, config = "pointer", content
     if not isinstance(name, str) or not isinstance(config, dict):
         return None
     try:

@@ -152,8 +152,8 @@ def _choice_logits(selector: Selector, state: State) -> tuple[Tensor, bool]:
     rows_BNK, stop_BN = selector.step_logits(state), selector.stop_logit(state)
     if stop_BN is None:
         return rows_BNK, False
-    shape = torch.broadcast_shapes(rows_BNK.shape[:2], stop_BN.shape)
-    parts = (rows_BNK.expand(*shape, -1), stop_BN.expand(shape).unsqueeze(-1))
+    hypotheses = max(rows_BNK.shape[1], stop_BN.shape[1])  # either may be shared by all
+    parts = (rows_BNK.expand(-1, hypotheses, -1), stop_BN.unsqueeze(-1).expand(-1, hypotheses, -1))
     return torch.cat(parts, dim=-1), True
 
 

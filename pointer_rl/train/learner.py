@@ -235,7 +235,7 @@ class Learner:
         if self.config.grpo_on == "sampled":
             valid = batch.sampled
             # The sampled ones may have equal rewards: no advantage, but they would add a KL.
-            valid = valid & losses.has_spread(rewards, valid).unsqueeze(-1)
+            valid = valid & ~losses.zero_variance(rewards, valid).unsqueeze(-1)
         divide = self.config.advantage == "mean-std"
         return valid, losses.advantages(rewards, valid, divide_by_std=divide)
 

@@ -84,7 +84,7 @@ def made(monkeypatch) -> Iterator[list[PixelOptions]]:
 
 
 class Place:
-    """A folder with eight pictures, questions, embeddings and a bundle; commands run in it."""
+    """A folder with eight images, questions, embeddings and a bundle; commands run in it."""
 
     def __init__(self, folder: Path, cli) -> None:
         self.folder, self.cli = folder, cli

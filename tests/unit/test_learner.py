@@ -273,7 +273,7 @@ def test_grpo_on_sampled_leaves_the_others_to_rce():
         assert changed(learner.selector, before) is teaches
 
 
-def test_sampled_candidates_that_are_tied_have_no_kl_either():
+def test_sampled_candidates_with_equal_rewards_add_no_kl():
     """Of each group one candidate is sampled: nothing is compared, nothing is held back."""
     groups = ragged_groups(sizes=(4, 4, 4, 4, 4, 4))
     one = dataclasses.replace(groups, sampled=np.arange(24) % 4 == 0)

@@ -58,7 +58,7 @@ def per_group(found, expected):
     assert found.tolist() == pytest.approx(expected, abs=1e-9, rel=1e-9)
 
 
-def spread_evenly(found, valid, expected):
+def per_candidate(found, valid, expected):
     """[B, N] against one list a group; padding is 0."""
     assert (found[~valid] == 0).all()
     assert found[valid].tolist() == pytest.approx(
@@ -83,7 +83,7 @@ def naive_weights(group, temperature):
 def test_rce_is_the_weighted_cross_entropy(data, temperature):
     rewards, logprobs, _, valid = data.tensors()
     weights = [naive_weights(group, temperature) for group in data.groups]
-    spread_evenly(losses.rce_weights(rewards, valid, temperature), valid, weights)
+    per_candidate(losses.rce_weights(rewards, valid, temperature), valid, weights)
     expected = [
         -sum(w * logprob for w, (_, logprob, _) in zip(own, group, strict=True))
         for own, group in zip(weights, data.groups, strict=True)
@@ -109,15 +109,14 @@ def test_contrast_is_the_log_of_what_is_earned_between_worst_and_best(data):
     found = losses.contrast_loss(logprobs, rewards, valid)
     per_group(found, [naive_contrast(group) for group in data.groups])
     gradient_is_finite(found, logprobs, valid)
-    tied = ~losses.has_spread(rewards, valid)
-    assert (logprobs.grad[tied] == 0).all()
+    assert (logprobs.grad[losses.zero_variance(rewards, valid)] == 0).all()
 
 
 @given(ragged)
-def test_spread_is_two_different_rewards(data):
+def test_zero_variance_is_fewer_than_two_different_rewards(data):
     rewards, _, _, valid = data.tensors()
-    expected = [len({reward for reward, *_ in group}) > 1 for group in data.groups]
-    assert losses.has_spread(rewards, valid).tolist() == expected
+    expected = [len({reward for reward, *_ in group}) < 2 for group in data.groups]
+    assert losses.zero_variance(rewards, valid).tolist() == expected
 
 
 def naive_moments(group):
@@ -135,7 +134,7 @@ def test_advantages_are_centred_once_and_bounded(data, divide):
         mean, std = naive_moments(group)
         scale = max(std, 0.1) if divide else 1.0
         expected.append([min(5.0, max(-5.0, (each[0] - mean) / scale)) for each in group])
-    spread_evenly(losses.advantages(rewards, valid, divide_by_std=divide), valid, expected)
+    per_candidate(losses.advantages(rewards, valid, divide_by_std=divide), valid, expected)
 
 
 @given(ragged, st.sampled_from([0.1, 0.2]))
@@ -255,6 +254,7 @@ class Recorded:
             sampled=every,
             varied=torch.ones(len(rewards), self.values["group_pointers"].shape[-1]).bool(),
             depth=self.values["group_pointers"].shape[-1],
+            padded=False,
             own=None,
         )
         return pointer_logprobs(batch, step_logprobs(self.selector, batch))
