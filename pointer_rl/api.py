@@ -17,7 +17,7 @@ import torch
 from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.errors import InputError
 from pointer_rl.registry import registry
-from pointer_rl.selectors import PointerSelector, SelectorPolicy
+from pointer_rl.selectors import Selector, SelectorPolicy, initial_state
 from pointer_rl.session.judge import Judge, Trial
 from pointer_rl.session.proposing import propose
 from pointer_rl.types import (
@@ -50,19 +50,21 @@ __all__ = [
 
 
 def compute_step_logits(
-    selector: PointerSelector,
+    selector: Selector,
     query_emb: Tensor,
     cand_emb: Tensor,
     chosen: Sequence[int] | None = None,
 ) -> Tensor:
     """Logits of the next row, -inf at rows already chosen: [K], or [B, K] for a batch.
 
+    The logit of stopping, if the selector can stop, is not among them.
+
     query_emb: [d] or [B, d]; cand_emb: [K, d] or [B, K, d]; chosen: the rows so far, in order, the
     same for a whole batch. Differentiable; the selector stays in its mode (train or eval).
     """
     single = query_emb.ndim == 1
     query = query_emb[None] if single else query_emb
-    state = selector.encode(query, cand_emb)
+    state = initial_state(selector, query, cand_emb)
     for row in chosen or ():
         rows = torch.full((len(query), 1), int(row), device=query.device)
         state = selector.advance(state, rows)
@@ -71,7 +73,7 @@ def compute_step_logits(
 
 
 def sample_pointer_with_temperature(
-    selector: PointerSelector,
+    selector: Selector,
     query_emb: Tensor,
     cand_emb: Tensor,
     temperature: float = 1.0,
@@ -80,16 +82,17 @@ def sample_pointer_with_temperature(
 ) -> tuple[list[int], float]:
     """One draw for a query [d] from a pool [K, d]: the rows in order, and their log-probability.
 
-    The log-probability is under this temperature. Without `rng`, the draw is not reproducible.
+    A selector that can stop may draw fewer than `shots` rows. The log-probability is under this
+    temperature. Without `rng`, the draw is not reproducible.
     """
     queries, pool = _alone(query_emb, cand_emb, shots)
     policy = SelectorPolicy(selector, query_emb.device)
     drawn = policy.sample(queries, pool, 1, [rng or np.random.default_rng()], temperature)
-    return drawn.rows[0, 0].tolist(), float(drawn.logprobs[0, 0])
+    return list(drawn.pointers()[0][0]), float(drawn.logprobs[0, 0])
 
 
 def generate_pointer_candidates_for_query(
-    selector: PointerSelector,
+    selector: Selector,
     query_emb: Tensor,
     cand_emb: Tensor,
     *,

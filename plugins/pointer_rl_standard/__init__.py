@@ -1,4 +1,4 @@
-"""The standard plugin: prompts, metrics, generators, rewards, datasets and the clip encoder.
+"""The standard plugin: prompts, metrics, generators, rewards, datasets, `clip` and `pointer`.
 
 Every command loads this module, so it imports only the options. The factories import the rest.
 """
@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pointer_rl.hookspecs import hookimpl
+from pointer_rl.selectors.options import SelectorConfig
 from pointer_rl_standard.arm_options import (
     OracleOptions,
     PolicyOptions,
@@ -31,6 +32,7 @@ from pointer_rl_standard.rewards import FORMULAS, FormulaReward
 
 if TYPE_CHECKING:
     from pointer_rl.evaluate.arms import Arm
+    from pointer_rl.selectors import Selector
     from pointer_rl.types import (
         Dataset,
         Encoder,
@@ -140,13 +142,13 @@ def pointer_rl_register_encoders(register: Register) -> None:
 
 @hookimpl
 def pointer_rl_register_executors(register: Register) -> None:
-    """Where windows of queries run."""
+    """Register where windows of queries run."""
     register("in-process", _in_process, summary="One window after the other, in this process")
 
 
 @hookimpl
 def pointer_rl_register_arms(register: Register) -> None:
-    """What every evaluation compares."""
+    """Register the arms that every evaluation compares."""
     register("zero-shot", _zero_shot_arm, summary="No demonstrations")
     register("random", _random_arm, options=RandomArmOptions, summary="Random pointers, averaged")
     register(
@@ -167,6 +169,17 @@ def pointer_rl_register_arms(register: Register) -> None:
         _oracle_arm,
         options=OracleOptions,
         summary="The best of what any arm shows, and of some pointers more",
+    )
+
+
+@hookimpl
+def pointer_rl_register_selectors(register: Register) -> None:
+    """Register the engine's own selector."""
+    register(
+        "pointer",
+        _pointer,
+        options=SelectorConfig,
+        summary="Cross-attention over the pool, then cosines; chooses exactly `shots` rows",
     )
 
 
@@ -240,6 +253,12 @@ def _jsonl(options: JSONLOptions) -> Dataset:
     from pointer_rl_standard.jsonl_dataset import load_jsonl
 
     return load_jsonl(options)
+
+
+def _pointer(options: SelectorConfig) -> Selector:
+    from pointer_rl.selectors import PointerSelector
+
+    return PointerSelector(options)
 
 
 def _clip(options: ClipOptions) -> Encoder:

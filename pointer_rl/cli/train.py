@@ -50,17 +50,45 @@ _START = [
         type=click.IntRange(min=1),
         help="Demonstrations in a pointer  [default: the data's].",
     ),
-    click.option("--layers", "num_layers", type=click.IntRange(min=1), help="Of a fresh selector."),
-    click.option("--heads", "num_heads", type=click.IntRange(min=1), help="Of a fresh selector."),
-    click.option("--hidden-dim", type=click.IntRange(min=1), help="Of a fresh selector."),
+    click.option(
+        "--selector",
+        default="pointer",
+        show_default=True,
+        metavar="NAME",
+        help="Selector to train, if --sft-ckpt does not give one.",
+    ),
+    click.option(
+        "--selector-opt",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Option of the new selector (repeatable).",
+    ),
+    click.option(
+        "--layers",
+        "num_layers",
+        type=click.IntRange(min=1),
+        help="Number of cross-attention layers of a new `pointer` selector  [default: 3].",
+    ),
+    click.option(
+        "--heads",
+        "num_heads",
+        type=click.IntRange(min=1),
+        help="Number of attention heads of each layer  [default: 8].",
+    ),
+    click.option(
+        "--hidden-dim",
+        type=click.IntRange(min=1),
+        help="Size of the hidden layers  [default: that of the embeddings].",
+    ),
     click.option(
         "--history",
         type=click.Choice(["static", "gated"]),
-        help="Whether what was chosen moves a fresh selector's query.",
+        help="Whether each chosen row updates the query vector (gated) or not  [default: static].",
     ),
     click.option("--batch-size", type=click.IntRange(min=1), help="Queries a step."),
     click.option(
         "--own-pools",
+        "per_query_pool",
         is_flag=True,
         help="Let a query attend to, and choose from, the `pool` of its record alone.",
     ),
@@ -70,11 +98,11 @@ _START = [
 _LEARNING = [
     click.option(
         "--recipe",
-        type=click.Choice(["default", "guide", "ancestor"]),
+        type=click.Choice(["default", "guide"]),
         default="default",
         show_default=True,
-        help="Defaults of all that follows: ours; the original request's; Lever-Plus' with the "
-        "faults that kept it from learning.",
+        help="Defaults of the options below: ours, or those of the request that pointer-rl began "
+        "with.",
     ),
     click.option(
         "--rce-epochs",
@@ -181,7 +209,7 @@ def sft(**given: Any) -> None:
         {**given, "recipe": "default", "grpo_epochs": 0, "contrast": 0.0},
         rce_temperatures=temperatures,
         all_steps=True,
-        imitate=True,
+        include_zero_variance=True,
     )
     _train_on_data(
         {**given, "reward_mode": "hard_plus_soft", "reward_opt": ()}, config, supervised=True
@@ -189,21 +217,29 @@ def sft(**given: Any) -> None:
 
 
 def _config(given: dict[str, Any], **fixed: Any) -> TrainConfig:
-    from pointer_rl.train.config import RECIPES, SelectorSizes, TrainConfig
+    from pointer_rl.train.config import RECIPES, TrainConfig
 
-    def chosen(kind: type, names: set[str]) -> dict[str, Any]:
-        known = {each.name for each in fields(kind)} & names
-        # A flag that is not set is False; 0 is a value (`--grpo-epochs 0`), and equal to False.
-        return {
-            name: given[name]
-            for name in known
-            if given.get(name) is not None and given[name] is not False
-        }
+    # A flag that is not set is False; 0 is a value (`--grpo-epochs 0`), and equal to False.
+    chosen = {
+        each.name: given[each.name]
+        for each in fields(TrainConfig)
+        if given.get(each.name) is not None and given[each.name] is not False
+    }
+    options = {**RECIPES[given["recipe"]], **chosen, **fixed}
+    return TrainConfig(selector_options=_selector_options(given), **options)
 
-    names = set(given)
-    sizes = SelectorSizes(**chosen(SelectorSizes, names))
-    options = {**RECIPES[given["recipe"]], **chosen(TrainConfig, names), **fixed}
-    return TrainConfig(sizes=sizes, **options)
+
+def _selector_options(given: dict[str, Any]) -> dict[str, object]:
+    from pointer_rl.errors import InputError
+    from pointer_rl.options import parse_assignments
+
+    options: dict[str, object] = {**parse_assignments(given["selector_opt"], "--selector-opt")}
+    for name in ("num_layers", "num_heads", "hidden_dim", "history"):
+        if given[name] is not None:
+            if name in options:
+                raise InputError(f"--selector-opt {name}: given twice")
+            options[name] = given[name]
+    return options
 
 
 def _reward(given: dict[str, Any]) -> PluginRef:

@@ -109,7 +109,7 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
     """
     if run.config.grpo_on == "sampled":
         raise InputError("--grpo-on sampled: online rounds ask probes, which no policy draws")
-    if run.config.own_pools:
+    if run.config.per_query_pool:
         raise InputError("--own-pools: online learning proposes from the whole pool")
     session = Session(run.session, observer)
     executor: Executor = run.executor.configure("executor").create()
@@ -125,9 +125,8 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
         groups = Groups.of(logged, run.shots).with_images(images)
         check_teaches(logged, groups)
     shots = run.shots or (2 if groups is None else groups.shots)
-    allowed = AllowedRows(session.dataset.pool)
-    allowed.check(session.queries, shots)
-    start = start_policy(run.sft_ckpt, source, run.config.sizes, run.config.seed)
+    AllowedRows(session.dataset.pool).check(session.queries, shots)
+    start = start_policy(run.sft_ckpt, source, run.config)
     backend = session.backend
     run.output.prepare(run.data, run.sft_ckpt)
     asked = session.describe(session.queries)
@@ -174,8 +173,10 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
             groups = fresh if groups is None else groups.joined(fresh)
             known |= {query.id for query in queries}
             missing = _missing(groups, run.config)
-            if not fresh.spread.any():
-                observer.say(f"round {number}: every group is tied: its trials teach nothing")
+            if fresh.zero_variance.all():
+                observer.say(
+                    f"round {number}: no group has different rewards: it teaches nothing"
+                )
             elif missing is not None:
                 observer.say(f"round {number}: too little to learn from yet: {missing}")
             if missing is not None:
@@ -197,7 +198,12 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
 def _missing(groups: Groups, config: TrainConfig) -> InputError | None:
     """Why the groups cannot be learned from yet; None if they can."""
     try:
-        split_by_image(groups, config.held_out, SPLIT_SEED, imitate=config.imitate)
+        split_by_image(
+            groups,
+            config.held_out,
+            SPLIT_SEED,
+            include_zero_variance=config.include_zero_variance,
+        )
     except InputError as error:
         return error
     return None

@@ -15,7 +15,7 @@ from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError, MissingExtraError
 from pointer_rl.files import remove_leftovers, write_text
 from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
-from pointer_rl.selectors import PointerSelector, SelectorPolicy
+from pointer_rl.selectors import Selector, SelectorPolicy
 from pointer_rl.selectors.bundle import (
     BundleInfo,
     DataFile,
@@ -147,7 +147,8 @@ class TrainResult:
         if self.keep_by == "cross_entropy":
             return verdicts
         verdicts[-1] += f"; the best pointers judged have {start['held_out_best']:.3f}"
-        return [*verdicts, f"{start['tied_groups']:.0%} of the groups are tied and taught nothing"]
+        equal = start["zero_variance_groups"]
+        return [*verdicts, f"{equal:.0%} of the groups have zero variance and taught nothing"]
 
     def _verdict(self, before: float, where: str) -> str:
         """The change from `before` to the best policy, which was found at `where`."""
@@ -166,7 +167,6 @@ def identity(
     """What decides a run, as plain JSON: only the same run can continue a checkpoint."""
     decided = {
         **asdict(config),
-        "faults": sorted(config.faults),
         "queries": digest_vectors(source.queries.vectors),
         "pool": digest_vectors(source.pool.vectors),
         "start": start.hash,
@@ -189,15 +189,15 @@ def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
         if not run.supervised:
             check_rewarded(data)
         config = replace(config, keep_by="cross_entropy")
-    groups = Groups.of(data, run.shots, own_pools=config.own_pools)
-    if not config.imitate:
+    groups = Groups.of(data, run.shots, per_query_pool=config.per_query_pool)
+    if not config.include_zero_variance:
         check_teaches(data, groups)
     if config.grpo_on == "sampled" and config.grpo_epochs and not groups.sampled.any():
         raise InputError(
             f"{run.data}: GRPO on sampled candidates, and none of these was (gen_method sample): "
             "generate some, or give --grpo-on all"
         )
-    start = start_policy(run.sft_ckpt, source, config.sizes, config.seed)
+    start = start_policy(run.sft_ckpt, source, config)
     run.output.prepare(run.data, run.sft_ckpt)
     decided = identity(
         config,
@@ -234,7 +234,7 @@ def check_rewarded(data: BeamDatasetWithEmbedding) -> None:
 
 def check_teaches(data: BeamDatasetWithEmbedding, groups: Groups) -> None:
     """Raise InputError if the rewards of every group are equal: there is nothing to learn."""
-    if not groups.spread.any():
+    if groups.zero_variance.all():
         raise InputError(
             f"{data.path}: every group is tied: the candidates of each of its {len(groups):,} "
             "queries all have the same reward, so there is nothing to learn; propose more, and "
@@ -259,7 +259,12 @@ def finish(
     kept = trainer.kept
     metrics = {
         key: kept[key]
-        for key in ("held_out_reward", "held_out_best", "held_out_cross_entropy", "tied_groups")
+        for key in (
+            "held_out_reward",
+            "held_out_best",
+            "held_out_cross_entropy",
+            "zero_variance_groups",
+        )
     }
     best = frozen(trainer.best)
     training = {"options": trainer.state.run, "metrics": metrics}
@@ -282,7 +287,7 @@ def finish(
     return True
 
 
-def _is_written(folder: Path, policy: PointerSelector, training: Mapping[str, Any]) -> bool:
+def _is_written(folder: Path, policy: Selector, training: Mapping[str, Any]) -> bool:
     """Whether the folder has the complete bundle of this run and policy."""
     if not is_bundle(folder):
         return False

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import CopyBackend
+from toy_selectors import installed
 from training_worlds import class_groups
 
 from pointer_rl.datasets.embeddings import load_embeddings, save_embeddings
@@ -56,9 +57,17 @@ class Place:
     def write(self, name, content):
         (self.folder / name).write_text(json.dumps(content))
 
-    def run(self, *args, command="train", data="rl.json", output="out", embeddings=True):
+    def run(
+        self,
+        *args,
+        command="train",
+        data="rl.json",
+        output="out",
+        embeddings=True,
+        sizes=("--layers", "1"),
+    ):
         given = ("--query-emb", "q.safetensors", "--cand-emb", "c.safetensors") * embeddings
-        sizes = () if "--sft-ckpt" in args else ("--layers", "1")
+        sizes = () if "--sft-ckpt" in args else sizes
         epochs = {"train": ("--rce-epochs", "2", "--grpo-epochs", "1"), "sft": ("--epochs", "2")}
         return self._cli(
             *(command, "--beam-data", data, "--output-dir", output),
@@ -103,7 +112,7 @@ def test_a_bundle_a_line_an_epoch_and_a_verdict(place):
     assert wrote == "wrote out"
     lines = place.metrics()
     assert [line["stage"] for line in lines] == ["start", "rce", "rce", "grpo"]
-    for name in ("rce", "contrast", "entropy", "held_out_reward", "tied_groups"):
+    for name in ("rce", "contrast", "entropy", "held_out_reward", "zero_variance_groups"):
         assert name in lines[1]
     for name in ("ppo", "kl", "ratio", "clipped", "entropy", "held_out_reward"):
         assert name in lines[3]
@@ -139,6 +148,29 @@ def test_the_guides_spelling(place, cli):
     assert [options[name] for name in names] == [2, 1, 16, 1e-3, 1e-4, 0.1]
 
 
+def test_another_selector_is_trained_bundled_and_trained_further(place):
+    with installed():
+        succeeds(place.run("--selector", "toy", "--selector-opt", "scale=0.5", sizes=()))
+        bundle = load_bundle(place.folder / "out")
+        assert (bundle.policy.name, bundle.policy.config.scale) == ("toy", 0.5)
+        document = json.loads((place.folder / "out" / "bundle.json").read_text())
+        assert document["policy"]["selector"] == "toy"
+        succeeds(place.run("--sft-ckpt", "out", output="further"))
+        assert load_bundle(place.folder / "further").policy.name == "toy"
+        one_line(place.run("--selector", "toy", output="no"), "toy has no option 'num_layers'")
+    one_line(place.run("--selector", "toy", output="no"), "unknown selector 'toy'")
+    one_line(place.run("--sft-ckpt", "out", output="no"), "out/config.json: unknown selector 'toy'")
+
+
+def test_sizes_are_options_of_the_selector(place):
+    given = ("--selector-opt", "num_layers=1", "--selector-opt", "history=gated")
+    succeeds(place.run(*given, sizes=()))
+    succeeds(place.run("--layers", "1", "--history", "gated", sizes=(), output="short"))
+    one, other = (load_bundle(place.folder / name).policy for name in ("out", "short"))
+    assert one.hash == other.hash
+    assert (one.config.num_layers, one.config.history) == (1, "gated")
+
+
 def test_zero_is_a_value(place):
     succeeds(place.run("--grpo-epochs", "0", "--contrast", "0", "--kl-beta", "0"))
     assert {line["stage"] for line in place.metrics()} == {"start", "rce"}
@@ -148,10 +180,10 @@ def test_zero_is_a_value(place):
 
 
 def test_recipes_are_defaults_that_options_overrule(place):
-    succeeds(place.run("--recipe", "ancestor", "--kl-beta", "0.7"))
+    succeeds(place.run("--recipe", "guide", "--kl-beta", "0.7"))
     options = load_bundle(place.folder / "out").info.training["options"]
-    assert (options["kl"], options["kl_beta"], options["grpo_lr"]) == ("sampled", 0.7, 5e-6)
-    assert len(options["faults"]) == 6
+    names = ("old_policy", "kl_beta", "grpo_lr")
+    assert [options[name] for name in names] == ["start", 0.7, 5e-6]
 
 
 def test_the_same_command_continues_a_run_and_anything_else_is_refused(place):
@@ -297,6 +329,9 @@ def test_a_loss_that_is_no_number(place):
         (("--clip", "-1"), "clip is -1.0"),
         (("--kl-beta", "nan"), "kl_beta is nan"),
         (("--heads", "3"), "8 is no multiple of 3 heads; give --heads or --hidden-dim"),
+        (("--selector-opt", "d_model=3"), "d_model: it is the size of the embeddings"),
+        (("--selector-opt", "num_layers=2"), "--selector-opt num_layers: given twice"),
+        (("--selector-opt", "depth=2"), "selector pointer has no option 'depth'"),
         (("--reward-mode", "nothing"), "nothing"),
         (("--reward-opt", "nothing=1"), "nothing"),
         (("--sft-ckpt", "nowhere"), "nowhere"),
@@ -327,7 +362,7 @@ def test_sft_on_beams_by_likelihood(place, cli):
     assert verdict.startswith("held-out cross-entropy ")
     lines = place.metrics()
     assert lines[-1]["held_out_cross_entropy"] < lines[0]["held_out_cross_entropy"]
-    assert all(line["tied_groups"] == 0 for line in lines)
+    assert all(line["zero_variance_groups"] == 0 for line in lines)
     bundle = load_bundle(place.folder / "out")
     assert bundle.info.training["options"]["contrast"] == 0
     metrics = bundle.info.training["metrics"]
