@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pointer_rl.errors import InputError
-from pointer_rl.types import NO_ROW, Candidate, Pointer, Policy, Pool, QueryBatch
+from pointer_rl.types import Candidate, Policy, Pool, QueryBatch
 from pointer_rl_standard.options import (
     BeamOptions,
     ProbeOptions,
@@ -199,11 +199,6 @@ class ProbeGenerator:
             shared = rng.choice(others, shared_rows, replace=False).tolist() if probed else []
             proposals.append([Candidate((row, *shared), "probe") for row in probed])
         return proposals
-
-
-def _pointer(rows: list[int]) -> Pointer:
-    """The rows of a decoded pointer, without the padding after a stop."""
-    return tuple(rows[: rows.index(NO_ROW)] if NO_ROW in rows else rows)
 
 
 def _ranked(queries: QueryBatch, pool: Pool) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from pointer_rl.registry import registry
 from pointer_rl.session.proposing import propose
 from pointer_rl.session.resolve import NoPolicy
 from pointer_rl.session.similarity import Space
-from pointer_rl.types import NO_ROW, Example, Generator, Metric, Pointer, Policy, QueryBatch
+from pointer_rl.types import Example, Generator, Metric, Pointer, Policy, QueryBatch
 
 __all__ = [
     "ORACLE",
@@ -168,9 +168,9 @@ class PolicyArm(Arm):
 
     def choose(self, setting: Setting) -> Pointers:
         return [
-            (tuple(row for row in pointers[0] if row != NO_ROW),)
+            tuple(pointers)
             for batch in setting.batches(setting.space)
-            for pointers in self._policy.beam(batch, setting.space.pool, 1).rows.tolist()
+            for pointers in self._policy.beam(batch, setting.space.pool, 1).pointers()
         ]
 
 

@@ -174,9 +174,7 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
             known |= {query.id for query in queries}
             missing = _missing(groups, run.config)
             if fresh.zero_variance.all():
-                observer.say(
-                    f"round {number}: no group has different rewards: it teaches nothing"
-                )
+                observer.say(f"round {number}: no group has different rewards: it teaches nothing")
             elif missing is not None:
                 observer.say(f"round {number}: too little to learn from yet: {missing}")
             if missing is not None:
