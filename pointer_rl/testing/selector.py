@@ -181,7 +181,7 @@ class SelectorTests(PluginTests[Selector]):
             "its logits require no gradient, so it cannot be trained: compute them from its "
             "parameters, outside no_grad"
         )
-        logprobs_BN.sum().backward()
+        logprobs_BN.sum().backward()  # type: ignore[no-untyped-call]
         gradients = [each.grad for each in selector.parameters() if each.grad is not None]
         assert all(each.isfinite().all() for each in gradients), (
             "a gradient is NaN or infinite: check each division and square root"
