@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pointer_rl.errors import InputError
-from pointer_rl.types import Candidate, Policy, Pool, QueryBatch
+from pointer_rl.types import Candidate, Pointer, Policy, Pool, QueryBatch
 from pointer_rl_standard.options import (
     BeamOptions,
     ProbeOptions,

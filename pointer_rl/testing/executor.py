@@ -83,7 +83,7 @@ class ExecutorTests(PluginTests[Executor]):
 
     def _check_error(self, error: Exception, job: SquareJob, windows: Iterable[Window]) -> None:
         raised: Exception | None = None
-        results: list[object] = []
+        results: list[Any] = []
         try:
             results += self.made.run(job, windows)
         except Exception as caught:

@@ -24,6 +24,14 @@ CPU = torch.device("cpu")
 def naive(groups, query):
     """What one query's part of a batch is to say, in rows of the whole pool."""
     own = slice(groups.offsets[query], groups.offsets[query + 1])
+    choices = [
+        [
+            row if row != -1 else "stop" if -1 not in pointer[:step] else "over"
+            for step, row in steps
+        ]
+        for pointer in groups.pointers[own].tolist()
+        for steps in [list(enumerate(pointer))]
+    ]
     rows = np.arange(len(groups.pool)) if groups.pools[query] is None else groups.pools[query]
     blocked = groups.excluded[query]
     return {
@@ -32,7 +40,7 @@ def naive(groups, query):
         "sampled": groups.sampled[own].tolist(),
         "pool": rows.tolist(),
         "allowed": [row for row in rows.tolist() if blocked is None or row not in blocked],
-        "varied": [len(set(step)) > 1 for step in groups.pointers[own].T.tolist()],
+        "varied": [len(set(step)) > 1 for step in zip(*choices, strict=True)],
     }
 
 
@@ -47,7 +55,10 @@ def view(groups, batch, index):
     assert (batch.rewards[index][~valid] == 0).all()
     assert not batch.sampled[index][~valid].any()
     return {
-        "pointers": [[rows[place] for place in each] for each in batch.pointers[index][valid]],
+        "pointers": [
+            [rows[place] if place >= 0 else place for place in each]
+            for each in batch.pointers[index][valid].tolist()
+        ],
         "rewards": batch.rewards[index][valid].tolist(),
         "sampled": batch.sampled[index][valid].tolist(),
         "pool": rows,
@@ -64,11 +75,15 @@ def view(groups, batch, index):
     per_query_pool=st.booleans(),
     excluding=st.booleans(),
     shuffled=st.booleans(),
+    cut=st.booleans(),
 )
 def test_batches_are_what_the_queries_are_by_themselves(
-    seed, sizes, size, per_query_pool, excluding, shuffled
+    seed, sizes, size, per_query_pool, excluding, shuffled, cut
 ):
     groups = ragged_groups(seed, sizes=sizes, per_query_pool=per_query_pool, excluding=excluding)
+    if cut:
+        lengths = np.random.default_rng(seed).integers(0, 3, len(groups.pointers))
+        groups.pointers[np.arange(2) >= lengths[:, None]] = -1
     rng = np.random.default_rng(seed) if shuffled else None
     seen = []
     for batch in groups.batches(np.arange(len(groups)), size, CPU, rng):
@@ -244,7 +259,9 @@ def test_a_pointer_outside_its_pool_is_refused(tmp_path, extra):
 def test_pointers_may_have_any_length_up_to_the_shots(tmp_path):
     two = {"q0": {"pointer_candidates": [candidate([3, 1])]}}
     assert read(tmp_path, two, shots=2).shots == 2
-    mixed = {"q0": {"pointer_candidates": [candidate([3, 1]), candidate([3])]}}
+    mixed = {
+        "q0": {"pointer_candidates": [candidate([3, 1]), candidate([3])], "pool": [1, 3, 5]},
+    }
     assert read(tmp_path, mixed).pointers.tolist() == [[3, 1], [3, -1]]
     assert read(tmp_path, mixed, shots=3).pointers.tolist() == [[3, 1, -1], [3, -1, -1]]
     assert read(tmp_path, {"_meta": {"max_shots": 3}, **two}).shots == 3
