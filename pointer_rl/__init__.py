@@ -1,6 +1,7 @@
 """pointer-rl: learn which solved examples to show a vision-language model.
 
-What is exported here is the public API; each name is imported when it is first used.
+The names exported here are the public API. Each is imported when it is first used, so that
+`import pointer_rl` is fast and does not import torch.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
     from pointer_rl.selectors import load_selector
     from pointer_rl.selectors.selecting import Policy
 
+    __version__: str
+
 __all__ = [
     "BeamDataset",
     "BeamDatasetWithEmbedding",
     "PointerRLError",
     "Policy",
+    "__version__",
     "build_vqa_prompt",
     "compute_reward_for_candidate",
     "compute_step_logits",
@@ -50,11 +54,16 @@ _HOME = {
     "hookimpl": "pointer_rl.hookspecs",
     "load_selector": "pointer_rl.selectors",
 }
+"""The module of each name that is not in pointer_rl.api."""
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("pointer-rl")
     return getattr(import_module(_HOME.get(name, "pointer_rl.api")), name)
 
 

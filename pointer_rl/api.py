@@ -1,4 +1,4 @@
-"""The guide's functions: thin doors to what the command line runs.
+"""The functions of the original guide, on top of what the command line runs.
 
 Shapes: B queries, K pool rows, S shots, d embedding size.
 """
@@ -17,7 +17,7 @@ import torch
 from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.errors import InputError
 from pointer_rl.registry import registry
-from pointer_rl.selectors import PointerSelector, SelectorPolicy
+from pointer_rl.selectors import Selector, SelectorPolicy, initial_state
 from pointer_rl.session.judge import Judge, Trial
 from pointer_rl.session.proposing import propose
 from pointer_rl.types import (
@@ -50,19 +50,21 @@ __all__ = [
 
 
 def compute_step_logits(
-    selector: PointerSelector,
+    selector: Selector,
     query_emb: Tensor,
     cand_emb: Tensor,
     chosen: Sequence[int] | None = None,
 ) -> Tensor:
     """Logits of the next row, -inf at rows already chosen: [K], or [B, K] for a batch.
 
-    query_emb: [d] or [B, d]; cand_emb: [K, d] or [B, K, d]; chosen: the rows so far, in order
-    (of a batch, the same for all). Differentiable; the selector's mode (train, eval) is its own.
+    The logit of stopping, if the selector can stop, is not among them.
+
+    query_emb: [d] or [B, d]; cand_emb: [K, d] or [B, K, d]; chosen: the rows so far, in order, the
+    same for a whole batch. Differentiable; the selector stays in its mode (train or eval).
     """
     single = query_emb.ndim == 1
     query = query_emb[None] if single else query_emb
-    state = selector.encode(query, cand_emb)
+    state = initial_state(selector, query, cand_emb)
     for row in chosen or ():
         rows = torch.full((len(query), 1), int(row), device=query.device)
         state = selector.advance(state, rows)
@@ -71,7 +73,7 @@ def compute_step_logits(
 
 
 def sample_pointer_with_temperature(
-    selector: PointerSelector,
+    selector: Selector,
     query_emb: Tensor,
     cand_emb: Tensor,
     temperature: float = 1.0,
@@ -80,16 +82,17 @@ def sample_pointer_with_temperature(
 ) -> tuple[list[int], float]:
     """One draw for a query [d] from a pool [K, d]: the rows in order, and their log-probability.
 
-    The log-probability is that under this temperature. Without `rng`, a fresh one.
+    A selector that can stop may draw fewer than `shots` rows. The log-probability is under this
+    temperature. Without `rng`, the draw is not reproducible.
     """
     queries, pool = _alone(query_emb, cand_emb, shots)
     policy = SelectorPolicy(selector, query_emb.device)
     drawn = policy.sample(queries, pool, 1, [rng or np.random.default_rng()], temperature)
-    return drawn.rows[0, 0].tolist(), float(drawn.logprobs[0, 0])
+    return list(drawn.pointers()[0][0]), float(drawn.logprobs[0, 0])
 
 
 def generate_pointer_candidates_for_query(
-    selector: PointerSelector,
+    selector: Selector,
     query_emb: Tensor,
     cand_emb: Tensor,
     *,
@@ -103,8 +106,8 @@ def generate_pointer_candidates_for_query(
 ) -> list[Candidate]:
     """Candidates for one query [d] from a pool [K, d], without repeats.
 
-    Beams, retrieved, sampled and random pointers; one proposed twice is the first's. A query of a
-    dataset, and its masks: `pointer_rl.generate`.
+    Beams, retrieved, sampled and random pointers; of two equal ones the first is kept. For a query
+    of a dataset, with its masks, use `pointer-rl generate`.
     """
     asked: dict[str, tuple[int, dict[str, object]]] = {
         "beam": (num_beams, {"width": num_beams}),
@@ -190,7 +193,7 @@ def _as_image(image: PIL.Image.Image | ImageRef | str | Path) -> ImageRef:
 def compute_vqa_accuracy(
     pred_answer: str, ground_truth_answers: Sequence[str]
 ) -> tuple[int, float]:
-    """(correct, accuracy) of the official VQA evaluation; correct: 1 if accuracy is above 0."""
+    """(correct, accuracy) by the official VQA evaluation; correct is 1 if accuracy is above 0."""
     metric: Metric = registry().create("metric", "vqa")
     judgement = metric.judge(pred_answer, ground_truth_answers)
     return int(judgement.correct), judgement.accuracy
@@ -207,7 +210,7 @@ def evaluate_pointer_candidate(
 ) -> Outcome:
     """Ask the backend the query with these demonstrations, and judge the answer.
 
-    Where that fails, the outcome says so in `failure`; it is never a wrong answer.
+    If that fails, the outcome says why in `failure`; it is never a wrong answer.
     """
     judge = Judge(
         prompt=registry().create("prompt", prompt),
@@ -236,7 +239,7 @@ def compute_reward_for_candidate(
     reward_mode: str = "hard_plus_soft",
     **weights: object,
 ) -> float:
-    """The reward `reward_mode` of a candidate's fields, in [-5, 5]; a missing field counts 0.
+    """The reward `reward_mode` of a candidate's fields, in [-5, 5]; a missing field counts as 0.
 
     `weights` are the reward's options. Those of the guide (hard_weight, soft_weight, rel_weight,
     alpha, beta, correctness_mode, use_logprob) are accepted for every mode; a mode ignores those

@@ -1,4 +1,4 @@
-"""Which torch device and dtype a name means, and whether torch's companion can be used."""
+"""Turn the names of devices and dtypes into torch's; check that torchvision matches torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ __all__ = ["check_torchvision", "dtype_name", "resolve_device", "resolve_dtype"]
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is cuda where there is one, else cpu. Raises InputError for what torch cannot use."""
+    """Return the named device; `auto` is cuda if available, else cpu.
+
+    Raises InputError for a name that is unknown and for a device that torch cannot use.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -34,7 +37,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is float32 on a CPU, else bfloat16; otherwise torch's name of a dtype."""
+    """Return the named dtype; `auto` is float32 on a CPU, else bfloat16."""
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     dtype = getattr(torch, name)
@@ -43,14 +46,15 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """torch's name of a dtype: float32, bfloat16, …"""
+    """Return the dtype's name: float32, bfloat16, …"""
     return str(dtype).removeprefix("torch.")
 
 
 def check_torchvision() -> None:
-    """Raises InputError for a torchvision that cannot be imported: transformers then cannot, too.
+    """Raise InputError if torchvision is installed but cannot be imported.
 
-    It is built for one torch, and pip may bring another's.
+    Each torchvision is built for one version of torch, and pip may install one that does not match.
+    transformers then fails with errors that do not name the cause.
     """
     if find_spec("torchvision") is None:
         return

@@ -1,4 +1,4 @@
-"""What a user can mend: each error is one line that says what, where and what to do."""
+"""Errors that a user can fix. Each message is one line: what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ __all__ = [
 
 
 class PointerRLError(Exception):
-    """Anything a user can mend. The CLI prints its message as one line and exits 2."""
+    """An error that a user can fix. The command line prints the message and exits with 2."""
 
 
 class InputError(PointerRLError):
-    """A file, dataset, checkpoint or option that cannot be used as it is."""
+    """A file, dataset, checkpoint or option that cannot be used."""
 
 
 class PluginError(PointerRLError):
-    """A plugin that is unknown, broken, or registers what another has registered."""
+    """A plugin that is unknown or broken, or that registers a name that is taken."""
 
 
 class MissingExtraError(PointerRLError):
-    """A pip package that only some need, and that is not installed.
+    """An optional package that is needed and not installed.
 
-    `install` is what to install where that is an extra of ours and not the package itself.
+    `install` is what to install with pip if it is not the package itself, such as an extra of ours.
     """
 
     def __init__(self, package: str, needed_for: str, install: str | None = None) -> None:
@@ -40,13 +40,13 @@ class MissingExtraError(PointerRLError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's error, for a message of one line."""
+    """Return the first line of a library's error message."""
     text = f"no {error}" if isinstance(error, KeyError) else str(error)
     return next(iter(text.strip().splitlines()), type(error).__name__)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The tail of an "unknown …" message: the nearest known name, then all of them."""
+    """End an "unknown …" message with the nearest known name and the list of all known names."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -1,4 +1,8 @@
-"""The hooks. Each is called once with `register`; see `pointer_rl.types.Register`."""
+"""The hooks that a plugin may implement, marked with `hookimpl`.
+
+Each hook is called once per plugin. `register` is a `pointer_rl.types.Register`, to be called for
+each thing that the plugin adds.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plugin options: a keyword-only frozen dataclass ↔ `key=value` on a command line."""
+"""Options of plugins: frozen keyword-only dataclasses, given as `key=value` on a command line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, 
 
 @dataclass(frozen=True)
 class OptionInfo:
-    """One option, for `pointer-rl plugins show`."""
+    """One field of an options class, as `pointer-rl plugins show` prints it."""
 
     name: str
     type: str
@@ -40,7 +40,7 @@ class OptionInfo:
 def parse_assignments(pairs: Iterable[str], flag: str) -> dict[str, str]:
     """`["a=1", "my-plugin.b-c=x=y"]` → `{"a": "1", "my-plugin.b_c": "x=y"}`.
 
-    `flag` is named in messages.
+    Raises InputError, which names `flag`, for text without `=` and for a key given twice.
     """
     assignments: dict[str, str] = {}
     for pair in pairs:
@@ -56,11 +56,11 @@ def parse_assignments(pairs: Iterable[str], flag: str) -> dict[str, str]:
 
 
 def build_options(cls: type[T], values: Mapping[str, object], owner: str) -> T:
-    """An instance of the options class from its fields' values.
+    """Make an instance of an options class.
 
-    Strings are converted to the field's type; values of other types are taken as they are.
-    `owner` is named in messages ("backend qwen2vl"). Raises InputError for an unknown key, a value
-    that does not convert, a missing required option, and what the class itself refuses.
+    Strings are converted to the field's type; other values are used as they are. Raises InputError,
+    which names `owner` ("backend qwen2vl"), for an unknown key, a string that cannot be converted,
+    a missing required option, and a ValueError of the class itself.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
@@ -82,7 +82,7 @@ def build_options(cls: type[T], values: Mapping[str, object], owner: str) -> T:
 
 
 def describe_options(cls: type) -> list[OptionInfo]:
-    """Name, type, default and docstring of each field, in order."""
+    """Describe each field of an options class, in order."""
     docs = _field_docstrings(cls)
     hints = typing.get_type_hints(cls)
     return [
@@ -102,9 +102,10 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 
 
 def convert_text(text: str, hint: Any) -> object:
-    """The value that a text stands for, as an option of this type.
+    """Convert text to the type of an option.
 
-    Raises ValueError for a text that is none, TypeError for a type that no option can have.
+    Raises ValueError for text that is not of this type, and TypeError for a type that options
+    cannot have.
     """
     origin = typing.get_origin(hint)
     arguments = typing.get_args(hint)
@@ -141,7 +142,7 @@ def _type_name(hint: Any) -> str:
 
 
 def _field_docstrings(cls: type) -> dict[str, str]:
-    """The string literal under each field. Absent where the source is (a frozen program)."""
+    """The string literal under each field; none if the source is missing (a frozen program)."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):

@@ -1,20 +1,24 @@
-"""The plugin manager: the only reader of entry points.
+"""Find plugins, load them, and keep what they register.
 
-A plugin is a module named by an entry point of the group `pointer_rl`. Its hook implementations
-call `register`; what they register is kept by kind and name, with the distribution it came from.
-A plugin that cannot be loaded is kept as a failure: it matters only to who asks for what it has.
+A plugin is a module. Installed plugins are named by entry points of the group `pointer_rl`; a
+single file can be a plugin too (`--plugin FILE`). A plugin implements hooks (`hookspecs`), in which
+it calls `register`. A plugin that fails to load is kept with its error, so that it only affects
+commands that use it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from importlib.metadata import EntryPoint, entry_points
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -26,13 +30,12 @@ from pointer_rl.options import build_options
 if TYPE_CHECKING:
     import click
 
-    from pointer_rl.types import Register
-
-__all__ = ["KINDS", "Configured", "Entry", "Loaded", "Registry", "registry"]
+__all__ = ["KINDS", "ConfiguredEntry", "Entry", "PluginRecord", "Registry", "registry"]
 
 GROUP = "pointer_rl"
 BUILT_IN = "pointer-rl"
-"""The distribution whose plugins stay when POINTER_RL_PLUGINS says which may load."""
+"""The distribution of the built-in plugins, which POINTER_RL_PLUGINS does not restrict."""
+HOOK_PREFIX = "pointer_rl_register_"
 
 KINDS = {
     "backend": "pointer_rl_register_backends",
@@ -46,15 +49,16 @@ KINDS = {
     "executor": "pointer_rl_register_executors",
     "arm": "pointer_rl_register_arms",
 }
-"""What can be registered → the hook that registers it."""
+"""Each kind of thing that can be registered, and the hook that registers it."""
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A plugin that was found: loaded, or failed with its traceback."""
+@dataclass
+class PluginRecord:
+    """A plugin and where it came from; if it failed to load, also its error and traceback."""
 
     name: str
     distribution: str
+    """The installed distribution, or the path of a plugin file."""
     version: str
     module: str
     error: str | None = None
@@ -65,66 +69,72 @@ class Loaded:
         """Distribution and version."""
         return f"{self.distribution} {self.version}".strip()
 
+    def fail(self, error: BaseException) -> None:
+        """Record the exception that is being handled."""
+        self.error = _one_line(error)
+        self.traceback = traceback.format_exc()
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered name."""
+    """What one call of `register` registered."""
 
     kind: str
     name: str
     factory: Callable[..., Any]
     options: type | None
     summary: str
-    plugin: Loaded
+    plugin: PluginRecord
     aliases: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    """Other names → option values that they stand for."""
+    """Other names, each with the option values that it stands for."""
     needs: Mapping[str, str] = field(default_factory=dict)
-    """Packages that only this needs, by the name that is imported → what pip installs."""
+    """Packages that only this entry needs: the name to import, and what to install with pip."""
 
     def missing(self) -> MissingExtraError | None:
-        """What it cannot be built without, in words. Imports nothing."""
+        """The error for the first needed package that is not installed. Imports nothing."""
         for package, install in self.needs.items():
             if find_spec(package) is None:
                 return MissingExtraError(package, f"{self.kind} {self.name}", install)
         return None
 
     def requires(self, name: str) -> bool:
-        """Whether it has an option of that name without a default."""
-        return self.options is not None and any(
-            each.name == name and each.default is dataclasses.MISSING
-            for each in dataclasses.fields(self.options)
+        """Whether there is an option of that name without a default."""
+        return any(
+            each.name == name and each.default is dataclasses.MISSING for each in self._fields()
         )
 
     def has_option(self, name: str) -> bool:
-        """Whether its options have a field of that name."""
-        return self.options is not None and name in {
-            each.name for each in dataclasses.fields(self.options)
-        }
+        """Whether there is an option of that name."""
+        return any(each.name == name for each in self._fields())
+
+    def _fields(self) -> tuple[dataclasses.Field[Any], ...]:
+        return () if self.options is None else dataclasses.fields(self.options)
 
 
 @dataclass(frozen=True)
-class Configured:
-    """A registered name with its options, checked: ready to be built."""
+class ConfiguredEntry:
+    """An entry with validated options."""
 
     entry: Entry
     options: Any
-    """An instance of `entry.options`; None where it takes none."""
+    """An instance of `entry.options`, or None if the entry takes no options."""
 
     def create(self) -> Any:
-        """Build it. Raises MissingExtraError for a package that it needs."""
+        """Call the factory. Raises MissingExtraError if a needed package is not installed."""
         missing = self.entry.missing()
         if missing is not None:
             raise missing
         try:
             return self.entry.factory(*([] if self.options is None else [self.options]))
         except (ImportError, RuntimeError):
+            # transformers hides the cause when torchvision does not match torch.
             from pointer_rl.devices import check_torchvision
 
             check_torchvision()
             raise
 
     def describe(self) -> dict[str, Any]:
-        """Name and options, defaults included, for `_meta`."""
+        """Name and options including defaults, for `_meta`."""
         options = {} if self.options is None else dataclasses.asdict(self.options)
         return {"name": self.entry.name, "options": options}
 
@@ -132,8 +142,8 @@ class Configured:
 class Registry:
     """Plugins and what they registered.
 
-    `points` are the entry points to load; `only` (names) restricts those that are not built in,
-    and `blocked` names are not loaded at all.
+    `points` are the entry points to load. `only` restricts those that are not built in to these
+    names; plugins named in `blocked` are not loaded.
     """
 
     def __init__(
@@ -144,94 +154,136 @@ class Registry:
     ) -> None:
         self._manager = pluggy.PluginManager("pointer_rl")
         self._manager.add_hookspecs(hookspecs)
-        self.plugins: list[Loaded] = []
         self._entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
+        self._modules: list[tuple[PluginRecord, object]] = []
+        self.plugins: list[PluginRecord] = []
+        self.files: list[Path] = []
+        """Plugin files that were loaded. Another process loads them with `load_file`."""
         for point in sorted(points, key=_built_in_first):
             distribution = point.dist.name if point.dist else ""
             if point.name in blocked or (
                 only is not None and distribution != BUILT_IN and point.name not in only
             ):
                 continue
-            self.plugins.append(self._load(point, distribution))
+            version = point.dist.version if point.dist else ""
+            plugin = PluginRecord(point.name, distribution, version, point.module)
+            try:
+                self._load(plugin, point.load)
+            except (Exception, SystemExit) as error:  # a plugin may raise anything
+                plugin.fail(error)
+            self.plugins.append(plugin)
 
     # --- loading ---
 
-    def _load(self, point: EntryPoint, distribution: str) -> Loaded:
-        version = point.dist.version if point.dist else ""
-        plugin = Loaded(point.name, distribution, version, point.module)
-        module: object | None = None
-        added: list[Entry] = []
+    def load_file(self, path: Path) -> None:
+        """Load a .py file as a plugin, as if it were installed. Does nothing if it is loaded.
+
+        Raises PluginError if it fails, with the line of the file that failed.
+        """
+        path = path.absolute()
+        if path in self.files:
+            return
+        if not path.is_file():
+            raise PluginError(f"--plugin {path}: no such file")
+        if path.suffix != ".py":
+            raise PluginError(f"--plugin {path}: not a .py file")
+        plugin = PluginRecord(path.stem, str(path), "", f"pointer_rl_plugin_file_{path.stem}")
+        for other in self.files:
+            if other.stem == path.stem:
+                raise PluginError(f"--plugin {path}: {other} has the same name; rename one")
         try:
-            module = point.load()
-            self._manager.register(module, name=f"{distribution}:{point.name}")
+            self._load(plugin, partial(_import_file, plugin.module, path))
+        except (Exception, SystemExit) as error:
+            sys.modules.pop(plugin.module, None)
+            frames = traceback.extract_tb(error.__traceback__)
+            lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+            line = f", line {lines[-1]}" if lines else ""
+            raise PluginError(
+                f"--plugin {path}{line}: cannot be loaded ({_one_line(error)})"
+            ) from error
+        self.plugins.append(plugin)
+        self.files.append(path)
+
+    def _load(self, plugin: PluginRecord, load: Callable[[], object]) -> None:
+        """Register all that a plugin registers; nothing if anything raises."""
+        module = load()
+        self._check_markers(module)
+        if self._manager.is_registered(module):
+            raise PluginError(f"the module {plugin.module} is a plugin already")
+        before = {kind: dict(entries) for kind, entries in self._entries.items()}
+        try:
+            self._manager.register(module, f"{plugin.distribution}:{plugin.name}")
             self._manager.check_pending()
             for kind, hook in KINDS.items():
-                implementation = getattr(module, hook, None)
-                if implementation is not None:
-                    implementation(register=self._register(kind, plugin, added))
-        except (Exception, SystemExit) as error:  # whatever a plugin raises is its own matter
-            if module is not None and self._manager.is_registered(module):
+                self._call(module, hook, register=partial(self._register, kind, plugin))
+        except BaseException:
+            if self._manager.is_registered(module):
                 self._manager.unregister(module)
-            for entry in added:
-                for name in (entry.name, *entry.aliases):
-                    self._entries[entry.kind].pop(name, None)
-            summary = str(error).strip().splitlines() or [""]
-            return replace(
-                plugin,
-                error=f"{type(error).__name__}: {summary[0]}",
-                traceback=traceback.format_exc(),
-            )
-        return plugin
+            self._entries = before
+            raise
+        self._modules.append((plugin, module))
 
-    def _register(self, kind: str, plugin: Loaded, added: list[Entry]) -> Register:
-        def register(
-            name: str,
-            factory: Callable[..., Any],
-            *,
-            options: type | None = None,
-            summary: str,
-            aliases: Mapping[str, Mapping[str, object]] | None = None,
-            needs: Mapping[str, str] | None = None,
-        ) -> None:
-            entry = Entry(kind, name, factory, options, summary, plugin, aliases or {}, needs or {})
-            for each in (name, *entry.aliases):
-                other = self._entries[kind].get(each)
-                if other is not None:
-                    raise PluginError(
-                        f"{kind} {each} is registered twice: by {other.plugin.origin} "
-                        f"({other.plugin.name}) and by {plugin.origin} ({plugin.name})"
-                    )
-            added.append(entry)
-            for each in (name, *entry.aliases):
-                self._entries[kind][each] = entry
+    def _check_markers(self, module: object) -> None:
+        """Raise PluginError for a function with a hook's name that pluggy would ignore."""
+        for name in dir(module):
+            marked = self._manager.parse_hookimpl_opts(module, name) is not None
+            if name.startswith(HOOK_PREFIX) and not marked:
+                raise PluginError(f"{name} is not marked with @hookimpl")
 
-        return register
+    def _call(self, module: object, hook: str, **arguments: object) -> None:
+        """Call a hook of one plugin only, so that it is known which plugin failed."""
+        others = [each for each in self._manager.get_plugins() if each is not module]
+        self._manager.subset_hook_caller(hook, others)(**arguments)
 
-    # --- asking ---
+    def _register(
+        self,
+        kind: str,
+        plugin: PluginRecord,
+        name: str,
+        factory: Callable[..., Any],
+        *,
+        options: type | None = None,
+        summary: str,
+        aliases: Mapping[str, Mapping[str, object]] | None = None,
+        needs: Mapping[str, str] | None = None,
+    ) -> None:
+        """`pointer_rl.types.Register`, once `kind` and `plugin` are bound."""
+        entry = Entry(kind, name, factory, options, summary, plugin, aliases or {}, needs or {})
+        for each in (name, *entry.aliases):
+            other = self._entries[kind].get(each)
+            if other is not None:
+                raise PluginError(
+                    f"{kind} {each} is registered twice: by {other.plugin.origin} "
+                    f"({other.plugin.name}) and by {plugin.origin} ({plugin.name})"
+                )
+        for each in (name, *entry.aliases):
+            self._entries[kind][each] = entry
+
+    # --- lookup ---
 
     def entries(self, kind: str) -> list[Entry]:
-        """What is registered under a kind, by name, aliases left out."""
+        """All entries of a kind, sorted by name."""
         return [entry for name, entry in sorted(self._entries[kind].items()) if name == entry.name]
 
     def find(self, kind: str, name: str) -> Entry:
-        """The entry of that name or alias. Raises PluginError, naming the nearest."""
+        """The entry with that name or alias. Raises PluginError, which suggests the nearest."""
         entry = self._entries[kind].get(name)
         if entry is not None:
             return entry
-        failed = [plugin for plugin in self.plugins if plugin.error]
         hint = "".join(
             f"; the plugin {plugin.name} ({plugin.origin}) failed to load: {plugin.error}"
-            for plugin in failed
+            for plugin in self.plugins
+            if plugin.error
         )
         raise PluginError(f"unknown {kind} {name!r}{did_you_mean(name, self._entries[kind])}{hint}")
 
     def configure(
         self, kind: str, name: str, values: Mapping[str, object] | None = None
-    ) -> Configured:
-        """What is registered as `name`, with these option values (strings are converted).
+    ) -> ConfiguredEntry:
+        """Find an entry and validate option values for it; strings are converted.
 
-        The values that an alias stands for come first. Raises InputError for options that do not
-        fit, PluginError for an unknown name.
+        `values` override those that an alias stands for. Raises InputError for options that do not
+        fit and PluginError for an unknown name.
         """
         entry = self.find(kind, name)
         given = {**entry.aliases.get(name, {}), **(values or {})}
@@ -239,43 +291,52 @@ class Registry:
         if entry.options is None:
             if given:
                 raise InputError(f"{owner} takes no options (given: {', '.join(given)})")
-            return Configured(entry, None)
-        return Configured(entry, build_options(entry.options, given, owner))
+            return ConfiguredEntry(entry, None)
+        return ConfiguredEntry(entry, build_options(entry.options, given, owner))
 
     def create(self, kind: str, name: str, values: Mapping[str, object] | None = None) -> Any:
         """`configure(…).create()`."""
         return self.configure(kind, name, values).create()
 
     def add_commands(self, cli: click.Group) -> None:
-        """Let every plugin add its commands; one that fails is recorded, not fatal.
+        """Let every plugin add its commands to `cli`.
 
-        It fails, too, if it adds one of a name that is taken.
+        A plugin that fails, or adds a command whose name is taken, adds none and is recorded as
+        failed.
         """
-        for implementation in self._manager.hook.pointer_rl_register_commands.get_hookimpls():
+        for plugin, module in self._modules:
             before = dict(cli.commands)
             try:
-                implementation.function(cli=cli)
+                self._call(module, "pointer_rl_register_commands", cli=cli)
                 for name, command in before.items():
                     if cli.commands.get(name) is not command:
                         raise PluginError(f"the command {name} is there already")
-            except Exception as error:  # as in _load
+            except (Exception, SystemExit) as error:
                 cli.commands.clear()
                 cli.commands.update(before)
-                self._fail(implementation.plugin_name, error)
-
-    def _fail(self, manager_name: str, error: Exception) -> None:
-        for index, plugin in enumerate(self.plugins):
-            if f"{plugin.distribution}:{plugin.name}" == manager_name:
-                self.plugins[index] = replace(
-                    plugin,
-                    error=f"{type(error).__name__}: {error}",
-                    traceback=traceback.format_exc(),
-                )
+                plugin.fail(error)
 
 
 def _built_in_first(point: EntryPoint) -> tuple[bool, str, str]:
     distribution = point.dist.name if point.dist else ""
     return (distribution != BUILT_IN, distribution, point.name)
+
+
+def _import_file(name: str, path: Path) -> ModuleType:
+    spec = spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look a class's module up here
+    spec.loader.exec_module(module)
+    return module
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    # pluggy names the offending argument in the last line, other libraries the fault in the first.
+    text = " ".join(lines) if isinstance(error, pluggy.PluginValidationError) else lines[0]
+    return f"{type(error).__name__}: {text}"
 
 
 def _names(variable: str) -> frozenset[str] | None:
@@ -285,10 +346,10 @@ def _names(variable: str) -> frozenset[str] | None:
 
 @lru_cache(maxsize=1)
 def registry() -> Registry:
-    """The registry of this process, loaded from the installed entry points when first asked for.
+    """The registry of this process. The first call loads the installed plugins.
 
-    POINTER_RL_PLUGINS: names of the plugins to load beside the built-in ones ("" for none).
-    POINTER_RL_BLOCK_PLUGINS: names of plugins not to load at all.
+    POINTER_RL_PLUGINS names the third-party plugins to load ("" for none).
+    POINTER_RL_BLOCK_PLUGINS names plugins not to load, built-in ones included.
     """
     return Registry(
         entry_points(group=GROUP),

@@ -375,6 +375,13 @@ class Decoded:
     logprobs: Tensor
     """[B, N] float32; -inf where fewer than N pointers exist (those rows mean nothing)"""
 
+    def pointers(self) -> list[list[Pointer]]:
+        """The N pointers of each query, without padding."""
+        return [
+            [tuple(row for row in pointer if row != NO_ROW) for pointer in query]
+            for query in self.rows.tolist()
+        ]
+
 
 class Policy(Protocol):
     """p(pointer given query and pool), as a generator sees it."""
@@ -422,6 +429,7 @@ class Search(Protocol):
         ...
 
 
+@runtime_checkable
 class SearchGenerator(Protocol):
     """A candidate generator that sees outcomes: it starts a `Search` for each query.
 

@@ -1,8 +1,8 @@
-"""Trains a tiny OpenFlamingo on pictures of glyphs, from nothing, on one core in minutes.
+"""Trains a tiny OpenFlamingo on images of glyphs, from nothing, on one core in minutes.
 
 An episode is a row of blocks, `<image>Question:colour? Short answer:<word><|endofchunk|>`. Which
 word names which colour is drawn anew for each episode: it can only be read off earlier blocks, by
-what their pictures show. So a right answer needs the picture of the query, those of the
+what their images show. So a right answer needs the image of the query, those of the
 demonstrations, and each seen from its own place in the text.
 
 While it is trained, two linear probes read the colour off a middle layer, as for the glyph model
@@ -106,17 +106,17 @@ def make_model(tokenizer: Any, kind: str) -> OpenFlamingoModel:
 class Episodes:
     """Draws episodes as the model takes them. Every one has the same tokens but for the words."""
 
-    def __init__(self, tokenizer: Any, seed: int, pictures: int = 64) -> None:
+    def __init__(self, tokenizer: Any, seed: int, images: int = 64) -> None:
         self._rng = random.Random(seed)
         self.pixels = torch.stack(
             [
                 pixels(GlyphImage.draw_at_random(self._rng, color=color).open(), SIDE)
                 for color in COLORS
-                for _ in range(pictures)
+                for _ in range(images)
             ]
         )
-        """[colours × pictures, 3, SIDE, SIDE]"""
-        self._pictures = pictures
+        """[colours × images, 3, SIDE, SIDE]"""
+        self._images = images
         self._words = [tokenizer(word)["input_ids"] for word in WORDS]
         assert all(len(word) == 1 for word in self._words)
         block = tokenizer(f"<image>Question:{QUESTION} Short answer:{WORDS[0]}<|endofchunk|>\n")
@@ -126,8 +126,8 @@ class Episodes:
         self.length = len(self._block)
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """input_ids [B, K·l], pictures [B, K], colours [B, K]"""
-        rows, pictures, colors = [], [], []
+        """input_ids [B, K·l], images [B, K], colours [B, K]"""
+        rows, images, colors = [], [], []
         for _ in range(EPISODES):
             few = self._rng.sample(range(len(COLORS)), self._rng.choice((2, 3)))
             words = dict(zip(few, self._rng.sample(self._words, len(few)), strict=True))
@@ -139,10 +139,10 @@ class Episodes:
                 row += block
             rows.append(row)
             colors.append(shown)
-            pictures.append(
-                [color * self._pictures + self._rng.randrange(self._pictures) for color in shown]
+            images.append(
+                [color * self._images + self._rng.randrange(self._images) for color in shown]
             )
-        return torch.tensor(rows), torch.tensor(pictures), torch.tensor(colors)
+        return torch.tensor(rows), torch.tensor(images), torch.tensor(colors)
 
 
 def train(model: OpenFlamingoModel, episodes: Episodes, steps: int) -> None:
@@ -187,9 +187,9 @@ def train(model: OpenFlamingoModel, episodes: Episodes, steps: int) -> None:
         scale = min((step + 1) / 30, (steps - step) / (0.5 * steps), 1.0)
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * scale
-        ids, pictures, colors = episodes.draw()
-        latents = model.encode(episodes.pixels[pictures.flatten()])
-        media = model.project(latents.unflatten(0, pictures.shape))
+        ids, images, colors = episodes.draw()
+        latents = model.encode(episodes.pixels[images.flatten()])
+        media = model.project(latents.unflatten(0, images.shape))
         answers = torch.arange(BLOCKS) * episodes.length + episodes.answer
         every = model(ids, media=media).logits
         logits, following = every[:, answers - 1], every[:, answers]

@@ -1,4 +1,4 @@
-"""Tiny models of `tiny_models` by hand: prompts written out, images expanded, one at a time."""
+"""The models of `tiny_models` with hand-written prompts, one prompt at a time."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ __all__ = ["HFReference"]
 
 # Begin of the text, of a turn, end of a turn, image: as the templates of `tiny_models` write them.
 _TURNS = {
+    "idefics2": ("<s>", "", "<end_of_utterance>", "<image>"),
     "idefics3": ("<|im_start|>", "", "<end_of_utterance>", "<image>"),
     "gemma3": ("<bos>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>"),
     "internvl": ("", "<|im_start|>", "<|im_end|>", "<IMG_CONTEXT>\n"),
@@ -23,6 +24,7 @@ _TURNS = {
 _ENDS = {"llava": "</s>", **{family: end for family, (_, _, end, _) in _TURNS.items()}}
 _PROCESSORS = {
     "llava": "LlavaProcessor",
+    "idefics2": "Idefics2Processor",
     "idefics3": "Idefics3Processor",
     "gemma3": "Gemma3Processor",
 }

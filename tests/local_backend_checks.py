@@ -1,12 +1,12 @@
-"""What every local backend is held to, whatever its model: one check, many backends.
+"""Checks that every local backend has to pass.
 
-A plugin's tests give a `LocalCase` for each of its models and run `CHECKS` on it:
+A plugin's tests make a `LocalCase` for each of its models and run `CHECKS` on it:
 
     @pytest.mark.parametrize("check", CHECKS)
     @pytest.mark.parametrize("name", ["llava", …])
     def test_local_backend(name, check): check(make_case(name))
 
-The answers are compared with a `Reference`: one prompt at a time, unpadded, in float64.
+The answers are compared with a `Reference`, which runs one prompt at a time, unpadded, in float64.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from qwen_reference import ask, picture
+from qwen_reference import ask, make_image
 
 from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response, VQABackend
@@ -32,17 +32,22 @@ ANSWERS = ("red cat", "a", "")
 # 3, 0, 1 and 2 images, of different sizes; the first and the last share one.
 PROMPTS = [
     ask(
-        picture(1), "what? red\n", picture(2, 90, 30), "what? cat\n", picture(3, 200, 180), "this?"
+        make_image(1),
+        "what? red\n",
+        make_image(2, 90, 30),
+        "what? cat\n",
+        make_image(3, 200, 180),
+        "this?",
     ),
     ask("Question: what is a dog? Short answer:"),
     Prompt(
         (
-            Message("user", (picture(4, 31, 80), "is this a cat?")),
+            Message("user", (make_image(4, 31, 80), "is this a cat?")),
             Message("assistant", ("red",)),
             Message("user", ("and this?",)),
         )
     ),
-    ask("a dog? ", picture(1), picture(5, 64, 64)),
+    ask("a dog? ", make_image(1), make_image(5, 64, 64)),
 ]
 
 
@@ -51,19 +56,19 @@ class Reference(ABC):
 
     @abstractmethod
     def prompt_tokens(self, prompt: Prompt) -> int:
-        """How many tokens the prompt is, images included."""
+        """Number of tokens of the prompt, images included."""
 
     @abstractmethod
     def logits(self, prompt: Prompt, following: Sequence[int]) -> torch.Tensor:
-        """[1 + len(following), V]: after the prompt, and after each token that follows it."""
+        """[1 + len(following), V]: logits after the prompt and after each token that follows it."""
 
     @abstractmethod
     def beam(self, prompt: Prompt, decoding: Decoding) -> tuple[list[int], float]:
-        """The best beam's tokens, and by how much it is better than the next."""
+        """The best beam's tokens, and its lead over the next beam."""
 
     @abstractmethod
     def answer_tokens(self, answer: str) -> list[int]:
-        """The tokens of an answer, with the one that ends it."""
+        """The tokens of an answer, including the one that ends it."""
 
     @abstractmethod
     def text(self, tokens: Sequence[int]) -> str:
@@ -85,14 +90,14 @@ class Reference(ABC):
 
 @dataclass(frozen=True)
 class LocalCase:
-    """A backend to be checked, and what it must equal."""
+    """A backend to check, and the reference that it must equal."""
 
     create: Callable[..., tuple[VQABackend, Any]]
-    """Options (batch_tokens) → a new backend, and the language model in it: a torch module whose
-    passes are called with inputs_embeds or input_ids."""
+    """Options (batch_tokens) → a new backend, and its language model: a torch module that is called
+    with inputs_embeds or input_ids."""
     reference: Reference
     special_token: str
-    """That no answer may contain."""
+    """A token that no answer may contain."""
 
     def backend(self, **options: Any) -> VQABackend:
         return self.create(**options)[0]
@@ -110,7 +115,7 @@ def texts(backend: VQABackend, decoding: Decoding, prompts: Sequence[Prompt]) ->
 
 
 def check_greedy(case: LocalCase) -> None:
-    """A batch is decoded as each prompt alone."""
+    """Prompts are decoded in a batch as they are alone."""
     results = answers(case.backend(), [Request(prompt, GREEDY) for prompt in PROMPTS])
     for result, prompt in zip(results, PROMPTS, strict=True):
         assert result.text == case.reference.text(case.reference.greedy(prompt, 5))
@@ -120,7 +125,7 @@ def check_greedy(case: LocalCase) -> None:
 
 
 def check_beam(case: LocalCase) -> None:
-    """So is a batch of beams, asked for beside another decoding."""
+    """So are beams, also in a call with another decoding."""
     requests = [Request(prompt, decoding) for prompt in PROMPTS for decoding in (BEAM, GREEDY)]
     results = answers(case.backend(), requests)[::2]
     for result, prompt in zip(results, PROMPTS, strict=True):
@@ -130,7 +135,7 @@ def check_beam(case: LocalCase) -> None:
 
 
 def check_scores(case: LocalCase) -> None:
-    """log p of an answer is the sum over its tokens and its end, with and without generating."""
+    """log p(answer) is the sum over its tokens and its end, with and without generation."""
     backend = case.backend()
     requests = [Request(prompt, GREEDY, ANSWERS) for prompt in PROMPTS]
     requests += [Request(prompt, None, ANSWERS[::-1]) for prompt in PROMPTS]
@@ -142,7 +147,7 @@ def check_scores(case: LocalCase) -> None:
 
 
 def check_single(case: LocalCase) -> None:
-    """One at a time, in any order, the same comes out as together."""
+    """Results do not depend on batch size and order."""
     requests = [Request(prompt, GREEDY, ANSWERS) for prompt in PROMPTS]
     together = answers(case.backend(), requests)
     alone = answers(case.backend(batch_tokens=1), requests)
@@ -155,8 +160,8 @@ def check_single(case: LocalCase) -> None:
 
 
 def check_images(case: LocalCase) -> None:
-    """What an image shows matters, and where it stands."""
-    one, other = picture(1), picture(2)
+    """Content and place of an image affect the result."""
+    one, other = make_image(1), make_image(2)
     shown = [
         ask(one, "a cat\n", other, "this?"),
         ask(other, "a cat\n", one, "this?"),
@@ -169,7 +174,7 @@ def check_images(case: LocalCase) -> None:
 
 
 def check_stop(case: LocalCase) -> None:
-    """Generation is cut at the first stop string, and a row that ended is no longer counted."""
+    """Generation is cut at the first stop string, and later tokens of the row are not counted."""
     backend = case.backend()
     wholes = texts(backend, GREEDY, PROMPTS)
     stop = wholes[0][1:3]
@@ -184,7 +189,7 @@ def check_stop(case: LocalCase) -> None:
 
 
 def check_failures(case: LocalCase) -> None:
-    """What cannot be shown or scored fails alone."""
+    """A prompt that cannot be encoded, or an answer that cannot be scored, fails alone."""
     backend = case.backend()
     expected = answers(backend, [Request(each, GREEDY, ANSWERS) for each in PROMPTS])
     broken = ask(ImageBytes(b"no image", "broken.png"), "this?")
@@ -201,7 +206,7 @@ def check_failures(case: LocalCase) -> None:
 
 
 def limit_memory(module: Any, tokens: int, longest: int = 100_000) -> None:
-    """As if no more than so many tokens fitted into a pass, and no longer row."""
+    """Simulate memory for so many tokens per forward pass, and for rows of some length."""
 
     def refuse(module: Any, args: Any, kwargs: Any) -> None:
         inputs = kwargs.get("inputs_embeds")
@@ -213,7 +218,7 @@ def limit_memory(module: Any, tokens: int, longest: int = 100_000) -> None:
 
 
 def check_memory(case: LocalCase) -> None:
-    """Where memory runs out it goes on with less; a prompt too long fails alone."""
+    """If memory runs out, smaller batches are used. A prompt that is too long fails alone."""
     requests = [Request(prompt, GREEDY, ANSWERS) for prompt in (*PROMPTS, *PROMPTS[:3])]
     expected = answers(case.backend(), requests)
     longest = max(each.usage.prompt_tokens for each in expected) + 12

@@ -1,4 +1,4 @@
-"""Qwen-VL models by their documented usage, one prompt at a time: what the backend must equal."""
+"""Qwen-VL models by their documented usage, one prompt at a time. The backend must equal them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pointer_rl.types import Decoding, Message, Prompt
 MODEL_NAMES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
 
 
-def picture(seed: int, width: int = 60, height: int = 45) -> ImageBytes:
+def make_image(seed: int, width: int = 60, height: int = 45) -> ImageBytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    return ImageBytes(file.getvalue(), f"picture {seed}")
+    return ImageBytes(file.getvalue(), f"image {seed}")
 
 
 def ask(*parts: ImageBytes | str) -> Prompt:
@@ -63,7 +63,7 @@ class Reference:
 
     @torch.no_grad()
     def logits(self, arguments: dict[str, torch.Tensor], following: list[int]) -> torch.Tensor:
-        """[1 + len(following), V]: after the prompt, and after each token that follows it."""
+        """[1 + len(following), V]: logits after the prompt and after each token that follows it."""
         following_ids = torch.tensor([following], dtype=torch.long)
         input_ids = torch.cat([arguments["input_ids"], following_ids], dim=1)
         whole = {**arguments, "input_ids": input_ids, **self.types(input_ids)}

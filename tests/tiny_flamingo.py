@@ -16,6 +16,7 @@ import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
 
 KINDS = ("mosaic_gpt", "mpt", "gpt_neox")
 LAYERS = {
@@ -282,3 +283,66 @@ def _write_mosaic(folder: Path, tensors: Mapping[str, Tensor], rows: int) -> Non
         "use_cache": False,
     }
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def make_idefics(folder: Path, *, instructed: bool) -> tuple[Any, Any]:
+    """Write a random IDEFICS-1 checkpoint. Returns its model and its processor."""
+    torch.manual_seed(3)
+    said = ["<end_of_utterance>"] if instructed else []
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["User: what is this? Assistant: red cat, a dog."], trainer)
+    special = ["<s>", "</s>", *said, "<fake_token_around_image>", "<image>"]
+    tokenizer.add_special_tokens(
+        [AddedToken(each, special=True, normalized=False) for each in special]
+    )
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    processor = transformers.IdeficsProcessor(IdeficsImageProcessorPil(image_size=28), fast)
+    config = transformers.IdeficsConfig(
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        vocab_size=len(fast) - 2,
+        additional_vocab_size=2,
+        vision_config={
+            "embed_dim": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 7,
+        },
+        perceiver_config={"use_resampler": False},
+        alpha_initializer="zeros",
+        use_resampler=not instructed,
+    )
+    if not instructed:
+        config.perceiver_config = type(config.perceiver_config)(
+            use_resampler=True,
+            resampler_n_latents=3,
+            resampler_depth=1,
+            resampler_n_heads=2,
+            resampler_head_dim=8,
+        )
+    model = transformers.IdeficsForVisionText2Text(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "alpha" in name:
+                parameter.fill_(0.7)
+            if parameter.ndim > 1 and "embed" not in name:
+                parameter.normal_(0.0, 1.5 / parameter[0].numel() ** 0.5)
+            elif "embed" in name:
+                parameter.normal_(0.0, 0.5)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model.eval(), processor

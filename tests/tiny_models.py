@@ -105,6 +105,41 @@ def _llava() -> tuple[Any, Any]:
     return transformers.LlavaForConditionalGeneration(config), processor
 
 
+def _idefics2() -> tuple[Any, Any]:
+    from transformers.models.idefics2.image_processing_pil_idefics2 import (
+        Idefics2ImageProcessorPil,
+    )
+
+    tokenizer = _tokenizer(
+        ["<s>", "</s>", "<fake_token_around_image>", "<image>", "<end_of_utterance>"],
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+    )
+    processor = transformers.Idefics2Processor(
+        Idefics2ImageProcessorPil(
+            size={"longest_edge": 28, "shortest_edge": 14}, do_image_splitting=False
+        ),
+        tokenizer,
+        image_seq_len=3,
+        chat_template=_turns("<s>", "", "<end_of_utterance>", "<image>"),
+    )
+    config = transformers.Idefics2Config(
+        text_config=transformers.MistralConfig(vocab_size=len(tokenizer), **_TEXT),
+        vision_config=_VISION,
+        perceiver_config={
+            "resampler_n_latents": 3,
+            "resampler_depth": 1,
+            "resampler_n_heads": 2,
+            "resampler_head_dim": 8,
+            "num_key_value_heads": 1,
+            "hidden_size": _TEXT["hidden_size"],
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    return transformers.Idefics2ForConditionalGeneration(config), processor
+
+
 def _idefics3() -> tuple[Any, Any]:
     from transformers.models.idefics3.image_processing_pil_idefics3 import (
         Idefics3ImageProcessorPil,
@@ -438,6 +473,7 @@ def _mistral3() -> tuple[Any, Any]:
 
 FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llava": _llava,
+    "idefics2": _idefics2,
     "idefics3": _idefics3,
     "gemma3": _gemma3,
     "internvl": _internvl,

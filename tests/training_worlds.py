@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from pointer_rl.selectors import PointerSelector, SelectorConfig
+from pointer_rl.selectors import PointerSelector, SelectorConfig, initial_state
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
 from pointer_rl.train.learner import Learner
@@ -22,15 +22,15 @@ def ragged_groups(
     rows: int = 9,
     shots: int = 2,
     dim: int = 6,
-    own_pools: bool = False,
+    per_query_pool: bool = False,
     excluding: bool = True,
 ) -> Groups:
-    """Random groups; every third query's rewards are tied, every other one excludes rows."""
+    """Random groups; every third one is zero-variance, every other query excludes rows."""
     rng = np.random.default_rng(seed)
     pools, excluded, pointers, rewards = [], [], [], []
     for query, size in enumerate(sizes):
-        own = rng.permutation(rows)[: 6 + query % 2] if own_pools else np.arange(rows)
-        pools.append(np.sort(own).astype(np.int32) if own_pools else None)
+        own = rng.permutation(rows)[: 6 + query % 2] if per_query_pool else np.arange(rows)
+        pools.append(np.sort(own).astype(np.int32) if per_query_pool else None)
         blocked = rng.choice(own, 2, replace=False) if excluding and query % 2 else own[:0]
         excluded.append(np.sort(blocked).astype(np.int32) if query % 2 else None)
         left = np.setdiff1d(own, blocked)
@@ -92,7 +92,7 @@ def worth(selector: PointerSelector, groups: Groups) -> float:
 
     Classes are told from the rewards' formula, not from the groups' candidates.
     """
-    state = selector.encode(groups.queries, groups.pool)
+    state = initial_state(selector, groups.queries, groups.pool)
     chosen = selector.step_logits(state)[:, 0].argmax(-1).numpy() % CLASSES
     world = np.random.default_rng(99)
     as_query = world.standard_normal((2, CLASSES, groups.queries.shape[1]))[0]

@@ -1,6 +1,6 @@
-"""The plugin flamingo: OpenFlamingo, written natively, and the IDEFICS family.
+"""The flamingo plugin: OpenFlamingo, implemented here, and IDEFICS-1 through transformers.
 
-Light to import: torch and transformers are imported when a backend is created.
+Importing this module does not import torch or transformers; creating a backend does.
 """
 
 from __future__ import annotations
@@ -29,10 +29,8 @@ ALIASES: dict[str, dict[str, object]] = {
         "language_model": "anas-awadalla/mpt-7b",
     },
     "idefics_9B": {"model": "HuggingFaceM4/idefics-9b"},
-    "idefics2_8B": {"model": "HuggingFaceM4/idefics2-8b"},
-    "idefics3_8B": {"model": "HuggingFaceM4/Idefics3-8B-Llama3"},
 }
-"""Short names → Hugging Face Hub ids."""
+"""Short names → options."""
 
 
 def create_backend(options: FlamingoOptions) -> VQABackend:
@@ -44,11 +42,11 @@ def create_backend(options: FlamingoOptions) -> VQABackend:
 
 @hookimpl
 def pointer_rl_register_backends(register: Register) -> None:
-    """Register the backend and its checkpoints' short names."""
+    """Register the backend and the short names of checkpoints."""
     register(
         "flamingo",
         create_backend,
         options=FlamingoOptions,
-        summary="OpenFlamingo or IDEFICS, from folders or the Hugging Face Hub",
+        summary="OpenFlamingo or IDEFICS-1, from folders or the Hugging Face Hub",
         aliases=ALIASES,
     )

@@ -1,10 +1,10 @@
-"""Gated cross-attention: what lets a layer of the language model see images.
+"""Gated cross-attention, through which the layers of a language model see images.
 
-A token attends to one image: the last that stands before it, or the one that it stands for. Text
-before the first image attends to none: the attention adds nothing there, while the feed-forward
-that follows it, gated too, still applies. Parameter names are those of a published checkpoint.
+A token attends to one image: an <image> token to its own, any other token to the last image before
+it. Text before the first image attends to none. Attention adds nothing there, but the gated
+feed-forward layer after it still applies. Parameter names are those of a published checkpoint.
 
-Shapes: B rows, L tokens, W the language model's width, T images of a row at most, n latents an
+Shapes: B rows, L tokens, W the language model's width, T images of a row at most, n latents per
 image, D their width, h heads, d head size.
 """
 
@@ -39,8 +39,8 @@ class _MaskedCrossAttention(nn.Module):
         )
         numbers = torch.arange(1, row_images + 1, device=media.device).repeat_interleave(latents)
         sees_one = (image_number > 0)[:, :, None]
-        # A token that sees no image is let see all, and what comes of it is dropped: a softmax
-        # over nothing would be no number.
+        # A token without an image attends to all of them and its result is dropped, since a softmax
+        # over nothing is NaN.
         visible = (image_number[:, :, None] == numbers) | ~sees_one
         attended = scaled_dot_product_attention(queries, keys, values, visible[:, None])
         out: Tensor = self.to_out(attended.transpose(1, 2).flatten(2)) * sees_one
@@ -48,7 +48,7 @@ class _MaskedCrossAttention(nn.Module):
 
 
 class GatedCrossAttention(nn.Module):
-    """Cross-attention, then feed-forward, each added times the tanh of its gate (0 at first)."""
+    """Cross-attention and feed-forward, each scaled by the tanh of its gate (initially 0)."""
 
     def __init__(self, width: int, media_width: int, *, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -58,15 +58,15 @@ class GatedCrossAttention(nn.Module):
         self.ff_gate = nn.Parameter(torch.zeros(1))
 
     def project(self, latents: Tensor) -> Tensor:
-        """Keys and values of images, for `forward`: [B, T, n, D] → [B, T, n, 2·h·d]"""
+        """Compute images' keys and values for `forward`: [B, T, n, D] → [B, T, n, 2·h·d]."""
         projected: Tensor = self.attn.to_kv(latents)
         return projected
 
     def forward(self, hidden: Tensor, media: Tensor | None, image_number: Tensor) -> Tensor:
         """[B, L, W] → [B, L, W]
 
-        media: from `project`; None where no row has an image. image_number: [B, L] which image
-        each token sees, from 1; 0 for none.
+        `media` are the keys and values from `project`, or None if no row has an image.
+        `image_number` [B, L] is the number of the image that each token sees, from 1; 0 for none.
         """
         if media is not None:
             attended = self.attn(hidden, media, image_number)
@@ -77,19 +77,19 @@ class GatedCrossAttention(nn.Module):
 
 @dataclass
 class Seen:
-    """What the layers of a model see during one pass. Set by the model, read by its layers.
+    """The images of the current forward pass. Set by the model, read by its layers.
 
-    The language model's own code calls its layers, and has no argument for images.
+    The language model's own code calls the layers, and it has no argument for images.
     """
 
     media: Tensor | None = None
     """[B, gated layers, T, n, 2·h·d]"""
     image_number: Tensor | None = None
-    """[B, L]; None between passes."""
+    """[B, L]; None between forward passes."""
 
 
 class FlamingoLayer(nn.Module):
-    """A layer of the language model, behind gated cross-attention."""
+    """A layer of the language model, preceded by gated cross-attention."""
 
     def __init__(
         self, decoder_layer: nn.Module, gated: GatedCrossAttention, number: int, seen: Seen
@@ -101,9 +101,9 @@ class FlamingoLayer(nn.Module):
         self._seen = seen
 
     def forward(self, hidden: Tensor, *arguments: Any, **named: Any) -> Any:
-        """As the language model's layer, whatever it is given beside the hidden states."""
+        """Takes and returns the same as the language model's layer."""
         seen = self._seen
-        assert seen.image_number is not None, "called outside a pass of the model"
+        assert seen.image_number is not None, "called outside a forward pass of the model"
         media = None if seen.media is None else seen.media[:, self._number]
         hidden = self.gated_cross_attn_layer(hidden, media, seen.image_number)
         return self.decoder_layer(hidden, *arguments, **named)

@@ -1,4 +1,4 @@
-"""What a pickled file of tensors is: by the checksums that PyTorch's archives keep of parts."""
+"""Hash a pickled file of tensors by the checksums that PyTorch stores in its archive."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["file_digest"]
 
 
 def file_digest(path: Path) -> str:
-    """Of a file's content. Large archives are not read: their directory has every part's CRC-32.
+    """Hash a file's content. Of an archive only the directory is read, with each member's CRC-32.
 
-    Names within the archive begin with the file's name when it was saved, which is left out.
-    Raises InputError for a file that cannot be read.
+    Member names start with the name under which the file was saved; that part is left out. Raises
+    InputError for a file that cannot be read.
     """
     digest = hashlib.sha256()
     try:

@@ -1,8 +1,7 @@
-"""The language models that OpenFlamingo stands on: MPT (and its ancestor MosaicGPT), GPT-NeoX.
+"""OpenFlamingo's language models: MPT, its predecessor MosaicGPT, and GPT-NeoX.
 
-transformers computes them, but for MPT's LayerNorm over queries and keys (`qk_ln`), which its
-`MptForCausalLM` does not know. MosaicGPT (MPT-1B-RedPajama, published as code of its own) is MPT
-with that, under other names.
+transformers implements them, except for MPT's LayerNorm over queries and keys (`qk_ln`). MosaicGPT
+(MPT-1B-RedPajama, published with its own code) is MPT with that LayerNorm and other names.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pointer_rl.errors import InputError, first_line
 __all__ = ["LAYERS", "MptLanguageModel", "language_config", "language_model", "load_language_model"]
 
 LAYERS = {"mpt": "transformer.blocks", "gpt_neox": "gpt_neox.layers"}
-"""Model type → where the list of its layers is."""
+"""Model type → name of the module that lists its layers."""
 _MOSAIC_NAMES = {
     r"\.ln_1\.": ".norm_1.",
     r"\.ln_2\.": ".norm_2.",
@@ -32,22 +31,22 @@ _MOSAIC_NAMES = {
     r"\.mlp\.mlp_down\.": ".ffn.down_proj.",
 }
 _QK_NORMS = {r"\.attn\.([qk]_ln)\.": r".attn.Wqkv.\1."}
-"""The norms lie in the module that computes queries, keys and values."""
+"""The norms belong to the module that computes queries, keys and values."""
 
 
 class MptLanguageModel(MptForCausalLM):  # type: ignore[misc]  # transformers carries no types
-    """`MptForCausalLM` that normalises queries and keys where the configuration says so."""
+    """`MptForCausalLM` that normalises queries and keys if the configuration says so."""
 
     def __init__(self, config: MptConfig) -> None:
         super().__init__(config)
         if config.attn_config.qk_ln:
             for block in self.transformer.blocks:
                 block.attn.Wqkv = _NormalisedQkv(block.attn.Wqkv, config)
-                block.attn.clip_qkv = None  # done before the norms, as in MPT's own code
+                block.attn.clip_qkv = None  # Applied before the norms, as in MPT's own code.
 
 
 class _NormalisedQkv(nn.Module):
-    """Queries, keys and values; the former two normalised over all heads together."""
+    """Projection to queries, keys and values. Normalises queries and keys over all heads."""
 
     def __init__(self, projection: nn.Linear, config: MptConfig) -> None:
         super().__init__()
@@ -66,7 +65,7 @@ class _NormalisedQkv(nn.Module):
 
 
 def language_model(config: Any) -> nn.Module:
-    """A fresh model of a configuration (`MptConfig` or `GPTNeoXConfig`)."""
+    """Create an untrained model from a configuration (`MptConfig` or `GPTNeoXConfig`)."""
     model: nn.Module = _model_class(config)._from_config(config)
     return model
 
@@ -76,9 +75,10 @@ def _model_class(config: Any) -> Any:
 
 
 def language_config(folder: Path) -> Any:
-    """The configuration of a language model's folder.
+    """Read the configuration in a language model's folder.
 
-    Raises InputError for what is none, is of another kind, or computes what we do not.
+    Raises InputError if there is none, for another kind of model, and for settings that are not
+    supported.
     """
     path = folder / "config.json"
     try:
@@ -108,7 +108,7 @@ def language_config(folder: Path) -> Any:
 
 
 def _from_mosaic(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of MosaicGPT in the words of MPT."""
+    """Translate the configuration of MosaicGPT to that of MPT."""
     same = ("d_model", "n_heads", "n_layers", "max_seq_len", "vocab_size", "logit_scale")
     return {name: values[name] for name in same if name in values} | {
         "expansion_ratio": values.get("mlp_ratio", 4),
@@ -125,7 +125,7 @@ def _from_mosaic(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_mpt(config: MptConfig, path: Path) -> None:
-    """Refuse what transformers' MPT passes over in silence."""
+    """Refuse settings that transformers' MPT silently ignores."""
     attention = config.attn_config
     wrong = {
         "attn_type": attention.attn_type != "multihead_attention",
@@ -143,7 +143,7 @@ def _check_mpt(config: MptConfig, path: Path) -> None:
 
 
 def load_language_model(folder: Path, config: Any, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The model with its weights, and transformers' report of what did not fit.
+    """Load the model. Returns it with transformers' report of tensors that did not fit.
 
     Weights may be safetensors or PyTorch's pickles, which are read with `weights_only`.
     """
@@ -153,7 +153,7 @@ def load_language_model(folder: Path, config: Any, dtype: torch.dtype) -> tuple[
         config=config,
         dtype=dtype,
         key_mapping=names,
-        ignore_mismatched_sizes=True,  # reported
+        ignore_mismatched_sizes=True,  # The report lists them.
         output_loading_info=True,
         weights_only=True,
     )

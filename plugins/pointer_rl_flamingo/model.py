@@ -1,10 +1,10 @@
 """OpenFlamingo: CLIP's vision tower, a perceiver resampler, a language model with gated layers.
 
-As `transformers` models are: `from_pretrained`, `save_pretrained`, `generate`. What the model sees
-of images goes in as keys and values (`project`), computed once for a batch: no decoding step
-computes them again.
+It is a `transformers` model with `from_pretrained`, `save_pretrained` and `generate`. The images'
+keys and values are an input (see `project`), so that they are computed once for a batch and not in
+every decoding step.
 
-Shapes: B rows, L tokens of this pass, T images of a row at most, N images, n latents an image, D
+Shapes: B rows, L tokens of the pass, T images of a row at most, N images, n latents per image, D
 the vision tower's width, X gated layers.
 """
 
@@ -40,7 +40,7 @@ _CONFIGS = {
 
 @strict
 class OpenFlamingoConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers has no types
-    """The parts' configurations, and what lies between them."""
+    """The configurations of the parts and of the layers that connect them."""
 
     model_type = "open_flamingo"
     sub_configs: ClassVar[Any] = {
@@ -50,20 +50,20 @@ class OpenFlamingoConfig(PreTrainedConfig):  # type: ignore[misc]  # transformer
 
     vision_config: Any = None
     text_config: Any = None
-    """Of an MPT or a GPT-NeoX model."""
+    """Configuration of an MPT or a GPT-NeoX model."""
     media_token_id: int = 50278
-    """<image>"""
+    """The token <image>."""
     eoc_token_id: int = 50277
-    """<|endofchunk|>"""
+    """The token <|endofchunk|>."""
     cross_attn_every_n_layers: int = 1
-    """Gated cross-attention stands before every n-th layer of the language model."""
+    """Every n-th layer of the language model is preceded by gated cross-attention."""
     resampler_depth: int = 6
     num_latents: int = 64
     num_heads: int = 8
-    """Of the resampler and of the gated layers."""
+    """Number of heads of the resampler and of the gated layers."""
     head_dim: int = 64
     tie_word_embeddings: bool = False
-    """Of the language model this is in its own configuration."""
+    """Always False here; the language model has a setting of its own."""
 
     def __post_init__(self, **values: Any) -> None:
         self.vision_config = _config(self.vision_config, "clip_vision_model")
@@ -79,10 +79,7 @@ def _config(given: Any, default: str) -> Any:
 
 
 class OpenFlamingoModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    """Text with images in, logits out. Fresh from its configuration, or by `from_pretrained`.
-
-    Below `perceiver` and `gated_cross_attn_layer`, names are a published checkpoint's.
-    """
+    """The model. Parameters of `perceiver` and `gated_cross_attn_layer` are named as published."""
 
     config_class = OpenFlamingoConfig
     base_model_prefix = ""
@@ -119,14 +116,14 @@ class OpenFlamingoModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return embeddings
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Images to latents: [N, 3, height, width] → [N, n, D]"""
-        # Patches as they leave the last layer: post_layernorm is for the class token alone.
+        """Encode images: [N, 3, height, width] → [N, n, D]."""
+        # The output of the last layer: post_layernorm only applies to the class token.
         patches = self.vision_encoder(pixel_values=pixels).last_hidden_state[:, 1:]
         latents: Tensor = self.perceiver(patches)
         return latents
 
     def project(self, latents: Tensor) -> Tensor:
-        """Latents to what `forward` takes: [B, T, n, D] → [B, X, T, n, keys and values]"""
+        """Compute keys and values for `forward`: [B, T, n, D] → [B, X, T, n, keys and values]."""
         return torch.stack([gated.project(latents) for gated in self._gated], dim=1)
 
     def forward(
@@ -141,12 +138,15 @@ class OpenFlamingoModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         logits_to_keep: int = 0,
         return_dict: bool | None = None,
     ) -> Any:
-        """transformers' `CausalLMOutputWithPast`.
+        """Returns transformers' `CausalLMOutputWithPast`. Arguments not listed are transformers'.
 
-        input_ids: [B, L]. attention_mask: [B, past and L] 1 where there is no padding. media: from
-        `project`; None where no row has an image. image_number: [B, L] the number of images up to
-        each token, from the row's beginning; counted in `input_ids` where that is the beginning.
-        logits_to_keep: of how many last tokens; 0 for all.
+        Args:
+            input_ids: [B, L]
+            attention_mask: [B, past and L], 0 at padding.
+            media: The images' keys and values from `project`; None if no row has an image.
+            image_number: [B, L] number of images up to each token, from the start of the row.
+                Counted in `input_ids` if nothing came before them.
+            logits_to_keep: Number of last tokens whose logits are computed; 0 for all.
         """
         if image_number is None:
             assert past_key_values is None or past_key_values.get_seq_length() == 0
@@ -159,7 +159,7 @@ class OpenFlamingoModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             return self.lang_encoder(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
-                position_ids=position_ids,  # (MPT has none, and passes over them.)
+                position_ids=position_ids,  # MPT ignores them.
                 past_key_values=past_key_values,
                 use_cache=use_cache,
                 logits_to_keep=logits_to_keep,
@@ -170,7 +170,7 @@ class OpenFlamingoModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, next_sequence_length: int | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """For `generate`: the images are counted in all tokens, and passed for the next ones."""
+        """See transformers. Counts images in all tokens and passes the counts of the next ones."""
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids, next_sequence_length=next_sequence_length, **kwargs
         )

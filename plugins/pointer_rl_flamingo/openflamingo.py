@@ -1,7 +1,7 @@
-"""From files to an OpenFlamingo model and its tokenizer.
+"""Load an OpenFlamingo model and its tokenizer from files.
 
-Either all in one folder, as `save` writes it, or as published: a checkpoint of what was trained,
-a language model, and a vision tower.
+The files are either one folder written by `save`, or the published parts: a checkpoint of the
+trained tensors, a language model, and a vision tower.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ __all__ = ["add_special_tokens", "assemble", "load_saved", "save"]
 def assemble(
     path: Path, language: Path, vision: Path, dtype: torch.dtype
 ) -> tuple[OpenFlamingoModel, Any]:
-    """The model and its tokenizer, from a checkpoint and the folders of its other two parts.
+    """Load the model and its tokenizer from a checkpoint and the folders of its other two parts.
 
-    Every tensor that training changes has to be in the checkpoint, and nothing else may be. Raises
-    InputError for parts that cannot be read or do not fit, and lists what is missing or left over.
+    The checkpoint must contain exactly the tensors that training changes. Raises InputError for
+    parts that cannot be read or do not fit; the error lists missing and unexpected tensors.
     """
     text_config = language_config(language)
     layers = LAYERS[text_config.model_type]
@@ -67,9 +67,9 @@ def assemble(
 
 
 def load_saved(folder: Path, dtype: torch.dtype) -> tuple[OpenFlamingoModel, Any]:
-    """The model and its tokenizer, from a folder that `save` wrote.
+    """Load the model and its tokenizer from a folder written by `save`.
 
-    Raises InputError for a folder that is not complete.
+    Raises InputError for an incomplete folder.
     """
     tokenizer = _tokenizer(folder)
     model, report = _load(folder, _from_pretrained, folder, dtype)
@@ -81,18 +81,19 @@ def load_saved(folder: Path, dtype: torch.dtype) -> tuple[OpenFlamingoModel, Any
 
 
 def save(model: OpenFlamingoModel, tokenizer: Any, folder: Path) -> None:
-    """Write everything into one folder: config.json, model.safetensors and the tokenizer's files.
+    """Write config.json, model.safetensors and the tokenizer's files into one folder.
 
-    The backend loads it by its path, whatever the parts came from.
+    The backend loads such a folder without any other option.
     """
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def add_special_tokens(tokenizer: Any) -> Any:
-    """The language model's tokenizer with what OpenFlamingo adds, in the order of its training.
+    """Add OpenFlamingo's special tokens to a language model's tokenizer, and return it.
 
-    A padding token last, and only where there is none: so the published embeddings have them.
+    Their order is that of the published embeddings: a padding token comes last, and only if the
+    tokenizer has none.
     """
     tokenizer.add_special_tokens({"additional_special_tokens": [END_OF_CHUNK, IMAGE]})
     if tokenizer.pad_token is None:
@@ -103,28 +104,28 @@ def add_special_tokens(tokenizer: Any) -> Any:
 def _base_tensors(
     tower: Any, language_model: Any, names: set[str], layers: str, vocab_size: int
 ) -> dict[str, torch.Tensor]:
-    """The tensors that are not trained, under the whole model's names."""
+    """The tensors that training does not change, by their names in the whole model."""
     tensors = {f"vision_encoder.{name}": each for name, each in tower.state_dict().items()}
     embeddings = language_model.get_input_embeddings().weight
     for name, tensor in language_model.state_dict().items():
         if tensor.data_ptr() == embeddings.data_ptr():
-            continue  # the checkpoint has them; with tied weights, the output's too
+            continue  # The checkpoint has the embeddings, and the output layer if weights are tied.
         if name == "lm_head.weight":
-            tensor = tensor[:vocab_size]  # as `resize_token_embeddings` cut it for training
+            tensor = tensor[:vocab_size]  # As `resize_token_embeddings` cut it for training.
         name = f"lang_encoder.{name}"
-        if name not in names:  # its layer stands behind gated cross-attention
+        if name not in names:  # Its layer is preceded by gated cross-attention.
             name = re.sub(rf"({layers}\.\d+)\.", r"\1.decoder_layer.", name)
         tensors[name] = tensor
     return tensors
 
 
 def _tokenizer(folder: Path) -> Any:
-    # Not AutoTokenizer: MosaicGPT's configuration is code of its own, which is never run.
+    # Not AutoTokenizer: MosaicGPT's configuration comes with its own code, which is never run.
     return _load(folder, PreTrainedTokenizerFast.from_pretrained, folder)
 
 
 def _load_vision(folder: Path, dtype: torch.dtype) -> Any:
-    """The vision tower of a whole CLIP model, or alone."""
+    """Load a vision tower from a CLIP model or from a folder of its own."""
     model_type = read_model_type(folder)
     if model_type == "clip":
         return load_weights(CLIPModel, folder, dtype=dtype, attention="sdpa").vision_model
@@ -145,7 +146,7 @@ def _from_pretrained(
         state_dict=tensors,
         dtype=dtype,
         use_safetensors=True,
-        ignore_mismatched_sizes=True,  # reported
+        ignore_mismatched_sizes=True,  # The report lists them.
         output_loading_info=True,
     )
 
@@ -162,7 +163,7 @@ def _check_report(place: Path, report: Mapping[str, Any]) -> None:
 
 
 def _check(place: Path, missing: Any, mismatched: Any, unexpected: Any) -> None:
-    """Refuse tensors that do not cover the model exactly: transformers fills up and passes over."""
+    """Refuse tensors that do not match the model exactly. transformers only warns about them."""
     faults = [
         f"{len(names)} {what} ({', '.join(sorted(names)[:4])}{', …' if len(names) > 4 else ''})"
         for what, names in (

@@ -1,4 +1,4 @@
-"""What a user can set about the flamingo backend."""
+"""Options of the flamingo backend."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["FlamingoOptions"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlamingoOptions:
-    """Which checkpoint, what it stands on, where it runs and at what precision."""
+    """Which checkpoint to run, the models it was trained on, device and precision."""
 
     model: str
     """Folder or Hugging Face Hub id: an OpenFlamingo checkpoint (checkpoint.pt), a folder with all
-    of an OpenFlamingo model, or a model of the IDEFICS family (idefics, idefics2, idefics3)."""
+    of an OpenFlamingo model, or an IDEFICS-1 model."""
     revision: str | None = None
     """Branch, tag or commit of the Hub repository."""
     language_model: str | None = None

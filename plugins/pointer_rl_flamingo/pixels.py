@@ -1,4 +1,4 @@
-"""Images as CLIP's vision tower takes them, as OpenFlamingo's training prepared them."""
+"""Preprocess images for CLIP's vision tower as OpenFlamingo's training did."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ __all__ = ["pixels"]
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
-"""CLIP's, of red, green and blue."""
+"""CLIP's mean and standard deviation of red, green and blue."""
 
 
 def pixels(image: Image.Image, side: int) -> Tensor:
-    """[3, side, side] float32: the short side resized (bicubic), the middle cropped, normalised.
+    """[3, side, side] float32: resized (bicubic) by the short side, centre-cropped, normalised.
 
-    `CLIPImageProcessor` rounds the margins of the crop down; torchvision, with which the models
-    were trained, rounds them to the nearest (half to even): a pixel apart for some sizes.
+    The models were trained with torchvision, which rounds the margins of the crop to the nearest
+    integer (half to even). `CLIPImageProcessor` rounds them down, which shifts some sizes by a
+    pixel.
     """
     width, height = image.size
     short = min(width, height)

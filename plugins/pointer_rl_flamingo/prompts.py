@@ -1,14 +1,14 @@
-"""A prompt as OpenFlamingo was trained to read: `<image>` and text, chunk by chunk.
+"""Render prompts in the format that OpenFlamingo was trained on.
 
     <image>Question:… Short answer:red<|endofchunk|>
     <image>Question:… Short answer:
 
-A chunk is an image with the text that follows it. It is closed where another begins: at the next
-image, or after an assistant's answer. What is last stays open, for the model to go on. A system
-message stands on a line before the chunks. An answer follows a question that ends in a colon at
-once; any other question, on a new line.
+A chunk is an image with the text that follows it. A chunk is closed when another one begins: at the
+next image, or after an assistant's answer. The last chunk stays open for the model to continue. A
+system message comes on a line before the chunks. An answer directly follows a question that ends in
+a colon; after any other question it starts a new line.
 
-The prompt builder `short-answer` without instructions gives exactly this, to the character.
+The prompt builder `short-answer` without instructions gives exactly this format.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ IMAGE = "<image>"
 
 
 def render(prompt: Prompt, close: str = f"{END_OF_CHUNK}\n") -> str:
-    """The prompt's text up to where the model begins to answer, with one `<image>` an image.
+    """Render a prompt up to where the model begins to answer, with one `<image>` per image.
 
-    close: what closes a chunk.
+    `close` is the text that closes a chunk.
     """
     text = ""
     complete = False
-    """Whether the chunk has its image and text: whatever comes next begins another."""
+    """Whether the chunk has its image and its text, so that the next image begins a new one."""
     role = None
     for message in prompt.messages:
         if message.role == "assistant":
@@ -56,7 +56,7 @@ def _open_answer(text: str) -> str:
 
 
 def check_images(places: int, prompt: Prompt) -> None:
-    """Raises InputError where the text does not have one place for each image."""
+    """Raise InputError unless the text has one `<image>` per image."""
     images = len(prompt.images)
     if places != images:
         raise InputError(

@@ -1,12 +1,12 @@
-"""An OpenFlamingo `checkpoint.pt`: what was trained, and nothing else.
+"""Read an OpenFlamingo `checkpoint.pt`, which holds only the trained tensors.
 
-It holds the resampler, the gated layers and the token embeddings; the vision tower and the language
-model's own layers are taken from where training began. From the names and shapes follows how the
-parts were put together, so that nobody has to say it.
+These are the resampler, the gated layers and the token embeddings. The vision tower and the
+language model's own layers come from the models on which training was based. The names and shapes
+of the tensors tell how the parts are combined.
 
-Key forms that are read: with or without the prefix `module.` (DDP); bare or in `model_state_dict`
-(training checkpoints, beside the optimizer); gated layers below the language model's layers
-(`….blocks.3.gated_cross_attn_layer.…`) or in their own list (`gated_cross_attn_layers.3.…`).
+Keys may have the prefix `module.` (DDP), and may lie in `model_state_dict` (training checkpoints
+that include an optimizer). Gated layers may belong to the language model's layers
+(`….blocks.3.gated_cross_attn_layer.…`) or be a list of their own (`gated_cross_attn_layers.3.…`).
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ EMBEDDINGS = {
     "mpt": "lang_encoder.transformer.wte.weight",
     "gpt_neox": "lang_encoder.gpt_neox.embed_in.weight",
 }
-"""Model type → the token embeddings' name."""
+"""Model type → name of the token embeddings."""
 _HEAD_DIM = 64
-"""Of all published models: shapes alone do not tell it."""
+"""The same in all published models. It cannot be derived from shapes."""
 _OLD_BUFFERS = re.compile(r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$")
-"""Constants that GPT-NeoX used to save among its weights."""
+"""Constants that older versions of GPT-NeoX saved with the weights."""
 _OWN_LIST = re.compile(r"^lang_encoder\.gated_cross_attn_layers\.(\d+)\.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How the parts were put together."""
+    """How the parts are combined."""
 
     cross_attn_every_n_layers: int
     resampler_depth: int
@@ -51,7 +51,7 @@ class Layout:
 
 
 def find_checkpoint(folder: Path) -> Path:
-    """The one file of weights in a folder. Raises InputError where there is none, or several."""
+    """Find the file of weights in a folder. Raises InputError unless there is exactly one."""
     named = folder / "checkpoint.pt"
     if named.is_file():
         return named
@@ -66,9 +66,9 @@ def find_checkpoint(folder: Path) -> Path:
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Its tensors by name, without wrapper and prefix. Pickles are read with `weights_only`.
+    """Read a checkpoint's tensors by name, without wrapper and prefix.
 
-    Raises InputError for a file that is no checkpoint.
+    Pickles are read with `weights_only`. Raises InputError for a file that is not a checkpoint.
     """
     try:
         if path.suffix == ".safetensors":
@@ -94,9 +94,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def rename(tensors: dict[str, Tensor], layers: str) -> dict[str, Tensor]:
-    """The tensors under our model's names; constants that it computes itself are left out.
+    """Rename tensors to the names of `OpenFlamingoModel`, and drop constants that it computes.
 
-    layers: where the language model has its layers.
+    `layers` is the name of the module that lists the language model's layers.
     """
     renamed = {}
     for name, tensor in tensors.items():
@@ -109,7 +109,7 @@ def rename(tensors: dict[str, Tensor], layers: str) -> dict[str, Tensor]:
 
 
 def layout(tensors: dict[str, Tensor], model_type: str, path: Path) -> Layout:
-    """Read the layout off renamed tensors. Raises InputError where they are no OpenFlamingo's."""
+    """Derive the layout from renamed tensors. Raises InputError for any other kind of model."""
     numbers = [_number(r"\.(\d+)\.gated_cross_attn_layer\.attn_gate$", name) for name in tensors]
     depths = [_number(r"^perceiver\.layers\.(\d+)\.", name) for name in tensors]
     first_gated = min((number for number in numbers if number is not None), default=None)

@@ -1,4 +1,4 @@
-"""The perceiver resampler: an image's patches, however many, become a fixed number of latents.
+"""The perceiver resampler, which turns any number of patches into a fixed number of latents.
 
 Parameter names are those of a published checkpoint (`perceiver.…`).
 
@@ -15,7 +15,7 @@ __all__ = ["PerceiverResampler", "feed_forward", "split_heads"]
 
 
 def feed_forward(width: int) -> nn.Sequential:
-    """LayerNorm, then a hidden layer of four times the width, without biases."""
+    """LayerNorm and a hidden layer of four times the width, without biases."""
     return nn.Sequential(
         nn.LayerNorm(width),
         nn.Linear(width, 4 * width, bias=False),
@@ -55,7 +55,7 @@ class _PerceiverAttention(nn.Module):
 
 
 class PerceiverResampler(nn.Module):
-    """Learned latents, refined layer by layer by what they see of the patches."""
+    """Learned latents that attend to the patches in each layer."""
 
     def __init__(
         self, width: int, *, depth: int, num_latents: int, heads: int, head_dim: int

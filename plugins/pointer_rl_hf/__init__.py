@@ -1,6 +1,6 @@
-"""The plugin hf: any image-text-to-text model that transformers loads.
+"""The hf plugin: runs any image-text-to-text model that transformers loads.
 
-Light to import: torch and transformers are imported when a backend is created.
+Importing this module does not import torch or transformers; creating a backend does.
 """
 
 from __future__ import annotations
@@ -8,15 +8,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pointer_rl.hookspecs import hookimpl
-from pointer_rl_hf.options import HFOptions
+from pointer_rl_hf.options import HFBackendOptions
 
 if TYPE_CHECKING:
     from pointer_rl.types import Register, VQABackend
 
-__all__ = ["HFOptions", "create_backend", "pointer_rl_register_backends"]
+__all__ = ["HFBackendOptions", "create_backend", "pointer_rl_register_backends"]
+
+ALIASES = {
+    "idefics2_8B": "HuggingFaceM4/idefics2-8b",
+    "idefics3_8B": "HuggingFaceM4/Idefics3-8B-Llama3",
+}
+"""Short names → Hugging Face Hub ids."""
 
 
-def create_backend(options: HFOptions) -> VQABackend:
+def create_backend(options: HFBackendOptions) -> VQABackend:
     """Load a checkpoint as a backend. Raises InputError and MissingExtraError."""
     from pointer_rl_hf.checkpoint import load_checkpoint
     from pointer_rl_hf.model import make_backend
@@ -26,10 +32,11 @@ def create_backend(options: HFOptions) -> VQABackend:
 
 @hookimpl
 def pointer_rl_register_backends(register: Register) -> None:
-    """Register the backend."""
+    """Register the backend and the short names of checkpoints."""
     register(
         "hf",
         create_backend,
-        options=HFOptions,
+        options=HFBackendOptions,
         summary="any image-text-to-text model of transformers (LLaVA, InternVL, Gemma 3, SmolVLM…)",
+        aliases={alias: {"model": model} for alias, model in ALIASES.items()},
     )

@@ -1,25 +1,26 @@
-"""Prompts as the text that a checkpoint's processor reads, images as its own marks in it.
+"""Prompts as text for a checkpoint's processor, with the processor's own image placeholders.
 
-Images stay where they stand in the prompt. Some chat templates (LLaVA's) put all images of a
-message before its text, which would part demonstrations from their images; there the template is
-given text alone, in which the images are already marked as it marks them. How a template does it is
-found by rendering three words and two images.
+Images keep their place in the prompt. Some chat templates (LLaVA's, for example) put all images of
+a message before its text, which would separate demonstrations from their images. Such a template is
+given text only, in which the images are already marked the way the template marks them. Rendering
+three words and two images shows whether a template keeps the order, and how it marks an image.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from PIL import Image
 
-from pointer_rl.errors import InputError, first_line
-from pointer_rl.types import Prompt
+from pointer_rl.errors import InputError
+from pointer_rl.local.chat import chat_messages, image_placeholder, render_chat, text_part
+from pointer_rl.types import ImageRef, Message, Prompt
 
-__all__ = ["Chat", "load_chat"]
+__all__ = ["TALL", "WIDE", "Chat", "load_chat", "user_prompt"]
 
 _PLAIN = (
     "{% for message in messages %}{% for part in message.content %}"
@@ -28,19 +29,34 @@ _PLAIN = (
 )
 
 
-Turn = tuple[str, Sequence[str | None]]
-"""A role and its parts; None is an image."""
+@dataclass(frozen=True)
+class _ProbeImage:
+    """An image of a prompt that only shows what a template, a processor or a model does."""
+
+    key: str
+    size: tuple[int, int]
+
+    def open(self) -> Image.Image:
+        return Image.linear_gradient("L").convert("RGB").resize(self.size)
+
+
+WIDE, TALL = _ProbeImage("wide", (64, 48)), _ProbeImage("tall", (40, 120))
+
+
+def user_prompt(*parts: ImageRef | str) -> Prompt:
+    """A prompt of one user message."""
+    return Prompt((Message("user", parts),))
 
 
 class Chat:
     """Renders prompts with a chat template."""
 
     def __init__(self, tokenizer: Any, template: str, where: Path) -> None:
-        """Raises InputError for a template that cannot place images; `where` is named in it."""
+        """Raises InputError for a template that cannot place images; the error names `where`."""
         self.template = template
         self._tokenizer = tokenizer
         self._mark: str | None = None
-        """What stands for an image in the text; None where the template places it itself."""
+        """The text that marks an image; None if the template marks images in their place."""
         try:
             if not self._keeps_order():
                 self._mark = self._find_mark()
@@ -50,54 +66,31 @@ class Chat:
                 " that can with chat_template=FILE, or chat_template=plain"
             ) from error
 
-    def render(self, prompt: Prompt) -> str:
-        """The prompt up to where the model begins to answer. Raises InputError."""
-        return self._render(
-            [
-                (each.role, [part if isinstance(part, str) else None for part in each.parts])
-                for each in prompt.messages
-            ]
+    def render(self, prompt: Prompt, *, add_generation_prompt: bool = True) -> str:
+        """Render a prompt up to where the model begins to answer. Raises InputError."""
+        return render_chat(
+            self._tokenizer,
+            chat_messages(prompt, self._image_part),
+            self.template,
+            add_generation_prompt=add_generation_prompt,
         )
 
-    def render_user(self, *parts: str | None) -> str:
-        """One message of texts and, where None stands, images. Raises InputError."""
-        return self._render([("user", parts)])
-
     def after_answer(self) -> str:
-        """What the template writes after an assistant's answer. Raises InputError."""
-        turns: list[Turn] = [("user", ["alpha"]), ("assistant", ["omega"])]
-        return self._render(turns, answering=False).rpartition("omega")[2]
+        """The text that the template puts after an assistant's answer. Raises InputError."""
+        turns = Prompt((Message("user", ("alpha",)), Message("assistant", ("omega",))))
+        return self.render(turns, add_generation_prompt=False).rpartition("omega")[2]
 
-    def _render(self, turns: Sequence[Turn], *, answering: bool = True) -> str:
-        conversation = [
-            {"role": role, "content": [self._content(part) for part in parts]}
-            for role, parts in turns
-        ]
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                conversation,
-                chat_template=self.template,
-                tokenize=False,
-                add_generation_prompt=answering,
-            )
-        except (TemplateError, TypeError) as error:
-            raise InputError(
-                f"the chat template refuses the prompt: {first_line(error)}"
-            ) from error
-        return text
-
-    def _content(self, part: str | None) -> dict[str, str]:
-        text = self._mark if part is None else part
-        return {"type": "image"} if text is None else {"type": "text", "text": text}
+    def _image_part(self, image: ImageRef) -> dict[str, Any]:
+        return image_placeholder(image) if self._mark is None else text_part(self._mark)
 
     def _keeps_order(self) -> bool:
-        text = self.render_user("alpha", None, "beta", None, "gamma")
+        text = self.render(user_prompt("alpha", WIDE, "beta", WIDE, "gamma"))
         found = re.search("alpha(.*)beta(.*)gamma", text, re.DOTALL)
         return found is not None and all(between.strip() for between in found.groups())
 
     def _find_mark(self) -> str:
-        """What an image adds to a text. Raises InputError where that is nothing."""
-        text, shown = self.render_user("alpha"), self.render_user(None, "alpha")
+        """The characters that an image adds to a text. Raises InputError if it adds none."""
+        text, shown = self.render(user_prompt("alpha")), self.render(user_prompt(WIDE, "alpha"))
         pairs = enumerate(zip(text, shown, strict=False))
         place = next((index for index, (one, other) in pairs if one != other), len(text))
         mark = shown[place : place + len(shown) - len(text)]
@@ -107,7 +100,7 @@ class Chat:
 
 
 def load_chat(processor: Any, folder: Path, option: str | None) -> Chat:
-    """The chat of the checkpoint, or of the option `chat_template`. Raises InputError."""
+    """The checkpoint's chat template, or that of the option `chat_template`. Raises InputError."""
     tokenizer = processor.tokenizer
     if option == "plain":
         image = getattr(processor, "image_token", None)
@@ -129,7 +122,7 @@ def load_chat(processor: Any, folder: Path, option: str | None) -> Chat:
     if template is None:
         raise InputError(
             f"{folder}: no chat template (chat_template.jinja, chat_template.json or in"
-            " tokenizer_config.json); give one with chat_template=FILE or, for a model that knows"
-            " no chat, chat_template=plain"
+            " tokenizer_config.json); give one with chat_template=FILE or, for a model that was"
+            " not trained on chats, chat_template=plain"
         )
     return Chat(tokenizer, template, folder)

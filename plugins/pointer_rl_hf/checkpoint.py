@@ -1,4 +1,4 @@
-"""From a checkpoint folder or Hub id to a model, its processor and its chat."""
+"""Load a checkpoint folder or Hub id as a model, its processor and its chat template."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 
 from pointer_rl.devices import dtype_name, resolve_device, resolve_dtype
 from pointer_rl.errors import InputError, first_line
-from pointer_rl.local.fingerprints import digest_of, folder_digest
+from pointer_rl.local.fingerprints import folder_digest, make_fingerprint
 from pointer_rl.local.hub import checkpoint_folder
 from pointer_rl.local.loading import (
     LOADING_ERRORS,
@@ -26,7 +25,7 @@ from pointer_rl.local.loading import (
     set_end_tokens,
 )
 from pointer_rl_hf.chat import Chat, load_chat
-from pointer_rl_hf.options import HFOptions
+from pointer_rl_hf.options import HFBackendOptions
 from pointer_rl_hf.processor import load_processor
 
 __all__ = ["Checkpoint", "load_checkpoint"]
@@ -34,28 +33,28 @@ __all__ = ["Checkpoint", "load_checkpoint"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint. Model and processor are transformers' own, which carry no types."""
+    """A loaded checkpoint. Model and processor are transformers' own objects, without types."""
 
     model: Any
-    """In evaluation mode, on its device; an adapter's layers are in place."""
+    """In evaluation mode, on its device, including the layers of an adapter."""
     processor: Any
     tokenizer: Any
     chat: Chat
     turn_end_id: int
     """The token that ends an answer."""
     stop_ids: tuple[int, ...]
-    """All tokens at which generation ends; padding is one."""
+    """All tokens at which generation ends, padding included."""
     special_ids: frozenset[int]
-    """Tokens that no answer contains."""
+    """Tokens that an answer must not contain."""
     pad_id: int
     fingerprint: str
 
 
-def load_checkpoint(options: HFOptions) -> Checkpoint:
-    """Load what the options name.
+def load_checkpoint(options: HFBackendOptions) -> Checkpoint:
+    """Load the checkpoint that the options name.
 
-    Raises InputError for what cannot be found, read or placed, and MissingExtraError for a package
-    that is not installed.
+    Raises InputError for a checkpoint that cannot be found, read or moved to its device, and
+    MissingExtraError for a package that is not installed.
     """
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, device)
@@ -85,17 +84,6 @@ def load_checkpoint(options: HFOptions) -> Checkpoint:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(turn_end_id)
     pad_id = tokenizer.pad_token_id
-    digest = digest_of(
-        {
-            "model": folder_digest(folder),
-            "adapter": None if adapter is None else folder_digest(adapter),
-            "chat_template": chat.template,
-            "image_processor": type(processor.image_processor).__name__,
-            "attn_implementation": options.attn_implementation,
-            "transformers": transformers.__version__,
-            "torch": torch.__version__,
-        }
-    )
     return Checkpoint(
         model=model,
         processor=processor,
@@ -105,7 +93,18 @@ def load_checkpoint(options: HFOptions) -> Checkpoint:
         stop_ids=set_end_tokens(model, [turn_end_id], pad_id),
         special_ids=special_ids,
         pad_id=pad_id,
-        fingerprint=f"hf-{model_type}-{dtype_name(dtype)}-{digest}",
+        fingerprint=make_fingerprint(
+            "hf",
+            model_type,
+            dtype_name(dtype),
+            {
+                "model": folder_digest(folder),
+                "adapter": None if adapter is None else folder_digest(adapter),
+                "chat_template": chat.template,
+                "image_processor": type(processor.image_processor).__name__,
+                "attn_implementation": options.attn_implementation,
+            },
+        ),
     )
 
 
@@ -132,7 +131,7 @@ def _check_supported(folder: Path, model_type: str) -> None:
 def _turn_end(
     chat: Chat, tokenizer: Any, special_ids: Collection[int], model: Any, folder: Path
 ) -> int:
-    """The special token that the template writes after an answer, or else the model's end token."""
+    """The special token that the template puts after an answer, or else the model's end token."""
     after = tokenizer(chat.after_answer().lstrip(), add_special_tokens=False)["input_ids"]
     if after and after[0] in special_ids:
         return int(after[0])

@@ -1,4 +1,4 @@
-"""What a processor makes of prompts, joined into batches as the processor itself would.
+"""Join what a processor made of single prompts into batches, as the processor would.
 
 Shapes: B rows, L tokens of the longest row.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["EncodedPrompt", "join"]
+__all__ = ["HFPrompt", "join"]
 
 _PER_TOKEN = {
     "input_ids",
@@ -21,38 +21,37 @@ _PER_TOKEN = {
     "mm_token_type_ids",
     "cross_attention_mask",
 }
-"""Tensors of [1, tokens, …]; all others are about images."""
+"""Tensors of shape [1, tokens, …]. All others describe images."""
 
 
 @dataclass(frozen=True)
-class EncodedPrompt:
-    """A prompt as the model takes it."""
+class HFPrompt:
+    """A prompt in the model's own format."""
 
     tensors: Mapping[str, Tensor]
     """The processor's output for this prompt alone, on the CPU."""
 
     @property
     def tokens(self) -> int:
-        """Places in a row."""
+        """Number of positions in a row."""
         return self.tensors["input_ids"].shape[1]
 
 
 def join(
-    rows: Sequence[tuple[EncodedPrompt, Sequence[int]]], pad_id: int, following_type: int = 0
+    rows: Sequence[tuple[HFPrompt, Sequence[int]]], pad_id: int, following_type: int = 0
 ) -> dict[str, Tensor]:
-    """One batch of rows of (prompt, tokens that follow it). All have the same kinds of tensors.
+    """Join rows of (prompt, tokens that follow it) into one batch.
 
-    Tensors about tokens are padded on the left, so that rows end together; those about images
-    with zeros to the largest, one prompt's after the other.
-
-    following_type: the model's token_type_ids of what follows a prompt.
+    All prompts must have tensors of the same names. Tensors per token are padded on the left, so
+    that rows end together. Tensors of images are padded with zeros to the largest and concatenated
+    prompt by prompt. `following_type` is the `token_type_ids` of the tokens that follow a prompt.
     """
     joined = {}
     for name in rows[0][0].tensors:
         tensors = [prompt.tensors[name] for prompt, _ in rows]
         if name in _PER_TOKEN:
             tensors = [
-                _follow(name, tensor, following, following_type)
+                _append(name, tensor, following, following_type)
                 for tensor, (_, following) in zip(tensors, rows, strict=True)
             ]
             length = max(tensor.shape[1] for tensor in tensors)
@@ -65,16 +64,16 @@ def join(
     return joined
 
 
-def _follow(name: str, tensor: Tensor, following: Sequence[int], following_type: int) -> Tensor:
-    """The tensor of a prompt with text tokens behind it."""
+def _append(name: str, tensor: Tensor, following: Sequence[int], following_type: int) -> Tensor:
+    """Extend a prompt's tensor for the text tokens that follow the prompt."""
     if not following:
         return tensor
     if name == "input_ids":
         more = torch.tensor([following], dtype=tensor.dtype)
-    elif name.endswith("attention_mask"):  # text that follows sees what the last token sees
+    elif name.endswith("attention_mask"):  # The new text sees what the prompt's last token sees.
         more = tensor[:, -1:].expand(-1, len(following), *tensor.shape[2:])
     else:
-        kind = following_type if name == "token_type_ids" else 0  # mm_token_type_ids: 0 is text
+        kind = following_type if name == "token_type_ids" else 0  # mm_token_type_ids: 0 is text.
         more = tensor.new_full((1, len(following)), kind)
     return torch.cat([tensor, more], dim=1)
 

@@ -1,13 +1,12 @@
-"""A loaded checkpoint as a `LocalModel`: prompts through the processor, batches through the model.
+"""A loaded checkpoint as a `LocalModel`.
 
-Each prompt goes through the processor once, alone; batches are joined from what came out. That a
-batch so joined is what the processor makes of the same prompts together is checked when the model
-is loaded, on two prompts of other lengths, image sizes and numbers of images. Where it is not,
-prompts go through the model one at a time.
+Each prompt goes through the processor once, alone, and batches are joined from the results. When a
+model is loaded, two prompts that differ in length, image size and number of images show whether a
+joined batch equals the processor's own batch. If it does not, prompts run one at a time.
 
-Answers are scored in one pass, which is right only where no token sees those behind it. Some models
-look both ways within a prompt and tell what follows it by its token type; that, too, is found when
-the model is loaded.
+Answers are scored in one pass, which is correct only if no token attends to later ones. Some models
+attend in both directions within a prompt and use token types to tell the text that follows it
+apart. This, too, is detected when a model is loaded.
 """
 
 from __future__ import annotations
@@ -25,22 +24,23 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from pointer_rl.errors import InputError, first_line
-from pointer_rl.local import decoding as generation
 from pointer_rl.local.batching import LocalBackend, default_batch_tokens
-from pointer_rl.local.decoding import Generation
+from pointer_rl.local.decoding import Generation, generate_batch, last_logits, score_batch
 from pointer_rl.types import Decoding, Prompt
+from pointer_rl_hf.chat import TALL, WIDE, user_prompt
 from pointer_rl_hf.checkpoint import Checkpoint
-from pointer_rl_hf.inputs import EncodedPrompt, join
+from pointer_rl_hf.inputs import HFPrompt, join
 
 __all__ = ["HFModel", "make_backend"]
 
 logger = logging.getLogger(__name__)
 
-Rows = Sequence[tuple[EncodedPrompt, Sequence[int]]]
+Rows = Sequence[tuple[HFPrompt, Sequence[int]]]
+"""Prompts, each with the tokens that follow it."""
 
 
-def make_backend(checkpoint: Checkpoint, batch_tokens: int | None) -> LocalBackend[EncodedPrompt]:
-    """The backend of a loaded checkpoint. Raises InputError where it takes no image."""
+def make_backend(checkpoint: Checkpoint, batch_tokens: int | None) -> LocalBackend[HFPrompt]:
+    """Make the backend of a loaded checkpoint. Raises InputError if it accepts no images."""
     try:
         model = HFModel(checkpoint)
     except (InputError, RuntimeError) as error:
@@ -63,7 +63,7 @@ def make_backend(checkpoint: Checkpoint, batch_tokens: int | None) -> LocalBacke
 
 
 class HFModel:
-    """A `LocalModel`."""
+    """A `LocalModel` over transformers' processor and model."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
@@ -71,17 +71,17 @@ class HFModel:
         self._tokenizer = checkpoint.tokenizer
         model = checkpoint.model
         self._max_tokens = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        # As `generate` does. (Models with get_rope_index count in three dimensions by themselves.)
+        # `generate` computes positions itself, but a forward pass needs them as an argument, unless
+        # the model has get_rope_index and computes positions in three dimensions.
         self._counts_positions = "position_ids" in inspect.signature(
             model.forward
         ).parameters and not hasattr(model.base_model, "get_rope_index")
         self._following_type = self._find_following_type()
-        """The token type of an answer; None where the model cannot score in one pass."""
+        """Token type of an answer; None if the model cannot score an answer in one pass."""
 
-    def encode(self, prompt: Prompt) -> EncodedPrompt:
+    def encode(self, prompt: Prompt) -> HFPrompt:
         """See `LocalModel`."""
-        text = self._checkpoint.chat.render(prompt)
-        encoded = self._encode(text, [image.open() for image in prompt.images])
+        encoded = self._encode_unchecked(prompt)
         if self._max_tokens is not None and encoded.tokens >= self._max_tokens:
             raise InputError(
                 f"the prompt has {encoded.tokens} tokens, the model takes {self._max_tokens};"
@@ -90,10 +90,10 @@ class HFModel:
         return encoded
 
     def encode_answer(self, answer: str) -> list[int]:
-        """See `LocalModel`. Tokenised apart from the prompt, as generation begins after it."""
+        """See `LocalModel`. Answers are tokenised alone, since generation starts at a new token."""
         if self._following_type is None:
             raise InputError(
-                "answers cannot be scored: this model lets their tokens see those behind them"
+                "answers cannot be scored: this model lets a token attend to later tokens"
             )
         token_ids: list[int] = self._tokenizer(answer, add_special_tokens=False)["input_ids"]
         special = self._checkpoint.special_ids.intersection(token_ids)
@@ -102,7 +102,7 @@ class HFModel:
             raise InputError(f"an answer to be scored contains the token {token}")
         return [*token_ids, self._checkpoint.turn_end_id]
 
-    def generate(self, prompts: Sequence[EncodedPrompt], decoding: Decoding) -> list[Generation]:
+    def generate(self, prompts: Sequence[HFPrompt], decoding: Decoding) -> list[Generation]:
         """See `BatchModel`."""
         if decoding.num_beams > 1 and not self._beams_see_their_images:
             raise InputError(
@@ -112,31 +112,30 @@ class HFModel:
         done: dict[int, Generation] = {}
         for indices, arguments in self._join([(prompt, ()) for prompt in prompts]):
             with _refusing("the model refuses the prompt"):
-                written = generation.generate(self._checkpoint, arguments, decoding)
-            done |= zip(indices, written, strict=True)
+                generated = generate_batch(self._checkpoint, arguments, decoding)
+            done |= zip(indices, generated, strict=True)
         return [done[index] for index in range(len(prompts))]
 
     def score(self, rows: Rows) -> list[float]:
         """See `BatchModel`."""
         done: dict[int, float] = {}
-        assert self._following_type is not None  # or no answer was encoded
+        assert self._following_type is not None, "encode_answer refuses every answer"
         for indices, arguments in self._join(rows, self._following_type):
             if self._counts_positions:
-                places = arguments["attention_mask"].cumsum(dim=1) - 1
-                arguments["position_ids"] = places.clamp(min=0)
+                positions = arguments["attention_mask"].cumsum(dim=1) - 1
+                arguments["position_ids"] = positions.clamp(min=0)
             lengths = [len(rows[index][1]) for index in indices]
             with _refusing("the model refuses the prompt"):
-                logprobs = generation.score(self._checkpoint, arguments, lengths)
+                logprobs = score_batch(self._checkpoint, arguments, lengths)
             done |= zip(indices, logprobs, strict=True)
         return [done[index] for index in range(len(rows))]
 
     def joins_as_the_processor(self) -> bool:
-        """Whether a batch of two prompts is what the processor makes of them."""
-        chat, (wide, tall) = self._checkpoint.chat, _pictures()
-        one, two = chat.render_user(None, "alpha"), chat.render_user("beta", None, "gamma", None)
+        """Whether joining two encoded prompts gives the batch that the processor makes of them."""
+        prompts = [user_prompt(WIDE, "alpha"), user_prompt("beta", TALL, "gamma", WIDE)]
         try:
-            rows = [(self._encode(one, [wide]), ()), (self._encode(two, [tall, wide]), ())]
-            batch = self._process([one, two], [[wide], [tall, wide]], padding_side="left")
+            rows = [(self._encode_unchecked(prompt), ()) for prompt in prompts]
+            batch = self._process(prompts, padding_side="left")
         except InputError:
             return False
         joined = join(rows, self._checkpoint.pad_id)
@@ -145,27 +144,27 @@ class HFModel:
         )
 
     def _find_following_type(self) -> int | None:
-        """With which token type what follows a prompt leaves what is before as it was.
+        """The token type with which following tokens leave the logits before them unchanged.
 
-        Raises InputError where the model cannot take even one prompt with one image.
+        Raises InputError if the model refuses even one prompt with one image.
         """
-        prompt = self._encode(self._checkpoint.chat.render_user(None, "alpha"), _pictures()[:1])
+        prompt = self._encode_unchecked(user_prompt(WIDE, "alpha"))
         first, second, *_ = self._tokenizer("alpha beta", add_special_tokens=False)["input_ids"]
         rows = [(prompt, (first, first)), (prompt, (first, second))]
         for kind in (0, 1) if "token_type_ids" in prompt.tensors else (0,):
             [(_, arguments)] = self._join(rows, kind)
             with _refusing("the model refuses the prompt"):
-                one, other = generation.last_logits(self._checkpoint, arguments, 3)[:, :-1]
+                one, other = last_logits(self._checkpoint, arguments, 3)[:, :-1]
             if (one - other).abs().max() <= 0.01 * one.abs().max():
                 return kind
         return None
 
     @cached_property
     def _beams_see_their_images(self) -> bool:
-        """Whether what comes after two images is the same to each beam as it is without beams."""
-        text = self._checkpoint.chat.render_user(None, "alpha", None)
-        [(_, arguments)] = self._join([(self._encode(text, _pictures()), ())])
-        expected = generation.last_logits(self._checkpoint, arguments, 1)[0]
+        """Whether the first logits after two images are the same with and without beams."""
+        prompt = self._encode_unchecked(user_prompt(WIDE, "alpha", TALL))
+        [(_, arguments)] = self._join([(prompt, ())])
+        expected = last_logits(self._checkpoint, arguments, 1)[0]
         config = GenerationConfig(num_beams=2, max_new_tokens=1, do_sample=False)
         try:
             output = self._checkpoint.model.generate(
@@ -174,37 +173,39 @@ class HFModel:
                 output_logits=True,
                 return_dict_in_generate=True,
             )
-        except ValueError:  # images and their places do not even match in number
+        except ValueError:  # The number of images does not match the number of placeholders.
             return False
         difference = (output.logits[0].float() - expected).abs().max()
         return bool(difference <= 0.01 * expected.abs().max())
 
-    def _encode(self, text: str, images: Sequence[Image.Image]) -> EncodedPrompt:
-        return EncodedPrompt(self._process([text], [images] if images else None))
+    def _encode_unchecked(self, prompt: Prompt) -> HFPrompt:
+        """Encode a prompt of any length. Raises InputError."""
+        return HFPrompt(self._process([prompt]))
 
     def _process(
-        self,
-        texts: list[str],
-        images: Sequence[Sequence[Image.Image]] | None,
-        padding_side: str | None = None,
+        self, prompts: Sequence[Prompt], padding_side: str | None = None
     ) -> dict[str, Tensor]:
-        """The processor's tensors, in the model's dtype, on the CPU; padded where a side is named.
+        """The processor's tensors on the CPU, floats in the model's dtype. Raises InputError.
 
-        Raises InputError.
+        Several prompts need a `padding_side`, and an image each.
         """
+        texts = [self._checkpoint.chat.render(prompt) for prompt in prompts]
+        images: list[list[Image.Image]] = [
+            [image.open() for image in prompt.images] for prompt in prompts
+        ]
         begin = self._tokenizer.bos_token
         padding = {} if padding_side is None else {"padding": True, "padding_side": padding_side}
         with _refusing("the processor refuses the prompt"):
             features = self._processor(
                 text=texts,
-                images=images,
+                images=images if any(images) else None,
                 return_tensors="pt",
                 add_special_tokens=not (begin and texts[0].startswith(begin)),
                 **padding,
             )
         tensors = {}
         for name, value in features.items():
-            if name == "labels":  # for training
+            if name == "labels":  # Used in training only.
                 continue
             if not isinstance(value, Tensor):
                 raise InputError(
@@ -218,9 +219,9 @@ class HFModel:
     def _join(
         self, rows: Rows, following_type: int = 0
     ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        """The model's arguments for rows that go together, on its device, with their indices.
+        """Batches of rows as (their indices, the model's arguments on its device).
 
-        Prompts with images and those without have other arguments.
+        Prompts with and without images have different arguments and go into separate batches.
         """
         kinds: dict[frozenset[str], list[int]] = {}
         for index, (prompt, _) in enumerate(rows):
@@ -232,15 +233,9 @@ class HFModel:
             yield indices, {name: tensor.to(device) for name, tensor in joined.items()}
 
 
-def _pictures() -> list[Image.Image]:
-    """A wide and a tall one."""
-    gradient = Image.linear_gradient("L").convert("RGB")
-    return [gradient.resize((64, 48)), gradient.resize((40, 120))]
-
-
 @contextmanager
 def _refusing(what: str) -> Iterator[None]:
-    """What processors and models raise for a prompt that they do not take, as an InputError."""
+    """Turn the exceptions of processors and models that refuse a prompt into InputError."""
     try:
         yield
     except (ValueError, TypeError, LookupError, AttributeError) as error:

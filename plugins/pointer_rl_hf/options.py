@@ -1,16 +1,16 @@
-"""What a user can set about the hf backend."""
+"""Options of the hf backend."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["HFOptions"]
+__all__ = ["HFBackendOptions"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HFOptions:
-    """Which checkpoint, how prompts are written for it, where it runs and at what precision."""
+class HFBackendOptions:
+    """Which checkpoint to run, its chat template, device and precision."""
 
     model: str
     """Checkpoint folder, or Hugging Face Hub id (llava-hf/llava-1.5-7b-hf)."""
@@ -20,7 +20,7 @@ class HFOptions:
     """Folder of a LoRA adapter (peft) to apply to the model."""
     chat_template: str | None = None
     """Jinja file to use instead of the checkpoint's chat template; plain: texts and images as they
-    come, with nothing around them (for models that know no chat)."""
+    come, with nothing around them (for models that were not trained on chats)."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, …; auto is cuda where there is one, else cpu."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

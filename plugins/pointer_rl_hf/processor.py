@@ -1,7 +1,7 @@
-"""A checkpoint's processor: tokenizer and image processor, joined as its model wants it.
+"""Load a checkpoint's processor, which combines its tokenizer and its image processor.
 
-Images are resized with Pillow where transformers has that way for the model, whether torchvision is
-installed or not: the two round differently, and what is installed must not decide an answer.
+Images are resized with Pillow if transformers can do so for the model, even if torchvision is
+installed. The two round differently, and installed packages must not change an answer.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pointer_rl.local.loading import LOADING_ERRORS
 __all__ = ["load_processor"]
 
 _OPTIONAL_PACKAGES = ("torchvision", "sentencepiece", "tiktoken", "num2words")
-"""What processors of some models need; their errors name it."""
+"""Packages that processors of some models need. Their errors name the package."""
 
 
 def load_processor(folder: Path) -> Any:
-    """The folder's processor, with a tokenizer and an image processor.
+    """Load the folder's processor and check that it has a tokenizer and an image processor.
 
     Raises InputError, and MissingExtraError for a package that this processor needs.
     """
@@ -58,10 +58,10 @@ def _processor_class(folder: Path) -> Any:
 
 
 def _load_for_images(processor_class: Any, folder: Path) -> Any:
-    """A processor with nothing where those of videos and sounds would be, which never reach it.
+    """Load a processor without its parts for video and audio, which are never used here.
 
-    Its video processor would need torchvision. transformers checks the parts' classes, of which
-    that one does not exist without it.
+    The video processor needs torchvision. Without torchvision its class does not exist, and
+    transformers' check of the parts' classes fails, so the check is skipped for missing parts.
     """
 
     class ImageTextProcessor(processor_class):  # type: ignore[misc]  # transformers has no types

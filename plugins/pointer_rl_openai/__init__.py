@@ -1,6 +1,6 @@
-"""The plugin openai: any server with the OpenAI chat API (vLLM, SGLang, transformers serve, …).
+"""The openai plugin: uses servers with the OpenAI chat API (vLLM, SGLang, transformers serve, …).
 
-Light to import: the HTTP client is imported when a backend is created.
+Importing this module does not import the HTTP client; creating a backend does.
 """
 
 from __future__ import annotations
@@ -18,10 +18,7 @@ __all__ = ["OpenAIOptions", "create_backend", "pointer_rl_register_backends"]
 
 
 def create_backend(options: OpenAIOptions) -> OpenAIBackend:
-    """A backend for the server, which is asked what it serves.
-
-    Raises InputError where it cannot be reached or does not serve the model.
-    """
+    """Connect to a server. Raises InputError if it is unreachable or does not serve the model."""
     from pointer_rl_openai.backend import OpenAIBackend
 
     return OpenAIBackend.connect(options)

@@ -1,4 +1,4 @@
-"""Asking until there is an answer: slots, repetitions, waiting, and knowing when to give up."""
+"""Send calls with retries: concurrency, back-off, and when to give up."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 
 class Asker:
-    """Sends calls through one transport, those that fail for want of luck several times.
+    """Sends calls through one transport and retries those that may succeed later.
 
-    A call that waits for its next turn takes no slot. What a server refuses as too much, while it
-    answers others, is not counted against `retries`: it comes through in the end.
+    A call that waits for its next attempt takes no slot. If an overloaded server refuses a call but
+    answers others, the refusal does not count against `retries`.
     """
 
     def __init__(
@@ -34,22 +34,22 @@ class Asker:
         backoff: float,
         was_gone: bool = False,
     ) -> None:
-        """was_gone: there was no server the last time; it gets one chance."""
+        """If `was_gone`, the server could not be reached last time, and it gets one attempt."""
         self._transport = transport
         self._limit = limit
         self._slots = Slots(limit)
         self._retries = retries
         self._backoff = backoff
         self._was_gone = was_gone
-        self._rng = random.Random()  # when to ask decides no answer
+        self._rng = random.Random()  # Not seeded: the time of an attempt does not affect an answer.
         self._answered = 0
         self._heard_at = 0.0
         self._held_until = 0.0
         self.gone: str | None = None
-        """Why nothing more is sent: there is no server any more."""
+        """Why nothing more is sent, once the server cannot be reached any more."""
 
     async def ask(self, call: Call[T]) -> T | Failure:
-        """What was read from the reply, or why there is none."""
+        """Send a call. Returns what was read from the reply, or why it failed."""
         began = asyncio.get_running_loop().time()
         answered = self._answered
         failures = counted = 0
@@ -73,7 +73,7 @@ class Asker:
                 return _given_up(result, failures)
             wait = backoff_seconds(failures, self._backoff, self._rng)
             if result.unreachable:
-                self._hold(wait)  # it would only fail with the others, too
+                self._hold(wait)  # Other calls would fail as well.
             logger.info(
                 "asking again in %.1f s: HTTP status %s, %d requests in flight at most",
                 *(max(wait, result.wait or 0.0), result.status, self._limit.current),
@@ -96,11 +96,11 @@ class Asker:
         if isinstance(result, Answer) or result.status is not None:
             self._heard_at = loop.time()
         if isinstance(result, Failure) and result.again and result.wait is not None:
-            self._hold(result.wait)  # told to one, meant for all: they share a key
+            self._hold(result.wait)  # All calls share a key, so the request to wait applies to all.
         return result
 
     def _hold(self, seconds: float) -> None:
-        """Send nothing for so long."""
+        """Send nothing for some seconds."""
         now = asyncio.get_running_loop().time()
         self._held_until = max(self._held_until, now + seconds)
 

@@ -1,4 +1,4 @@
-"""A coroutine's results as an ordinary iterator."""
+"""Iterate over the results of a coroutine in ordinary code."""
 
 from __future__ import annotations
 
@@ -7,60 +7,49 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 __all__ = ["stream"]
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class _Item(Generic[T]):
-    value: T
-
-
-@dataclass(frozen=True)
-class _End:
-    error: BaseException | None
-
-
 def stream(work: Callable[[Callable[[T], None]], Coroutine[object, object, None]]) -> Iterator[T]:
-    """What `work` hands to its argument, as it comes; what it raises is raised here.
+    """Yield what `work` passes to its argument, and raise what it raises.
 
-    It runs in an event loop and a thread of its own: it goes on while the caller is busy, and works
-    where the caller has an event loop (a notebook). When the iterator is closed, or an interrupt
-    comes, it is cancelled.
+    `work` runs in an event loop in its own thread, so it continues while the caller is busy, and it
+    also works in a caller's event loop (a notebook). It is cancelled when the iterator is closed or
+    interrupted.
     """
-    results: queue.SimpleQueue[_Item[T] | _End] = queue.SimpleQueue()
+    results: queue.SimpleQueue[tuple[T] | BaseException | None] = queue.SimpleQueue()
     running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[None] | None]] = []
     started = threading.Event()
 
     async def main() -> None:
         running.append((asyncio.get_running_loop(), asyncio.current_task()))
         started.set()
-        await work(lambda value: results.put(_Item(value)))
+        await work(lambda value: results.put((value,)))
 
     def run() -> None:
         try:
             asyncio.run(main())
         except BaseException as error:
-            results.put(_End(error))
+            results.put(error)
         else:
-            results.put(_End(None))
-        started.set()  # also where it never came to it
+            results.put(None)
+        started.set()  # Also if `main` never started.
 
     thread = threading.Thread(target=run, name="pointer-rl-openai", daemon=True)
     thread.start()
     try:
-        while isinstance(item := results.get(), _Item):
-            yield item.value
-        if item.error is not None:
-            raise item.error
+        while isinstance(result := results.get(), tuple):
+            yield result[0]
+        if result is not None:
+            raise result
     finally:
         started.wait()
         for loop, task in running:
             if task is not None:
-                with contextlib.suppress(RuntimeError):  # the loop is closed: it has ended
+                with contextlib.suppress(RuntimeError):  # The loop has ended and is closed.
                     loop.call_soon_threadsafe(task.cancel)
         thread.join()

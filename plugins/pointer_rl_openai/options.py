@@ -1,4 +1,4 @@
-"""What a user can set about the openai backend. No key: that comes from the environment alone."""
+"""Options of the openai backend. The key is not one; it comes from the environment."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["OpenAIOptions", "check_url"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenAIOptions:
-    """Which model of which server, and how hard it is asked."""
+    """Which model of which server, and how requests are sent."""
 
     model: str | None = None
-    """The model's name at the server; by default the one that it serves, where it is only one."""
+    """The model's name at the server; by default the only one that it serves."""
     base_url: str | None = None
     """Address of the API, as in http://127.0.0.1:8000/v1; by default OPENAI_BASE_URL, else, with a
     key, https://api.openai.com/v1."""
@@ -26,18 +26,18 @@ class OpenAIOptions:
     """data sends each image; file sends its path, for a server that may read it there
     (vLLM: --allowed-local-media-path)."""
     max_concurrency: int = 32
-    """Requests in flight at most; fewer while the server says that they are too many."""
+    """Most requests in flight; lowered while the server is overloaded."""
     timeout: float = 120.0
-    """Seconds for one answer, after which it is asked again."""
+    """Seconds for one answer, after which the request is retried."""
     retries: int = 6
-    """How often a request that failed for want of luck is asked again."""
+    """How often a request is retried after a temporary failure."""
     backoff: float = 0.5
-    """Seconds before the first repetition; doubled for each further one, to 30 at most."""
+    """Seconds before the first retry; doubled for each further one, up to 30."""
     seed: int | None = None
-    """Sent with each request, for servers that draw even at temperature 0."""
+    """Sent with each request, for servers that sample even at temperature 0."""
     revision: str | None = None
-    """Any text: what you know of the model that its name does not say (a date, a quantisation).
-    Kept responses belong to it: change it to ask anew."""
+    """Any text that identifies the model beyond its name (a date, a quantisation). It is part
+    of the key of cached responses: change it to ask again."""
     prompt_price: float | None = None
     """Price of a million prompt tokens, in any currency."""
     generated_price: float | None = None
@@ -46,7 +46,7 @@ class OpenAIOptions:
     def __post_init__(self) -> None:
         if self.base_url is not None:
             check_url(self.base_url)
-        # What is written down with the options must be a name, and no key put there by mistake.
+        # Options are recorded, so this must be a name and not a key given by mistake.
         if not re.fullmatch("[A-Z][A-Z0-9_]*", self.api_key_env):
             raise ValueError(
                 "api_key_env is the name of an environment variable, in capitals; never the key"
@@ -62,9 +62,9 @@ class OpenAIOptions:
 
 
 def check_url(url: str) -> None:
-    """Raise ValueError for what is no address of a server, or could carry a key.
+    """Raise ValueError for a URL that is not a server's address, or that could contain a key.
 
-    The message does not repeat it.
+    The message does not repeat the URL.
     """
     try:
         parts = urlsplit(url)

@@ -1,7 +1,7 @@
-"""How hard a server is asked: requests in flight, and when to ask again.
+"""The number of requests in flight, and when to retry.
 
-The number in flight follows additive increase, multiplicative decrease, as TCP's does: a server
-that refuses halves it, answers raise it by one for each round of as many.
+The number follows additive increase and multiplicative decrease, as in TCP. A refusal halves it. As
+many answers as there are requests in flight raise it by one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LONGEST_BACKOFF = 30.0
 
 
 class ConcurrencyLimit:
-    """How many requests may be in flight: between 1 and a ceiling, where it begins."""
+    """The number of requests that may be in flight, from 1 to a ceiling, at which it starts."""
 
     def __init__(self, ceiling: int) -> None:
         self._ceiling = ceiling
@@ -31,28 +31,28 @@ class ConcurrencyLimit:
 
     @property
     def current(self) -> int:
-        """Requests that may be in flight now."""
+        """Number of requests that may be in flight now."""
         return int(self._limit)
 
     def sent(self) -> int:
-        """To be called when a request is sent; `refused` wants what it returns."""
+        """Call this when a request is sent, and pass the result to `refused` if it is refused."""
         return self._refusals
 
     def answered(self) -> None:
-        """The server did what it was asked."""
+        """Call this when the server has answered a request."""
         self._limit = min(self._ceiling, self._limit + 1 / self._limit)
 
     def refused(self, sent: int) -> None:
-        """The server was asked too much: halves, once for all that were in flight together."""
+        """Halve the limit, but only once for all requests that were in flight together."""
         if sent == self._refusals:
             self._limit = max(1.0, self._limit / 2)
             self._refusals += 1
 
 
 class Slots:
-    """Places for requests in flight, as many as the limit allows at any time.
+    """A semaphore whose size is the limit's current value.
 
-    Who waits is cancelled only with all others.
+    A waiting task may only be cancelled together with all others.
     """
 
     def __init__(self, limit: ConcurrencyLimit) -> None:
@@ -62,7 +62,7 @@ class Slots:
 
     @asynccontextmanager
     async def taken(self, *, first: bool) -> AsyncIterator[None]:
-        """Wait for a place, before all others or after them, and give it back."""
+        """Hold a slot. If `first`, wait ahead of all others."""
         place = asyncio.get_running_loop().create_future()
         self._waiting.appendleft(place) if first else self._waiting.append(place)
         self._hand_out()
@@ -82,10 +82,10 @@ class Slots:
 
 
 def backoff_seconds(failures: int, first: float, rng: random.Random) -> float:
-    """How long to wait after so many failures (1 or more) of a request.
+    """Seconds to wait after a request has failed `failures` times (1 or more).
 
-    Doubles from `first`, up to 30 s; the lower half is drawn, so that requests that failed together
-    do not come back together.
+    The time doubles from `first` up to 30 s. A random factor between 0.5 and 1 spreads requests
+    that failed together.
     """
     longest = min(first * 2.0 ** min(failures - 1, 60), _LONGEST_BACKOFF)
     return longest * rng.uniform(0.5, 1.0)
@@ -94,7 +94,7 @@ def backoff_seconds(failures: int, first: float, rng: random.Random) -> float:
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that the server asks to wait: Retry-After as number or date, or retry-after-ms.
 
-    `headers` is to be case-insensitive, or lower case. None where there is none that can be read.
+    `headers` must be case-insensitive or lower case. None without a valid header.
     """
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:

@@ -1,22 +1,23 @@
-"""Log-probabilities of given answers, in the one form that servers have for it: vLLM's.
+"""Log-probabilities of given answers, which only vLLM's API can return.
 
-The chat with the answer as its last message is sent with `prompt_logprobs`, and the answer's tokens
-and the token that ends it are read off the prompt's. Which those are is asked of /tokenize, without
-the images: they come before, and the reply's own token ids are checked against them.
+The chat is sent with the answer as its last message and with `prompt_logprobs`. The reply has the
+log-probabilities of all tokens of the prompt, including those of the answer and of the token that
+ends it. /tokenize says which these are. It is called without images, which come before the answer;
+the reply's token ids are checked against the result.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from pointer_rl.errors import InputError
 from pointer_rl.types import Prompt, Usage
-from pointer_rl_openai import protocol
-from pointer_rl_openai.asking import Asker
-from pointer_rl_openai.pictures import ImageUrls
-from pointer_rl_openai.transport import BadReplyError, Call, Failure
+from pointer_rl_openai.chats import Chats
+from pointer_rl_openai.protocol import read_completion, read_usage
+from pointer_rl_openai.transport import BadReplyError, Failure, look_up
 
 __all__ = ["CANNOT_SCORE", "Score", "Scorer"]
 
@@ -31,7 +32,7 @@ class Score:
     """An answer's log-probability after a prompt."""
 
     logprob: float
-    """Natural; of all its tokens, and of the one that ends the message."""
+    """Natural logarithm, summed over the answer's tokens and the token that ends the message."""
     usage: Usage
 
 
@@ -40,90 +41,63 @@ class _Tail:
     """The last tokens of a chat that ends with an answer."""
 
     answer: tuple[int, ...]
-    """With the token that ends it."""
+    """Tokens of the answer, including the one that ends it."""
     after: int
-    """How many the template puts after that."""
+    """Number of tokens that the chat template puts after the answer."""
 
 
 class Scorer:
-    """Scores answers, as long as the server turns out to be able to."""
+    """Scores answers, until a reply shows that the server cannot."""
 
-    def __init__(
-        self,
-        asker: Asker,
-        images: ImageUrls,
-        *,
-        chat_url: str,
-        tokenize_url: str,
-        fields: dict[str, Any],
-    ) -> None:
-        """fields: of every request (model, seed)."""
-        self._asker = asker
-        self._images = images
-        self._chat_url = chat_url
-        self._tokenize_url = tokenize_url
-        self._fields = fields
+    def __init__(self, chats: Chats) -> None:
+        self._chats = chats
         self._tails: dict[str, asyncio.Task[_Tail | Failure]] = {}
         self._able = True
 
     async def score(self, prompt: Prompt, answer: str) -> Score | Failure:
-        """The answer's log-probability after the prompt."""
-        # What follows the prompt is the same for all: asked once for each answer.
+        """Compute the answer's log-probability after the prompt."""
+        # The tail is the same after every prompt, so each answer is tokenised once.
         if answer not in self._tails:
             self._tails[answer] = asyncio.create_task(self._tail(prompt, answer))
         tail = await self._tails[answer]
         if isinstance(tail, Failure):
             return tail
-
-        def body() -> dict[str, Any]:
-            self._check_able()
-            said = {"role": "assistant", "content": answer}
-            return {
-                **self._fields,
-                "messages": [*protocol.messages(prompt, self._images), said],
-                "add_generation_prompt": False,
-                "prompt_logprobs": 1,
-                "max_tokens": 1,
-                "temperature": 0,
-            }
-
-        return await self._asker.ask(
-            Call(
-                url=self._chat_url,
-                body=body,
-                read=lambda reply: self._read(reply, tail),
-                private=[*protocol.texts(prompt), answer],
-            )
+        return await self._chats.send(
+            prompt,
+            lambda: self._if_able(
+                add_generation_prompt=False, prompt_logprobs=1, max_tokens=1, temperature=0
+            ),
+            lambda reply: self._read(reply, tail),
+            answer=answer,
         )
 
-    def _check_able(self) -> None:
-        """When something is about to be sent: one reply is enough to know."""
+    def _if_able(self, **fields: Any) -> dict[str, Any]:
+        """The fields. Raises InputError if an earlier reply showed that scoring is impossible."""
         if not self._able:
             raise InputError(CANNOT_SCORE)
+        return fields
 
     def _read(self, reply: object, tail: _Tail) -> Score:
-        entries = protocol.prompt_logprobs(reply)
-        if entries is None:
-            protocol.read_completion(reply)  # not a chat completion at all?
+        entries = look_up(reply, "prompt_logprobs")
+        if not isinstance(entries, list):
+            read_completion(reply)  # Raises an error of its own if it is not a chat completion.
             self._able = False
             raise BadReplyError(CANNOT_SCORE, again=False)
         first = len(entries) - tail.after - len(tail.answer)
-        if first < 1:  # the very first token of a prompt has no log-probability
+        if first < 1:  # The first token of a prompt has no log-probability.
             raise BadReplyError("the log-probabilities are fewer than the tokens", again=False)
         pairs = zip(entries[first:], tail.answer, strict=False)
-        logprob = sum(protocol.logprob_of(entry, token_id) for entry, token_id in pairs)
-        return Score(logprob, protocol.read_usage(reply))
+        logprob = sum(logprob_of(entry, token_id) for entry, token_id in pairs)
+        return Score(logprob, read_usage(reply))
 
     async def _tail(self, prompt: Prompt, answer: str) -> _Tail | Failure:
-        asked, private = protocol.text_messages(prompt), [*protocol.texts(prompt), answer]
-        told = [*asked, {"role": "assistant", "content": answer}]
-        before = await self._tokens(asked, private, add_generation_prompt=True)
+        before = await self._tokens(prompt, None, add_generation_prompt=True)
         if isinstance(before, Failure):
             return before
-        until = await self._tokens(told, private, continue_final_message=True)
+        until = await self._tokens(prompt, answer, continue_final_message=True)
         if isinstance(until, Failure):
             return until
-        whole = await self._tokens(told, private)
+        whole = await self._tokens(prompt, answer)
         if isinstance(whole, Failure):
             return whole
         start, end = len(before), len(until)
@@ -135,29 +109,12 @@ class Scorer:
         return _Tail(tuple(whole[start : end + 1]), len(whole) - end - 1)
 
     async def _tokens(
-        self,
-        messages: list[dict[str, Any]],
-        private: list[str],
-        *,
-        add_generation_prompt: bool = False,
-        continue_final_message: bool = False,
+        self, prompt: Prompt, answer: str | None, **flags: bool
     ) -> list[int] | Failure:
-        def body() -> dict[str, Any]:
-            self._check_able()
-            return {
-                "model": self._fields["model"],
-                "messages": messages,
-                "add_generation_prompt": add_generation_prompt,
-                "continue_final_message": continue_final_message,
-            }
-
-        result = await self._asker.ask(
-            Call(
-                url=self._tokenize_url,
-                body=body,
-                read=protocol.read_tokens,
-                private=private,
-            )
+        """Tokens of the chat, without images."""
+        fields = {"add_generation_prompt": False, "continue_final_message": False, **flags}
+        result = await self._chats.send(
+            prompt, lambda: self._if_able(**fields), read_tokens, answer=answer, tokenise=True
         )
         if not isinstance(result, Failure):
             return result
@@ -165,3 +122,21 @@ class Scorer:
             self._able = False
             return Failure(message=CANNOT_SCORE)
         return Failure(message=f"scoring an answer, /tokenize: {result.message}")
+
+
+def logprob_of(entry: object, token_id: int) -> float:
+    """A token's log-probability in an entry of `prompt_logprobs`. Raises BadReplyError."""
+    logprob = look_up(entry, str(token_id), "logprob")
+    if not isinstance(logprob, int | float) or not math.isfinite(logprob):
+        raise BadReplyError(
+            "the prompt's log-probabilities are not of the tokens that /tokenize gave", again=False
+        )
+    return float(logprob)
+
+
+def read_tokens(reply: object) -> list[int]:
+    """Read token ids from the reply of /tokenize. Raises BadReplyError."""
+    tokens = look_up(reply, "tokens")
+    if not isinstance(tokens, list) or not all(type(each) is int for each in tokens):
+        raise BadReplyError("/tokenize returned no token ids", again=True)
+    return tokens

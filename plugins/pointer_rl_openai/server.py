@@ -1,17 +1,15 @@
-"""Which server is asked, with which key, and what it says of itself.
+"""Find the server, its key, and the model that it serves.
 
-The fingerprint hashes the model's name, what the server's list of models says of it (who serves it,
-from what, on top of what), vLLM's and SGLang's version, and the options that decide an answer. The
-address is a part of it only where it is a provider's, who serves a name in his own way: the same
-model on another node or port is the same. None of this shows a hosted model that changes behind its
-name: for that there is the option `revision`.
+The fingerprint hashes the model's name, its entry in the server's list of models (owner, root,
+parent), the version of vLLM or SGLang, and the options that affect an answer. A public host is part
+of the fingerprint, since providers serve models of the same name differently. A private address is
+not, so the same model on another node or port has the same fingerprint. A hosted model that changes
+under the same name cannot be detected; the option `revision` is for that.
 """
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
-import json
 import logging
 import os
 import re
@@ -20,9 +18,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pointer_rl.errors import InputError, did_you_mean
+from pointer_rl.local.fingerprints import digest_of
 from pointer_rl_openai.asking import Asker
 from pointer_rl_openai.options import OpenAIOptions, check_url
-from pointer_rl_openai.transport import BadReplyError, Call, Failure
+from pointer_rl_openai.transport import BadReplyError, Call, Failure, look_up
 
 __all__ = ["Address", "Server", "api_key", "discover", "server_address"]
 
@@ -30,34 +29,34 @@ logger = logging.getLogger(__name__)
 
 _OPENAI = "https://api.openai.com/v1"
 _VERSION_PATHS = {"vllm": "version", "sglang": "get_server_info"}
-"""Who says so in `owned_by` → where the server's version is, beside the API."""
+"""The value of `owned_by` → path of the server's version, next to the API."""
 _ABOUT = ("id", "owned_by", "root", "parent")
-"""Of a listed model. The rest changes between starts of the same server, or decides no answer."""
+"""Fields of a listed model. The others change at each start, or do not affect an answer."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where the API is."""
+    """The address of the API."""
 
     base_url: str
 
     @property
     def chat(self) -> str:
-        """The chat completions."""
+        """URL of chat completions."""
         return f"{self.base_url}/chat/completions"
 
     @property
     def models(self) -> str:
-        """The list of models."""
+        """URL of the list of models."""
         return f"{self.base_url}/models"
 
-    def beside(self, path: str) -> str:
-        """What vLLM and SGLang have next to the API."""
+    def next_to_api(self, path: str) -> str:
+        """URL of a path that vLLM and SGLang serve next to the API."""
         return f"{self.base_url.removesuffix('/v1')}/{path}"
 
     @property
     def provider(self) -> str | None:
-        """The host's name where it is a public one."""
+        """The host's name if it is public."""
         host = urlsplit(self.base_url).hostname or ""
         try:
             return host if ipaddress.ip_address(host).is_global else None
@@ -67,19 +66,19 @@ class Address:
 
 @dataclass(frozen=True)
 class Server:
-    """A server that was found, and the model that it is asked for."""
+    """A server, and the model to ask it for."""
 
     address: Address
     model: str
     kind: str
-    """Who serves the model, in the server's words: vllm, sglang, or an owner's name; may be ""."""
+    """The model's `owned_by`: vllm, sglang, or the name of an owner; "" if unknown."""
     fingerprint: str
 
 
 def api_key(options: OpenAIOptions) -> str | None:
-    """The key, from the environment. Raises InputError where a variable was named and is not set.
+    """Read the key from the environment. Raises InputError if a named variable is not set.
 
-    It is read each time that it is needed, and kept by nothing that is stored, sent or pickled.
+    The key is read whenever it is needed. No object that is stored, sent or pickled holds it.
     """
     name = options.api_key_env
     key = os.environ.get(name, "").strip()
@@ -93,7 +92,7 @@ def api_key(options: OpenAIOptions) -> str | None:
 
 
 def server_address(options: OpenAIOptions) -> Address:
-    """The option base_url, else OPENAI_BASE_URL, else OpenAI's own where there is a key."""
+    """The option base_url, else OPENAI_BASE_URL, else OpenAI's own address if there is a key."""
     url = options.base_url
     if url is None and (url := os.environ.get("OPENAI_BASE_URL")):
         try:
@@ -112,7 +111,7 @@ def server_address(options: OpenAIOptions) -> Address:
 
 
 async def discover(asker: Asker, address: Address, options: OpenAIOptions) -> Server:
-    """Ask the server what it serves. Raises InputError where it cannot say, or not that model."""
+    """Ask the server for its models. Raises InputError if it fails, or lacks the wanted model."""
     listed = await asker.ask(Call(url=address.models, read=_read_models))
     if isinstance(listed, Failure):
         if listed.status not in (404, 405, 501):
@@ -135,7 +134,7 @@ async def discover(asker: Asker, address: Address, options: OpenAIOptions) -> Se
     about = next((entry for entry in listed if entry["id"] == model), None)
     kinds = {entry.get("owned_by") for entry in listed}
     if about is None and any(kind in _VERSION_PATHS for kind in kinds):
-        # Others load what they do not list.
+        # Other servers load models that they do not list.
         raise InputError(
             f"backend openai: {address.base_url} does not serve {model!r}"
             f"{did_you_mean(model, names)}"
@@ -148,7 +147,7 @@ async def discover(asker: Asker, address: Address, options: OpenAIOptions) -> Se
 
 
 def _read_models(reply: object) -> list[dict[str, Any]]:
-    data = reply.get("data") if isinstance(reply, dict) else None
+    data = look_up(reply, "data")
     if not isinstance(data, list):
         raise BadReplyError("the reply is no list of models", again=False)
     return [each for each in data if isinstance(each, dict) and isinstance(each.get("id"), str)]
@@ -157,19 +156,19 @@ def _read_models(reply: object) -> list[dict[str, Any]]:
 async def _version(asker: Asker, address: Address, kind: str) -> str | None:
     if kind not in _VERSION_PATHS:
         return None
-    url = address.beside(_VERSION_PATHS[kind])
+    url = address.next_to_api(_VERSION_PATHS[kind])
 
     def read(reply: object) -> str | None:
-        version = reply.get("version") if isinstance(reply, dict) else None
+        version = look_up(reply, "version")
         return version if isinstance(version, str) else None
 
     version = await asker.ask(Call(url=url, read=read))
     if not isinstance(version, Failure):
         return version
     if version.status is None or version.status >= 500 or version.status == 429:
-        # Without it the fingerprint would be another, and what is kept be asked anew.
+        # Without the version the fingerprint would change, and cached responses would be lost.
         raise InputError(f"backend openai: {url}: {version.message}; try again")
-    return None  # a proxy that lets only the API through
+    return None  # The server is behind a proxy that only passes the API.
 
 
 def _fingerprint(
@@ -188,6 +187,5 @@ def _fingerprint(
         "seed": options.seed,
         "revision": options.revision,
     }
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     name = re.sub("[^A-Za-z0-9._]+", "-", model).strip("-")[-40:]
-    return f"openai-{name}-{digest[:20]}"
+    return f"openai-{name}-{digest_of(parts)}"

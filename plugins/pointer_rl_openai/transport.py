@@ -1,4 +1,4 @@
-"""One HTTP request, once: what came back, or why not, and whether it is worth asking again."""
+"""Send one HTTP request once: read the reply, or say why it failed and if a retry may help."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ import httpx2
 from pointer_rl.errors import InputError, first_line
 from pointer_rl_openai.pacing import retry_after
 
-__all__ = ["Answer", "BadReplyError", "Call", "Failure", "Transport"]
+__all__ = ["Answer", "BadReplyError", "Call", "Failure", "Transport", "look_up"]
 
 LONGEST_WAIT = 300.0
-"""Seconds. A server that asks for more is not waited for."""
+"""Seconds. If a server asks to wait for longer, the request fails."""
 LARGEST_BODY = 32 * 2**20
-"""Bytes of a reply. The log-probabilities of a long prompt take a few MB."""
+"""Most bytes of a reply. The log-probabilities of a long prompt take a few MB."""
 _CONNECT_SECONDS = 10.0
 _LONGEST_QUOTE = 200
-"""Characters of what a server says about an error."""
+"""Most characters of a server's error message that are quoted."""
 
 T = TypeVar("T")
 
 
 class BadReplyError(Exception):
-    """A reply that is not what was asked for. `again`: it may be, the next time."""
+    """An unusable reply. `again` says whether a retry may help."""
 
     def __init__(self, message: str, *, again: bool) -> None:
         super().__init__(message)
@@ -39,46 +39,46 @@ class BadReplyError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Call(Generic[T]):
-    """What to send, and how to read what comes back."""
+    """A request, and how to read its reply."""
 
     url: str
     body: Callable[[], dict[str, Any]] | None = None
-    """Makes what is posted, when it is sent; may raise InputError. None: a GET."""
+    """Makes the body when the request is sent; may raise InputError. None sends a GET."""
     read: Callable[[object], T]
-    """From the reply's JSON. May raise BadReplyError."""
+    """Reads the reply's JSON. May raise BadReplyError."""
     private: Sequence[str] = ()
-    """Texts that no error may repeat."""
+    """Texts that no error message may contain."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why a call has no result."""
+    """Why a call failed."""
 
     message: str
     again: bool = False
-    """Whether it is worth asking again."""
+    """Whether a retry may help."""
     busy: bool = False
-    """Whether the server was asked too much."""
+    """Whether the server is overloaded."""
     wait: float | None = None
     """Seconds that the server asks to wait."""
     status: int | None = None
-    """Of the HTTP reply; None where there was none."""
+    """Status of the HTTP reply; None without a reply."""
     unreachable: bool = False
-    """Whether there is no server at the address."""
+    """Whether no connection was possible."""
 
 
 @dataclass(frozen=True)
 class Answer(Generic[T]):
-    """What was read from a reply."""
+    """The result that was read from a reply."""
 
     value: T
 
 
 class Transport:
-    """An HTTP client for one event loop. Follows no redirects, so that a key goes nowhere else."""
+    """An HTTP client for one event loop. It does not follow redirects, to keep the key safe."""
 
     def __init__(self, *, key: str | None, timeout: float) -> None:
-        """timeout: seconds for all of one call, from connecting to the reply's last byte."""
+        """`timeout` covers a whole call, from connecting to the reply's last byte, in seconds."""
         self._key = key
         self._timeout = timeout
         self._client = httpx2.AsyncClient(
@@ -95,9 +95,9 @@ class Transport:
         await self._client.aclose()
 
     async def send(self, call: Call[T]) -> Answer[T] | Failure:
-        """Send it once."""
+        """Send a call once."""
         try:
-            # In a thread: it opens and encodes images.
+            # Opening and encoding images would block the event loop.
             content = None if call.body is None else await asyncio.to_thread(_dump, call.body)
         except InputError as error:
             return Failure(message=str(error))
@@ -128,7 +128,7 @@ class Transport:
     async def _exchange(
         self, url: str, content: bytes | None
     ) -> tuple[httpx2.Response, bytes | None]:
-        """The response and its body; None for one that is too large."""
+        """The response and its body, which is None if it is too large."""
         method = "GET" if content is None else "POST"
         headers = {} if content is None else {"content-type": "application/json"}
         async with self._client.stream(method, url, content=content, headers=headers) as response:
@@ -154,7 +154,7 @@ class Transport:
             message += f"; the server asks to wait {wait:,.0f} s"
         return Failure(
             message=message,
-            # A spent quota is a 429, too, that no waiting mends.
+            # A used-up quota is also a 429, but waiting does not help.
             again=(status in (408, 409, 425, 429) or (status >= 500 and status != 501))
             and code != "insufficient_quota"
             and not too_long,
@@ -164,18 +164,25 @@ class Transport:
         )
 
     def _quotable(self, text: str, private: Sequence[str]) -> str:
-        """One short line of what a server said, without the key or the prompt."""
+        """Shorten a server's message to one line, without the key or the prompt."""
         for secret in (self._key, *sorted(private, key=len, reverse=True)):
-            # A word of three letters gives nothing away, and stands in any message.
+            # Very short texts occur in any message, and reveal nothing.
             if secret is not None and len(secret) > 3:
                 text = text.replace(secret, "…")
         text = " ".join(re.sub(r"data:image/\S*", "data:…", text).split())
         return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…"
 
 
+def look_up(reply: object, *names: str) -> object:
+    """A value in nested JSON objects; None if any of the names is missing."""
+    for name in names:
+        reply = reply.get(name) if isinstance(reply, dict) else None
+    return reply
+
+
 @lru_cache(maxsize=1)
 def _certificates() -> ssl.SSLContext:
-    """Reading them takes longer than a short answer: once, not for each client."""
+    """Load the certificates once, since this takes longer than a short answer."""
     return httpx2.create_ssl_context()
 
 
@@ -184,7 +191,7 @@ def _dump(make: Callable[[], dict[str, Any]]) -> bytes:
 
 
 def _error(body: bytes) -> tuple[str, object]:
-    """Message and code of an error reply, in whichever of the usual forms."""
+    """Message and code of an error reply in any of the usual formats."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):

@@ -1,6 +1,6 @@
-"""The plugin qwen2vl: Qwen2-VL, Qwen2.5-VL and Qwen3-VL checkpoints through transformers.
+"""The qwen2vl plugin: runs Qwen2-VL, Qwen2.5-VL and Qwen3-VL checkpoints.
 
-Light to import: torch and transformers are imported when a backend is created.
+Importing this module does not import torch or transformers; creating a backend does.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def create_backend(options: Qwen2VLOptions) -> Qwen2VLBackend:
 
 @hookimpl
 def pointer_rl_register_backends(register: Register) -> None:
-    """Register the backend and its checkpoints' short names."""
+    """Register the backend and the short names of checkpoints."""
     register(
         "qwen2vl",
         create_backend,

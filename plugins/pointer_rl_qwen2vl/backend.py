@@ -1,4 +1,4 @@
-"""The backend: requests become jobs for an engine; those that cannot fail alone."""
+"""The backend: tokenises requests and hands them to an engine."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from pointer_rl.errors import InputError
-from pointer_rl.local.batching import by_decoding, default_batch_tokens
+from pointer_rl.local.batching import Result, by_decoding, default_batch_tokens
 from pointer_rl.types import BackendError, Count, ImageRef, Request
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.counting import count_tokens
 from pointer_rl_qwen2vl.inputs import PromptEncoder
-from pointer_rl_qwen2vl.jobs import Engine, Job, Result
-from pointer_rl_qwen2vl.patches import PatchStore
+from pointer_rl_qwen2vl.patches import PatchCache
 from pointer_rl_qwen2vl.plain import PlainEngine
+from pointer_rl_qwen2vl.requests import Engine, TokenisedRequest
 from pointer_rl_qwen2vl.shared import SharedEngine
 
 __all__ = ["Qwen2VLBackend"]
@@ -34,33 +34,33 @@ class Qwen2VLBackend:
         if batch_tokens is None:
             batch_tokens = default_batch_tokens(checkpoint.model.device)
         make = SharedEngine if engine == "shared" else PlainEngine
-        self._patches = PatchStore(checkpoint)
+        self._patches = PatchCache(checkpoint)
         self._engine: Engine = make(checkpoint, self._patches, batch_tokens)
         self._image_token_id = checkpoint.image_token_id
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
-        """Answer each request once, those of one decoding together, as (its index, its result)."""
+        """Answer each request once as (its index, its result), one decoding after the other."""
         for decoding, indices in by_decoding(requests).items():
-            jobs, failed = self._jobs(requests, indices)
+            tokenised, failed = self._tokenise(requests, indices)
             yield from failed
-            yield from self._engine.run(jobs, decoding)
+            yield from self._engine.run(tokenised, decoding)
 
     def count(self, requests: Sequence[Request]) -> Count:
-        """Their tokens, each prompt taken whole, and those that engine=shared computes of them."""
-        jobs, _ = self._jobs(requests, range(len(requests)))
-        count = count_tokens(jobs, self._patches, self._image_token_id)
+        """Count the tokens of whole prompts, and the tokens that the engine computes for them."""
+        tokenised, _ = self._tokenise(requests, range(len(requests)))
+        count = count_tokens(tokenised, self._patches, self._image_token_id)
         if isinstance(self._engine, PlainEngine):
             return Count(count.prompt_tokens, count.prompt_tokens)
         return count
 
-    def _jobs(
+    def _tokenise(
         self, requests: Sequence[Request], indices: Sequence[int]
-    ) -> tuple[list[Job], list[tuple[int, BackendError]]]:
-        """Those of these requests that have one, and why the others have none."""
+    ) -> tuple[list[TokenisedRequest], list[tuple[int, BackendError]]]:
+        """Tokenise these requests. Returns the successful ones, and the errors of the others."""
         keys: dict[int, str | BackendError] = {}
         prompts = self._encoder.encode([requests[index].prompt for index in indices])
         answers = self._encoder.encode_answers([requests[index].score for index in indices])
-        jobs: list[Job] = []
+        tokenised: list[TokenisedRequest] = []
         failed: list[tuple[int, BackendError]] = []
         for index, prompt, scored in zip(indices, prompts, answers, strict=True):
             images = _keyed(requests[index].prompt.images, keys)
@@ -71,14 +71,17 @@ class Qwen2VLBackend:
             elif isinstance(images, BackendError):
                 failed.append((index, images))
             else:
-                jobs.append(Job(index, prompt, images, scored))
-        return jobs, failed
+                tokenised.append(TokenisedRequest(index, prompt, images, scored))
+        return tokenised, failed
 
 
 def _keyed(
     images: Sequence[ImageRef], keys: dict[int, str | BackendError]
 ) -> tuple[tuple[str, ImageRef], ...] | BackendError:
-    """The images with their keys, or why one has none. Of each object the key is read once."""
+    """The images with their keys, or the error of the first image without one.
+
+    `keys` caches the keys by the identity of the image object.
+    """
     keyed = []
     for image in images:
         if id(image) not in keys:

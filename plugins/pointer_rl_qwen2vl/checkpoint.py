@@ -1,11 +1,10 @@
-"""From a checkpoint folder or Hub id to a model, a tokenizer and an image processor.
+"""Load a checkpoint folder or Hub id as a model, a tokenizer and an image processor.
 
-A Hub id is first turned into its snapshot folder, so that everything after reads files of one
-commit, and a copy of a checkpoint is the same checkpoint wherever it lies.
+A Hub id is first turned into its snapshot folder, so that all files belong to one commit.
 
-`AutoProcessor` is not used: for these models it also builds a video processor, which needs
-torchvision. The image processor is the one that resizes with Pillow, whether torchvision is
-installed or not: the two round differently, and what is installed must not decide an answer.
+`AutoProcessor` is not used, since for these models it also builds a video processor, which needs
+torchvision. The image processor resizes with Pillow even if torchvision is installed: the two round
+differently, and installed packages must not change an answer.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import transformers
 
 from pointer_rl.devices import dtype_name, resolve_device, resolve_dtype
 from pointer_rl.errors import InputError, first_line
+from pointer_rl.local.fingerprints import folder_digest, make_fingerprint
 from pointer_rl.local.hub import checkpoint_folder
 from pointer_rl.local.loading import (
     LOADING_ERRORS,
@@ -31,7 +31,6 @@ from pointer_rl.local.loading import (
     read_model_type,
     set_end_tokens,
 )
-from pointer_rl_qwen2vl.fingerprint import checkpoint_fingerprint
 from pointer_rl_qwen2vl.options import Qwen2VLOptions
 
 __all__ = ["Checkpoint", "load_checkpoint"]
@@ -46,27 +45,27 @@ _MODEL_CLASSES = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint. The parts are transformers' own objects, which carry no types."""
+    """A loaded checkpoint. Its parts are transformers' own objects, without types."""
 
     model: Any
-    """In evaluation mode, on its device; an adapter's layers are in place."""
+    """In evaluation mode, on its device, including the layers of an adapter."""
     tokenizer: Any
     image_processor: Any
     chat_template: str
     image_token_id: int
     turn_end_id: int
-    """<|im_end|>: the token that ends an answer."""
+    """<|im_end|>, the token that ends an answer."""
     stop_ids: tuple[int, ...]
-    """All tokens at which generation ends; padding is one."""
+    """All tokens at which generation ends, padding included."""
     pad_id: int
     fingerprint: str
 
 
 def load_checkpoint(options: Qwen2VLOptions) -> Checkpoint:
-    """Load what the options name.
+    """Load the checkpoint that the options name.
 
-    Raises InputError for what cannot be found, read or placed, and MissingExtraError where peft
-    or flash-attn is asked for but not installed.
+    Raises InputError for a checkpoint that cannot be found, read or moved to its device, and
+    MissingExtraError if peft or flash-attn is needed but not installed.
     """
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, device)
@@ -100,13 +99,20 @@ def load_checkpoint(options: Qwen2VLOptions) -> Checkpoint:
         turn_end_id=turn_end_id,
         stop_ids=stop_ids,
         pad_id=pad_id,
-        fingerprint=checkpoint_fingerprint(
-            folder,
-            adapter,
-            family=model_type,
-            dtype=dtype_name(dtype),
-            attn_implementation=options.attn_implementation,
-            pixels=dict(image_processor.size),
+        fingerprint=make_fingerprint(
+            "qwen2vl",
+            model_type,
+            dtype_name(dtype),
+            {
+                "model": folder_digest(folder),
+                "adapter": None if adapter is None else folder_digest(adapter),
+                "attn_implementation": options.attn_implementation,
+                "pixels": {
+                    name: value
+                    for name, value in dict(image_processor.size).items()
+                    if value is not None
+                },
+            },
         ),
     )
 
@@ -140,10 +146,10 @@ def _load_preprocessing(folder: Path, options: Qwen2VLOptions) -> tuple[Any, Any
 
 
 def _chat_template(folder: Path, tokenizer: Any) -> str:
-    """The template that the official processor would use.
+    """The chat template that the official processor would use.
 
-    `chat_template.json` is where older checkpoints keep the processor's template, and what it
-    reads first; `chat_template.jinja` and tokenizer_config.json come with the tokenizer.
+    The official processor first reads `chat_template.json`, in which older checkpoints keep the
+    template. `chat_template.jinja` and tokenizer_config.json are read by the tokenizer.
     """
     legacy = folder / "chat_template.json"
     template = tokenizer.chat_template

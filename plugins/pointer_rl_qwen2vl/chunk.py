@@ -1,4 +1,4 @@
-"""A chunk of rows through the model: shared prefixes, then each row's own, then decoding."""
+"""Run a chunk of rows: shared prefixes, then the rest of each row, then decoding."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pointer_rl.local.decoding import read
+from pointer_rl.local.decoding import read_generation
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.continuations import AnswerTree
-from pointer_rl_qwen2vl.greedy import Ending, Writer, decode
+from pointer_rl_qwen2vl.greedy import DecodingRow, StopCriterion, decode
 from pointer_rl_qwen2vl.keyvalues import HeadShape, Memory, PrefixStore, RowCache
 from pointer_rl_qwen2vl.language import OVERFLOWED, LanguageModel, Piece
 from pointer_rl_qwen2vl.layout import Layout, lay_out
 from pointer_rl_qwen2vl.prefixes import find_prefixes
+from pointer_rl_qwen2vl.rows import Row, RowResult
 from pointer_rl_qwen2vl.vision import Features
-from pointer_rl_qwen2vl.window import Outcome, Row
 
-__all__ = ["WORTH", "Attempt", "ChunkModel", "Limits"]
+__all__ = ["MIN_SAVING", "Attempt", "ChunkModel", "Limits"]
 
-WORTH = 16
-"""Tokens that a shared prefix has to save."""
+MIN_SAVING = 16
+"""Tokens that a shared prefix has to save to be computed separately."""
 
 
 @dataclass
 class Limits:
-    """How much is taken at a time. Lowered where memory runs out."""
+    """How much is processed at a time. Lowered when memory runs out."""
 
     batch: int
-    """Tokens of one pass, padding included."""
+    """Most tokens of a forward pass, padding included."""
     cache: int
-    """Tokens whose keys and values are held: of the rows decoded together."""
+    """Most tokens of the rows that are decoded together, whose keys and values are held."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What was tried last: what to take less of, should memory have run out."""
+    """The last thing tried, which tells what to reduce if memory ran out."""
 
     what: Literal["batch", "cache"]
     rows: int
@@ -49,18 +49,18 @@ class Attempt:
 
 @dataclass(frozen=True)
 class _Prefix:
-    """A shared prefix whose keys and values are in the store."""
+    """A shared prefix whose keys and values are in the `PrefixStore`."""
 
     places: NDArray[np.int64]
-    """Of all its tokens, with those of the prefixes before it."""
+    """Places of all its tokens, including those of the prefixes before it."""
     next_position: int
 
 
-_NOTHING = _Prefix(np.zeros(0, dtype=np.int64), 0)
+_NO_PREFIX = _Prefix(np.zeros(0, dtype=np.int64), 0)
 
 
 class ChunkModel:
-    """The model, for chunks of rows."""
+    """Runs chunks of rows through the model."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
@@ -76,22 +76,22 @@ class ChunkModel:
         self,
         rows: Sequence[Row],
         features: Callable[[int], Features],
-        ends: Ending | None,
+        stop: StopCriterion | None,
         limits: Limits,
-    ) -> Iterator[Outcome]:
-        """Score and, with `ends`, generate. `rows` are sorted by their elements.
+    ) -> Iterator[RowResult]:
+        """Score and, with `stop`, generate. `rows` are sorted by their elements.
 
-        Raises torch.OutOfMemoryError; `attempt` then says at what, and outcomes that came before
-        are good.
+        Raises torch.OutOfMemoryError. `attempt` then says what did not fit, and results that were
+        yielded before remain valid.
         """
         self._trees.clear()
         store, pieces = self._prefill_prefixes(rows, features, limits)
-        room = 0 if ends is None else ends.decoding.max_new_tokens
+        room = 0 if stop is None else stop.decoding.max_new_tokens
         for group in _groups(pieces, room, limits):
-            yield from self._finish(rows, pieces, group, room, store, ends)
+            yield from self._finish(rows, pieces, group, room, store, stop)
 
     def drop_memory(self) -> None:
-        """Give up what is kept of keys and values."""
+        """Release the memory of keys and values."""
         self._row_memory.drop()
         self._prefix_memory.drop()
 
@@ -100,7 +100,7 @@ class ChunkModel:
     def _prefill_prefixes(
         self, rows: Sequence[Row], features: Callable[[int], Features], limits: Limits
     ) -> tuple[PrefixStore, list[Piece]]:
-        """The store with what rows share, and each row's own piece."""
+        """Compute the shared prefixes. Returns them, and the piece of each row that remains."""
 
         def width(element: int) -> int:
             return 1 if element >= 0 else len(features(element).embeds)
@@ -109,19 +109,19 @@ class ChunkModel:
             elements = rows[row].elements[start:end]
             return lay_out(elements, first, features, self._checkpoint.image_token_id)
 
-        plan = find_prefixes([row.elements for row in rows], width, WORTH)
+        plan = find_prefixes([row.elements for row in rows], width, MIN_SAVING)
         tokens = [sum(map(width, rows[n.row].elements[n.start : n.end])) for n in plan.nodes]
         firsts = np.cumsum([1, *tokens]).tolist()
         self.attempt = Attempt("cache", len(rows), limits.cache)
         store = PrefixStore(self._prefix_memory.take(firsts[-1]))
-        done: list[_Prefix] = [_NOTHING] * len(plan.nodes)
+        done: list[_Prefix] = [_NO_PREFIX] * len(plan.nodes)
         depths = sorted({node.depth for node in plan.nodes})
         for depth in depths:
             level = [index for index, node in enumerate(plan.nodes) if node.depth == depth]
             pieces = {}
             for index in level:
                 node = plan.nodes[index]
-                before = _NOTHING if node.parent is None else done[node.parent]
+                before = _NO_PREFIX if node.parent is None else done[node.parent]
                 piece = Piece(
                     layout(node.row, node.start, node.end, before.next_position), before.places
                 )
@@ -136,7 +136,7 @@ class ChunkModel:
                 self._prefill_into_store(mine, store, [done[index].places for index in batch])
         own_pieces = []
         for index, (row, parent) in enumerate(zip(rows, plan.parents, strict=True)):
-            before = _NOTHING if parent is None else done[parent]
+            before = _NO_PREFIX if parent is None else done[parent]
             start = 0 if parent is None else plan.nodes[parent].end
             tree = self._tree(row.answer_tokens)
             own_pieces.append(
@@ -167,7 +167,7 @@ class ChunkModel:
             self._trees[key] = AnswerTree.merge(answers, self._checkpoint.turn_end_id)
         return self._trees[key]
 
-    # --- each row's own ---
+    # --- the rest of each row ---
 
     def _finish(
         self,
@@ -176,43 +176,43 @@ class ChunkModel:
         group: Sequence[Sequence[int]],
         room: int,
         store: PrefixStore,
-        ends: Ending | None,
-    ) -> Iterator[Outcome]:
-        """Prefill a group batch by batch, with its answers; then decode it."""
+        stop: StopCriterion | None,
+    ) -> Iterator[RowResult]:
+        """Prefill a group of rows and its answers, batch by batch; then decode the group."""
         numbers = [index for batch in group for index in batch]
         columns = _columns(pieces, group, room)
         whole = Attempt("cache", len(numbers), len(numbers) * columns)
         self.attempt = whole
         cache = RowCache(self._row_memory.take(len(numbers), columns))
-        writers: list[Writer] = []
+        decoding_rows: list[DecodingRow] = []
         scores: list[list[float]] = []
         for batch in group:
             mine = [pieces[index] for index in batch]
             self._note_batch(mine)
-            part = cache.rows(len(writers), len(writers) + len(batch))
+            part = cache.rows(len(decoding_rows), len(decoding_rows) + len(batch))
             longest = max(len(piece.prefix) for piece in mine)
             best, found = self._predict(mine, self._model.prefill(mine, store, part))
             scores += found
             cache.places = max(cache.places, part.places)
             for index, piece, after in zip(batch, mine, best, strict=True):
-                writers.append(self._writer(rows[index], piece, longest, after, ends))
-        if ends is not None:
+                decoding_rows.append(self._begin(rows[index], piece, longest, after, stop))
+        if stop is not None:
             self.attempt = whole
-            decode(self._model, cache, writers, ends)
-        if any(writer.overflows for writer in writers):
-            self.drop_memory()  # others would take what is no number along, masked or not
-        for index, writer, values in zip(numbers, writers, scores, strict=True):
+            decode(self._model, cache, decoding_rows, stop)
+        if any(each.overflows for each in decoding_rows):
+            self.drop_memory()  # NaN would spread to later rows, even from masked places.
+        for index, each, values in zip(numbers, decoding_rows, scores, strict=True):
             piece, row = pieces[index], rows[index]
             generation = None
-            if ends is not None and row.generates:
-                generation = read(writer.tokens, self._checkpoint, ends.decoding.stop)
+            if stop is not None and row.generates:
+                generation = read_generation(each.tokens, self._checkpoint, stop.decoding.stop)
             tokens = len(piece.prefix) + len(piece.layout.token_ids)
-            yield Outcome(row, tokens, generation, values, writer.overflows)
+            yield RowResult(row, tokens, generation, values, each.overflows)
 
     def _predict(
         self, pieces: Sequence[Piece], hidden: Tensor
     ) -> tuple[list[list[int]], list[list[float]]]:
-        """For each piece: the likeliest token at each place, and the scores of its answers."""
+        """For each piece, the likeliest token at each place and the scores of its answers."""
         length = hidden.shape[1]
         places: list[int] = []
         wanted: list[tuple[int, int]] = []
@@ -228,31 +228,37 @@ class ChunkModel:
         likeliest, values = iter(best), iter(logprobs)
         return (
             [[next(likeliest) for _ in range(count)] for count in counts],
-            # Summed here, in double precision and in the answers' order, whatever the device.
+            # Summed in Python: in double precision and in the same order on every device.
             [
                 [sum(next(values) for _ in answer) for answer in piece.tree.predicted]
                 for piece in pieces
             ],
         )
 
-    def _writer(
-        self, row: Row, piece: Piece, longest: int, best: Sequence[int], ends: Ending | None
-    ) -> Writer:
+    def _begin(
+        self,
+        row: Row,
+        piece: Piece,
+        longest: int,
+        best: Sequence[int],
+        stop: StopCriterion | None,
+    ) -> DecodingRow:
+        """Begin to decode a prefilled row, with as many tokens as its answer tree predicts."""
         end = longest + len(piece.layout.token_ids)
         columns = [np.arange(len(piece.prefix)), np.arange(longest, end)]
-        writer = Writer(np.concatenate(columns), piece.layout.next_position)
-        writer.overflows = OVERFLOWED in best
-        if ends is None or not row.generates or writer.overflows:
-            writer.ended = True
+        decoding_row = DecodingRow(np.concatenate(columns), piece.layout.next_position)
+        decoding_row.overflows = OVERFLOWED in best
+        if stop is None or not row.generates or decoding_row.overflows:
+            decoding_row.ended = True
         else:
-            writer.follow(piece.tree, best, range(end, longest + piece.length), ends)
-        return writer
+            decoding_row.follow(piece.tree, best, range(end, longest + piece.length), stop)
+        return decoding_row
 
 
 def _batches(pieces: Mapping[int, Piece], tokens: int) -> list[list[int]]:
-    """The pieces' keys, those of like lengths together, in batches of at most so many tokens.
+    """Batches of keys of pieces of similar length, with at most `tokens` tokens per batch.
 
-    Padding counts; a batch has at least one piece.
+    Padding counts. A batch has at least one piece.
     """
     order = sorted(pieces, key=lambda key: (pieces[key].length, len(pieces[key].prefix), key))
     batches: list[list[int]] = []
@@ -265,7 +271,7 @@ def _batches(pieces: Mapping[int, Piece], tokens: int) -> list[list[int]]:
 
 
 def _groups(pieces: Sequence[Piece], room: int, limits: Limits) -> list[list[list[int]]]:
-    """Batches that are decoded together: their keys and values fit into `limits.cache` tokens."""
+    """Group batches to be decoded together, with at most `limits.cache` tokens in the cache."""
     groups: list[list[list[int]]] = []
     for batch in _batches(dict(enumerate(pieces)), limits.batch):
         joined = [*(groups[-1] if groups else []), batch]
@@ -277,7 +283,7 @@ def _groups(pieces: Sequence[Piece], room: int, limits: Limits) -> list[list[lis
 
 
 def _columns(pieces: Sequence[Piece], group: Sequence[Sequence[int]], room: int) -> int:
-    """Of a group's rows in the cache."""
+    """Number of columns of a group's rows in the cache."""
     return room + max(
         max(len(pieces[index].prefix) for index in batch)
         + max(pieces[index].length for index in batch)

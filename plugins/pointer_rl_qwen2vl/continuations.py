@@ -1,7 +1,8 @@
-"""The answers to score after a prompt, as a tree of tokens: what they share is computed once.
+"""The answers to score after a prompt, merged into a tree of tokens to compute common tokens once.
 
-The tree follows the prompt in the same pass through the model. Place 0 is the prompt's last token,
-place 1 + n the tree's n-th: an answer's first token is predicted at place 0, its end at its last.
+The tree follows the prompt in the same forward pass. Place 0 is the prompt's last token, and place
+1 + n is token n of the tree. An answer's first token is predicted at place 0, and the token that
+ends it at the place of its last token.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ __all__ = ["NO_ANSWERS", "AnswerTree"]
 
 @dataclass(frozen=True)
 class AnswerTree:
-    """Answers merged into a tree, parents before children. Without answers it is empty."""
+    """Answers merged into a tree, parents before children. It is empty without answers."""
 
     token_ids: tuple[int, ...]
     depths: NDArray[np.int64]
-    """[n] how many tokens of the tree stand before each."""
+    """[n] number of ancestors of each token in the tree."""
     visible: NDArray[np.bool_]
-    """[n, n] the tokens of the tree that each sees: those that lead to it, and itself."""
+    """[n, n] the tokens of the tree that each token attends to: its ancestors and itself."""
     children: dict[tuple[int, int], int]
-    """(place, token) → the place of that token after it."""
+    """(place, token) → the place of this token after that place."""
     predicted: tuple[tuple[tuple[int, int], ...], ...]
-    """Of each answer: (place at which it is predicted, token) for its tokens and its end."""
+    """For each answer, (place of the prediction, token) of its tokens and of its end."""
 
     @classmethod
     def merge(cls, answers: Sequence[Sequence[int]], end: int) -> AnswerTree:
-        """The tree of the answers' tokens; `end` closes each, and is predicted, not entered."""
+        """Merge answers. The token `end` closes each; it is predicted but not in the tree."""
         token_ids: list[int] = []
         parents: list[int] = []
         children: dict[tuple[int, int], int] = {}

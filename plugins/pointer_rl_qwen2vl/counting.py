@@ -1,4 +1,4 @@
-"""The tokens of requests, counted without running them: for `generate --plan`."""
+"""Count the tokens of requests without running them, for `generate --plan`."""
 
 from __future__ import annotations
 
@@ -8,33 +8,38 @@ from collections.abc import Sequence
 from pointer_rl.types import Count
 from pointer_rl_qwen2vl import chunk
 from pointer_rl_qwen2vl.continuations import AnswerTree
-from pointer_rl_qwen2vl.jobs import Job
-from pointer_rl_qwen2vl.patches import ImagePatches, PatchStore
+from pointer_rl_qwen2vl.patches import ImagePatches, PatchCache
 from pointer_rl_qwen2vl.prefixes import find_prefixes
-from pointer_rl_qwen2vl.window import Window
+from pointer_rl_qwen2vl.requests import TokenisedRequest
+from pointer_rl_qwen2vl.rows import SortedRows
 
 __all__ = ["count_tokens"]
 
 
-def count_tokens(jobs: Sequence[Job], patches: PatchStore, image_token_id: int) -> Count:
-    """Of the jobs whose images can be opened, as one window of engine=shared takes them.
+def count_tokens(
+    requests: Sequence[TokenisedRequest], patches: PatchCache, image_token_id: int
+) -> Count:
+    """Count the tokens that engine=shared computes for these requests in one call.
 
-    Images are opened and cut, for their size decides how many tokens they are.
+    Images are opened and cut into patches, since their size determines their number of tokens.
+    Requests with an image that cannot be opened are not counted.
     """
-    window = Window(jobs, generates=True, image_token_id=image_token_id, answer_tokens=sys.maxsize)
-    found = list(patches.find(window.images))
+    sorted_rows = SortedRows(
+        requests, generates=True, image_token_id=image_token_id, answer_tokens=sys.maxsize
+    )
+    found = list(patches.find(sorted_rows.images))
     widths = {
         number: each.tokens
-        for number, place in window.places.items()
-        if isinstance(each := found[place], ImagePatches)
+        for number, index in sorted_rows.image_indices.items()
+        if isinstance(each := found[index], ImagePatches)
     }
 
     def width(element: int) -> int:
         return 1 if element >= 0 else widths[element]
 
-    rows = [row for row in window.rows if all(e >= 0 or e in widths for e in row.elements)]
+    rows = [row for row in sorted_rows.rows if all(e >= 0 or e in widths for e in row.elements)]
     whole = [sum(map(width, row.elements)) for row in rows]
-    plan = find_prefixes([row.elements for row in rows], width, chunk.WORTH)
+    plan = find_prefixes([row.elements for row in rows], width, chunk.MIN_SAVING)
     shared = sum(sum(map(width, rows[n.row].elements[n.start : n.end])) for n in plan.nodes)
     own = [
         sum(map(width, row.elements[0 if parent is None else plan.nodes[parent].end :]))

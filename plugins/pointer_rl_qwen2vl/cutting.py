@@ -1,9 +1,9 @@
-"""A picture cut into patches: the official processor's floats, at a fraction of its time.
+"""Cut an image into patches, bit-identical to the official processor but faster.
 
-The processor takes a picture's bytes through float64 and float32, one channel after the other, and
-copies the floats into patches. But a byte of a channel becomes the same float wherever it stands.
-So the picture is cut while it is bytes, and the floats are looked up in a table, which the
-processor itself has filled.
+The official processor converts an image through float64 and float32, one channel after the other,
+and copies the floats into patches. A given byte of a channel always becomes the same float, so here
+the image is cut while it is bytes, and the floats are looked up in a table. The official processor
+itself fills the table.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ __all__ = ["PatchCutter"]
 
 
 class PatchCutter:
-    """Cuts as a `Qwen2VLImageProcessorPil` does."""
+    """Cuts images as a `Qwen2VLImageProcessorPil` does."""
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
         self._patch: int = processor.patch_size
         self._merge: int = processor.merge_size
         side = self._patch * self._merge
-        columns = side * -(-256 // side**2)  # room for every byte
+        columns = side * -(-256 // side**2)  # Large enough to hold every byte value.
         every_byte = (np.arange(side * columns) % 256).astype(np.uint8).reshape(side, columns)
-        picture = np.stack([every_byte] * 3, axis=-1)
-        floats = processor(images=[Image.fromarray(picture)], do_resize=False)["pixel_values"]
+        image = np.stack([every_byte] * 3, axis=-1)
+        floats = processor(images=[Image.fromarray(image)], do_resize=False)["pixel_values"]
         floats = floats.reshape(-1, 3, processor.temporal_patch_size, self._patch**2)[:, :, 0]
         self._floats = np.zeros((3, 256), dtype=np.float32)
-        """Of each channel's bytes."""
-        for channel, places in enumerate(self._cut_bytes(picture)):
+        """The float of each byte, by channel."""
+        for channel, places in enumerate(self._cut_bytes(image)):
             self._floats[channel, places] = floats[:, channel]
 
-    def cut(self, picture: Image.Image) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
-        """An RGB picture's patches [N, D], and how many there are in time, height and width.
+    def cut(self, image: Image.Image) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
+        """Cut an RGB image into patches [N, D]. Returns them and their grid (time, height, width).
 
         Raises ValueError for an aspect ratio beyond 200.
         """
-        pixels = np.asarray(self._resize(picture))
-        frames = self._processor.temporal_patch_size  # a picture is a film that stands still
+        pixels = np.asarray(self._resize(image))
+        frames = self._processor.temporal_patch_size  # An image is a video of equal frames.
         channels = self._cut_bytes(pixels)
         patches = np.empty((channels.shape[1], 3, frames, self._patch**2), dtype=np.float32)
         for channel, places in enumerate(channels):
@@ -51,22 +51,22 @@ class PatchCutter:
         grid = (1, height // self._patch, width // self._patch)
         return patches.reshape(len(patches), -1), grid
 
-    def _resize(self, picture: Image.Image) -> Image.Image:
+    def _resize(self, image: Image.Image) -> Image.Image:
         if not self._processor.do_resize:
-            return picture
+            return image
         height, width = smart_resize(
-            picture.height,
-            picture.width,
+            image.height,
+            image.width,
             factor=self._patch * self._merge,
             min_pixels=self._processor.size["shortest_edge"],
             max_pixels=self._processor.size["longest_edge"],
         )
-        if picture.size == (width, height):
-            return picture
-        return picture.resize((width, height), resample=self._processor.resample)
+        if image.size == (width, height):
+            return image
+        return image.resize((width, height), resample=self._processor.resample)
 
     def _cut_bytes(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """[height, width, 3] → [3, N, patch · patch]: patches that are merged follow each other."""
+        """[height, width, 3] → [3, N, patch · patch]. Patches that are merged are adjacent."""
         patch, merge = self._patch, self._merge
         height, width, _ = pixels.shape
         parts = pixels.reshape(

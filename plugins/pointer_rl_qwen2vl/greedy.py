@@ -1,10 +1,10 @@
-"""Greedy decoding of rows that have been prefilled.
+"""Greedy decoding of prefilled rows.
 
-A row's first tokens may be known already: where the likeliest token is one of the answers' that
-were scored, the tree has its successor too. A row leaves the tree with the first token that the
-tree does not have; from there on each token is a pass through the model, all rows together.
+The first tokens of a row may be known already. If the likeliest token belongs to a scored answer,
+the answer tree also has the prediction after it. A row leaves the tree at the first token that is
+not in it. From there on, each token takes a forward pass of all rows together.
 
-The tokens of a step are brought to the CPU at once: one transfer a step, to see which rows ended.
+The tokens of a step are moved to the CPU in one transfer, to see which rows have ended.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pointer_rl.local.decoding import first_stop, text_of
+from pointer_rl.local.decoding import text_of
+from pointer_rl.local.stop_strings import find_stop
 from pointer_rl.types import Decoding
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.continuations import AnswerTree
 from pointer_rl_qwen2vl.keyvalues import RowCache
 from pointer_rl_qwen2vl.language import OVERFLOWED, LanguageModel
 
-__all__ = ["Ending", "Writer", "decode"]
+__all__ = ["DecodingRow", "StopCriterion", "decode"]
 
 
-class Ending:
+class StopCriterion:
     """Whether a row's generation ends with its last token."""
 
     def __init__(self, checkpoint: Checkpoint, decoding: Decoding) -> None:
@@ -38,42 +39,46 @@ class Ending:
         if tokens[-1] in self._stop_ids or len(tokens) == self.decoding.max_new_tokens:
             return True
         stop = self.decoding.stop
-        return bool(stop) and first_stop(text_of(tokens, self._checkpoint), stop) is not None
+        return bool(stop) and find_stop(text_of(tokens, self._checkpoint), stop) is not None
 
 
 @dataclass
-class Writer:
+class DecodingRow:
     """A row that is being decoded."""
 
     visible: NDArray[np.int64]
-    """Columns of the row's cache that its next token sees."""
+    """Columns of the row's cache that its next token attends to."""
     next_position: int
-    """Of its next token."""
+    """Position of its next token."""
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
     overflows: bool = False
-    """The model's output was no number."""
+    """The model's output was not finite."""
 
-    def add(self, token: int, ends: Ending) -> None:
-        """The next token."""
+    def add(self, token: int, stop: StopCriterion) -> None:
+        """Add the next token."""
         if token == OVERFLOWED:
             self.overflows = self.ended = True
             return
         self.tokens.append(token)
-        self.ended = ends(self.tokens)
+        self.ended = stop(self.tokens)
 
     def follow(
         self,
         tree: AnswerTree,
         best: Sequence[int],
         columns: range,
-        ends: Ending,
+        stop: StopCriterion,
     ) -> None:
-        """Write as far as the tree goes: best[place] is the likeliest token after that place."""
+        """Add tokens as far as the answer tree predicts them.
+
+        `best` has the likeliest token after each place of the tree, and `columns` the columns of
+        the tree's tokens in the row's cache.
+        """
         place = 0
         path = []
         while True:
-            self.add(best[place], ends)
+            self.add(best[place], stop)
             following = tree.children.get((place, best[place]))
             if self.ended or following is None:
                 break
@@ -84,32 +89,34 @@ class Writer:
 
 
 @torch.inference_mode()
-def decode(model: LanguageModel, cache: RowCache, writers: Sequence[Writer], ends: Ending) -> None:
-    """Write every row to its end: its last token is the next to go through the model.
+def decode(
+    model: LanguageModel, cache: RowCache, rows: Sequence[DecodingRow], stop: StopCriterion
+) -> None:
+    """Decode every row to its end, in place. A row's last token is the next model input.
 
-    cache: a row for each writer, with room for what is to come. Columns in use, other than those
-    that a writer sees, may hold anything finite.
+    The cache has a row for each, with room for the tokens to come. Used columns that a row does not
+    attend to may hold any finite number.
     """
-    writers = list(writers)
+    rows = list(rows)
     columns = cache.tensors[0].shape[1]
-    visible = np.zeros((len(writers), columns), dtype=np.bool_)
-    for row, writer in enumerate(writers):
-        visible[row, writer.visible] = True
+    visible = np.zeros((len(rows), columns), dtype=np.bool_)
+    for number, row in enumerate(rows):
+        visible[number, row.visible] = True
     mask = model.mask(torch.from_numpy(visible).to(model.device))
-    positions = torch.tensor([writer.next_position for writer in writers], device=model.device)
-    while going := [row for row, writer in enumerate(writers) if not writer.ended]:
-        # Rows that ended are carried along until they are most: moving the others costs more.
-        if 2 * len(going) <= len(writers):
-            rows = torch.tensor(going, device=model.device)
-            cache, mask, positions = cache.keep(rows), mask[rows], positions[rows]
-            writers = [writers[row] for row in going]
+    positions = torch.tensor([row.next_position for row in rows], device=model.device)
+    while going := [number for number, row in enumerate(rows) if not row.ended]:
+        # Rows that have ended stay until they are the majority: moving the others costs more.
+        if 2 * len(going) <= len(rows):
+            numbers = torch.tensor(going, device=model.device)
+            cache, mask, positions = cache.keep(numbers), mask[numbers], positions[numbers]
+            rows = [rows[number] for number in going]
         mask[:, cache.places] = 0.0
-        # (Of a row that ended any token will do, and one that overflowed may have none.)
-        last = [writer.tokens[-1] if writer.tokens else 0 for writer in writers]
+        # For a row that has ended, any token will do; one that overflowed may have none.
+        last = [row.tokens[-1] if row.tokens else 0 for row in rows]
         tokens = torch.tensor(last, device=model.device)
         seen = mask[:, None, None, : cache.places + 1]
         best, _ = model.predict(model.step(tokens, positions, seen, cache), ())
         positions += 1
-        for writer, token in zip(writers, best, strict=True):
-            if not writer.ended:
-                writer.add(token, ends)
+        for row, token in zip(rows, best, strict=True):
+            if not row.ended:
+                row.add(token, stop)

@@ -1,9 +1,9 @@
-"""From prompts to what a Qwen-VL model takes, as the official processor makes it.
+"""Tokenise prompts for a Qwen-VL model, with the result of the official processor.
 
-The checkpoint's chat template writes the prompt with one <|image_pad|> an image. The official
-processor repeats it in the text, once for every merged patch; here it is repeated after tokenising
-(`expand`). It is a special token, so the tokens are the same, and this way long prompts are not
-tokenised pad by pad, and tokenising needs no image.
+The checkpoint's chat template writes one <|image_pad|> per image. The official processor repeats it
+in the text for every merged patch; here it is repeated after tokenisation (`expand`). The tokens
+are the same, since <|image_pad|> is a special token. Long prompts are tokenised faster this way,
+and no image has to be opened.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
-from jinja2 import TemplateError
-
+from pointer_rl.errors import InputError
+from pointer_rl.local.chat import chat_messages, render_chat
 from pointer_rl.types import BackendError, Prompt
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 
 __all__ = ["PromptEncoder", "expand"]
 
 _PIECES = 100_000
-"""Pieces of prompts whose tokens are kept."""
+"""Number of pieces of prompts whose tokens are cached."""
 
 
 class PromptEncoder:
-    """Renders and tokenises; opens no image."""
+    """Renders and tokenises prompts, without opening images."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._tokenizer = checkpoint.tokenizer
@@ -35,7 +35,7 @@ class PromptEncoder:
         self._pieces: dict[str, list[int]] = {}
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int] | BackendError]:
-        """The tokens of each prompt up to where the model begins to answer, or why it has none.
+        """Tokenise each prompt up to where the model begins to answer, or say why it cannot.
 
         One <|image_pad|> stands for each image.
         """
@@ -50,10 +50,10 @@ class PromptEncoder:
     def encode_answers(
         self, answers: Sequence[tuple[str, ...]]
     ) -> list[list[list[int]] | BackendError]:
-        """The tokens of each answer alone, for each request's answers.
+        """Tokenise the answers of each request, each answer alone.
 
-        Tokenised apart from the prompt: generation, too, begins at a token boundary after the
-        prompt, and a boundary that shifted with the answer would change the prompt it follows.
+        Generation, too, begins at a token boundary after the prompt. If prompt and answer were
+        tokenised together, the answer could change the last tokens of the prompt.
         """
         distinct = list(dict.fromkeys(answer for each in answers for answer in each))
         token_ids = dict(zip(distinct, self._tokenise(distinct, special=False), strict=True))
@@ -66,10 +66,10 @@ class PromptEncoder:
         ]
 
     def _tokenise_rendered(self, texts: Sequence[str]) -> list[list[int]]:
-        """Whole prompts, from pieces that are tokenised once: most have been seen before.
+        """Tokenise rendered prompts piece by piece, with a cache: most pieces repeat.
 
-        A special token is cut out before anything else happens to a text, so what stands before
-        it and after it are tokenised apart in any case.
+        The tokenizer cuts special tokens out of a text before anything else, so the pieces between
+        them are independent of each other.
         """
         if self._special is None:
             return self._tokenise(list(texts), special=True)
@@ -93,26 +93,10 @@ class PromptEncoder:
         return token_ids
 
     def _render(self, prompt: Prompt) -> str | BackendError:
-        conversation = [
-            {
-                "role": message.role,
-                "content": [
-                    {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
-                    for part in message.parts
-                ],
-            }
-            for message in prompt.messages
-        ]
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                conversation,
-                chat_template=self._template,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        except TemplateError as error:
-            return BackendError(f"the chat template refuses the prompt: {error}")
-        return text
+            return render_chat(self._tokenizer, chat_messages(prompt), self._template)
+        except InputError as error:
+            return BackendError(str(error))
 
     def _check(self, token_ids: list[int], prompt: Prompt) -> list[int] | BackendError:
         pads, images = token_ids.count(self._image_token_id), len(prompt.images)
@@ -125,7 +109,7 @@ class PromptEncoder:
 
 
 def expand(token_ids: Sequence[int], pad: int, replacements: Iterable[Sequence[int]]) -> list[int]:
-    """The tokens with each `pad` replaced by the next of the replacements."""
+    """Replace each `pad` by the next of the replacements."""
     expanded: list[int] = []
     remaining = iter(replacements)
     for token_id in token_ids:
@@ -137,9 +121,10 @@ def expand(token_ids: Sequence[int], pad: int, replacements: Iterable[Sequence[i
 
 
 def _special_tokens(tokenizer: Any) -> re.Pattern[str] | None:
-    """Matches the tokens at which a text may be cut; None for a tokenizer that looks across them.
+    """A pattern for the tokens at which texts may be split; None if pieces are not independent.
 
-    Qwen's do not: they put nothing around a text, and their special tokens take no space along.
+    Pieces are independent for Qwen's tokenizers: they add nothing around a text, and their special
+    tokens do not absorb spaces.
     """
     added = tokenizer.added_tokens_decoder.values()
     special = [each for each in added if each.special]

@@ -1,14 +1,13 @@
-"""Keys and values of the attention layers: of shared prefixes, and of rows that are decoded.
+"""Keys and values of the attention layers, for shared prefixes and for rows.
 
-`PrefixStore` keeps each token of the shared prefixes once. `RowCache` has a stretch of memory for
-each row, into which the row's prefix is copied and its own tokens are written; it is what the
-model's attention layers are handed as `past_key_values`. Rows lie apart: nothing that is computed
-for one is ever read for another.
+`PrefixStore` holds each token of the shared prefixes once. `RowCache` has a stretch of memory per
+row, which receives a copy of the row's prefix and the row's own tokens. The model's attention
+layers get it as `past_key_values`. Rows are separate: nothing computed for one is read for another.
 
-Memory is not cleared between uses. What a mask hides gets the weight 0 exactly, whatever finite
-number it is; after numbers that are not finite the memory is given up (`Memory.drop`).
+Memory is not cleared between uses. Masked places have a weight of exactly 0, whatever finite number
+they hold. After numbers that are not finite, the memory is released (`Memory.drop`).
 
-Shapes: L layers, B rows, C places of a row, T places of the store, K key-value heads, D numbers a
+Shapes: L layers, B rows, C places of a row, T places of the store, K key-value heads, D size of a
 head. Layers are lists.
 """
 
@@ -26,7 +25,7 @@ __all__ = ["HeadShape", "Memory", "PrefixStore", "RowCache"]
 
 @dataclass(frozen=True)
 class HeadShape:
-    """What a token's keys and values are."""
+    """The size of a token's keys and values."""
 
     layers: int
     heads: int
@@ -36,7 +35,7 @@ class HeadShape:
 
     @classmethod
     def of(cls, model: Any) -> HeadShape:
-        """Of a Qwen-VL model's language model."""
+        """The shape of a Qwen-VL model's language model."""
         config = model.config.get_text_config()
         size = getattr(config, "head_dim", None) or (
             config.hidden_size // config.num_attention_heads
@@ -47,11 +46,11 @@ class HeadShape:
 
     @property
     def token_bytes(self) -> int:
-        """Memory of one token."""
+        """Bytes of one token's keys and values."""
         return 2 * self.layers * self.heads * self.size * self.dtype.itemsize
 
     def zeros(self, *shape: int) -> list[Tensor]:
-        """Keys of all layers, then values of all layers: [*shape, K, D] each."""
+        """Keys of all layers, then values of all layers, [*shape, K, D] each."""
         return [
             torch.zeros((*shape, self.heads, self.size), dtype=self.dtype, device=self.device)
             for _ in range(2 * self.layers)
@@ -59,19 +58,19 @@ class HeadShape:
 
 
 class RowCache:
-    """Some rows: `tensors` [B, C, K, D], keys of all layers, then values of all layers."""
+    """Keys and values of some rows: `tensors` [B, C, K, D], all layers' keys, then their values."""
 
     def __init__(self, tensors: list[Tensor], places: int = 0) -> None:
         self.tensors = tensors
         self.places = places
-        """That are in use, in every row: where the next tokens go."""
+        """Number of used places in every row. The next tokens go after them."""
 
     def update(
         self, keys: Tensor, values: Tensor, layer: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """A layer's new keys and values [B, K, S, D] → those of all places in use and the new.
+        """Add a layer's new keys and values [B, K, S, D], and return those of all used places.
 
-        What an attention layer of transformers calls.
+        transformers' attention layers call this method.
         """
         end = self.places + keys.shape[2]
         found = []
@@ -88,30 +87,30 @@ class RowCache:
         return len(self.tensors) // 2
 
     def rows(self, first: int, last: int) -> RowCache:
-        """A part of the rows: the same memory."""
+        """A view of some of the rows."""
         return RowCache([tensor[first:last] for tensor in self.tensors], self.places)
 
     def keep(self, rows: Tensor) -> RowCache:
-        """The places in use of the rows that are named, moved together at the front."""
+        """Move the used places of the given rows to the front, and return a view of them."""
         kept = []
         for tensor in self.tensors:
-            # Gathered into new memory before it is written: rows move onto others' places.
+            # The right side is a copy, since rows move to places of other rows.
             tensor[: len(rows), : self.places] = tensor[rows, : self.places]
             kept.append(tensor[: len(rows)])
         return RowCache(kept, self.places)
 
 
 class Memory:
-    """Memory for keys and values, kept for the next use: a CPU clears each fresh page."""
+    """Reusable memory for keys and values. (On a CPU, clearing fresh memory takes time.)"""
 
     def __init__(self, shape: HeadShape) -> None:
         self._shape = shape
         self._tensors: list[Tensor] = []
 
     def take(self, *places: int) -> list[Tensor]:
-        """[*places, K, D] for each; what was taken before may be used no more.
+        """Tensors of [*places, K, D]. Tensors that were taken earlier must no longer be used.
 
-        Holds what it held, and zeros where nothing was written yet.
+        Their content is left over from earlier uses, or 0.
         """
         size = math.prod(places)
         if not self._tensors or len(self._tensors[0]) < size:
@@ -121,14 +120,14 @@ class Memory:
         return [tensor[:size].view(shape) for tensor in self._tensors]
 
     def drop(self) -> None:
-        """Give the memory up."""
+        """Release the memory."""
         self._tensors.clear()
 
 
 class PrefixStore:
-    """Keys and values of shared prefixes: `tensors` [T, K, D], keys of all layers, then values.
+    """Keys and values of shared prefixes: `tensors` [T, K, D], all layers' keys, then their values.
 
-    Place 0 is for padding, and is 0.
+    Place 0 is for padding and holds zeros.
     """
 
     NOWHERE = 0
@@ -137,12 +136,12 @@ class PrefixStore:
         self._tensors = tensors
 
     def write(self, cache: RowCache, rows: Tensor, columns: Tensor, places: Tensor) -> None:
-        """Copy from a cache: what lies in row r, column c goes to place p, for each of three."""
+        """Copy from a cache: row r, column c to place p, for each r, c, p of the three tensors."""
         for mine, theirs in zip(self._tensors, cache.tensors, strict=True):
             mine[places] = theirs[rows, columns]
 
     def read(self, cache: RowCache, places: Tensor) -> None:
-        """Fill a cache's first columns: places [B, P] → columns 0 to P of its rows."""
+        """Copy places [B, P] to the first P columns of a cache's rows."""
         rows, columns = places.shape
         for mine, theirs in zip(self._tensors, cache.tensors, strict=True):
             found = mine.index_select(0, places.flatten())

@@ -1,10 +1,10 @@
-"""Pieces of prompts through the language model, each after the keys and values of its prefix.
+"""Run pieces of prompts through the language model, each after its prefix's keys and values.
 
-Called is the language model inside the model: embeddings, features, positions and mask come from
-here, and no size is worked out twice. The mask is a 4D additive one, which transformers passes on
-to the attention as it is. It is 0 where a token may look and the dtype's lowest number elsewhere:
-after the softmax that is a weight of exactly 0, so neither padding nor what else lies in a row's
-memory has any part in a result. (Not -inf: a padding token that sees nothing would become NaN.)
+This calls the language model inside the model directly, with embeddings, image features, positions
+and mask computed here. The mask is additive and 4D, and transformers passes it to the attention
+unchanged. It is 0 where a token may attend and the dtype's lowest number elsewhere. After the
+softmax that is a weight of exactly 0, so padding and old content of a row's memory do not affect a
+result. (It is not -inf, which would make the output of a padding token that sees nothing NaN.)
 
 Shapes: B rows, P places of the prefix, S tokens of the longest piece with its tree, H hidden size.
 """
@@ -28,10 +28,10 @@ from pointer_rl_qwen2vl.layout import Layout
 __all__ = ["OVERFLOWED", "LanguageModel", "Piece"]
 
 OVERFLOWED = -1
-"""In place of a token."""
+"""Stands for a token if the logits are not finite."""
 
 _LOGITS_BYTES = 128 * 2**20
-"""Of logits at a time: a vocabulary has 150,000 tokens."""
+"""Most bytes of logits at a time; a vocabulary has 150,000 tokens."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,17 @@ class Piece:
 
     layout: Layout
     prefix: NDArray[np.int64]
-    """[P] places of its prefix in the store."""
+    """[P] places of its prefix in the `PrefixStore`."""
     tree: AnswerTree = NO_ANSWERS
 
     @cached_property
     def length(self) -> int:
-        """Tokens that it adds."""
+        """Number of tokens of the piece and its tree."""
         return len(self.layout.token_ids) + len(self.tree.token_ids)
 
 
 class LanguageModel:
-    """A checkpoint's language model, a batch of pieces at a time."""
+    """A checkpoint's language model."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._model = checkpoint.model.model.language_model
@@ -67,9 +67,9 @@ class LanguageModel:
     def prefill(
         self, pieces: Sequence[Piece], store: PrefixStore | None, cache: RowCache
     ) -> Tensor:
-        """Hidden states [B, S, H] of the pieces, and their keys and values into the cache.
+        """Compute the hidden states [B, S, H] of pieces, and put keys and values into the cache.
 
-        The cache's columns: the prefix from 0 on, the piece from the longest prefix' length on.
+        In the cache, prefixes start at column 0, and pieces at the length of the longest prefix.
         """
         prefix_lengths = [len(piece.prefix) for piece in pieces]
         longest = max(prefix_lengths)
@@ -83,7 +83,7 @@ class LanguageModel:
         length = max(piece.length for piece in pieces)
         token_ids = np.full((len(pieces), length), self._pad_id, dtype=np.int64)
         positions = np.zeros((3, len(pieces), length), dtype=np.int64)
-        # [B, S, P + S]: all of the own prefix, and of the piece what stands before.
+        # [B, S, P + S]: a token sees its whole prefix and the tokens of the piece up to itself.
         visible = np.zeros((len(pieces), length, longest + length), dtype=np.bool_)
         visible[:, :, longest:] = np.tri(length, dtype=np.bool_)
         for row, piece in enumerate(pieces):
@@ -112,7 +112,7 @@ class LanguageModel:
         return hidden
 
     def step(self, token_ids: Tensor, positions: Tensor, mask: Tensor, cache: RowCache) -> Tensor:
-        """One token a row: [B] ids at positions [B], additive mask [B, 1, 1, places] → [B, H]."""
+        """One token per row: ids [B], positions [B], additive mask [B, 1, 1, places] → [B, H]."""
         output = self._model(
             inputs_embeds=self._embed(token_ids[:, None]),
             position_ids=positions[None, :, None].expand(3, -1, -1),
@@ -125,17 +125,17 @@ class LanguageModel:
         return hidden[:, 0]
 
     def mask(self, visible: Tensor) -> Tensor:
-        """The additive mask of a boolean one."""
+        """Turn a boolean mask into an additive one."""
         mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
         return mask.masked_fill_(~visible, self._lowest)
 
     def predict(
         self, hidden: Tensor, wanted: Sequence[tuple[int, int]]
     ) -> tuple[list[int], list[float]]:
-        """What comes after each of [N, H]: the likeliest token, and how likely those wanted are.
+        """Predict the token after each of the hidden states [N, H].
 
-        wanted: (row of N, token), whose natural log-probabilities are returned in that order.
-        OVERFLOWED stands for the likeliest token where the logits are no numbers.
+        Returns the likeliest token of each row, or OVERFLOWED if its logits are not finite, and the
+        natural log-probabilities of the wanted (row of `hidden`, token).
         """
         best: list[Tensor] = []
         found: list[Tensor] = []
@@ -158,7 +158,7 @@ class LanguageModel:
         return likeliest, logprobs
 
     def _insert_images(self, pieces: Sequence[Piece], embeds: Tensor) -> dict[str, object]:
-        """Put the images' features into their places; what deepstack layers are to be handed."""
+        """Write the images' features into `embeds`; return arguments for the deepstack layers."""
         rows, length, _ = embeds.shape
         images = [
             (row * length + place, features)

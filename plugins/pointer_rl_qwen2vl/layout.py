@@ -1,10 +1,10 @@
-"""Elements laid out as the model takes them: token ids, M-RoPE positions, places of images.
+"""Lay out a prompt's elements for the model: token ids, M-RoPE positions, places of images.
 
-A text token's position is the same number in time, height and width, one more than that of the
-token before. An image's tokens share the next position in time and count rows and columns from
-there; the text after it goes on from the image's longer side. So the positions of a piece depend
-on what stands before it by one number only, and a piece after a shared prefix gets just the
-positions that it has in the whole prompt.
+A text token has the same position in time, height and width, one more than the token before it. An
+image's tokens share the next position in time and count rows and columns from there. The text after
+an image continues from the image's longer side. The positions of a piece therefore depend on the
+text before it through a single number, and a piece after a shared prefix gets the positions that it
+has in the whole prompt.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ class Layout:
 
     token_ids: list[int]
     positions: NDArray[np.int64]
-    """[3, L]: in time, height and width."""
+    """[3, L] positions in time, height and width."""
     images: tuple[tuple[int, Features], ...]
-    """Where each image begins, and what fills its places."""
+    """The index of each image's first token, and the image's features."""
     next_position: int
-    """Of the token after it."""
+    """Position of the token after the piece."""
 
 
 def lay_out(
     elements: Sequence[int], first: int, features: Callable[[int], Features], image_token_id: int
 ) -> Layout:
-    """Tokens (≥ 0) and images (< 0), the first of them at position `first`."""
+    """Lay out tokens (≥ 0) and images (< 0); the first one is at position `first`."""
     token_ids: list[int] = []
     images: list[tuple[int, Features]] = []
     parts: list[NDArray[np.int64]] = []
     position = first
-    run = 0  # text tokens since the last image
+    run = 0  # Number of text tokens since the last image.
     for element in elements:
         if element >= 0:
             token_ids.append(element)

@@ -1,4 +1,4 @@
-"""What a user can set about the qwen2vl backend."""
+"""Options of the qwen2vl backend."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Qwen2VLOptions"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Qwen2VLOptions:
-    """Which checkpoint, where it runs and at what precision."""
+    """Which checkpoint to run, device and precision."""
 
     model: str
     """Checkpoint folder, or Hugging Face Hub id (Qwen/Qwen2.5-VL-3B-Instruct)."""

@@ -1,8 +1,8 @@
-"""What prompts have in common, to be computed once: a trie over tokens and images.
+"""Find common prefixes of prompts, to compute them once.
 
-An element is a token (≥ 0) or an image (< 0), which is never cut: a prefix ends before an image or
-after it. Prompts come sorted, so that those with a common prefix are neighbours, and the trie is
-read off the lengths that neighbours share, without ever being built node by node.
+An element of a prompt is a token (≥ 0) or an image (< 0). Images are not split: a prefix ends
+before or after an image. Prompts are sorted, so that prompts with a common prefix are neighbours,
+and the lengths that neighbours share determine the trie of prefixes.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ __all__ = ["Prefix", "Prefixes", "common_length", "find_prefixes"]
 
 @dataclass(frozen=True)
 class Prefix:
-    """Elements `start` to `end` of the prompt `row`, shared by several prompts."""
+    """Elements `start` to `end` of the prompt `row`, which several prompts share."""
 
     row: int
     start: int
-    """Where its parent ends; 0 without one."""
+    """The end of its parent; 0 without a parent."""
     end: int
     parent: int | None
-    """Index of the prefix that stands before it."""
+    """Index of the prefix before it."""
     depth: int
-    """How many stand before it."""
+    """Number of prefixes before it."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Prefixes:
 
     nodes: tuple[Prefix, ...]
     parents: tuple[int | None, ...]
-    """Of each prompt: the longest shared prefix that it begins with."""
+    """For each prompt, the index of the longest shared prefix that it begins with."""
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many elements the two have in common from the first on, but one fewer than either has.
+    """The number of elements that two prompts share at the start, without their last elements.
 
-    The last element of a prompt is computed for each anew: what comes after it is its own.
+    The last element of a prompt is never shared, since its output predicts that prompt's answer.
     """
     longest = min(len(one), len(other)) - 1
     for place in range(longest):
@@ -50,24 +50,25 @@ def common_length(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def find_prefixes(
-    prompts: Sequence[Sequence[int]], tokens: Callable[[int], int], worth: int
+    prompts: Sequence[Sequence[int]], tokens: Callable[[int], int], min_saving: int
 ) -> Prefixes:
-    """The prefixes that save at least `worth` tokens each by being computed once.
+    """Find the prefixes that each save at least `min_saving` tokens by being computed once.
 
-    prompts: sorted; `tokens`: of an element. A prefix that saves less is left to those who share
-    it: every prefix is a further pass through the model that others wait for.
+    A prefix that saves less is computed with each prompt that has it, since every level of prefixes
+    takes another forward pass. The prompts must be sorted. `tokens` returns the number of tokens of
+    an element.
     """
     shared = [common_length(*pair) for pair in itertools.pairwise(prompts)]
     nodes: list[Prefix] = []
     parents: list[int | None] = [None] * len(prompts)
 
     def visit(first: int, last: int, parent: int | None) -> None:
-        """Split prompts first..last, which have `parent` in common, where they branch."""
+        """Split prompts first..last, which share `parent`, where they branch."""
         start = 0 if parent is None else nodes[parent].end
         end = min(shared[first:last])
         branches = [place for place in range(first, last) if shared[place] == end]
         width = sum(map(tokens, prompts[first][start:end]))
-        if width and width * len(branches) >= worth:
+        if width and width * len(branches) >= min_saving:
             depth = 0 if parent is None else nodes[parent].depth + 1
             nodes.append(Prefix(first, start, end, parent, depth))
             parent = len(nodes) - 1
@@ -78,7 +79,7 @@ def find_prefixes(
             else:
                 pending.append((begin, after - 1, parent))
 
-    # A stack, not recursion: a long chat could branch deeper than Python recurses.
+    # A stack instead of recursion: a long chat could exceed Python's recursion limit.
     pending: list[tuple[int, int, int | None]] = []
     if len(prompts) == 1:
         return Prefixes((), (None,))

@@ -1,12 +1,12 @@
-"""engine=shared: what requests have in common is computed once.
+"""engine=shared: compute what requests have in common once.
 
-A window of prompts is sorted, and worked off in chunks of neighbours that fit into memory: first
-the prefixes that several prompts share, level by level; then what is each prompt's own, with the
-answers to score behind it, in batches of like lengths; then, for those that are not finished with
-that, greedy decoding, all rows of a group together.
+The prompts of a call are sorted and processed in chunks of neighbours that fit into memory. Each
+chunk first computes the prefixes that several prompts share, level by level; then the rest of each
+prompt, followed by the answers to score, in batches of similar length; then it decodes the rows
+that have not ended, a group of rows at a time.
 
-Everything is planned from the requests alone, so that the same requests give the same floats
-(until memory runs out, which lowers what is taken at a time).
+The plan depends on the requests alone, so the same requests give bit-identical results, until
+memory runs out and batches become smaller.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from dataclasses import replace
 
 import torch
 
-from pointer_rl.errors import InputError
+from pointer_rl.errors import InputError, first_line
+from pointer_rl.local.batching import Result
 from pointer_rl.types import Decoding
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.chunk import Attempt, ChunkModel, Limits
-from pointer_rl_qwen2vl.greedy import Ending
-from pointer_rl_qwen2vl.jobs import Job, Result
-from pointer_rl_qwen2vl.patches import PatchStore
+from pointer_rl_qwen2vl.greedy import StopCriterion
+from pointer_rl_qwen2vl.patches import PatchCache
 from pointer_rl_qwen2vl.plain import PlainEngine
 from pointer_rl_qwen2vl.prefixes import common_length
+from pointer_rl_qwen2vl.requests import TokenisedRequest
+from pointer_rl_qwen2vl.rows import ResultAssembler, Row, SortedRows
 from pointer_rl_qwen2vl.vision import Features, FeatureStore
-from pointer_rl_qwen2vl.window import Gathering, Row, Window
 
 __all__ = ["SharedEngine"]
 
@@ -35,14 +36,14 @@ logger = logging.getLogger(__name__)
 
 _CACHE_BYTES = {"cpu": 256 * 2**20}
 _CACHE_BYTES_OTHERWISE = 2 * 2**30
-"""Keys and values held at a time, by device: of rows that are decoded together, and as much again
-of shared prefixes. Vision features may take as much."""
+"""By device, the most bytes of keys and values of rows that are decoded together. Shared prefixes
+may take as much again, and so may vision features."""
 
 
 class SharedEngine:
-    """Takes jobs through the model, their common parts once."""
+    """Runs requests through the model, their common parts once."""
 
-    def __init__(self, checkpoint: Checkpoint, patches: PatchStore, batch_tokens: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, patches: PatchCache, batch_tokens: int) -> None:
         """Raises InputError for a model that it cannot run."""
         _check(checkpoint)
         self._checkpoint = checkpoint
@@ -54,57 +55,60 @@ class SharedEngine:
         self._limits = Limits(batch=batch_tokens, cache=cache)
         self._features = FeatureStore(checkpoint, patches, cache_bytes, ahead=device != "cpu")
 
-    def run(self, jobs: Sequence[Job], decoding: Decoding | None) -> Iterator[tuple[int, Result]]:
-        """Generate (unless `decoding` is None) and score: each job's index and result, once."""
+    def run(
+        self, requests: Sequence[TokenisedRequest], decoding: Decoding | None
+    ) -> Iterator[tuple[int, Result]]:
+        """See `Engine`."""
         if decoding is not None and decoding.num_beams > 1:
-            yield from self._plain.run(jobs, decoding)  # beams part and join: transformers' task
+            # Rows of beam search split and merge, which transformers implements.
+            yield from self._plain.run(requests, decoding)
             return
         generates = decoding is not None
-        window = Window(
-            jobs,
+        sorted_rows = SortedRows(
+            requests,
             generates=generates,
             image_token_id=self._checkpoint.image_token_id,
             answer_tokens=max(1, self._limits.batch // 2),
         )
-        ends = None if decoding is None else Ending(self._checkpoint, decoding)
-        self._features.begin(window.images)
+        stop = None if decoding is None else StopCriterion(self._checkpoint, decoding)
+        assembler = ResultAssembler(requests, generates=generates)
+        self._features.begin(sorted_rows.images)
         try:
-            yield from self._run(window, Gathering(jobs, generates=generates), ends)
+            yield from self._run_chunks(sorted_rows, assembler, stop)
         finally:
             self._features.end()
 
-    def _run(
-        self, window: Window, gathering: Gathering, ends: Ending | None
+    def _run_chunks(
+        self, sorted_rows: SortedRows, assembler: ResultAssembler, stop: StopCriterion | None
     ) -> Iterator[tuple[int, Result]]:
-        """Chunk by chunk."""
         held: dict[int, Features] = {}
         chunk: list[Row] = []
         tokens = 0
-        for row in window.rows:
-            found = self._find_features(row, window, held)
+        for row in sorted_rows.rows:
+            found = self._find_features(row, sorted_rows, held)
             if isinstance(found, str):
-                yield from gathering.fail(row, found)
+                yield from assembler.fail(row, found)
                 continue
             held |= found
             shared = common_length(chunk[-1].elements, row.elements) if chunk else 0
-            new = _tokens(row.elements[shared:], held)
+            new = _count_tokens(row.elements[shared:], held)
             if chunk and tokens + new > self._limits.cache:
-                yield from self._answer(chunk, held, ends, gathering)
+                yield from self._answer(chunk, held, stop, assembler)
                 held = {each: held[each] for each in row.elements if each < 0}
-                chunk, tokens, new = [], 0, _tokens(row.elements, held)
+                chunk, tokens, new = [], 0, _count_tokens(row.elements, held)
             chunk.append(row)
             tokens += new
         if chunk:
-            yield from self._answer(chunk, held, ends, gathering)
+            yield from self._answer(chunk, held, stop, assembler)
 
     def _find_features(
-        self, row: Row, window: Window, held: dict[int, Features]
+        self, row: Row, sorted_rows: SortedRows, held: dict[int, Features]
     ) -> dict[int, Features] | str:
-        """Of the row's images those that are not held, or why one has none."""
+        """Features of the row's images that are not held yet, or why an image has none."""
         found: dict[int, Features] = {}
         for element in dict.fromkeys(each for each in row.elements if each < 0):
             if element not in held:
-                features = self._features.get(window.places[element])
+                features = self._features.get(sorted_rows.image_indices[element])
                 if isinstance(features, str):
                     return features
                 found[element] = features
@@ -114,25 +118,25 @@ class SharedEngine:
         self,
         rows: Sequence[Row],
         features: dict[int, Features],
-        ends: Ending | None,
-        gathering: Gathering,
+        stop: StopCriterion | None,
+        assembler: ResultAssembler,
         before: Limits | None = None,
     ) -> Iterator[tuple[int, Result]]:
-        """Answer some rows; where memory does not suffice, fewer at a time.
+        """Answer some rows. If memory runs out, continue with fewer of them at a time.
 
-        before: the limits as they were when memory first ran out on these rows.
+        `before` are the limits from before memory first ran out on these rows.
         """
         before = before or replace(self._limits)
         waiting = dict.fromkeys(rows)
         try:
-            for outcome in self._model.run(rows, features.__getitem__, ends, self._limits):
-                del waiting[outcome.row]
-                yield from gathering.add(outcome)
+            for result in self._model.run(rows, features.__getitem__, stop, self._limits):
+                del waiting[result.row]
+                yield from assembler.add(result)
         except torch.OutOfMemoryError as error:
-            message = str(error).partition("\n")[0]
+            message = first_line(error)
         else:
             return
-        # Outside the `except`: the traceback holds the tensors of the failed pass.
+        # Not in the `except` block: there the traceback still holds the tensors of the failed pass.
         self._model.drop_memory()
         torch.cuda.empty_cache()
         rows = list(waiting)
@@ -140,19 +144,22 @@ class SharedEngine:
         if len(rows) == 1:
             halves = rows[0].halves()
             if len(halves) == 1:
-                self._limits = before  # it was this row: the others need not pay for it
-                yield from gathering.fail(rows[0], _too_long(rows[0], features, message))
+                self._limits = before  # Only this row is too large; keep batches of others.
+                yield from assembler.fail(rows[0], _too_long(rows[0], features, message))
                 return
             parts = [[half] for half in halves]
-        elif self._lower(self._model.attempt):
+        elif self._lower_limits(self._model.attempt):
             parts = [rows]
         for part in parts:
-            yield from self._answer(part, features, ends, gathering, before)
+            yield from self._answer(part, features, stop, assembler, before)
 
-    def _lower(self, attempt: Attempt) -> bool:
-        """Take less at a time from now on; whether that alone may do."""
+    def _lower_limits(self, attempt: Attempt) -> bool:
+        """Halve the limit that a failed attempt exceeded.
+
+        Returns whether the same rows should be tried again with it, instead of half of them.
+        """
         if attempt.rows == 1:
-            return False  # with fewer rows in memory it may fit
+            return False  # It may fit with fewer rows in memory.
         if attempt.what == "cache":
             self._limits.cache = attempt.tokens // 2
             logger.warning(
@@ -177,12 +184,13 @@ def _check(checkpoint: Checkpoint) -> None:
         )
 
 
-def _tokens(elements: Sequence[int], features: dict[int, Features]) -> int:
+def _count_tokens(elements: Sequence[int], features: dict[int, Features]) -> int:
     return sum(1 if each >= 0 else len(features[each].embeds) for each in elements)
 
 
 def _too_long(row: Row, features: dict[int, Features], message: str) -> str:
+    tokens = _count_tokens(row.elements, features)
     return (
-        f"out of memory on a single prompt ({_tokens(row.elements, features)} tokens); use a"
-        f" smaller max_pixels or fewer demonstrations ({message})"
+        f"out of memory on a single prompt ({tokens} tokens); use a smaller max_pixels or fewer"
+        f" demonstrations ({message})"
     )

@@ -1,6 +1,6 @@
-"""The standard plugin: prompts, metrics, generators, rewards, datasets and the clip encoder.
+"""The standard plugin: prompts, metrics, generators, rewards, datasets, `clip` and `pointer`.
 
-Every command loads this module, so the factories import what is heavy.
+Every command loads this module, so it imports only the options. The factories import the rest.
 """
 
 from __future__ import annotations
@@ -9,6 +9,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pointer_rl.hookspecs import hookimpl
+from pointer_rl.selectors.options import SelectorConfig
+from pointer_rl_standard.arm_options import (
+    OracleOptions,
+    PolicyOptions,
+    RandomArmOptions,
+    SimilarityOptions,
+    VoteOptions,
+)
 from pointer_rl_standard.dataset_options import OKVQA, HFOptions, JSONLOptions, VQAOptions
 from pointer_rl_standard.options import (
     BeamOptions,
@@ -23,9 +31,12 @@ from pointer_rl_standard.options import (
 from pointer_rl_standard.rewards import FORMULAS, FormulaReward
 
 if TYPE_CHECKING:
+    from pointer_rl.evaluate.arms import Arm
+    from pointer_rl.selectors import Selector
     from pointer_rl.types import (
         Dataset,
         Encoder,
+        Executor,
         Generator,
         Metric,
         PromptBuilder,
@@ -35,7 +46,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def pointer_rl_register_prompt_builders(register: Register) -> None:
-    """Two layouts."""
+    """Register the prompt layouts."""
     register(
         "short-answer",
         _short_answer,
@@ -52,7 +63,7 @@ def pointer_rl_register_prompt_builders(register: Register) -> None:
 
 @hookimpl
 def pointer_rl_register_metrics(register: Register) -> None:
-    """Two comparisons with the annotators' answers."""
+    """Register the comparisons with the annotators' answers."""
     register("vqa", _vqa_accuracy, summary="The official VQA accuracy over several annotators")
     register(
         "exact", _exact_match, summary="Equal to an annotator's answer, ignoring case and spaces"
@@ -61,7 +72,7 @@ def pointer_rl_register_metrics(register: Register) -> None:
 
 @hookimpl
 def pointer_rl_register_rewards(register: Register) -> None:
-    """The formulas of Lever-Plus."""
+    """Register the formulas of Lever-Plus."""
     for name, formula in FORMULAS.items():
         make = partial(FormulaReward, formula)
         register(name, make, options=formula.options, summary=formula.summary)
@@ -69,7 +80,7 @@ def pointer_rl_register_rewards(register: Register) -> None:
 
 @hookimpl
 def pointer_rl_register_generators(register: Register) -> None:
-    """Five ways to propose candidates."""
+    """Register the ways to propose candidates."""
     register(
         "beam", _beam, options=BeamOptions, summary="The policy's best pointers, by beam search"
     )
@@ -98,7 +109,7 @@ def pointer_rl_register_generators(register: Register) -> None:
 
 @hookimpl
 def pointer_rl_register_datasets(register: Register) -> None:
-    """The file formats."""
+    """Register the loaders of each file format."""
     register(
         "vqa",
         _vqa,
@@ -120,12 +131,55 @@ def pointer_rl_register_datasets(register: Register) -> None:
 
 @hookimpl
 def pointer_rl_register_encoders(register: Register) -> None:
-    """CLIP and SigLIP."""
+    """Register CLIP and SigLIP."""
     register(
         "clip",
         _clip,
         options=ClipOptions,
         summary="CLIP or SigLIP, through transformers: image, question or both",
+    )
+
+
+@hookimpl
+def pointer_rl_register_executors(register: Register) -> None:
+    """Register where windows of queries run."""
+    register("in-process", _in_process, summary="One window after the other, in this process")
+
+
+@hookimpl
+def pointer_rl_register_arms(register: Register) -> None:
+    """Register the arms that every evaluation compares."""
+    register("zero-shot", _zero_shot_arm, summary="No demonstrations")
+    register("random", _random_arm, options=RandomArmOptions, summary="Random pointers, averaged")
+    register(
+        "similarity",
+        _similarity_arm,
+        options=SimilarityOptions,
+        summary="The rows most similar to the query",
+    )
+    register("policy", _policy_arm, options=PolicyOptions, summary="A policy's likeliest pointer")
+    register(
+        "vote",
+        _vote_arm,
+        options=VoteOptions,
+        summary="The majority of an arm's demonstrations' answers, without a model",
+    )
+    register(
+        "oracle",
+        _oracle_arm,
+        options=OracleOptions,
+        summary="The best of what any arm shows, and of some pointers more",
+    )
+
+
+@hookimpl
+def pointer_rl_register_selectors(register: Register) -> None:
+    """Register the engine's own selector."""
+    register(
+        "pointer",
+        _pointer,
+        options=SelectorConfig,
+        summary="Cross-attention over the pool, then cosines; chooses exactly `shots` rows",
     )
 
 
@@ -201,7 +255,58 @@ def _jsonl(options: JSONLOptions) -> Dataset:
     return load_jsonl(options)
 
 
+def _pointer(options: SelectorConfig) -> Selector:
+    from pointer_rl.selectors import PointerSelector
+
+    return PointerSelector(options)
+
+
 def _clip(options: ClipOptions) -> Encoder:
     from pointer_rl_standard.clip import ClipEncoder
 
     return ClipEncoder(options)
+
+
+def _in_process() -> Executor:
+    from pointer_rl.session.windows import InProcess
+
+    return InProcess()
+
+
+def _zero_shot_arm() -> Arm:
+    from pointer_rl.evaluate.arms import ZeroShotArm
+
+    return ZeroShotArm()
+
+
+def _random_arm(options: RandomArmOptions) -> Arm:
+    from pointer_rl.evaluate.arms import RandomArm
+
+    return RandomArm(options.seeds)
+
+
+def _similarity_arm(options: SimilarityOptions) -> Arm:
+    from pointer_rl.evaluate.arms import SimilarityArm
+
+    return SimilarityArm(options.of)
+
+
+def _policy_arm(options: PolicyOptions) -> Arm:
+    from pathlib import Path
+
+    from pointer_rl.evaluate.arms import PolicyArm
+    from pointer_rl.evaluate.run import open_policy
+
+    return PolicyArm(open_policy(Path(options.path)).policy)
+
+
+def _vote_arm(options: VoteOptions) -> Arm:
+    from pointer_rl.evaluate.arms import VoteArm
+
+    return VoteArm(options.arm)
+
+
+def _oracle_arm(options: OracleOptions) -> Arm:
+    from pointer_rl.evaluate.arms import OracleArm
+
+    return OracleArm(options.random, options.retrieval)

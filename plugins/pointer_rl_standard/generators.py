@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pointer_rl.errors import InputError
-from pointer_rl.types import NO_ROW, Candidate, Pointer, Policy, Pool, QueryBatch
+from pointer_rl.types import Candidate, Pointer, Policy, Pool, QueryBatch
 from pointer_rl_standard.options import (
     BeamOptions,
     ProbeOptions,
@@ -53,11 +53,11 @@ class BeamGenerator:
         found = policy.beam(queries, pool, self.options.width)
         return [
             [
-                Candidate(_pointer(rows), "beam", rank, beam_score=score, logprob_score=score)
-                for rank, (rows, score) in enumerate(zip(pointers, scores, strict=True))
+                Candidate(pointer, "beam", rank, beam_score=score, logprob_score=score)
+                for rank, (pointer, score) in enumerate(zip(pointers, scores, strict=True))
                 if score > -math.inf
             ]
-            for pointers, scores in zip(found.rows.tolist(), found.logprobs.tolist(), strict=True)
+            for pointers, scores in zip(found.pointers(), found.logprobs.tolist(), strict=True)
         ]
 
 
@@ -79,17 +79,17 @@ class SampleGenerator:
         num, top_p = self.options.num_samples, self.options.top_p
         for temperature in self.options.temperatures:
             drawn = policy.sample(queries, pool, num, rngs, temperature, top_p)
-            rows_BNS, logprobs_BN = drawn.rows.tolist(), drawn.logprobs.tolist()
-            for candidates, pointers, scores in zip(proposals, rows_BNS, logprobs_BN, strict=True):
+            drawn_for = zip(proposals, drawn.pointers(), drawn.logprobs.tolist(), strict=True)
+            for candidates, pointers, scores in drawn_for:
                 candidates.extend(
                     Candidate(
-                        _pointer(rows),
+                        pointer,
                         "sample",
                         logprob_score=score,
                         temperature=temperature,
                         top_p=top_p,
                     )
-                    for rows, score in zip(pointers, scores, strict=True)
+                    for pointer, score in zip(pointers, scores, strict=True)
                 )
         return proposals
 
@@ -182,11 +182,11 @@ class ProbeGenerator:
             first = policy.beam(replace(queries, shots=1), pool, self.options.num)
             ranked = [
                 [
-                    row
-                    for (row,), score in zip(rows, scores, strict=True)
-                    if row != NO_ROW and score > -math.inf
+                    row[0]
+                    for row, score in zip(rows, scores, strict=True)
+                    if row and score > -math.inf
                 ]
-                for rows, scores in zip(first.rows.tolist(), first.logprobs.tolist(), strict=True)
+                for rows, scores in zip(first.pointers(), first.logprobs.tolist(), strict=True)
             ]
         else:
             counts = queries.allowed.sum(-1).clamp(max=self.options.num).tolist()
@@ -199,11 +199,6 @@ class ProbeGenerator:
             shared = rng.choice(others, shared_rows, replace=False).tolist() if probed else []
             proposals.append([Candidate((row, *shared), "probe") for row in probed])
         return proposals
-
-
-def _pointer(rows: list[int]) -> Pointer:
-    """The rows of a decoded pointer, without the padding after a stop."""
-    return tuple(rows[: rows.index(NO_ROW)] if NO_ROW in rows else rows)
 
 
 def _ranked(queries: QueryBatch, pool: Pool) -> tuple[Tensor, Tensor]:

@@ -1,19 +1,18 @@
 """The official VQAv2 and OK-VQA files: a questions file, an annotations file, a folder of images.
 
-Formats: https://visualqa.org/vqa_v2_teaser.html, https://okvqa.allenai.org. The files are streamed:
-VQAv2's training annotations are 360 MB, of which the answers alone are kept.
+Formats: https://visualqa.org/vqa_v2_teaser.html, https://okvqa.allenai.org. The files are streamed
+because VQAv2's training annotations take 360 MB, of which only the answers are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
-import ijson
-
-from pointer_rl.errors import InputError, first_line
+from pointer_rl.errors import InputError
+from pointer_rl.json_stream import find_member, stream_items
 from pointer_rl.types import Dataset, Example
 from pointer_rl_standard.dataset_options import VQAOptions
 from pointer_rl_standard.example_fields import (
@@ -29,10 +28,10 @@ __all__ = ["load_vqa"]
 
 
 def load_vqa(options: VQAOptions) -> Dataset:
-    """Queries and pool from VQA files, in the questions files' order.
+    """Read queries and pool from VQA files, in the order of the questions files.
 
-    Images are not opened: one that is missing or damaged fails when it is used. Raises InputError
-    for files that cannot be read as such, questions without annotation, and ids met twice.
+    Images are not opened: a missing or damaged one fails when it is used. Raises InputError for
+    files in another format, questions without annotations, and repeated ids.
     """
     root = Path(options.root).expanduser()
     queries = _read_split(
@@ -57,7 +56,7 @@ def _read_split(
 ) -> tuple[Example, ...]:
     if not images.is_dir():
         raise InputError(f"{images}: no such folder of images")
-    subtype = next(_stream(questions, "data_subtype"), None)
+    subtype = find_member(questions, "data_subtype")
     if "{data_subtype" in image_name and not isinstance(subtype, str):
         raise InputError(f"{questions}: no data_subtype in it, which {image_name} needs")
 
@@ -66,7 +65,7 @@ def _read_split(
 
     image = cache(partial(image_in, images))
     examples: list[Example] = []
-    for row, item in enumerate(_stream(questions, "questions.item")):
+    for row, item in enumerate(stream_items(questions, "questions")):
         fields = _object(item, where(row))
         question_id = read_id(fields.get("question_id"), "question_id", where(row))
         image_id = read_id(fields.get("image_id"), "image_id", where(row))
@@ -90,7 +89,7 @@ def _read_split(
 def _add_answers(path: Path, examples: list[Example], rows: Mapping[str, int]) -> None:
     """Give each example its answers. The file may also hold annotations of other questions."""
     number = -1
-    for number, item in enumerate(_stream(path, "annotations.item")):
+    for number, item in enumerate(stream_items(path, "annotations")):
         where = f"{path}, annotations[{number}]"
         fields = _object(item, where)
         id = str(read_id(fields.get("question_id"), "question_id", where))
@@ -103,17 +102,6 @@ def _add_answers(path: Path, examples: list[Example], rows: Mapping[str, int]) -
         examples[row] = replace(examples[row], answers=answers)
     if number < 0:
         raise InputError(f'{path}: no "annotations" in it; is it a VQA annotations file?')
-
-
-def _stream(path: Path, prefix: str) -> Iterator[object]:
-    """The values at a prefix, one by one. Raises InputError for what is not JSON to its end."""
-    try:
-        with path.open("rb") as file:
-            yield from ijson.items(file, prefix, use_float=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read it ({error.strerror})") from error
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: damaged or incomplete JSON ({first_line(error)})") from error
 
 
 def _object(item: object, where: str) -> dict[str, object]:

@@ -3,10 +3,10 @@
     P(answers | shown) = Σ over the distinct answers a of share(a) · P(a | shown, query)
     InfoScore(c | shown) = log P(answers | shown, c) - log P(answers | shown)
 
-share(a) is the share of the annotators who gave a. All in natural logarithms, so that nothing
-underflows; a pointer's InfoScores add up to log P with all of it less log P without any, and the
-largest are kept. (Lever-LM subtracts probabilities: Yang et al., "Lever LM: Configuring In-Context
-Sequence to Lever Large Vision Language Models", NeurIPS 2024.)
+share(a) is the share of the annotators who gave a. Everything is in natural logarithms, so that
+nothing underflows. The InfoScores of a pointer's rows add up to log P(answers) with all of them
+minus log P(answers) without any. (Lever-LM subtracts probabilities instead: Yang et al., "Lever LM:
+Configuring In-Context Sequence to Lever Large Vision Language Models", NeurIPS 2024.)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from pointer_rl.errors import InputError
 from pointer_rl.records.beams import Beam
-from pointer_rl.session.caching import ask
+from pointer_rl.session.caching import run_checked
 from pointer_rl.session.judge import Trial
 from pointer_rl.types import (
     BackendError,
@@ -34,9 +34,9 @@ __all__ = ["AnswerScorer", "Found", "answers_logprob", "most_trials", "search"]
 
 
 def answers_logprob(answers: Sequence[str], logprobs: Sequence[float]) -> float:
-    """log P(answers): `answers` one an annotator, `logprobs` of the distinct ones in their order.
+    """log P(answers), from one answer per annotator and `logprobs` of the distinct ones in order.
 
-    -inf where none of them is possible.
+    -inf if all of them have probability 0.
     """
     counts = Counter(answers)
     terms = [
@@ -57,10 +57,10 @@ class AnswerScorer:
     backend: VQABackend
 
     def score(self, trials: Sequence[Trial]) -> Iterator[tuple[int, float | BackendError]]:
-        """log P(answers) of each trial once, as (its index, it), in the order they finish.
+        """(index, log P(answers)) of each trial once, in the order in which they finish.
 
-        A trial fails whose prompt cannot be built, whose query has no answers, and in which no
-        answer has a probability above 0. Raises PluginError as `ask` does.
+        A trial fails if its prompt cannot be built, its query has no answers, or no answer has a
+        probability above 0. Raises PluginError as `run_checked` does.
         """
         requests, indices = [], []
         for index, trial in enumerate(trials):
@@ -71,7 +71,7 @@ class AnswerScorer:
                 continue
             requests.append(request)
             indices.append(index)
-        for position, result in ask(self.backend, requests):
+        for position, result in run_checked(self.backend, requests):
             index = indices[position]
             yield index, self._logprob(trials[index].query, result)
 
@@ -101,7 +101,7 @@ class Found:
 
 
 def most_trials(rows: int, shots: int, beam_size: int) -> int:
-    """What `search` asks at most for a query that may choose among so many rows."""
+    """The most trials that `search` asks for a query that may choose among so many rows."""
     return 1 + sum(
         min(beam_size, math.perm(rows, step)) * (rows - step) if step else rows
         for step in range(shots)
@@ -116,14 +116,14 @@ def search(
     *,
     shots: int,
     beam_size: int,
-    on_trial: Callable[[float | BackendError], object] = lambda result: None,
+    on_trial: Callable[[int, float | BackendError], object] = lambda query, result: None,
 ) -> list[Found | None]:
     """For each query the `beam_size` best pointers that beam search finds; None if it finds none.
 
-    `rows[q]`: what query q may choose. A demonstration is added after those so far, next to the
-    query. Of equals the earlier beam's and the earlier row's is kept. A trial that fails takes its
-    row from its beam at its step and does no more harm; without demonstrations, it takes the query.
-    The trials of one step go to the backend together, those of one query and beam side by side.
+    rows[q]: the rows that query q may choose. Each step appends a demonstration, next to the query.
+    Ties go to the earlier beam, then to the earlier row. A failed trial removes its row from its
+    beam at this step; if the trial without demonstrations fails, the query has no beams. The trials
+    of one step go to the backend together, those of one query and beam next to each other.
     """
 
     def ask_for(pointers: Sequence[Sequence[Pointer]]) -> list[dict[Pointer, float]]:
@@ -132,7 +132,7 @@ def search(
         trials = [Trial(queries[index], [pool[row] for row in each]) for index, each in asked]
         results: dict[int, float] = {}
         for position, result in scorer.score(trials):
-            on_trial(result)
+            on_trial(asked[position][0], result)
             if not isinstance(result, BackendError):
                 results[position] = result
         scored: list[dict[Pointer, float]] = [{} for _ in queries]
@@ -165,7 +165,7 @@ def search(
 def _best(
     beams: Sequence[Beam], scored: dict[Pointer, float], without: float, size: int
 ) -> list[Beam]:
-    """Of the beams, each longer by a row, the best; `without`: log P with no demonstration."""
+    """The best of the beams that are one row longer; without: log P without demonstrations."""
     shorter = {beam.pointer: beam for beam in beams}
     longer = []
     for pointer, logprob in scored.items():

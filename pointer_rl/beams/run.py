@@ -1,46 +1,52 @@
-"""A run of `pointer-rl beams`: InfoScore beams of each query, from which a policy starts."""
+"""A run of `pointer-rl beams`: the InfoScore beams of each query, from which a policy starts."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from pointer_rl.beams.infoscore import AnswerScorer, Found, most_trials, search
-from pointer_rl.beams.sub_pools import Sampler, SubPool, SubPools, similarity_space
+import numpy as np
+
+import pointer_rl_schemas
+from pointer_rl.beams.infoscore import AnswerScorer, most_trials, search
+from pointer_rl.beams.sub_pools import Sampler, SubPools, sampler_space
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
-from pointer_rl.records.beams import BeamWriter
-from pointer_rl.records.records import to_record
-from pointer_rl.session.caching import StoredBackend
-from pointer_rl.session.session import Named, TrialOptions, Workbench
-from pointer_rl.types import BackendError, Example
+from pointer_rl.records.beams import to_beam_record
+from pointer_rl.records.formats import open_writer
+from pointer_rl.records.records import describe_query
+from pointer_rl.session.journal import RUN, Journal
+from pointer_rl.session.observer import Observer
+from pointer_rl.session.session import PluginRef, Session, SessionOptions
+from pointer_rl.session.windows import Budget, due_windows, run_windows, windows_of
+from pointer_rl.types import BackendError, Window
 
-__all__ = ["BeamConfig", "BeamRun", "BeamSummary", "run_beams"]
+__all__ = ["BeamConfig", "BeamJob", "BeamRun", "BeamSummary", "run_beams"]
 
-SCHEMA_VERSION = "1.0"
-TOGETHER = 4096
-"""Trials of one step that go to the backend together: a window has as many queries as make them."""
+TRIALS_TOGETHER = 4096
+"""Trials of one step that go to the backend together: a window has as many queries as give them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BeamConfig:
-    """What decides the beams, beside the trials."""
+    """What decides the beams, apart from the trials."""
 
     shots: int = 2
     """Demonstrations in a pointer."""
     beam_size: int = 5
-    """Pointers kept at each step, and in the end."""
+    """Pointers kept at each step."""
     sampler: Sampler = "random"
     """How the sub-pool of a query is drawn."""
     sub_pool: int = 64
-    """Demonstrations tried for a query; all that it may choose where there are no more."""
-    encoder: Named | None = None
-    """Of the samplers that compare; by default the dataset's companion."""
+    """Demonstrations tried for each query."""
+    encoder: PluginRef | None = None
+    """Encoder of the samplers that compare; by default the dataset's companion."""
     seed: int = 0
-    """Of random sub-pools."""
+    """Seed of random sub-pools."""
 
     def __post_init__(self) -> None:
         if min(self.shots, self.beam_size) < 1:
@@ -51,33 +57,115 @@ class BeamConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BeamRun:
-    """All that decides a file of beam data."""
+    """Everything that decides a file of beam data."""
 
     output_path: Path
-    """The .json or .jsonl file to write."""
-    trials: TrialOptions
+    """The file to write."""
+    session: SessionOptions
     config: BeamConfig = BeamConfig()
     max_calls: int | None = None
-    """Stop before a query with which the backend might be asked more trials than that."""
+    """Stop before a window with which the backend could be asked more trials."""
+    executor: PluginRef = PluginRef("in-process")
     overwrite: bool = False
-    """Replace an existing output file."""
+    """Start over, whatever there is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeamJob:
+    """Search the best pointers of queries by InfoScore; see `pointer_rl.types.Job`."""
+
+    session: Session
+    sub_pools: SubPools
+    shots: int
+    beam_size: int
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    @cached_property
+    def _scorer(self) -> AnswerScorer:
+        judge = self.session.judge()
+        return AnswerScorer(judge.prompt, judge.backend)
+
+    def run(self, window: Window) -> dict[int, dict[str, Any]]:
+        """The beam record of every query in `window.todo`.
+
+        A query without a beam has an empty list of them, and is left out of the finished file.
+        """
+        queries = [self.session.queries[index] for index in window.todo]
+        sub_pools = [self.sub_pools.draw(*each) for each in zip(window.todo, queries, strict=True)]
+        trials = [_Trials() for _ in queries]
+
+        def count(query: int, result: float | BackendError) -> None:
+            trials[query].add(result)
+            self.session.observer.trial(None)
+
+        with self.session.backend.window():
+            found = search(
+                queries,
+                [each.rows for each in sub_pools],
+                self.session.dataset.pool,
+                self._scorer,
+                shots=self.shots,
+                beam_size=self.beam_size,
+                on_trial=count,
+            )
+        excluded = self.sub_pools.allowed.excluded
+        return {
+            index: {
+                **to_beam_record(
+                    describe_query(query),
+                    () if each is None else each.beams,
+                    None if sub_pool.is_whole else sub_pool.rows,
+                    excluded(query),
+                ),
+                RUN: {"logprob": None if each is None else each.logprob, **asdict(asked)},
+            }
+            for index, query, each, sub_pool, asked in zip(
+                window.todo, queries, found, sub_pools, trials, strict=True
+            )
+        }
+
+    def most_calls(self, window: Window) -> int:
+        """The most requests that a window could put to the backend."""
+        sub_pools = (self.sub_pools.draw(i, self.session.queries[i]) for i in window.todo)
+        return sum(most_trials(len(each.rows), self.shots, self.beam_size) for each in sub_pools)
+
+
+@dataclass
+class _Trials:
+    """What was asked for one query."""
+
+    trials: int = 0
+    failed: int = 0
+    first_failure: str | None = None
+
+    def add(self, result: float | BackendError) -> None:
+        self.trials += 1
+        if isinstance(result, BackendError):
+            self.failed += 1
+            self.first_failure = self.first_failure or result.message
 
 
 @dataclass
 class BeamSummary:
-    """What came out."""
+    """What a run of `beams` produced."""
 
     queries: int = 0
-    """Written."""
+    """Queries with beams."""
     beams: int = 0
     left_out: int = 0
     """Queries for which no pointer could be scored."""
-    not_begun: int = 0
-    """Queries that `max_calls` left no trials for."""
+    left: int = 0
+    """Queries that are not done."""
+    unchanged: bool = False
+    """Whether the run was finished before, and nothing was left to do."""
+    stopped_by: str | None = None
+    """The option that ended the run early."""
     asked: int = 0
-    """Of the trials, those put to the backend, each once."""
-    from_store: int = 0
-    """Those whose response was in the store."""
+    """Trials that this run put to the backend, each once."""
+    from_cache: int = 0
+    """Trials answered from the response cache."""
     trials: int = 0
     failed: int = 0
     """Of the trials."""
@@ -85,36 +173,27 @@ class BeamSummary:
     helped: int = 0
     """Queries whose best beam has an InfoScore above 0."""
     scores: list[float] = field(default_factory=list)
-    """By number of demonstrations, from 0: the InfoScore of the best beams' so many first, summed
-    over the queries."""
+    """`scores[n]`: summed InfoScore of each best beam's first n demonstrations."""
     probabilities: list[float] = field(default_factory=list)
-    """Likewise, P(answers)."""
+    """`probabilities[n]`: summed P(answers) after each best beam's first n demonstrations."""
 
-    def add(self, found: Found | None) -> None:
-        """Count one query."""
-        if found is None:
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Count the record of a query."""
+        run = record.get(RUN) or {}  # a finished file has no notes
+        self.trials += run.get("trials", 0)
+        self.failed += run.get("failed", 0)
+        self.first_failure = self.first_failure or run.get("first_failure")
+        if not record["beams"]:
             self.left_out += 1
             return
         self.queries += 1
-        self.beams += len(found.beams)
-        best = found.beams[0]
-        self.helped += best.score > 0
-        scores = [math.fsum(best.step_scores[:n]) for n in range(len(best.pointer) + 1)]
-        probabilities = [math.exp(found.logprob + score) for score in scores]
-        if self.queries == 1:
-            self.scores, self.probabilities = scores, probabilities
-        else:
-            self.scores = [a + b for a, b in zip(self.scores, scores, strict=True)]
-            self.probabilities = [
-                a + b for a, b in zip(self.probabilities, probabilities, strict=True)
-            ]
-
-    def add_trial(self, result: float | BackendError) -> None:
-        """Count one trial."""
-        self.trials += 1
-        if isinstance(result, BackendError):
-            self.failed += 1
-            self.first_failure = self.first_failure or result.message
+        self.beams += len(record["beams"])
+        best = record["beams"][0]
+        self.helped += best["score"] > 0
+        scores = [math.fsum(best["step_scores"][:n]) for n in range(len(best["pointer"]) + 1)]
+        self.scores = _added(self.scores, scores)
+        probabilities = [math.exp(run.get("logprob", math.nan) + score) for score in scores]
+        self.probabilities = _added(self.probabilities, probabilities)
 
     def rows(self) -> list[tuple[str, ...]]:
         """Header and lines of a table: means over the queries' best beams."""
@@ -124,7 +203,7 @@ class BeamSummary:
                 (
                     str(number),
                     f"{score / self.queries:+.2f}" if number else "-",
-                    f"{probability / self.queries:.3f}",
+                    "-" if math.isnan(probability) else f"{probability / self.queries:.3f}",
                 )
                 for number, (score, probability) in enumerate(
                     zip(self.scores, self.probabilities, strict=True)
@@ -134,7 +213,7 @@ class BeamSummary:
 
     def sentences(self) -> list[str]:
         """What was asked, and whether demonstrations help at all."""
-        said = [f"{self.trials:,} trials, {self.from_store:,} of them from the store"]
+        said = [f"{self.trials:,} trials, {self.from_cache:,} of them from the response cache"]
         if self.queries:
             said.insert(
                 0,
@@ -150,113 +229,75 @@ class BeamSummary:
             said.append(f"{self.failed:,} trials failed; first: {self.first_failure}")
         if self.left_out:
             said.append(f"{self.left_out:,} queries are left out: their trials failed")
-        if self.not_begun:
-            said.append(f"--max-calls: stopped before the last {self.not_begun:,} queries")
         return said
 
 
-def run_beams(
-    run: BeamRun,
-    on_start: Callable[[int], object] = lambda queries: None,
-    on_query: Callable[[], object] = lambda: None,
-    on_trial: Callable[[float | BackendError], object] = lambda result: None,
-) -> BeamSummary:
-    """Write run.output_path. Whatever ends it early, the queries that are done are there.
+def _added(sums: list[float], values: list[float]) -> list[float]:
+    return [a + b for a, b in zip(sums or [0.0] * len(values), values, strict=True)]
 
-    `on_start` is told the number of queries, `on_query` and `on_trial` what gets done. Raises
-    PointerRLError, before the first trial, for anything that is missing or does not fit, and
-    InputError when every trial of the first window fails (a backend that cannot score).
+
+def run_beams(run: BeamRun, observer: Observer = Observer()) -> BeamSummary:
+    """Write run.output_path. However the run ends, the same run continues it.
+
+    Raises PointerRLError, before the first trial, for anything that is missing or does not fit, and
+    InputError if every trial of the first window fails (a backend that cannot score).
     """
-    BeamWriter(run.output_path, overwrite=run.overwrite).discard()
-    workbench = Workbench(run.trials)
-    config, queries, pool = run.config, workbench.queries, workbench.dataset.pool
+    open_writer(run.output_path).discard()  # fails at once if it cannot be written
+    executor = run.executor.configure("executor").create()
+    session = Session(run.session, observer)
+    config, queries = run.config, session.queries
     if not any(query.answers for query in queries):
-        raise InputError(f"dataset {workbench.dataset.name}: no query has annotators' answers")
-    allowed = AllowedRows(pool)
+        raise InputError(f"dataset {session.dataset.name}: no query has annotators' answers")
+    allowed = AllowedRows(session.dataset.pool)
     allowed.check(queries, config.shots)
-    space = similarity_space(workbench, queries, config.sampler, config.encoder)
-    sub_pools = SubPools(allowed, config.sub_pool, config.seed, space)
-    _check_calls(run, sub_pools.draw(0, queries[0]))
-
-    judge = workbench.judge()
-    described = workbench.describe(queries, judge)
+    space = sampler_space(session, queries, config.sampler, config.encoder)
+    job = BeamJob(
+        session=session,
+        sub_pools=SubPools(allowed, config.sub_pool, config.seed, space),
+        shots=config.shots,
+        beam_size=config.beam_size,
+    )
+    size = _window(config, len(session.dataset.pool))
+    budget = Budget(
+        max_calls=run.max_calls, calls=lambda: session.backend.asked, most_calls=job.most_calls
+    )
+    budget.check(next(windows_of(len(queries), size)))
+    described = session.describe(queries)
     meta = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": pointer_rl_schemas.version("beams"),
         # No answer is generated or judged here.
         **{key: value for key, value in described.items() if key not in ("decoding", "metric")},
         **asdict(config),
         "similarity": None if space is None else space.pool.encoder,
     }
     summary = BeamSummary()
-
-    def count(result: float | BackendError) -> None:
-        summary.add_trial(result)
-        on_trial(result)
-
-    on_start(len(queries))
-    with BeamWriter(run.output_path, meta, overwrite=run.overwrite) as writer:
-        for window in _windows(run, queries, sub_pools, workbench.backend):
-            found = search(
-                [query for query, _ in window],
-                [sub_pool.rows for _, sub_pool in window],
-                pool,
-                AnswerScorer(judge.prompt, judge.backend),
-                shots=config.shots,
-                beam_size=config.beam_size,
-                on_trial=count,
-            )
-            if summary.failed == summary.trials:
+    ids = [query.id for query in queries]
+    with Journal(run.output_path, meta, ids, overwrite=run.overwrite) as journal:
+        observer.start(len(ids), len(journal))
+        fresh = not len(journal)
+        todo = due_windows(journal, size, cached=run.session.cache is not None)
+        counted = np.zeros(len(ids), dtype=bool)
+        for records in run_windows(job, todo, executor, journal, observer, budget):
+            for record in records.values():
+                summary.add(record)
+            counted[list(records)] = True
+            if fresh and summary.failed == summary.trials:
                 raise InputError(
                     f"not one of {summary.trials:,} trials has a score, and beams are made of "
                     f"scores; the first: {summary.first_failure}"
                 )
-            for (query, sub_pool), each in zip(window, found, strict=True):
-                summary.add(each)
-                if each is not None:
-                    rows = None if sub_pool.is_whole else sub_pool.rows
-                    about = to_record(query, ())["query"]
-                    writer.add(query.id, about, each.beams, rows, allowed.excluded(query))
-                on_query()
-    summary.not_begun = len(queries) - summary.queries - summary.left_out
-    summary.asked, summary.from_store = workbench.backend.asked, workbench.backend.hits
+        for record in journal.records(~counted):
+            summary.add(record)
+        summary.left, summary.unchanged = journal.left, not journal.changed
+        if not journal.left:
+            journal.finish()
+    summary.stopped_by = budget.stopped_by
+    summary.asked, summary.from_cache = session.backend.asked, session.backend.hits
     return summary
 
 
-def _most_trials(run: BeamRun, sub_pool: SubPool) -> int:
-    return most_trials(len(sub_pool.rows), run.config.shots, run.config.beam_size)
-
-
-def _check_calls(run: BeamRun, first: SubPool) -> None:
-    most = _most_trials(run, first)
-    if run.max_calls is not None and most > run.max_calls:
-        raise InputError(
-            f"--max-calls {run.max_calls}: one query may take {most:,} trials; allow that many, or "
-            "take a smaller --sub-pool or --beam-size"
-        )
-
-
-def _windows(
-    run: BeamRun, queries: Sequence[Example], sub_pools: SubPools, backend: StoredBackend
-) -> Iterator[list[tuple[Example, SubPool]]]:
-    """Queries with their sub-pools, so many together as the backend should see and may be asked.
-
-    Each window begins when the one before is done, and ends before `max_calls` could be exceeded.
-    """
-    waiting = deque(enumerate(queries))
-    drawn: SubPool | None = None  # of the first that waits
-    while waiting:
-        window: list[tuple[Example, SubPool]] = []
-        together = 0
-        left = math.inf if run.max_calls is None else run.max_calls - backend.asked
-        while waiting:
-            drawn = drawn or sub_pools.draw(*waiting[0])
-            most = _most_trials(run, drawn)
-            together += 1 + len(drawn.rows) * (run.config.beam_size if run.config.shots > 1 else 1)
-            if most > left or (window and together > TOGETHER):
-                break
-            left -= most
-            window.append((waiting.popleft()[1], drawn))
-            drawn = None
-        if not window:
-            return
-        yield window
+def _window(config: BeamConfig, pool_size: int) -> int:
+    """How many queries have TRIALS_TOGETHER trials in one step."""
+    rows = min(config.sub_pool, pool_size)
+    per_query = 1 + rows * (config.beam_size if config.shots > 1 else 1)
+    return max(1, TRIALS_TOGETHER // per_query)

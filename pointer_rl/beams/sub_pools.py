@@ -1,4 +1,4 @@
-"""Sub-pools: the part of the pool whose demonstrations are tried for a query."""
+"""Sub-pools: the part of the pool from which a query's demonstrations are tried."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from torch.nn.functional import normalize
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
 from pointer_rl.session.proposing import random_source
-from pointer_rl.session.session import Named, Workbench
-from pointer_rl.session.similarity import Space, similarities
+from pointer_rl.session.session import PluginRef, Session
+from pointer_rl.session.similarity import Space, similarity_spaces
 from pointer_rl.types import Example
 
-__all__ = ["Sampler", "SubPool", "SubPools", "similarity_space"]
+__all__ = ["Sampler", "SubPool", "SubPools", "sampler_space"]
 
 Sampler = Literal["random", "image", "text", "mixed"]
 """How a sub-pool is drawn: uniformly, or as the rows most similar to the query."""
 
 
-def similarity_space(
-    workbench: Workbench, queries: Sequence[Example], sampler: Sampler, encoder: Named | None
+def sampler_space(
+    session: Session, queries: Sequence[Example], sampler: Sampler, encoder: PluginRef | None
 ) -> Space | None:
-    """What the sampler compares; None for random. Embeds queries and pool.
+    """The embeddings that the sampler compares; None for random.
 
-    Raises InputError where there is no encoder, or none that embeds what the sampler compares.
+    Raises InputError without an encoder, or if it cannot embed what the sampler compares.
     """
     if sampler == "random":
         if encoder is not None:
             raise InputError("--encoder: the sampler random compares nothing; choose another")
         return None
-    if encoder is None and workbench.dataset.companions is None:
+    if encoder is None and session.dataset.companions is None:
         raise InputError(
             f"--sampler {sampler} needs --encoder: one with the option mode, such as clip"
         )
-    known = similarities(workbench, queries, encoder)
+    known = similarity_spaces(session, queries, encoder)
     if sampler not in known:
         raise InputError(
             f"--sampler {sampler}: the encoder embeds in one way only; name one with the modes "
@@ -49,22 +49,22 @@ def similarity_space(
 
 @dataclass(frozen=True)
 class SubPool:
-    """What one query may choose from."""
+    """The rows that one query may choose from."""
 
     rows: list[int]
     """Ascending."""
     is_whole: bool
-    """Whether they are all that it may be shown."""
+    """Whether these are all rows that the query may be shown."""
 
 
 class SubPools:
-    """For each query, `size` of the rows that it may be shown, or all where there are no more."""
+    """For each query, `size` of the rows that it may be shown, or all if there are fewer."""
 
     def __init__(
         self, allowed: AllowedRows, size: int, seed: int, space: Space | None = None
     ) -> None:
-        """`space`: what the most similar rows are found by; None: rows are drawn at random."""
-        self._allowed = allowed
+        """space: embeddings by which the most similar rows are found; None draws random rows."""
+        self.allowed = allowed
         self._size = size
         self._seed = seed
         self._unit: tuple[Tensor, Tensor] | None = None
@@ -75,8 +75,8 @@ class SubPools:
             )
 
     def draw(self, index: int, query: Example) -> SubPool:
-        """That of the index-th query of the space. Random rows depend on seed and id alone."""
-        allowed = self._allowed.mask([query])[0]
+        """The sub-pool of the index-th query. Random rows depend on the seed and the id alone."""
+        allowed = self.allowed.mask([query])[0]
         rows = allowed.nonzero()[:, 0]
         if len(rows) <= self._size:
             return SubPool(rows.tolist(), is_whole=True)

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pointer_rl.cli.common import FILE, GuideCommand, backend_options, read_trial_options
+from pointer_rl.cli.common import (
+    FILE,
+    GuideCommand,
+    backend_options,
+    executor_options,
+    kept_in,
+    plugin_ref,
+    read_executor,
+    read_session_options,
+    resumable,
+)
 
 if TYPE_CHECKING:
     from pointer_rl.beams.run import BeamRun
@@ -17,7 +26,9 @@ __all__ = ["beams"]
 
 
 @click.command(cls=GuideCommand)
-@click.option("--output-path", required=True, type=FILE, help="The .json or .jsonl file to write.")
+@click.option(
+    "--output-path", required=True, type=FILE, help="The .json, .jsonl or .parquet file to write."
+)
 @backend_options
 @click.option(
     "--shots",
@@ -63,7 +74,7 @@ __all__ = ["beams"]
     "--max-calls",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Stop before a query with which the VLM might be asked more than N trials.",
+    help="Stop before a window of queries with which the VLM could be asked more than N trials.",
 )
 @click.option(
     "--seed",
@@ -72,7 +83,9 @@ __all__ = ["beams"]
     show_default=True,
     help="Of random sub-pools.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace an existing output file.")
+@executor_options
+@click.option("--resume", is_flag=True, help="Accepted: an interrupted run is always continued.")
+@click.option("--overwrite", is_flag=True, help="Start over, whatever there is.")
 def beams(**given: Any) -> None:
     """Make beam data, from which a policy starts: the demonstrations that a VLM itself rates best.
 
@@ -80,58 +93,46 @@ def beams(**given: Any) -> None:
     annotators' answers (InfoScore); the best pointers are kept. Nothing is generated: the backend
     must be one that scores given answers.
 
-    Ctrl-C leaves a valid file of the queries that are done. Run the same command with --overwrite
-    to go on: what was asked comes from the store. Exits 1 when no query has a beam.
+    What is done is kept in NAME.partial.jsonl until the run is finished. However a run ended, the
+    same command continues it. Exits 1 if no query has a beam.
     """
     from pointer_rl.beams.run import run_beams
     from pointer_rl.cli.progress import Progress
     from pointer_rl.cli.tables import format_table
-    from pointer_rl.types import Outcome
+    from pointer_rl.session.journal import AlreadyFinished
 
     run = _run(given)
-    with ExitStack() as stack:
-        progress = stack.enter_context(Progress())
-        try:
-            summary = run_beams(
-                run,
-                on_start=progress.start,
-                on_query=progress.query,
-                on_trial=lambda _: progress.outcome(Outcome()),
-            )
-        except KeyboardInterrupt:
-            stack.close()
-            done = f"{progress.done:,} queries were tried; their beams are in {run.output_path}"
-            message = done if progress.done else "no query was done, nothing is written"
-            click.echo(f"pointer-rl: interrupted: {message}", err=True)
-            sys.exit(130)
+    with Progress() as progress, resumable(progress, lambda: kept_in(run.output_path, progress)):
+        summary = run_beams(run, progress)
     if summary.queries:
         click.echo(format_table(summary.rows(), numeric=frozenset({0, 1, 2})) + "\n")
     for line in summary.sentences():
         click.echo(line)
-    if summary.queries:
-        click.echo(f"wrote {run.output_path}: {summary.queries:,} queries, {summary.beams:,} beams")
     for line in summary.warnings():
         click.echo(f"pointer-rl: {line}", err=True)
+    if summary.stopped_by:
+        said = f"stopped by {summary.stopped_by}, {summary.left:,} queries left"
+        click.echo(f"{said}: {kept_in(run.output_path, progress)}")
+    elif summary.unchanged:
+        click.echo(str(AlreadyFinished(run.output_path)))
+    elif summary.queries:
+        click.echo(f"wrote {run.output_path}: {summary.queries:,} queries, {summary.beams:,} beams")
     if not summary.queries:
         sys.exit(1)
 
 
 def _run(given: dict[str, Any]) -> BeamRun:
     from pointer_rl.beams.run import BeamConfig, BeamRun
-    from pointer_rl.errors import InputError
-    from pointer_rl.options import parse_assignments
-    from pointer_rl.session.session import Named
 
-    encoder_options = parse_assignments(given["encoder_opt"], "--encoder-opt")
-    if encoder_options and given["encoder"] is None:
-        raise InputError("--encoder-opt: give --encoder, whose options these are")
+    encoder = plugin_ref(given, "encoder")
     return BeamRun(
         output_path=given["output_path"],
-        trials=read_trial_options(given),
+        session=read_session_options(given),
         config=BeamConfig(
-            encoder=given["encoder"] and Named(given["encoder"], encoder_options),
+            encoder=given["encoder"] and encoder,
             **{key: given[key] for key in ("shots", "beam_size", "sampler", "sub_pool", "seed")},
         ),
         max_calls=given["max_calls"],
+        executor=read_executor(given),
         overwrite=given["overwrite"],
     )

@@ -1,56 +1,57 @@
-"""`pointer-rl cache`: the store of responses that were paid for."""
+"""`pointer-rl cache`: look into the response cache, prune it, export it."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from pointer_rl.cli.common import FILE
+from pointer_rl.cli.tables import counted, format_bytes, format_table
 
 if TYPE_CHECKING:
-    from pointer_rl.session.store import ResponseStore
+    from pointer_rl.session.cache import ResponseCache
 
 __all__ = ["cache"]
 
 _DAY = 86_400
 
 _store_option = click.option(
-    "--store", type=FILE, help="The file  [default: responses.sqlite in the cache folder]."
+    "--store",
+    type=FILE,
+    help="The response cache's file  [default: responses.sqlite in the cache folder].",
 )
 
 
 @click.group()
 def cache() -> None:
-    """The store of responses: what is in it, and how to be rid of it."""
+    """Look into the response cache, prune it, or export it."""
 
 
 @cache.command()
 @_store_option
 def info(store: Path | None) -> None:
-    """Where the store is, how large, and what it has of each backend."""
-    from pointer_rl.cli.tables import format_table
-
+    """Print the file's place and size, and the number of responses of each backend."""
     opened = _open(store)
-    tallies = opened.tallies()
-    responses = sum(each.entries for each in tallies)
-    click.echo(f"{opened.path}: {_size(opened.size())}, {responses:,} responses")
-    if tallies:
+    summaries = opened.summaries()
+    number = counted(sum(each.responses for each in summaries), "response")
+    click.echo(f"{opened.path}: {format_bytes(opened.size())}, {number}")
+    if summaries:
         rows = [
             ("responses", "size", "oldest (UTC)", "newest (UTC)", "backend"),
             *(
                 (
-                    f"{each.entries:,}",
-                    _size(each.bytes),
-                    _date(each.oldest),
-                    _date(each.newest),
+                    f"{each.responses:,}",
+                    format_bytes(each.bytes),
+                    _minute(each.oldest),
+                    _minute(each.newest),
                     each.fingerprint,
                 )
-                for each in tallies
+                for each in summaries
             ),
         ]
         click.echo("\n" + format_table(rows, numeric=frozenset({0, 1})))
@@ -58,31 +59,31 @@ def info(store: Path | None) -> None:
 
 @cache.command()
 @_store_option
-@click.option("--fingerprint", help="Only this backend's; its beginning will do.")
+@click.option("--fingerprint", help="Remove responses of this backend; a unique prefix will do.")
 @click.option(
     "--older-than",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(min=0, max=36_500),
     metavar="DAYS",
-    help="Only those stored before so many days.",
+    help="Remove responses older than this many days.",
 )
-@click.option("--all", "everything", is_flag=True, help="All of them.")
+@click.option("--all", "everything", is_flag=True, help="Remove all responses.")
 def prune(
     store: Path | None, fingerprint: str | None, older_than: float | None, everything: bool
 ) -> None:
-    """Remove responses: of one backend, old ones, those that are both, or all."""
+    """Remove responses from the cache.
+
+    With both --fingerprint and --older-than, only responses that meet both are removed.
+    """
     chosen = fingerprint is not None or older_than is not None
     if chosen == everything:
         raise click.UsageError("say which: --fingerprint, --older-than or both; or --all")
     opened = _open(store)
     if fingerprint is not None:
-        known = [each.fingerprint for each in opened.tallies()]
-        fingerprint = _complete(fingerprint, known)
+        fingerprint = _complete(fingerprint, [each.fingerprint for each in opened.summaries()])
     before = None if older_than is None else time.time() - older_than * _DAY
-    removed = opened.prune(fingerprint, before)
-    left = sum(each.entries for each in opened.tallies())
-    click.echo(
-        f"{opened.path}: {removed:,} responses removed, {left:,} left, {_size(opened.size())}"
-    )
+    removed = counted(opened.prune(fingerprint, before), "response")
+    left = sum(each.responses for each in opened.summaries())
+    click.echo(f"{opened.path}: {removed} removed, {left:,} left, {format_bytes(opened.size())}")
 
 
 @cache.command()
@@ -90,43 +91,40 @@ def prune(
 @_store_option
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def export(target: Path, store: Path | None, overwrite: bool) -> None:
-    """Write all responses to TARGET, one a line of JSON."""
-    from pointer_rl.session.export import export_responses
+    """Write all responses to TARGET as JSON lines."""
+    from pointer_rl.files import AtomicFile, check_writable
 
-    count = export_responses(_open(store), target, overwrite)
-    click.echo(f"wrote {target}: {count:,} responses")
+    opened = _open(store)
+    check_writable(target, overwrite=overwrite)
+    count = 0
+    with AtomicFile(target) as file:
+        for row in opened.rows():
+            file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+            count += 1
+    click.echo(f"wrote {target}: {counted(count, 'response')}")
 
 
-def _open(store: Path | None) -> ResponseStore:
-    from pointer_rl.session.store import ResponseStore, default_store
+def _open(store: Path | None) -> ResponseCache:
+    from pointer_rl.session.cache import ResponseCache, default_store
 
-    return ResponseStore.existing(store or default_store())
+    return ResponseCache(store or default_store(), must_exist=True)
 
 
-def _complete(beginning: str, known: Sequence[str]) -> str:
-    """The one fingerprint that is meant."""
+def _complete(prefix: str, known: Sequence[str]) -> str:
+    """Return the only known fingerprint that starts with `prefix`."""
     from pointer_rl.errors import InputError
 
-    if beginning in known:
-        return beginning
-    found = [each for each in known if each.startswith(beginning)]
+    if prefix in known:
+        return prefix
+    found = [each for each in known if each.startswith(prefix)]
     if len(found) != 1:
         what = f"{len(found)} backends have fingerprints that begin so" if found else "no backend"
         raise InputError(
-            f"--fingerprint {beginning}: {what} (there are: {', '.join(known) or 'none'})"
+            f"--fingerprint {prefix}: {what} (there are: {', '.join(known) or 'none'})"
         )
     return found[0]
 
 
-def _size(count: int) -> str:
-    """Bytes, in words."""
-    size = float(count)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.1f} GB"
-
-
-def _date(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+def _minute(timestamp: str) -> str:
+    """`2026-11-24T20:18:03Z` → `2026-11-24 20:18`."""
+    return timestamp[:16].replace("T", " ")

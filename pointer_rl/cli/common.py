@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
-    from pointer_rl.session.session import TrialOptions
+    from pointer_rl.cli.progress import Progress
+    from pointer_rl.session.session import PluginRef, SessionOptions
 
 __all__ = [
     "FILE",
     "GuideCommand",
     "asking_options",
     "backend_options",
-    "read_trial_options",
+    "executor_options",
+    "kept_in",
+    "plugin_ref",
+    "plugin_refs",
+    "read_executor",
+    "read_session_options",
+    "resumable",
     "trial_options",
 ]
 
@@ -109,20 +118,42 @@ _DECODING_OPTIONS = [
 ]
 
 
+_EXECUTOR_OPTIONS = [
+    click.option(
+        "--executor",
+        default="in-process",
+        show_default=True,
+        metavar="NAME",
+        help="What runs the windows of queries.",
+    ),
+    click.option(
+        "--executor-opt",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Option of the executor (repeatable).",
+    ),
+]
+
+
 def trial_options(command: Function) -> Function:
-    """Add the options that `read_trial_options` reads: backend, embeddings, decoding."""
+    """Add the options that `read_session_options` reads: backend, embeddings, decoding."""
     options = [*_BACKEND_OPTIONS, *_STORE_OPTIONS, *_EMBEDDING_OPTIONS, *_DECODING_OPTIONS]
     return _add(options, command)
 
 
 def backend_options(command: Function) -> Function:
-    """Those of them that a command needs which proposes with no policy and generates no text."""
+    """Add those for a command that proposes without a policy and generates no text."""
     return _add([*_BACKEND_OPTIONS, *_STORE_OPTIONS], command)
 
 
 def asking_options(command: Function) -> Function:
-    """Those that a command needs which generates, with no policy, and keeps no response."""
+    """Add those for a command that generates without a policy and caches no responses."""
     return _add([*_BACKEND_OPTIONS, *_DECODING_OPTIONS], command)
+
+
+def executor_options(command: Function) -> Function:
+    """Add the options that `read_executor` reads."""
+    return _add(_EXECUTOR_OPTIONS, command)
 
 
 def _add(options: Sequence[Callable[[Function], Function]], command: Function) -> Function:
@@ -131,26 +162,82 @@ def _add(options: Sequence[Callable[[Function], Function]], command: Function) -
     return command
 
 
-def read_trial_options(given: dict[str, Any]) -> TrialOptions:
+def plugin_ref(given: dict[str, Any], kind: str) -> PluginRef:
+    """The plugin that `--KIND NAME --KIND-opt KEY=VALUE` name."""
+    from pointer_rl.options import parse_assignments
+    from pointer_rl.session.session import PluginRef
+
+    options = parse_assignments(given[f"{kind}_opt"], f"--{kind}-opt")
+    if options and given[kind] is None:
+        raise click.UsageError(f"--{kind}-opt: give --{kind}, whose options these are")
+    return PluginRef(given[kind], options)
+
+
+def plugin_refs(
+    chosen: Mapping[str, Mapping[str, object]], assignments: Sequence[str], flag: str
+) -> list[PluginRef]:
+    """Plugins by name with their options, to which `assignments`, NAME.KEY=VALUE each, are added.
+
+    flag: the option that the assignments come from, for messages.
+    """
+    from pointer_rl.errors import InputError
+    from pointer_rl.options import parse_assignments
+    from pointer_rl.session.session import PluginRef
+
+    options = {name: dict(values) for name, values in chosen.items()}
+    for key, value in parse_assignments(assignments, flag).items():
+        name, dot, option = key.rpartition(".")
+        if not dot or name not in options:
+            raise InputError(
+                f"{flag} {key}: write NAME.KEY=VALUE for one of {', '.join(options) or 'none'}"
+            )
+        options[name][option] = value
+    return [PluginRef(name, values) for name, values in options.items()]
+
+
+def read_executor(given: dict[str, Any]) -> PluginRef:
+    """The value of `executor_options`."""
+    return plugin_ref(given, "executor")
+
+
+def read_session_options(given: dict[str, Any]) -> SessionOptions:
     """The values of `trial_options`, `backend_options` or `asking_options`."""
     from pointer_rl.options import build_options, parse_assignments
-    from pointer_rl.session.session import Named, TrialOptions
-    from pointer_rl.session.store import default_store
+    from pointer_rl.session.cache import default_store
+    from pointer_rl.session.session import SessionOptions
     from pointer_rl.types import Decoding
-
-    def named(kind: str) -> Named:
-        return Named(given[kind], parse_assignments(given[f"{kind}_opt"], f"--{kind}-opt"))
 
     given = {"store": None, "no_store": False, **given}
     if given["store"] is not None and given["no_store"]:
         raise click.UsageError("--store and --no-store exclude each other")
     decoding = parse_assignments(given.get("decoding_opt", ()), "--decoding-opt")
-    return TrialOptions(
-        dataset=named("dataset"),
-        backend=named("backend"),
-        prompt=named("prompt"),
-        metric=named("metric"),
+    return SessionOptions(
+        dataset=plugin_ref(given, "dataset"),
+        backend=plugin_ref(given, "backend"),
+        prompt=plugin_ref(given, "prompt"),
+        metric=plugin_ref(given, "metric"),
         decoding=build_options(Decoding, decoding, "decoding"),
-        store=None if given["no_store"] else given["store"] or default_store(),
+        cache=None if given["no_store"] else given["store"] or default_store(),
         **{key: given.get(key) for key in ("query_emb", "cand_emb", "limit", "device")},
     )
+
+
+@contextmanager
+def resumable(progress: Progress, kept: Callable[[], str]) -> Iterator[None]:
+    """Turn Ctrl-C in this block into one line, with what `kept` says, and exit status 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        progress.stop()
+        click.echo(f"pointer-rl: interrupted: {kept()}", err=True)
+        sys.exit(130)
+
+
+def kept_in(output: Path, progress: Progress) -> str:
+    """What an unfinished run leaves, and how it is continued."""
+    from pointer_rl.session.journal import partial_path
+
+    if not progress.done:
+        return "no query was done, nothing is written"
+    where = partial_path(output)
+    return f"{progress.done:,} queries are in {where}; the same command continues from there"

@@ -1,4 +1,4 @@
-"""`pointer-rl doctor`."""
+"""`pointer-rl doctor`: check the installation, or whether batching changes answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from pointer_rl.cli.common import GuideCommand, asking_options, read_trial_options
+from pointer_rl.cli.common import GuideCommand, asking_options, read_session_options
 
 __all__ = ["doctor"]
 
@@ -16,7 +16,7 @@ __all__ = ["doctor"]
 @click.option(
     "--parity",
     is_flag=True,
-    help="Ask random trials together and one at a time, and compare what comes back.",
+    help="Ask random trials in batches and one at a time, and compare the responses.",
 )
 @asking_options
 @click.option(
@@ -24,23 +24,24 @@ __all__ = ["doctor"]
     type=click.IntRange(min=1),
     default=2,
     show_default=True,
-    help="Demonstrations in a trial.",
+    help="Demonstrations per trial.",
 )
 @click.option(
     "--score-answers/--no-score-answers",
     default=True,
     show_default=True,
-    help="Compare the annotators' answers' log-probabilities too.",
+    help="Also compare the log-probabilities of the annotators' answers.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.pass_context
 def doctor(ctx: click.Context, /, parity: bool, **given: Any) -> None:
-    """Say what is installed and usable; with --parity, whether a backend's batches change answers.
+    """Check the installation or, with --parity, whether batching changes a backend's answers.
 
-    All other options are of --parity, which asks two trials each of 32 queries (or --limit), first
-    together as generate does, then each alone, with engine=plain where the backend has it.
+    All other options belong to --parity. It asks two trials each of 32 random queries (or --limit):
+    first all together, as generate does, then one at a time, with engine=plain if the backend has
+    that option.
 
-    Exits 1 when something is broken, with --parity when an answer differs.
+    Exits with 1 if something is broken or, with --parity, if an answer differs.
     """
     if not parity:
         for name in given:
@@ -51,7 +52,7 @@ def doctor(ctx: click.Context, /, parity: bool, **given: Any) -> None:
 
 
 def _check_installation() -> int:
-    from pointer_rl.installation import check_installation
+    from pointer_rl.cli.installation import check_installation
 
     broken = 0
     for finding in check_installation():
@@ -64,13 +65,17 @@ def _check_installation() -> int:
 
 def _measure_parity(given: dict[str, Any]) -> int:
     from pointer_rl.cli.progress import Progress
-    from pointer_rl.evaluate.parity import ParityRun, measure_parity
+    from pointer_rl.evaluate.parity import measure_parity
     from pointer_rl.report.parity import parity_in_words
 
-    shots, seed, score = (given.pop(key) for key in ("shots", "seed", "score_answers"))
-    trials = read_trial_options(given)
-    run = ParityRun(trials=trials, shots=shots, seed=seed, score_answers=score)
+    options = read_session_options(given)
     with Progress() as progress:
-        parity = measure_parity(run, on_start=progress.start, on_result=progress.query)
+        parity = measure_parity(
+            options,
+            shots=given["shots"],
+            score_answers=given["score_answers"],
+            seed=given["seed"],
+            observer=progress,
+        )
     click.echo(parity_in_words(parity))
     return 1 if parity.differing else 0

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import re
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pointer_rl.cli.common import FILE, GuideCommand, read_trial_options, trial_options
+from pointer_rl.cli.common import (
+    FILE,
+    GuideCommand,
+    executor_options,
+    kept_in,
+    plugin_ref,
+    plugin_refs,
+    read_executor,
+    read_session_options,
+    resumable,
+    trial_options,
+)
 
 if TYPE_CHECKING:
     from pointer_rl.evaluate.run import EvaluateRun
@@ -63,6 +73,10 @@ def _policies(
     help="A policy bundle or selector checkpoint, and what to call it (repeatable).",
 )
 @click.option(
+    "--arm", multiple=True, metavar="NAME", help="A further arm, such as a plugin's (repeatable)."
+)
+@click.option("--arm-opt", multiple=True, metavar="NAME.KEY=VALUE", help="Option of a further arm.")
+@click.option(
     "--primary",
     metavar="NAME",
     help="The arm that the verdict is about  [default: the last policy].",
@@ -112,41 +126,47 @@ def _policies(
 @click.option("--output-path", type=FILE, help="The .json file to write, query by query.")
 @click.option("--plot", type=FILE, help="The .png file to draw accuracy by shots in.")
 @click.option("--record", is_flag=True, help="Write the verdict into the primary policy's bundle.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing output file or picture.")
+@executor_options
+@click.option("--resume", is_flag=True, help="Accepted: an interrupted run is always continued.")
+@click.option("--overwrite", is_flag=True, help="Replace existing files, and start over.")
 def evaluate(**given: Any) -> None:
     """Compare policies with random, similar and no demonstrations, on the same questions.
 
     Says in words whether the primary policy is better than random, or not distinguishable from it.
     The same questions, wording and decoding for every arm; a trial that several share is asked
-    once. Exits 1 when nothing could be measured.
+    once. An interrupted evaluation with --output-path is continued by the same command. Exits 1 if
+    nothing could be measured.
     """
     from pointer_rl.cli.progress import Progress
     from pointer_rl.cli.tables import format_table
     from pointer_rl.evaluate.run import run_evaluation
     from pointer_rl.report.files import ReportFiles
+    from pointer_rl.session.journal import AlreadyFinished, partial_path
 
     files = ReportFiles(**{key: given[key] for key in ("output_path", "plot", "overwrite")})
     run = _run(given)
-    with ExitStack() as stack:
-        progress = stack.enter_context(Progress())
-        try:
-            evaluation = run_evaluation(
-                run,
-                on_start=progress.start,
-                on_query=progress.query,
-                on_outcome=progress.outcome,
-            )
-        except KeyboardInterrupt:
-            stack.close()
-            click.echo("pointer-rl: interrupted: nothing is written", err=True)
-            sys.exit(130)
+
+    def kept() -> str:
+        if run.output_path is None or not progress.done:
+            return "nothing is written"
+        return kept_in(run.output_path, progress)
+
+    try:
+        with Progress() as progress, resumable(progress, kept):
+            evaluation = run_evaluation(run, progress)
+    except AlreadyFinished as finished:
+        click.echo(finished.content["verdict"])
+        click.echo(str(finished))
+        return
     click.echo(format_table(evaluation.rows(), numeric=frozenset({0, 2, 3, 4})) + "\n")
     for sentence in evaluation.sentences():
         click.echo(sentence)
     trials = f"{evaluation.trials:,} trials"
-    click.echo(f"{trials}, {evaluation.from_store:,} of them from the store")
+    click.echo(f"{trials}, {evaluation.from_cache:,} of them from the response cache")
     for path in files.write(evaluation):
         click.echo(f"wrote {path}")
+    if run.output_path is not None:
+        partial_path(run.output_path).unlink(missing_ok=True)
     for warning in evaluation.warnings():
         click.echo(f"pointer-rl: {warning}", err=True)
     if evaluation.conclusions is None:
@@ -154,21 +174,18 @@ def evaluate(**given: Any) -> None:
 
 
 def _run(given: dict[str, Any]) -> EvaluateRun:
-    from pointer_rl.errors import InputError
     from pointer_rl.evaluate.run import EvaluateConfig, EvaluateRun
-    from pointer_rl.options import parse_assignments
-    from pointer_rl.session.session import Named
 
-    encoder_options = parse_assignments(given["encoder_opt"], "--encoder-opt")
-    if encoder_options and given["encoder"] is None:
-        raise InputError("--encoder-opt: give --encoder, whose options these are")
+    encoder = plugin_ref(given, "encoder")
     return EvaluateRun(
-        trials=read_trial_options(given),
+        session=read_session_options(given),
         policies=given["policies"],
-        record=given["record"],
+        arms=plugin_refs({name: {} for name in given["arm"]}, given["arm_opt"], "--arm-opt"),
         config=EvaluateConfig(
             random_seeds=given["seeds"],
-            encoder=given["encoder"] and Named(given["encoder"], encoder_options),
+            encoder=given["encoder"] and encoder,
             **{key: given[key] for key in _CONFIG},
         ),
+        executor=read_executor(given),
+        **{key: given[key] for key in ("record", "output_path", "overwrite")},
     )

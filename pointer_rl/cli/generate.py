@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import re
 import sys
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pointer_rl.cli.common import FILE, GuideCommand, read_trial_options, trial_options
+from pointer_rl.cli.common import (
+    FILE,
+    GuideCommand,
+    executor_options,
+    kept_in,
+    plugin_refs,
+    read_executor,
+    read_session_options,
+    resumable,
+    trial_options,
+)
 
 if TYPE_CHECKING:
     from pointer_rl.generate.run import GenerateRun
-    from pointer_rl.generate.summary import Summary
     from pointer_rl.records.shards import Shard
-    from pointer_rl.session.session import Named
+    from pointer_rl.session.session import PluginRef
 
 __all__ = ["generate"]
 
@@ -57,7 +65,9 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
 
 
 @click.command(cls=_GenerateCommand)
-@click.option("--output-path", required=True, type=FILE, help="The .json or .jsonl file to write.")
+@click.option(
+    "--output-path", required=True, type=FILE, help="The .json, .jsonl or .parquet file to write."
+)
 @trial_options
 @click.option("--sft-ckpt", type=FILE, help="Selector checkpoint that proposes beams and samples.")
 @click.option("--beam-data", type=FILE, help="Only the queries that this beam file has.")
@@ -145,7 +155,9 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
     "--shard", callback=_shard, metavar="I/N", help="Only the I-th of N parts (see `merge`)."
 )
 @click.option("--plan", is_flag=True, help="Say what the run would cost, and stop.")
-@click.option("--overwrite", is_flag=True, help="Start anew, whatever there is.")
+@executor_options
+@click.option("--resume", is_flag=True, help="Accepted: an interrupted run is always continued.")
+@click.option("--overwrite", is_flag=True, help="Start over, whatever there is.")
 def generate(**given: Any) -> None:
     """Generate RL data: propose pointers for each query, ask the VLM with each, judge the answers.
 
@@ -153,35 +165,25 @@ def generate(**given: Any) -> None:
 
     Without a dataset it runs on the embedded one, glyphs, with the model that comes with it.
 
-    What is done stands in NAME.partial.jsonl until all is. However a run ended, the same command
-    goes on with it; of a finished file, it asks the failed trials again. Exits 1 when every trial
-    failed.
+    What is done is kept in NAME.partial.jsonl until the run is finished. However a run ended, the
+    same command continues it; run on a finished file, it asks the failed trials again. Exits 1 if
+    every trial failed.
     """
     from pointer_rl.cli.progress import Progress
     from pointer_rl.cli.tables import format_table
     from pointer_rl.generate.run import run_generate
+    from pointer_rl.session.journal import AlreadyFinished
 
     run = _run(given)
     if given["plan"]:
         _print_plan(run)
         return
-    with ExitStack() as stack:
-        progress = stack.enter_context(Progress())
-        try:
-            summary: Summary = run_generate(
-                run,
-                on_start=progress.start,
-                on_query=progress.query,
-                on_outcome=progress.outcome,
-            )
-        except KeyboardInterrupt:
-            stack.close()
-            click.echo(f"pointer-rl: interrupted: {_kept(run, progress.done)}", err=True)
-            sys.exit(130)
+    with Progress() as progress, resumable(progress, lambda: kept_in(run.output_path, progress)):
+        summary = run_generate(run, progress)
     click.echo(format_table(summary.rows(), numeric=frozenset({1, 2, 3, 4})))
-    if summary.from_store:
-        trials = f"{summary.from_store + summary.asked:,} trials"
-        click.echo(f"{summary.from_store:,} of {trials} came from the store")
+    if summary.from_cache:
+        trials = f"{summary.from_cache + summary.asked:,} trials"
+        click.echo(f"{summary.from_cache:,} of {trials} came from the response cache")
     if summary.cost is not None:
         click.echo(
             f"cost {summary.cost:,.4f}: {summary.used.prompt_tokens:,} prompt and "
@@ -189,7 +191,9 @@ def generate(**given: Any) -> None:
         )
     if summary.stopped_by:
         said = f"stopped by {summary.stopped_by} after {summary.asked:,} trials"
-        click.echo(f"{said}, {summary.left:,} queries left: {_kept(run, summary.queries)}")
+        click.echo(f"{said}, {summary.left:,} queries left: {kept_in(run.output_path, progress)}")
+    elif summary.unchanged:
+        click.echo(str(AlreadyFinished(run.output_path)))
     else:
         click.echo(f"wrote {run.output_path}: {summary.queries:,} queries")
     if summary.first_failure:
@@ -212,37 +216,23 @@ def _print_plan(run: GenerateRun) -> None:
         click.echo(line)
 
 
-def _kept(run: GenerateRun, queries: int) -> str:
-    from pointer_rl.session.journal import partial_path
-
-    if not queries:
-        return "no query was done, nothing is written"
-    where = partial_path(run.output_path)
-    return f"{queries:,} queries are in {where}; the same command goes on from there"
-
-
 def _run(given: dict[str, Any]) -> GenerateRun:
-    from pointer_rl.generate.pipeline import GenerateConfig
-    from pointer_rl.generate.run import GenerateRun, Limits
+    from pointer_rl.generate.run import GenerateRun
 
-    def of(*names: str) -> dict[str, Any]:
-        return {name: given[name] for name in names}
-
+    names = (
+        *("output_path", "shots", "seed", "dedup", "window", "score_answers", "sft_ckpt"),
+        *("beam_data", "shard", "max_calls", "max_seconds", "overwrite"),
+    )
     return GenerateRun(
-        trials=read_trial_options(given),
+        session=read_session_options(given),
         generators=_generators(given),
-        config=GenerateConfig(**of("shots", "seed", "dedup", "window")),
-        limits=Limits(**of("max_calls", "max_seconds")),
-        **of("output_path", "sft_ckpt", "beam_data", "score_answers", "shard", "overwrite"),
+        executor=read_executor(given),
+        **{name: given[name] for name in names},
     )
 
 
-def _generators(given: dict[str, Any]) -> list[Named]:
+def _generators(given: dict[str, Any]) -> list[PluginRef]:
     """The built-in four in the order of their precedence, then the user's further ones."""
-    from pointer_rl.errors import InputError
-    from pointer_rl.options import parse_assignments
-    from pointer_rl.session.session import Named
-
     chosen: dict[str, dict[str, object]] = {}
     if given["num_beams"]:
         chosen["beam"] = {"width": given["num_beams"]}
@@ -255,11 +245,4 @@ def _generators(given: dict[str, Any]) -> list[Named]:
         chosen["random"] = {"num": given["num_random"]}
     for name in given["more"]:
         chosen.setdefault(name, {})
-    for key, value in parse_assignments(given["generator_opt"], "--generator-opt").items():
-        name, dot, option = key.rpartition(".")
-        if not dot or name not in chosen:
-            raise InputError(
-                f"--generator-opt {key}: write NAME.KEY=VALUE for one of {', '.join(chosen)}"
-            )
-        chosen[name][option] = value
-    return [Named(name, options) for name, options in chosen.items()]
+    return plugin_refs(chosen, given["generator_opt"], "--generator-opt")

@@ -1,9 +1,10 @@
-"""`pointer-rl`: the root command. What a user can mend becomes one line here."""
+"""`pointer-rl`: the root command."""
 
 from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -28,37 +29,64 @@ __all__ = ["cli", "main"]
 
 
 class RootGroup(click.Group):
-    """Adds the plugins' commands when one is looked for, and turns our errors into exit 2."""
+    """Adds the plugins' commands when they are needed; prints user errors as one line."""
 
-    _complete = False
+    _has_plugin_commands = False
 
-    def _add_plugins(self) -> None:
-        if not self._complete:
+    def _add_plugin_commands(self) -> None:
+        if not self._has_plugin_commands:
             from pointer_rl.registry import registry
 
-            self._complete = True
+            self._has_plugin_commands = True
             registry().add_commands(self)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        self._add_plugins()
+        self._add_plugin_commands()
         return super().list_commands(ctx)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         command = super().get_command(ctx, cmd_name)
         if command is None:
-            self._add_plugins()
+            self._add_plugin_commands()
             command = super().get_command(ctx, cmd_name)
         return command
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def main(self, *args: Any, **options: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            return super().main(*args, **options)
         except PointerRLError as error:
             click.echo(f"pointer-rl: error: {error}", err=True)
-            ctx.exit(2)
+            sys.exit(2)
 
 
-@click.group(cls=RootGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def _load_plugin_files(_ctx: click.Context, _option: click.Parameter, files: list[Path]) -> None:
+    if files:
+        from pointer_rl.registry import registry
+
+        for file in files:
+            registry().load_file(file)
+
+
+def _plugin_option(*, hidden: bool) -> click.Option:
+    """`--plugin FILE`. It is eager, so that --help lists the file's commands."""
+    return click.Option(
+        ["--plugin"],
+        type=click.Path(path_type=Path),
+        multiple=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_load_plugin_files,
+        hidden=hidden,
+        metavar="FILE",
+        help="Load a .py file as a plugin (repeatable). It may also follow the command's name.",
+    )
+
+
+@click.group(
+    cls=RootGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    params=[_plugin_option(hidden=False)],
+)
 @click.version_option(package_name="pointer-rl")
 def cli() -> None:
     """Learn which solved examples to show a vision-language model.
@@ -73,11 +101,12 @@ _COMMANDS = (
     *(embed, cache, schema, plugins, doctor),
 )
 for command in _COMMANDS:
+    command.params.append(_plugin_option(hidden=True))
     cli.add_command(command)
 
 
 def main() -> None:
-    """The console script."""
-    # Hub clients draw progress bars of their own over ours.
+    """Run the command line: the entry point of the `pointer-rl` script."""
+    # The hub client's progress bars would overwrite ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     sys.exit(cli())

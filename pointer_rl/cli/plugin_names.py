@@ -1,4 +1,4 @@
-"""What is registered under a name that a user wrote: NAME, or KIND:NAME."""
+"""Find entries by what a user writes: NAME, or KIND:NAME."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["entries", "find_all", "find_one"]
 
 
 def entries() -> Iterator[Entry]:
-    """All that is registered, kind by kind."""
+    """All entries, kind by kind."""
     for kind in KINDS:
         yield from registry().entries(kind)
 
 
 def find_all(name: str) -> list[Entry]:
-    """What has that name or alias, in every kind or in the one that is named."""
+    """The entries with that name or alias, of every kind or of the one written before it."""
     kind, _, rest = name.rpartition(":")
     return [
         entry
@@ -27,7 +27,7 @@ def find_all(name: str) -> list[Entry]:
 
 
 def find_one(name: str) -> tuple[Entry, str]:
-    """The one that is meant, and its name or alias. Raises PluginError for none and for several."""
+    """The entry of that name, and the name or alias. Raises PluginError for none or several."""
     rest = name.rpartition(":")[2]
     found = find_all(name)
     if len(found) == 1:

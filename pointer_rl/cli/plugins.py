@@ -1,4 +1,4 @@
-"""`pointer-rl plugins`: what is registered, by whom, with which options."""
+"""`pointer-rl plugins`: list what is registered, and describe it."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ __all__ = ["plugins"]
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="For people or for programs.",
+    help="Output format.",
 )
 @click.pass_context
 def plugins(ctx: click.Context, output_format: str) -> None:
-    """List what plugins registered, and the plugins that failed to load.
+    """List what plugins registered, and plugins that failed to load.
 
     POINTER_RL_PLUGINS names the third-party plugins to load ("" for none);
-    POINTER_RL_BLOCK_PLUGINS names plugins not to load.
+    POINTER_RL_BLOCK_PLUGINS names plugins not to load. `pointer-rl --plugin FILE` loads a file.
     """
     if ctx.invoked_subcommand is not None:
         return
     root = ctx.find_root()
     assert isinstance(root.command, click.Group)
-    root.command.list_commands(root)  # lets plugins add theirs: some fail only then
+    root.command.list_commands(root)  # a plugin may fail when it adds its commands
     failed = [plugin for plugin in registry().plugins if plugin.error]
     if output_format == "json":
         registered = [_as_json(entry) for entry in entries()]
@@ -61,9 +61,9 @@ def plugins(ctx: click.Context, output_format: str) -> None:
 @plugins.command()
 @click.argument("name")
 def show(name: str) -> None:
-    """Print the options of NAME, or of KIND:NAME where several kinds have that name.
+    """Print the options of NAME, or the traceback of a plugin that failed to load.
 
-    For a plugin that failed to load: its traceback.
+    Write KIND:NAME if several kinds have that name.
     """
     found = find_all(name)
     failures = [plugin for plugin in registry().plugins if plugin.error]
@@ -73,7 +73,7 @@ def show(name: str) -> None:
         raise PluginError(
             f"nothing is registered as {name!r}{did_you_mean(name.rpartition(':')[2], known)}"
         )
-    click.echo("\n\n".join(_described(entry) for entry in found))
+    click.echo("\n\n".join(_describe(entry) for entry in found))
     for plugin in failed:
         click.echo(f"plugin {plugin.name} of {plugin.origin} failed to load:\n{plugin.traceback}")
 
@@ -82,7 +82,7 @@ plugins.add_command(check)
 plugins.add_command(new)
 
 
-def _described(entry: Entry) -> str:
+def _describe(entry: Entry) -> str:
     lines = [f"{entry.kind} {entry.name}: {entry.summary}", f"  from {entry.plugin.origin}"]
     missing = entry.missing()
     if missing is not None:
@@ -94,13 +94,13 @@ def _described(entry: Entry) -> str:
         lines.append("  no options")
         return "\n".join(lines)
     for option in describe_options(entry.options):
-        default = "required" if option.required else f"default {_shown(option.default)}"
+        default = "required" if option.required else f"default {_format_default(option.default)}"
         lines.append(f"  {option.name}: {option.type}, {default}")
         lines.extend(f"      {line}" for line in option.help.splitlines())
     return "\n".join(lines)
 
 
-def _shown(default: object) -> str:
+def _format_default(default: object) -> str:
     if isinstance(default, tuple):
         return ",".join(map(str, default)) or "empty"
     return "empty" if default == "" else str(default)

@@ -1,4 +1,4 @@
-"""`pointer-rl plugins check`: the kit, run on an installed plugin."""
+"""`pointer-rl plugins check`: the testing kit, run on an installed plugin."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ __all__ = ["check"]
 def check(name: str, opt: tuple[str, ...]) -> None:
     """Check that the plugin NAME, or KIND:NAME, keeps its contract.
 
-    It is made and used as the engine does: a backend is asked about small pictures, a dataset is
-    loaded. Give what it needs (--opt model=FOLDER). One line a check; exits 1 when one is broken.
+    The plugin is built and used as the engine does: a backend answers a few questions about small
+    images, a dataset is loaded. Pass the options that it needs (--opt model=FOLDER). Prints one
+    line per check, and exits 1 if one is broken.
     """
     from pointer_rl.options import parse_assignments
-    from pointer_rl.registry import registry
-    from pointer_rl.testing.examinations import EXAMINATIONS
+    from pointer_rl.testing import find_tests
 
     entry, registered = find_one(name)
-    values = parse_assignments(opt, "--opt")
-    options = registry().configure(entry.kind, registered, values).options
     missing = entry.missing()
     if missing is not None:
         raise missing
+    tests = find_tests(entry.kind, registered, parse_assignments(opt, "--opt"))
+    tests.configure()  # refuses options before anything is printed
     click.echo(f"{entry.kind} {registered}, from {entry.plugin.origin}")
     states: Counter[str] = Counter()
-    for result in EXAMINATIONS[entry.kind](entry.factory, options):
+    for result in tests.run_checks():
         states[result.state] += 1
         about = f": {result.message}" if result.message else ""
         click.echo(f"  {result.state:<8} {result.check}{about}")

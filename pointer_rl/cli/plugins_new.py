@@ -1,4 +1,4 @@
-"""`pointer-rl plugins new`: a package to write a plugin in."""
+"""`pointer-rl plugins new`: write a package to start a plugin from."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ __all__ = ["new"]
 @click.option(
     "--output-dir",
     type=click.Path(path_type=Path),
-    help="The folder to make [default: pointer-rl-NAME].",
+    help="Folder to create [default: pointer-rl-NAME].",
 )
 def new(name: str, kind: str, output_dir: Path | None) -> None:
     """Write a small package that registers NAME: module, tests, pyproject.toml, README.
 
-    It works at once: it installs, is listed, and passes its tests, which run pointer-rl's kit.
+    The package works as it is: it can be installed, is listed, and passes its tests, which include
+    those of pointer-rl's testing kit.
     """
     from pointer_rl.scaffold import write_package
 
     folder = output_dir or Path(f"pointer-rl-{name}")
     write_package(name, kind, folder)
-    click.echo(f"{folder}: the {kind} {name}. Go on with")
+    click.echo(f"{folder}: the {kind} {name}. Next:")
     click.echo(f"  pip install -e '{folder}[dev]'")
     click.echo(f"  pytest {folder}")
     click.echo(f"  pointer-rl plugins show {kind}:{name}")

@@ -1,10 +1,10 @@
-"""Plain aligned tables, and numbers of things."""
+"""Numbers and tables as text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["counted", "format_table"]
+__all__ = ["counted", "format_bytes", "format_table"]
 
 
 def counted(number: int, one: str, many: str = "") -> str:
@@ -12,8 +12,20 @@ def counted(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def format_bytes(count: float) -> str:
+    """`582 kB`, `1.07 MB`, `1,234.5 GB`."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"
+
+
 def format_table(rows: Sequence[Sequence[str]], numeric: frozenset[int] = frozenset()) -> str:
-    """Rows (the first is the header) in columns; those in `numeric` are aligned on the right."""
+    """Align rows in columns; the first row is the header.
+
+    The columns in `numeric` (counted from 0) are aligned on the right.
+    """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
 
     def line(row: Sequence[str]) -> str:

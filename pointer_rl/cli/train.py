@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pointer_rl.cli.common import FILE, GuideCommand, read_trial_options, trial_options
+from pointer_rl.cli.common import (
+    FILE,
+    GuideCommand,
+    executor_options,
+    read_executor,
+    read_session_options,
+    resumable,
+    trial_options,
+)
 
 if TYPE_CHECKING:
-    from pointer_rl.session.session import Named
+    from pointer_rl.session.session import PluginRef
     from pointer_rl.train.config import TrainConfig
     from pointer_rl.train.run import Output, TrainResult
 
@@ -29,8 +34,10 @@ _OUTPUT = [
         type=FILE,
         help="Folder for the policy bundle, metrics.jsonl and the checkpoint.",
     ),
-    click.option("--resume", is_flag=True, help="Go on where a run into this folder stopped."),
-    click.option("--overwrite", is_flag=True, help="Start anew in a folder that holds a run."),
+    click.option(
+        "--resume", is_flag=True, help="Accepted: an interrupted run is always continued."
+    ),
+    click.option("--overwrite", is_flag=True, help="Start over in a folder that holds a run."),
     click.option(
         "--tensorboard", is_flag=True, help="Write the metrics as TensorBoard events too."
     ),
@@ -43,17 +50,45 @@ _START = [
         type=click.IntRange(min=1),
         help="Demonstrations in a pointer  [default: the data's].",
     ),
-    click.option("--layers", "num_layers", type=click.IntRange(min=1), help="Of a fresh selector."),
-    click.option("--heads", "num_heads", type=click.IntRange(min=1), help="Of a fresh selector."),
-    click.option("--hidden-dim", type=click.IntRange(min=1), help="Of a fresh selector."),
+    click.option(
+        "--selector",
+        default="pointer",
+        show_default=True,
+        metavar="NAME",
+        help="Selector to train, if --sft-ckpt does not give one.",
+    ),
+    click.option(
+        "--selector-opt",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Option of the new selector (repeatable).",
+    ),
+    click.option(
+        "--layers",
+        "num_layers",
+        type=click.IntRange(min=1),
+        help="Number of cross-attention layers of a new `pointer` selector  [default: 3].",
+    ),
+    click.option(
+        "--heads",
+        "num_heads",
+        type=click.IntRange(min=1),
+        help="Number of attention heads of each layer  [default: 8].",
+    ),
+    click.option(
+        "--hidden-dim",
+        type=click.IntRange(min=1),
+        help="Size of the hidden layers  [default: that of the embeddings].",
+    ),
     click.option(
         "--history",
         type=click.Choice(["static", "gated"]),
-        help="Whether what was chosen moves a fresh selector's query.",
+        help="Whether each chosen row updates the query vector (gated) or not  [default: static].",
     ),
     click.option("--batch-size", type=click.IntRange(min=1), help="Queries a step."),
     click.option(
         "--own-pools",
+        "per_query_pool",
         is_flag=True,
         help="Let a query attend to, and choose from, the `pool` of its record alone.",
     ),
@@ -63,11 +98,11 @@ _START = [
 _LEARNING = [
     click.option(
         "--recipe",
-        type=click.Choice(["default", "guide", "ancestor"]),
+        type=click.Choice(["default", "guide"]),
         default="default",
         show_default=True,
-        help="Defaults of all that follows: ours; the original request's; Lever-Plus' with the "
-        "faults that kept it from learning.",
+        help="Defaults of the options below: ours, or those of the request that pointer-rl began "
+        "with.",
     ),
     click.option(
         "--rce-epochs",
@@ -124,6 +159,7 @@ def _with(options: Iterable[Callable[[Function], Function]]) -> Callable[[Functi
 @click.command(cls=GuideCommand)
 @click.option("--beam-data", type=FILE, help="RL data, as `generate` writes it.")
 @_with([*_OUTPUT, *_START, *_LEARNING, *_ONLINE])
+@executor_options
 @trial_options
 def train(**given: Any) -> None:
     """Train a policy on RL data: reward-weighted cross-entropy (RCE), then GRPO.
@@ -173,7 +209,7 @@ def sft(**given: Any) -> None:
         {**given, "recipe": "default", "grpo_epochs": 0, "contrast": 0.0},
         rce_temperatures=temperatures,
         all_steps=True,
-        imitate=True,
+        include_zero_variance=True,
     )
     _train_on_data(
         {**given, "reward_mode": "hard_plus_soft", "reward_opt": ()}, config, supervised=True
@@ -181,28 +217,36 @@ def sft(**given: Any) -> None:
 
 
 def _config(given: dict[str, Any], **fixed: Any) -> TrainConfig:
-    from pointer_rl.train.config import RECIPES, SelectorSizes, TrainConfig
+    from pointer_rl.train.config import RECIPES, TrainConfig
 
-    def chosen(kind: type, names: set[str]) -> dict[str, Any]:
-        known = {each.name for each in fields(kind)} & names
-        # A flag that is not set is False; 0 is a value (`--grpo-epochs 0`), and equal to False.
-        return {
-            name: given[name]
-            for name in known
-            if given.get(name) is not None and given[name] is not False
-        }
-
-    names = set(given)
-    sizes = SelectorSizes(**chosen(SelectorSizes, names))
-    options = {**RECIPES[given["recipe"]], **chosen(TrainConfig, names), **fixed}
-    return TrainConfig(sizes=sizes, **options)
+    # A flag that is not set is False; 0 is a value (`--grpo-epochs 0`), and equal to False.
+    chosen = {
+        each.name: given[each.name]
+        for each in fields(TrainConfig)
+        if given.get(each.name) is not None and given[each.name] is not False
+    }
+    options = {**RECIPES[given["recipe"]], **chosen, **fixed}
+    return TrainConfig(selector_options=_selector_options(given), **options)
 
 
-def _reward(given: dict[str, Any]) -> Named:
+def _selector_options(given: dict[str, Any]) -> dict[str, object]:
+    from pointer_rl.errors import InputError
     from pointer_rl.options import parse_assignments
-    from pointer_rl.session.session import Named
 
-    return Named(given["reward_mode"], parse_assignments(given["reward_opt"], "--reward-opt"))
+    options: dict[str, object] = {**parse_assignments(given["selector_opt"], "--selector-opt")}
+    for name in ("num_layers", "num_heads", "hidden_dim", "history"):
+        if given[name] is not None:
+            if name in options:
+                raise InputError(f"--selector-opt {name}: given twice")
+            options[name] = given[name]
+    return options
+
+
+def _reward(given: dict[str, Any]) -> PluginRef:
+    from pointer_rl.options import parse_assignments
+    from pointer_rl.session.session import PluginRef
+
+    return PluginRef(given["reward_mode"], parse_assignments(given["reward_opt"], "--reward-opt"))
 
 
 def _output(given: dict[str, Any]) -> Output:
@@ -210,11 +254,12 @@ def _output(given: dict[str, Any]) -> Output:
 
     return Output(
         folder=given["output_dir"],
-        **{name: given[name] for name in ("resume", "overwrite", "tensorboard")},
+        **{name: given[name] for name in ("overwrite", "tensorboard")},
     )
 
 
 def _train_on_data(given: dict[str, Any], config: TrainConfig, supervised: bool) -> None:
+    from pointer_rl.cli.progress import Progress
     from pointer_rl.train.run import TrainRun, run_training
 
     run = TrainRun(
@@ -229,10 +274,10 @@ def _train_on_data(given: dict[str, Any], config: TrainConfig, supervised: bool)
         },
     )
     criterion = "cross_entropy" if supervised else "reward"
-    _tell(
-        lambda: run_training(run, lambda line: click.echo(_epoch_text(line, criterion))),
-        given["output_dir"],
-    )
+    progress = Progress(lambda metrics: _epoch_text(metrics, criterion))
+    with progress, resumable(progress, lambda: _kept(given)):
+        result = run_training(run, progress)
+    _tell(result)
 
 
 def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
@@ -244,15 +289,11 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
         raise InputError("--online needs --max-calls: how many trials it may ask")
     if given["img_emb"] is not None:
         raise InputError("--online: give --query-emb and --cand-emb rather than --img-emb")
-    if given["no_store"]:
-        raise InputError(
-            "--no-store: of a round that is cut off, --resume would ask and pay for all trials "
-            "again: name a file with --store"
-        )
     names = ("rounds", "pointers", "rce_epochs", "grpo_epochs")
     more = {name: given[name] for name in names if given[name] is not None}
     run = OnlineRun(
-        trials=read_trial_options(given),
+        session=read_session_options(given),
+        executor=read_executor(given),
         output=_output(given),
         online=OnlineConfig(max_calls=given["max_calls"], **more),
         config=config,
@@ -262,33 +303,25 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
         sft_ckpt=given["sft_ckpt"],
     )
 
-    def learn() -> TrainResult:
-        with ExitStack() as stack:
-            progress = stack.enter_context(Progress())
-            return run_online(
-                run,
-                on_epoch=lambda line: progress.say(_epoch_text(line)),
-                on_start=progress.start,
-                on_query=progress.query,
-                on_outcome=progress.outcome,
-                on_tied=progress.say,
-            )
-
-    _tell(learn, given["output_dir"])
+    with Progress(_epoch_text) as progress, resumable(progress, lambda: _kept(given)):
+        result = run_online(run, progress)
+    _tell(result)
 
 
-def _tell(learn: Callable[[], TrainResult], folder: Path) -> None:
-    try:
-        result = learn()
-    except KeyboardInterrupt:
-        click.echo(f"pointer-rl: interrupted: --resume goes on from {folder}", err=True)
-        sys.exit(130)
+def _kept(given: dict[str, Any]) -> str:
+    return f"the same command continues from {given['output_dir']}"
+
+
+def _tell(result: TrainResult) -> None:
+    from pointer_rl.session.journal import AlreadyFinished
+
     for sentence in result.sentences():
         click.echo(sentence)
-    click.echo(f"wrote {result.folder}")
+    finished = AlreadyFinished(result.folder)
+    click.echo(str(finished) if result.unchanged else f"wrote {result.folder}")
 
 
-def _epoch_text(line: dict[str, Any], criterion: str = "reward") -> str:
+def _epoch_text(line: Mapping[str, Any], criterion: str = "reward") -> str:
     """A line for people; metrics.jsonl has every number."""
     shown = ("rce", "contrast", "ppo", "kl", "entropy", "clipped")
     numbers = [f"{name} {line[name]:.3f}" for name in shown if name in line]

@@ -19,11 +19,11 @@ import torch
 
 from pointer_rl.datasets.embeddings import (
     Embeddings,
-    atomic_write,
     load_embeddings,
     save_embeddings,
 )
 from pointer_rl.errors import InputError, PluginError
+from pointer_rl.files import write_text
 from pointer_rl.types import Dataset, Encoder, Example
 
 __all__ = ["digest", "digest_examples", "digest_ids", "embed_dataset", "encode_batch"]
@@ -42,8 +42,8 @@ def embed_dataset(
     """Write the embeddings of `dataset.queries` or `dataset.pool` to `output_path` (safetensors).
 
     Called again after an interruption, it resumes; called again when the file is complete, it
-    encodes nothing. `encoder_plugin` is the encoder's `Configured.describe`, stored next to its
-    fingerprint; `on_batch` is called with the number of rows of each batch, resumed or new.
+    encodes nothing. `encoder_plugin` is the encoder's `ConfiguredEntry.describe`, stored next to
+    its fingerprint; `on_batch` is called with the number of rows of each batch, resumed or new.
     Raises InputError for an unreadable image, naming its example, and if the file or the finished
     batches at `output_path` belong to another dataset, encoder or batch size.
     """
@@ -130,8 +130,7 @@ def _finished(path: Path, examples_digest: str, encoder: Encoder) -> Embeddings:
 def _begin_or_resume(partial: Path, plan: dict[str, str | int]) -> None:
     file = partial / "plan.json"
     if not file.exists():
-        with atomic_write(file) as temporary:
-            temporary.write_text(json.dumps(plan, indent=1))
+        write_text(file, json.dumps(plan, indent=1))
         return
     try:
         begun = json.loads(file.read_text())

@@ -1,148 +1,245 @@
-"""The arms of an evaluation: which pointers each shows each query.
+"""Arms of an evaluation: the ways of choosing demonstrations that are compared.
 
-Every arm is a list of pointers a query. Its accuracy on a query is their mean; the oracle's, whose
-pointers are all those that any arm shows and a fixed number more, is their best.
+An arm shows each query some pointers, and its accuracy on the query is their mean. The exceptions
+override `accuracies`: a vote asks no model, and the oracle takes the best of everything that was
+asked.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
 from pointer_rl.registry import registry
 from pointer_rl.session.proposing import propose
 from pointer_rl.session.resolve import NoPolicy
-from pointer_rl.session.session import Named, Workbench
-from pointer_rl.session.similarity import MODES, Space, similarities
-from pointer_rl.types import Example, Generator, Pointer, Policy, QueryBatch
+from pointer_rl.session.similarity import Space
+from pointer_rl.types import Example, Generator, Metric, Pointer, Policy, QueryBatch
 
 __all__ = [
-    "MODES",
     "ORACLE",
     "RANDOM",
     "VOTE",
     "ZERO_SHOT",
-    "Arms",
-    "Chooser",
-    "Space",
+    "Arm",
+    "OracleArm",
+    "Outcomes",
+    "Pointers",
+    "PolicyArm",
+    "RandomArm",
+    "Setting",
+    "SimilarityArm",
+    "VoteArm",
+    "ZeroShotArm",
     "choose",
-    "similarity_spaces",
+    "majority",
 ]
 
 ZERO_SHOT, RANDOM, ORACLE = "zero-shot", "random", "oracle"
 VOTE = "vote "
-"""Before the name of an arm: the majority of its demonstrations' answers, without a VLM."""
+"""Prefix of a vote's name; the rest is the arm whose demonstrations vote."""
 WINDOW = 64
 """Queries that pointers are chosen for together."""
 
 Pointers = list[tuple[Pointer, ...]]
 """For each query, the pointers that an arm shows it."""
+Outcomes = Sequence[Mapping[Pointer, float]]
+"""For each query, the accuracy of every pointer that was asked; NaN if its trial failed."""
+Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Arms:
-    """What is shown at one number of shots."""
-
-    shots: int
-    pointers: Mapping[str, Pointers]
-    """By arm, without the oracle."""
-    oracle: Pointers
-    """Every pointer of any arm, and the fixed number of random and retrieved ones; no repeats."""
-
-
-def zero_shot(queries: Sequence[Example]) -> Arms:
-    """No demonstrations."""
-    nothing: Pointers = [((),)] * len(queries)
-    return Arms(0, {ZERO_SHOT: nothing}, nothing)
-
-
-def similarity_spaces(
-    workbench: Workbench, queries: Sequence[Example], encoder: Named | None
-) -> dict[str, Space]:
-    """Similarity arm → what it compares; as `similarities`, all of them embedded."""
-    return {arm: embed() for arm, embed in similarities(workbench, queries, encoder).items()}
-
-
-@dataclass(frozen=True)
-class Chooser:
-    """Lets arms choose for the same queries at the same number of shots."""
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The queries, pool and number of shots that arms choose for."""
 
     queries: Sequence[Example]
     pool: Sequence[Example]
     shots: int
     seed: int
-    """Of random pointers."""
+    """Seed of random pointers."""
+    space: Space
+    """Embeddings in which policies choose."""
+    similar: Mapping[str, Space] = field(default_factory=dict)
+    """Name of each similarity → its embeddings; the last one is what a retriever would use."""
+    chosen: dict[str, Pointers] = field(default_factory=dict)
+    """What the arms before this one chose, by name."""
 
     @cached_property
     def _allowed(self) -> AllowedRows:
         return AllowedRows(self.pool)
 
-    def _batches(self, space: Space) -> Iterator[QueryBatch]:
+    def batches(self, space: Space) -> Iterator[QueryBatch]:
+        """The queries with their embeddings and masks, some at a time."""
         for start in range(0, len(self.queries), WINDOW):
             window = slice(start, start + WINDOW)
             examples = self.queries[window]
-            yield QueryBatch(
-                examples, space.queries[window], self._allowed.mask(examples), self.shots
-            )
+            allowed = self._allowed.mask(examples)
+            yield QueryBatch(examples, space.queries[window], allowed, self.shots)
 
-    def generated(self, name: str, generator: str, num: int, space: Space) -> Pointers:
-        """By a registered generator with the option `num`; `name` decides its randomness."""
+    def generate(self, name: str, generator: str, num: int, space: Space | None = None) -> Pointers:
+        """`num` pointers per query by a registered generator; `name` decides its randomness."""
         made: Generator = registry().create("generator", generator, {"num": num})
+        space = space or self.space
         return [
             tuple(candidate.pointer for candidate in candidates)
-            for batch in self._batches(space)
+            for batch in self.batches(space)
             for candidates in propose(
                 NoPolicy(), batch, space.pool, {name: made}, self.seed, "ordered"
             )
         ]
 
-    def greedy(self, name: str, policy: Policy, space: Space) -> Pointers:
-        """The policy's likeliest row at each step. Raises InputError, naming the policy."""
-        try:
-            return [
-                (tuple(pointers[0]),)
-                for batch in self._batches(space)
-                for pointers in policy.beam(batch, space.pool, 1).rows.tolist()
+
+class Arm:
+    """A way of choosing demonstrations. Inherit from it and override `choose`."""
+
+    zero_shot = False
+    """Whether it shows no demonstrations: it is then measured once, at 0 shots."""
+
+    def choose(self, setting: Setting) -> Pointers:
+        """For each query the pointers that it is shown, each of at most `setting.shots` rows.
+
+        Raises InputError if the arm cannot choose for these queries.
+        """
+        raise NotImplementedError
+
+    def accuracies(
+        self, setting: Setting, shown: Pointers, outcomes: Outcomes, metric: Metric
+    ) -> Floats:
+        """[N] accuracy on each query: the mean over the pointers that it was shown.
+
+        outcomes: the accuracy of every pointer that any arm showed the query, NaN if it failed.
+        """
+        return np.array(
+            [
+                np.mean([mine[each] for each in pointers])
+                for pointers, mine in zip(shown, outcomes, strict=True)
             ]
-        except InputError as error:
-            raise InputError(f"policy {name}: {error}") from error
+        )
 
 
-def choose(
-    chooser: Chooser,
-    similar: Mapping[str, Space],
-    policies: Mapping[str, Policy],
-    space: Space,
-    *,
-    random_seeds: int,
-    oracle_random: int,
-    oracle_retrieval: int,
-) -> Arms:
-    """Each arm's pointers; the policies choose in `space`, `similar` is not empty.
+class ZeroShotArm(Arm):
+    """No demonstrations."""
 
-    Raises InputError for a policy that cannot take these embeddings.
+    zero_shot = True
+
+    def choose(self, setting: Setting) -> Pointers:
+        return [((),)] * len(setting.queries)
+
+
+class RandomArm(Arm):
+    """Some random pointers per query, averaged."""
+
+    def __init__(self, seeds: int) -> None:
+        self._seeds = seeds
+
+    def choose(self, setting: Setting) -> Pointers:
+        drawn = (setting.generate(f"{RANDOM} {k}", "random", 1) for k in range(self._seeds))
+        return [tuple(chain.from_iterable(each)) for each in zip(*drawn, strict=True)]
+
+
+class SimilarityArm(Arm):
+    """The most similar rows, the nearest last."""
+
+    def __init__(self, similarity: str) -> None:
+        self._similarity = similarity
+
+    def choose(self, setting: Setting) -> Pointers:
+        space = setting.similar.get(self._similarity)
+        if space is None:
+            raise InputError(
+                f"no similarity {self._similarity!r} (there are: {', '.join(setting.similar)})"
+            )
+        return setting.generate(self._similarity, "retrieval", 1, space)
+
+
+class PolicyArm(Arm):
+    """The policy's likeliest row at each step."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def choose(self, setting: Setting) -> Pointers:
+        return [
+            tuple(pointers)
+            for batch in setting.batches(setting.space)
+            for pointers in self._policy.beam(batch, setting.space.pool, 1).pointers()
+        ]
+
+
+class VoteArm(Arm):
+    """The majority of another arm's demonstrations' answers, without a model."""
+
+    def __init__(self, arm: str) -> None:
+        self._arm = arm
+
+    def choose(self, setting: Setting) -> Pointers:
+        return [()] * len(setting.queries)
+
+    def accuracies(
+        self, setting: Setting, shown: Pointers, outcomes: Outcomes, metric: Metric
+    ) -> Floats:
+        votes = []
+        for query, pointers in zip(setting.queries, setting.chosen[self._arm], strict=True):
+            answers = [setting.pool[row].answer for row in pointers[0]]
+            votes.append(_vote(query, list(map(metric.normalise, answers)), metric))
+        return np.array(votes)
+
+
+class OracleArm(Arm):
+    """The best of everything that any arm shows, and of a fixed number of pointers more."""
+
+    def __init__(self, random: int, retrieval: int) -> None:
+        self._random = random
+        self._retrieval = retrieval
+
+    def choose(self, setting: Setting) -> Pointers:
+        more = []
+        if self._random:
+            more.append(setting.generate(ORACLE, "random", self._random))
+        if self._retrieval:
+            *_, nearest = setting.similar.values()
+            more.append(setting.generate(ORACLE, "retrieval", self._retrieval, nearest))
+        if not more:
+            return [()] * len(setting.queries)
+        return [tuple(chain.from_iterable(each)) for each in zip(*more, strict=True)]
+
+    def accuracies(
+        self, setting: Setting, shown: Pointers, outcomes: Outcomes, metric: Metric
+    ) -> Floats:
+        return np.array([max(each.values()) for each in outcomes])
+
+
+def choose(setting: Setting, arms: Mapping[str, Arm]) -> Setting:
+    """Let the arms that show as many demonstrations choose, in order; fills `setting.chosen`.
+
+    Raises InputError, naming the arm, if one cannot choose.
     """
-    by_seed = [chooser.generated(f"{RANDOM} {k}", "random", 1, space) for k in range(random_seeds)]
-    arms = {RANDOM: _joined(by_seed)}
-    for name, each in similar.items():
-        arms[name] = chooser.generated(name, "retrieval", 1, each)
-    for name, policy in policies.items():
-        arms[name] = chooser.greedy(name, policy, space)
-    more = []
-    if oracle_random:
-        more.append(chooser.generated(ORACLE, "random", oracle_random, space))
-    if oracle_retrieval:
-        *_, nearest = similar.values()
-        more.append(chooser.generated(ORACLE, "retrieval", oracle_retrieval, nearest))
-    oracle = [tuple(dict.fromkeys(every)) for every in _joined([*arms.values(), *more])]
-    return Arms(chooser.shots, arms, oracle)
+    for name, arm in arms.items():
+        if arm.zero_shot == (setting.shots == 0):
+            try:
+                setting.chosen[name] = arm.choose(setting)
+            except InputError as error:
+                raise InputError(f"arm {name}: {error}") from error
+    return setting
 
 
-def _joined(several: Sequence[Pointers]) -> Pointers:
-    return [
-        tuple(itertools.chain.from_iterable(of_query)) for of_query in zip(*several, strict=True)
-    ]
+def majority(answers: Sequence[str]) -> str:
+    """The most frequent answer; of equally frequent ones the last, which is next to the query."""
+    return max(dict.fromkeys(reversed(answers)), key=answers.count)
+
+
+def _vote(query: Example, answers: Sequence[str], metric: Metric) -> float:
+    if not answers:
+        return 0.0  # nobody votes
+    try:
+        return metric.judge(majority(answers), query.answers).accuracy
+    except InputError:  # its trials fail as well: the query is left out
+        return math.nan

@@ -1,7 +1,7 @@
 """Which comparisons are made, and what each says in words.
 
-One is primary: a named arm against random, at one number of shots, fixed before anything is asked;
-its interval is of 99 %. All others are secondary: their intervals hold together at 95 %.
+One comparison is primary: a named arm against random, at one number of shots, fixed before anything
+is asked. It has a 99 % interval. All others are secondary: their intervals hold jointly at 95 %.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Comparison:
     arm: str
     reference: str
     shots: int
-    """Of both; of the reference alone where the arm is zero-shot."""
+    """Shots of both arms; of the reference alone if the arm is zero-shot."""
     difference: Difference
     family: int | None
-    """How many intervals hold together, this one among them; None for the primary comparison."""
+    """How many intervals hold jointly, this one included; None for the primary comparison."""
 
     @property
     def interval(self) -> str:
@@ -48,7 +48,7 @@ class Comparison:
 
     @property
     def words(self) -> str:
-        """A sentence: better, worse, or not distinguishable and what would have been seen."""
+        """A sentence: better, worse, or not distinguishable and the effect it would have seen."""
         found = self.difference
         about = f"{self.interval}; {found.queries:,} queries"
         who = f"{self.arm}, {in_words(self.shots)}"
@@ -71,11 +71,11 @@ class Conclusions:
 
     primary: Comparison
     rivals: tuple[Comparison, ...]
-    """The primary arm against the best similarity arm, each other policy, and its own vote."""
+    """The primary arm against the best similarity arm, each other policy and its own vote."""
     against_random: Mapping[tuple[int, str], Comparison]
-    """By shots (0 for zero-shot) and arm; the primary comparison among them."""
+    """By shots (0 for zero-shot) and arm, the primary comparison included."""
     recovered: Mapping[tuple[int, str], Recovered | None]
-    """Share of the gap between random and oracle, by shots and arm."""
+    """Share of the gap between random and oracle that an arm closes, by shots and arm."""
 
 
 def conclude(
@@ -87,7 +87,7 @@ def conclude(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> Conclusions | None:
-    """Every comparison of an evaluation; None where no query is left at the primary's shots."""
+    """All comparisons of an evaluation; None if no query is left at the primary's shots."""
     by_shots = {each.shots: each for each in measured}
     main = by_shots[primary_shots]
     if not main.kept.any():

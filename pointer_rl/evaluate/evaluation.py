@@ -1,4 +1,4 @@
-"""An evaluation: what was measured, and what may be said of it."""
+"""An evaluation: what was measured, and what follows from it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
@@ -18,39 +18,50 @@ from pointer_rl.evaluate.measure import Measured
 __all__ = ["Evaluation", "Leakage"]
 
 MANY_FAILURES = 0.05
-"""Share of queries left out above which the result is not to be trusted."""
+"""Share of left-out queries above which the result is not to be trusted."""
 
 
 @dataclass(frozen=True)
 class Leakage:
-    """What the arms may have seen of the queries before."""
+    """What the arms may have seen of the queries."""
 
     shared_images: int
-    """Queries whose image, by content, a pool example shows too."""
+    """Queries whose image is also a pool example's, by content."""
     shown: int
-    """Those of them that may be shown it: under another image_id it is not masked."""
+    """Those that may be shown it: under another image_id it is not masked."""
     trained_on: Mapping[str, int]
-    """By policy of which it is known, the queries that it was trained on."""
+    """Policy → number of these queries that it was trained on, if that is known."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The arms' accuracies on the same queries, and their comparisons."""
 
+    SUMMARY: ClassVar = (
+        "verdict",
+        "sentences",
+        "queries",
+        "trials",
+        "failed",
+        "rows",
+        "settings",
+    )
+    """What a policy's card says of an evaluation."""
+
     settings: Mapping[str, Any]
-    """All that decides it: dataset, backend, prompt, metric, decoding, arms, seeds."""
+    """Everything that decides it: dataset, backend, prompt, metric, decoding, arms, seeds."""
     query_ids: tuple[str, ...]
     measured: tuple[Measured, ...]
     """In ascending shots, the first at 0."""
     conclusions: Conclusions | None
-    """None where nothing is left to compare."""
+    """None if nothing is left to compare."""
     leakage: Leakage
     trials: int
     failed: int
     """Trials without an outcome."""
     first_failure: str | None
-    from_store: int = 0
-    """Trials whose response was in the store: says nothing of the result, so not in the JSON."""
+    from_cache: int = 0
+    """Trials answered from the response cache; not in the JSON, since the result is the same."""
 
     @property
     def verdict(self) -> str:
@@ -60,7 +71,7 @@ class Evaluation:
         return self.conclusions.primary.words
 
     def sentences(self) -> list[str]:
-        """The verdict, the primary arm against its rivals, and what to know beside them."""
+        """The verdict, the primary arm against its rivals, the oracle's size, and leaks."""
         rivals = () if self.conclusions is None else self.conclusions.rivals
         return [self.verdict, *(each.words for each in rivals), *self._oracles(), *self._leaks()]
 
@@ -91,7 +102,7 @@ class Evaluation:
             )
 
     def warnings(self) -> list[str]:
-        """Queries left out because a trial failed; loud where they are many."""
+        """Queries left out because a trial failed; with a warning if there are many."""
         total = len(self.query_ids)
         return [
             ("WARNING, not to be trusted: " if each.left_out > MANY_FAILURES * total else "")
@@ -133,14 +144,10 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """What a policy's card says of it: verdict, table, settings; no query by query."""
-        content = self._content
-        return {
-            key: content[key]
-            for key in ("verdict", "sentences", "queries", "trials", "failed", "rows", "settings")
-        }
+        return {key: self._content[key] for key in self.SUMMARY}
 
     def to_json(self) -> str:
-        """Everything, an entry a line; the same evaluation gives the same bytes."""
+        """Everything, one entry per line; the same evaluation gives the same bytes."""
         lines = [
             f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"
             for key, value in {
@@ -193,7 +200,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
 
 
 def _by_query(measured: Measured) -> dict[str, Any]:
-    """Arm → its accuracies in the order of the query ids; null where left out."""
+    """Arm → its accuracies in the order of the query ids; null if left out."""
     arms: dict[str, Any] = {arm: _numbers(values) for arm, values in measured.accuracies.items()}
     if RANDOM in arms:
         arms["random by seed"] = [_numbers(values) for values in measured.by_seed]

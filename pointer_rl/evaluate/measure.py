@@ -1,4 +1,4 @@
-"""From the arms' pointers to accuracies: every trial asked once, failures left out in pairs.
+"""From the arms' pointers to accuracies: every trial is asked once, failures are left out in pairs.
 
 Shapes: N queries, S seeds of the random arm.
 """
@@ -6,48 +6,89 @@ Shapes: N queries, S seeds of the random arm.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pointer_rl.errors import InputError
-from pointer_rl.evaluate.arms import ORACLE, RANDOM, VOTE, Arms
-from pointer_rl.session.judge import Judge, Trial
-from pointer_rl.types import Example, Metric, Outcome, Pointer
+from pointer_rl.evaluate.arms import RANDOM, Arm, Floats, Setting
+from pointer_rl.records.records import to_record
+from pointer_rl.session.candidates import judge_candidates
+from pointer_rl.session.judge import Judge
+from pointer_rl.session.session import Session
+from pointer_rl.types import Candidate, Example, Metric, Pointer, Window
 
-__all__ = ["Asked", "Measured", "ask", "majority", "measure"]
-
-Floats = NDArray[np.float64]
+__all__ = ["Asked", "EvaluationJob", "Measured", "measure", "pointers_to_ask"]
 
 WINDOW = 64
 """Queries whose trials go to the backend together: thousands of trials, so that it can batch."""
+METHOD = "arm"
+"""`gen_method` of the candidates in an evaluation's journal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationJob:
+    """Ask each query with the pointers that the arms show it; see `pointer_rl.types.Job`."""
+
+    session: Session
+    queries: Sequence[Example]
+    pointers: Sequence[Sequence[Pointer]]
+    """For each query, without repeats."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    @cached_property
+    def _judge(self) -> Judge:
+        return self.session.judge()
+
+    def run(self, window: Window) -> dict[int, dict[str, Any]]:
+        """The record of every query in `window.todo`, with a candidate for each pointer."""
+        queries = [self.queries[index] for index in window.todo]
+        candidates = [[Candidate(p, METHOD) for p in self.pointers[i]] for i in window.todo]
+        pool, observer = self.session.dataset.pool, self.session.observer
+        judged = judge_candidates(self._judge, queries, pool, candidates, observer)
+        return dict(zip(window.todo, map(to_record, queries, judged), strict=True))
 
 
 @dataclass
 class Asked:
-    """Accuracy by query number and pointer; NaN where the trial failed."""
+    """Accuracy by query number and pointer; NaN if the trial failed."""
 
     accuracies: dict[tuple[int, Pointer], float] = field(default_factory=dict)
     failed: int = 0
     first_failure: str | None = None
 
+    def add(self, query: int, record: Mapping[str, Any]) -> None:
+        """Take in the record of a query."""
+        for candidate in record["pointer_candidates"]:
+            accuracy = math.nan
+            if candidate.get("eval_failed"):
+                self.failed += 1
+                self.first_failure = self.first_failure or candidate["eval_error"]
+            else:
+                accuracy = candidate["vqa_acc_score"]
+            self.accuracies[query, tuple(candidate["pointer"])] = accuracy
+
 
 @dataclass(frozen=True)
 class Measured:
-    """What came out at one number of shots.
+    """The arms' accuracies at one number of shots.
 
-    A query of which any trial failed at these shots is left out of every arm: NaN in all.
+    A query with a failed trial at these shots is left out of every arm: NaN in all of them.
     """
 
     shots: int
     accuracies: Mapping[str, Floats]
-    """By arm, [N]."""
+    """[N] by arm."""
     by_seed: Floats
-    """The random arm, seed by seed: [S, N]; at 0 shots [0, N]."""
+    """[S, N] the random arm, seed by seed; [0, N] at 0 shots."""
     oracle_sizes: NDArray[np.int64]
-    """[N] pointers of which the oracle's is the best; all 0 at 0 shots."""
+    """[N] pointers that the oracle chooses from; all 0 at 0 shots."""
 
     @property
     def kept(self) -> NDArray[np.bool_]:
@@ -61,93 +102,44 @@ class Measured:
         return int((~self.kept).sum())
 
     def accuracy(self, arm: str) -> float | None:
-        """Mean over the queries that count; None where none does."""
+        """Mean over the queries that count; None if there are none."""
         values = self.accuracies[arm][self.kept]
         return float(values.mean()) if len(values) else None
 
 
-def ask(
-    queries: Sequence[Example],
-    pool: Sequence[Example],
-    arms: Sequence[Arms],
-    judge: Judge,
-    on_query: Callable[[], object],
-    on_outcome: Callable[[Outcome], object],
-) -> Asked:
-    """Ask each query with each of its pointers once, however many arms show it.
-
-    `arms` are of different numbers of shots.
-    """
-    asked = Asked()
-    for start in range(0, len(queries), WINDOW):
-        window = range(start, min(start + WINDOW, len(queries)))
-        keys = [
-            (number, pointer)
-            for number in window
-            for each in arms
-            for pointer in each.oracle[number]
-        ]
-        trials = [
-            Trial(queries[number], [pool[row] for row in pointer]) for number, pointer in keys
-        ]
-        for index, outcome in judge.judge(trials):
-            accuracy = outcome.accuracy
-            if accuracy is None:
-                asked.failed += 1
-                asked.first_failure = asked.first_failure or outcome.failure
-            asked.accuracies[keys[index]] = math.nan if accuracy is None else accuracy
-            on_outcome(outcome)
-        for _ in window:
-            on_query()
-    return asked
+def pointers_to_ask(settings: Iterable[Setting]) -> list[list[Pointer]]:
+    """For each query, every pointer that any arm shows it in any setting, without repeats."""
+    of_settings = [_shown(each) for each in settings]
+    return [
+        list(dict.fromkeys(chain.from_iterable(mine))) for mine in zip(*of_settings, strict=True)
+    ]
 
 
-def measure(
-    arms: Arms,
-    asked: Asked,
-    queries: Sequence[Example],
-    pool: Sequence[Example],
-    metric: Metric,
-    voters: Sequence[str],
-) -> Measured:
-    """Accuracies of the arms, of the oracle, and as `vote ARM` of the demonstrations' majority.
+def _shown(setting: Setting) -> list[dict[Pointer, None]]:
+    return [
+        dict.fromkeys(chain.from_iterable(of_query))
+        for of_query in zip(*setting.chosen.values(), strict=True)
+    ]
 
-    `voters` are arms of one pointer a query.
-    """
 
-    def outcomes(number: int, pointers: Sequence[Pointer]) -> list[float]:
-        return [asked.accuracies[number, pointer] for pointer in pointers]
-
-    every = [outcomes(number, pointers) for number, pointers in enumerate(arms.oracle)]
-    out = np.isnan([sum(values) for values in every])
+def measure(setting: Setting, arms: Mapping[str, Arm], asked: Asked, metric: Metric) -> Measured:
+    """The accuracies of every arm that chose in this setting."""
+    outcomes = [
+        {pointer: asked.accuracies[number, pointer] for pointer in pointers}
+        for number, pointers in enumerate(_shown(setting))
+    ]
+    out = np.isnan([sum(each.values()) for each in outcomes])
+    by_seed = np.empty((0, len(outcomes)))
+    if RANDOM in setting.chosen:
+        pairs = zip(outcomes, setting.chosen[RANDOM], strict=True)
+        by_seed = np.array([[mine[each] for each in pointers] for mine, pointers in pairs]).T
     accuracies = {
-        name: np.array([np.mean(outcomes(number, each)) for number, each in enumerate(pointers)])
-        for name, pointers in arms.pointers.items()
+        name: arms[name].accuracies(setting, shown, outcomes, metric)
+        for name, shown in setting.chosen.items()
     }
-    by_seed = np.empty((0, len(queries)))
-    if arms.shots:
-        by_seed = np.array([outcomes(*each) for each in enumerate(arms.pointers[RANDOM])]).T
-        for name in voters:
-            shown = [[pool[row] for row in pointer] for (pointer,) in arms.pointers[name]]
-            votes = [_vote(*each, metric) for each in zip(queries, shown, strict=True)]
-            accuracies[VOTE + name] = np.array(votes)
-        accuracies[ORACLE] = np.array([max(values) for values in every])
     return Measured(
-        shots=arms.shots,
+        shots=setting.shots,
         accuracies={name: np.where(out, np.nan, each) for name, each in accuracies.items()},
         by_seed=np.where(out, np.nan, by_seed),
-        oracle_sizes=np.array([len(values) if arms.shots else 0 for values in every]),
+        oracle_sizes=np.array([len(each) if setting.shots else 0 for each in outcomes]),
     )
-
-
-def majority(answers: Sequence[str]) -> str:
-    """The most frequent answer; of equals, the one shown last, next to the query."""
-    return max(dict.fromkeys(reversed(answers)), key=answers.count)
-
-
-def _vote(query: Example, demonstrations: Sequence[Example], metric: Metric) -> float:
-    answer = majority([metric.normalise(each.answer) for each in demonstrations])
-    try:
-        return metric.judge(answer, query.answers).accuracy
-    except InputError:  # its trials fail as well: the query is left out
-        return math.nan

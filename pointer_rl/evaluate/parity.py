@@ -1,14 +1,15 @@
-"""Whether a backend says the same of trials asked together as of each asked alone.
+"""Parity: does a backend answer trials asked in one call as it answers each asked alone?
 
-Together, prompts share batches and whatever else a backend lets them share. Floats are then summed
-in another order, and where two tokens are all but equally likely another may be written. How often
-depends on the model, its precision and the data, so it is measured on the user's own.
+In one call, prompts share batches and whatever else the backend lets them share. Floats are then
+summed in another order, and where two tokens are almost equally likely, the other one may be
+generated. How often depends on the model, its precision and the data, so it is measured on the
+user's own.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,57 +18,44 @@ from pointer_rl.errors import InputError
 from pointer_rl.evaluate.run import draw_queries
 from pointer_rl.options import describe_options
 from pointer_rl.registry import registry
-from pointer_rl.session.caching import ask
+from pointer_rl.session.caching import run_checked
 from pointer_rl.session.judge import Judge, Trial
+from pointer_rl.session.observer import Observer
 from pointer_rl.session.proposing import random_source
-from pointer_rl.session.session import Named, TrialOptions, Workbench
-from pointer_rl.types import BackendError, Example, Metric, Request, Response
+from pointer_rl.session.session import PluginRef, Session, SessionOptions
+from pointer_rl.types import BackendError, Example, Request, Response
 
-__all__ = ["QUERIES", "Pair", "Parity", "ParityRun", "measure_parity"]
+__all__ = ["QUERIES", "Pair", "Parity", "measure_parity"]
 
 QUERIES = 32
-"""Asked where no limit is given."""
+"""Number of queries if no limit is given."""
 
 Result = Response | BackendError
 
 
-@dataclass(frozen=True, kw_only=True)
-class ParityRun:
-    """What is asked twice."""
-
-    trials: TrialOptions
-    """`limit`: a random subset of so many queries. No store is used."""
-    shots: int = 2
-    """Demonstrations in a trial."""
-    score_answers: bool = True
-    """Compare the log-probabilities of the annotators' answers too."""
-    seed: int = 0
-    """Of the queries and their demonstrations."""
-
-
 @dataclass(frozen=True)
 class Pair:
-    """One trial, and what came back each time."""
+    """The two results of one trial."""
 
     trial: Trial
     together: Result
     alone: Result
     accuracies: tuple[float, float] | None
-    """Of the answers together and alone; None unless there are both."""
+    """Accuracies of the answers together and alone; None unless there are both."""
 
     @property
     def failed(self) -> bool:
-        """Both times."""
+        """Whether the trial failed both times."""
         return isinstance(self.together, BackendError) and isinstance(self.alone, BackendError)
 
     @property
     def differs(self) -> bool:
-        """In its text, or in failing one time only."""
+        """Whether the texts differ, or the trial failed only once."""
         return _text(self.together) != _text(self.alone)
 
     @property
     def logprobs(self) -> tuple[tuple[float, float], ...]:
-        """Of each answer that was scored, together and alone."""
+        """Log-probabilities of each scored answer, together and alone."""
         if isinstance(self.together, BackendError) or isinstance(self.alone, BackendError):
             return ()
         return tuple(zip(self.together.score_logprobs, self.alone.score_logprobs, strict=True))
@@ -79,73 +67,82 @@ class Parity:
 
     pairs: Sequence[Pair]
     engine: str | None
-    """Of the backend's choices, that by which trials were asked alone; None: it has none."""
+    """The backend's `engine` option when trials were asked alone; None if it has no such option."""
 
     @cached_property
     def answered(self) -> list[Pair]:
-        """Pairs with an answer at least one time."""
+        """Pairs with at least one answer."""
         return [pair for pair in self.pairs if not pair.failed]
 
     @cached_property
     def differing(self) -> list[Pair]:
-        """Those of them whose answers differ."""
+        """Answered pairs whose answers differ."""
         return [pair for pair in self.answered if pair.differs]
 
     @cached_property
     def accuracies(self) -> list[tuple[float, float]]:
-        """Together and alone, where both times there is an answer."""
+        """Accuracies together and alone, of pairs with two answers."""
         return [pair.accuracies for pair in self.answered if pair.accuracies is not None]
 
     @cached_property
     def logprobs(self) -> list[tuple[float, float]]:
-        """Of all scored answers, together and alone."""
+        """Log-probabilities of all scored answers, together and alone."""
         return [both for pair in self.answered for both in pair.logprobs]
 
 
 def measure_parity(
-    run: ParityRun,
-    on_start: Callable[[int], object] = lambda results: None,
-    on_result: Callable[[], object] = lambda: None,
+    options: SessionOptions,
+    *,
+    shots: int = 2,
+    score_answers: bool = True,
+    seed: int = 0,
+    observer: Observer = Observer(),
 ) -> Parity:
-    """Ask random trials together, then each alone: on engine=plain, where the backend has it.
+    """Ask random trials in one call, then one per call: with engine=plain if the backend has it.
 
-    Two trials a query, alike but for the last demonstration, so that prompts share beginnings as
-    candidates do. Two backends are never in memory at the same time. `on_start` is told how many
-    results there will be, `on_result` is called at each. Raises PointerRLError for what is missing
-    or does not fit, and InputError where not one trial is answered.
+    There are two trials per query, which differ in the last of their `shots` demonstrations, so
+    that prompts share prefixes as candidates do. `options.limit` is the size of the random subset
+    of queries. The response cache is not used. At most one backend is in memory at a time.
+
+    `observer` hears of every result. Raises PointerRLError if something is missing or does not fit,
+    and InputError if every trial fails.
     """
-    options = replace(run.trials, limit=None, store=None)
-    workbench = Workbench(options)
-    pool = workbench.dataset.pool
-    limit = QUERIES if run.trials.limit is None else run.trials.limit
-    queries = draw_queries(workbench.dataset.queries, limit, run.seed)
+    limit = QUERIES if options.limit is None else options.limit
+    options = replace(options, limit=None, cache=None)
+    session = Session(options)
+    queries = draw_queries(session.dataset.queries, limit, seed)
     if not queries:
-        raise InputError(f"dataset {workbench.dataset.name} has no queries to ask")
-    workbench.check_answers(queries)
-    queries = [query for query in queries if _can_be_judged(query, workbench.metric)]
-    trials = list(_draw_trials(queries, pool, run.shots, run.seed))
+        raise InputError(f"dataset {session.dataset.name} has no queries to ask")
+    session.check_answers(queries)
 
-    judge = workbench.judge()
-    metric, prompt = judge.metric, judge.prompt
-    requests = [_request(trial, judge, score=run.score_answers) for trial in trials]
-    on_start(2 * len(requests))
-    together = _ask(judge, requests, on_result)
-    plain = _on_plain(options.backend)
+    judge = session.judge(score_answers=score_answers)
+    drawn = list(_draw_trials(queries, session.dataset.pool, shots, seed))
+    # Trials that cannot be asked have no request: their queries or demonstrations lack answers.
+    asked = [(trial, request) for trial in drawn for request in judge.requests([trial])]
+    if not asked:
+        _, outcome = next(judge.judge(drawn))
+        raise InputError(f"no trial can be asked: {outcome.failure}")
+    trials = [trial for trial, _ in asked]
+    requests = [request for _, request in asked]
+    observer.start(2 * len(requests))
+    together = _ask(judge, requests, observer)
+    plain = _with_plain_engine(options.backend)
     if plain is not None:
-        # The first leaves the memory, which a model may fill, before the second is loaded.
-        del judge, workbench
+        # Free the first model, which may fill the memory, before loading the second.
+        del judge, session
         gc.collect()
-        judge = Workbench(replace(options, backend=plain)).judge()
-    alone = [_ask(judge, [request], on_result)[0] for request in requests]
+        judge = Session(replace(options, backend=plain)).judge()
+    alone = [_ask(judge, [request], observer)[0] for request in requests]
 
-    def accuracy(trial: Trial, result: Result) -> float:
-        answer = prompt.parse(_text(result) or "")
-        return metric.judge(answer, trial.query.answers).accuracy
+    def accuracy(trial: Trial, text: str) -> float:
+        return judge.metric.judge(judge.prompt.parse(text), trial.query.answers).accuracy
 
     pairs = []
     for trial, one, other in zip(trials, together, alone, strict=True):
-        answered = _text(one) is not None and _text(other) is not None
-        accuracies = (accuracy(trial, one), accuracy(trial, other)) if answered else None
+        texts = _text(one), _text(other)
+        accuracies = None
+        if texts[0] is not None and texts[1] is not None:
+            accuracies = accuracy(trial, texts[0]), accuracy(trial, texts[1])
         pairs.append(Pair(trial, one, other, accuracies))
     parity = Parity(pairs, None if plain is None else "plain")
     if not parity.answered:
@@ -155,18 +152,10 @@ def measure_parity(
     return parity
 
 
-def _can_be_judged(query: Example, metric: Metric) -> bool:
-    try:
-        metric.judge("", query.answers)
-    except InputError:
-        return False
-    return True
-
-
 def _draw_trials(
     queries: Sequence[Example], pool: Sequence[Example], shots: int, seed: int
 ) -> Iterator[Trial]:
-    """Two a query, or one where it may choose no further row."""
+    """Two trials per query, or one if the pool has only `shots` rows for it."""
     allowed = AllowedRows(pool)
     allowed.check(queries, shots)
     for query in queries:
@@ -176,24 +165,16 @@ def _draw_trials(
             yield Trial(query, [pool[row] for row in (*drawn[: shots - 1], last)])
 
 
-def _request(trial: Trial, judge: Judge, *, score: bool) -> Request:
-    answers = map(judge.metric.normalise, trial.query.answers) if score else ()
-    prompt = judge.prompt.build(trial.query, trial.demonstrations)
-    return Request(prompt, judge.decoding, tuple(dict.fromkeys(answers)))
-
-
-def _ask(
-    judge: Judge, requests: Sequence[Request], on_result: Callable[[], object]
-) -> list[Result]:
+def _ask(judge: Judge, requests: Sequence[Request], observer: Observer) -> list[Result]:
     found = {}
-    for index, result in ask(judge.backend, requests):
+    for index, result in run_checked(judge.backend, requests):
         found[index] = result
-        on_result()
+        observer.finish(1)
     return [found[index] for index in range(len(requests))]
 
 
-def _on_plain(backend: Named) -> Named | None:
-    """The same on engine=plain, where the backend knows that choice."""
+def _with_plain_engine(backend: PluginRef) -> PluginRef | None:
+    """The same backend with engine=plain; None if it has no such option."""
     options = registry().find("backend", backend.name).options
     for each in () if options is None else describe_options(options):
         if each.name == "engine" and "plain" in each.type.split("|"):

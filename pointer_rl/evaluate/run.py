@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pointer_rl.datasets.embed import digest_ids
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.devices import resolve_device
-from pointer_rl.errors import InputError
+from pointer_rl.errors import InputError, first_line
 from pointer_rl.evaluate import conclusions, statistics
 from pointer_rl.evaluate.arms import (
-    MODES,
     ORACLE,
     RANDOM,
     VOTE,
     ZERO_SHOT,
-    Chooser,
-    Space,
+    Arm,
+    PolicyArm,
+    Setting,
     choose,
-    similarity_spaces,
-    zero_shot,
 )
 from pointer_rl.evaluate.conclusions import conclude
 from pointer_rl.evaluate.evaluation import Evaluation, Leakage
-from pointer_rl.evaluate.measure import ask, measure
+from pointer_rl.evaluate.measure import WINDOW, Asked, EvaluationJob, measure, pointers_to_ask
+from pointer_rl.registry import registry
 from pointer_rl.selectors import SelectorPolicy, load_selector
 from pointer_rl.selectors.bundle import (
     BundleInfo,
@@ -34,12 +36,14 @@ from pointer_rl.selectors.bundle import (
     read_query_ids,
     update_evaluation,
 )
-from pointer_rl.session.caching import StoredBackend
-from pointer_rl.session.judge import Judge
+from pointer_rl.session.journal import AlreadyFinished, Journal, check_same_run
+from pointer_rl.session.observer import Observer
 from pointer_rl.session.proposing import random_source
 from pointer_rl.session.resolve import describe_policy
-from pointer_rl.session.session import Named, TrialOptions, Workbench
-from pointer_rl.types import Example, Outcome, Policy
+from pointer_rl.session.session import PluginRef, Session, SessionOptions
+from pointer_rl.session.similarity import MODES, Space, similarity_spaces
+from pointer_rl.session.windows import due_windows, run_windows, windows_of
+from pointer_rl.types import Example, Executor, Policy
 
 __all__ = [
     "EvaluateConfig",
@@ -63,17 +67,17 @@ class EvaluateConfig:
     primary: str | None = None
     """The arm that the verdict is about; by default the last policy, else the last similarity."""
     random_seeds: int = 3
-    """Random pointers a query; the arm's accuracy is their mean."""
+    """Random pointers per query; the arm's accuracy is their mean."""
     oracle_random: int = 4
     """Random pointers that only the oracle may choose from."""
     oracle_retrieval: int = 4
-    """Pointers of the most similar rows, likewise."""
+    """Pointers of the most similar rows that only the oracle may choose from."""
     limit: int | None = None
-    """A random subset of so many queries; a smaller one is part of a larger one."""
+    """Size of a random subset of the queries; a smaller one is part of a larger one."""
     seed: int = 0
-    """Of the subset, of random pointers and of the bootstrap."""
-    encoder: Named | None = None
-    """Of the similarity arms; by default the dataset's companion."""
+    """Seed of the subset, of random pointers and of the bootstrap."""
+    encoder: PluginRef | None = None
+    """Encoder of the similarity arms; by default the dataset's companion."""
 
     def __post_init__(self) -> None:
         if not self.shots or min(self.shots) < 1 or len(set(self.shots)) < len(self.shots):
@@ -84,42 +88,60 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class OpenedPolicy:
-    """A policy and, of a bundle, what is known of its training."""
+    """A policy and, if it comes from a bundle, what is known of its training."""
 
     policy: Policy
     info: BundleInfo | None = None
     trained_on: frozenset[str] = frozenset()
-    """Ids of queries."""
+    """Query ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRun:
-    """All that decides an evaluation."""
+    """Everything that decides an evaluation, and where it is written."""
 
-    trials: TrialOptions
+    session: SessionOptions
+    """`limit` has no effect: see `EvaluateConfig.limit`."""
     policies: Mapping[str, Path] = field(default_factory=dict)
-    """By the name of its arm, a bundle or any checkpoint that `load_selector` reads."""
+    """Name of the arm → a bundle or any checkpoint that `load_selector` reads."""
+    arms: Sequence[PluginRef] = ()
+    """Further arms, by their registered names."""
     config: EvaluateConfig = EvaluateConfig()
     record: bool = False
-    """Write the verdict into the primary policy's bundle, and on its card."""
+    """Write the verdict into the primary policy's bundle and on its card."""
+    output_path: Path | None = None
+    """The JSON file that will be written. With it, an interrupted evaluation can be continued."""
+    executor: PluginRef = PluginRef("in-process")
+    overwrite: bool = False
+    """Start over, whatever there is."""
 
 
-def run_evaluation(
-    run: EvaluateRun,
-    on_start: Callable[[int], object] = lambda queries: None,
-    on_query: Callable[[], object] = lambda: None,
-    on_outcome: Callable[[Outcome], object] = lambda outcome: None,
-) -> Evaluation:
+def run_evaluation(run: EvaluateRun, observer: Observer = Observer()) -> Evaluation:
     """Evaluate from names and files.
 
-    Where the primary policy is a bundle whose shots are among those asked for, the primary
-    comparison is made at them. `run.trials.limit` is of no effect: see `EvaluateConfig.limit`.
-    Raises PointerRLError, before the first trial, for anything that is missing or does not fit.
+    If the primary policy is a bundle that was trained at one of the numbers of shots, the primary
+    comparison is made there. Raises PointerRLError, before the first trial, for anything that is
+    missing or does not fit, and for the journal or file of another evaluation; AlreadyFinished if
+    the file is this one's.
     """
     bundle = _primary_bundle(run) if run.record else None
-    workbench = Workbench(replace(run.trials, limit=None))
-    policies = {name: open_policy(path, run.trials.device) for name, path in run.policies.items()}
-    evaluation = evaluate(workbench, policies, run.config, None, on_start, on_query, on_outcome)
+    session = Session(replace(run.session, limit=None), observer)
+    policies = {name: open_policy(path, run.session.device) for name, path in run.policies.items()}
+    try:
+        evaluation = evaluate(
+            session,
+            policies,
+            run.config,
+            run.arms,
+            output_path=run.output_path,
+            executor=run.executor,
+            overwrite=run.overwrite,
+        )
+    except AlreadyFinished as finished:
+        if bundle is not None:
+            summary = {key: finished.content[key] for key in Evaluation.SUMMARY}
+            update_evaluation(bundle, summary)
+        raise
     if bundle is not None and evaluation.conclusions is not None:
         update_evaluation(bundle, evaluation.summary())
     return evaluation
@@ -133,7 +155,7 @@ def _primary_bundle(run: EvaluateRun) -> Path:
 
 
 def open_policy(path: Path, device: str | None = None) -> OpenedPolicy:
-    """A bundle or a checkpoint. Raises InputError for what is neither, or damaged."""
+    """A bundle or a checkpoint. Raises InputError for anything else, and for a damaged one."""
     place = resolve_device(device or "auto")
     if is_bundle(path):
         bundle = load_bundle(path, place)
@@ -142,73 +164,79 @@ def open_policy(path: Path, device: str | None = None) -> OpenedPolicy:
 
 
 def evaluate(
-    workbench: Workbench,
+    session: Session,
     policies: Mapping[str, OpenedPolicy],
     config: EvaluateConfig = EvaluateConfig(),
-    judge: Judge | None = None,
-    on_start: Callable[[int], object] = lambda queries: None,
-    on_query: Callable[[], object] = lambda: None,
-    on_outcome: Callable[[Outcome], object] = lambda outcome: None,
+    more_arms: Sequence[PluginRef] = (),
+    *,
+    output_path: Path | None = None,
+    executor: PluginRef = PluginRef("in-process"),
+    overwrite: bool = False,
 ) -> Evaluation:
-    """Evaluate policies, in memory or opened, beside the baselines.
+    """Compare policies, by the names of their arms, with each other and with the baselines.
 
-    `policies` by the names of their arms; `judge`: the workbench's unless another is given.
-    `on_start` is told the number of queries, `on_query` and `on_outcome` what gets done.
+    With `output_path`, outcomes are journaled next to it until the evaluation is done. The caller
+    writes the file.
     """
     for name in policies:
         if not name.strip() or name in RESERVED or name.startswith((VOTE, "_")):
             raise InputError(f"policy {name!r}: no name for a policy, or another arm's; choose one")
-    queries = draw_queries(workbench.dataset.queries, config.limit, config.seed)
-    pool = workbench.dataset.pool
+    queries = draw_queries(session.dataset.queries, config.limit, config.seed)
+    pool = session.dataset.pool
     if not queries:
-        raise InputError(f"dataset {workbench.dataset.name} has no queries to evaluate on")
-    workbench.check_answers(queries)
+        raise InputError(f"dataset {session.dataset.name} has no queries to evaluate on")
+    session.check_answers(queries)
     AllowedRows(pool).check(queries, max(config.shots))
 
-    similar = similarity_spaces(workbench, queries, config.encoder)
+    similar = {
+        name: embed() for name, embed in similarity_spaces(session, queries, config.encoder).items()
+    }
     *_, (nearest, space) = similar.items()
     if policies:
-        space = Space(*workbench.embeddings(queries))
+        space = Space(*session.embeddings(queries))
     _check_encoders(policies, space)
     primary = config.primary or [nearest, *policies][-1]
-    if primary not in {*similar, *policies}:
+    if primary not in {*similar, *policies, *(each.name for each in more_arms)}:
         raise InputError(
             f"primary {primary!r} is no policy and no similarity arm "
             f"(there are: {', '.join([*similar, *policies])})"
         )
     shots = _primary_shots(policies.get(primary), config.shots)
-    arms = [
-        zero_shot(queries),
-        *(
-            choose(
-                Chooser(queries, pool, each, config.seed),
-                similar,
-                {name: opened.policy for name, opened in policies.items()},
-                space,
-                random_seeds=config.random_seeds,
-                oracle_random=config.oracle_random,
-                oracle_retrieval=config.oracle_retrieval,
-            )
-            for each in sorted(config.shots)
-        ),
+    arms = _make_arms(config, similar, policies, more_arms, nearest)
+    settings = [
+        choose(
+            Setting(
+                queries=queries,
+                pool=pool,
+                shots=each,
+                seed=config.seed,
+                space=space,
+                similar=similar,
+            ),
+            arms,
+        )
+        for each in (0, *sorted(config.shots))
     ]
-    judge = judge or workbench.judge()
-    on_start(len(queries))
-    hits = _hits(judge)
-    asked = ask(queries, pool, arms, judge, on_query, on_outcome)
-    voters = [nearest, *policies]
-    measured = [measure(each, asked, queries, pool, judge.metric, voters) for each in arms]
+    decided = {
+        **session.describe(queries),
+        **asdict(config),
+        "primary": primary,
+        "primary_shots": shots,
+        "similarity": {name: each.pool.encoder for name, each in similar.items()},
+        "policies": {name: _describe(opened, space) for name, opened in policies.items()},
+        "oracle": _oracle_definition(config, nearest),
+        "intervals": INTERVALS,
+    }
+    if more_arms:
+        decided["arms"] = [each.configure("arm").describe() for each in more_arms]
+    if output_path is not None and output_path.exists() and not overwrite:
+        _check_unfinished(output_path, decided, [query.id for query in queries])
+    hits = session.backend.hits
+    job = EvaluationJob(session=session, queries=queries, pointers=pointers_to_ask(settings))
+    asked = _ask(job, decided, output_path, executor, overwrite)
+    measured = [measure(each, arms, asked, session.metric) for each in settings]
     return Evaluation(
-        settings={
-            **workbench.describe(queries, judge),
-            **asdict(config),
-            "primary": primary,
-            "primary_shots": shots,
-            "similarity": {name: each.pool.encoder for name, each in similar.items()},
-            "policies": {name: _describe(opened, space) for name, opened in policies.items()},
-            "oracle": _oracle_definition(config, nearest),
-            "intervals": INTERVALS,
-        },
+        settings=decided,
         query_ids=tuple(query.id for query in queries),
         measured=tuple(measured),
         conclusions=conclude(measured, primary, shots, list(similar), list(policies), config.seed),
@@ -216,8 +244,78 @@ def evaluate(
         trials=len(asked.accuracies),
         failed=asked.failed,
         first_failure=asked.first_failure,
-        from_store=_hits(judge) - hits,
+        from_cache=session.backend.hits - hits,
     )
+
+
+def _make_arms(
+    config: EvaluateConfig,
+    similar: Mapping[str, Space],
+    policies: Mapping[str, OpenedPolicy],
+    more: Sequence[PluginRef],
+    nearest: str,
+) -> dict[str, Arm]:
+    """Arms by name, in the order of the table; each may build on those before it."""
+    create = registry().create
+    arms: dict[str, Arm] = {
+        ZERO_SHOT: create("arm", "zero-shot"),
+        RANDOM: create("arm", "random", {"seeds": config.random_seeds}),
+        **{name: create("arm", "similarity", {"of": name}) for name in similar},
+        **{name: PolicyArm(opened.policy) for name, opened in policies.items()},
+    }
+    for each in more:
+        if each.name in arms:
+            raise InputError(f"arm {each.name}: there is one of that name")
+        arms[each.name] = each.configure("arm").create()
+    for name in (nearest, *policies):
+        arms[VOTE + name] = create("arm", "vote", {"arm": name})
+    oracle = {"random": config.oracle_random, "retrieval": config.oracle_retrieval}
+    arms[ORACLE] = create("arm", "oracle", oracle)
+    return arms
+
+
+def _ask(
+    job: EvaluationJob,
+    decided: Mapping[str, Any],
+    output_path: Path | None,
+    executor: PluginRef,
+    overwrite: bool,
+) -> Asked:
+    """Ask every query, or what an interrupted evaluation left."""
+    session = job.session
+    made: Executor = executor.configure("executor").create()
+    ids = [query.id for query in job.queries]
+    records: dict[int, Mapping[str, Any]] = {}
+    if output_path is None:
+        session.observer.start(len(ids))
+        for found in run_windows(job, windows_of(len(ids), WINDOW), made, None, session.observer):
+            records.update(found)
+    else:
+        meta = {**decided, "queries_sha256": digest_ids(ids)}
+        with Journal(output_path, meta, ids, overwrite=overwrite, take_over=False) as journal:
+            session.observer.start(len(ids), len(journal))
+            todo = due_windows(journal, WINDOW, cached=session.cache is not None)
+            deque(run_windows(job, todo, made, journal, session.observer), maxlen=0)
+            records.update(enumerate(journal.records()))
+    asked = Asked()
+    for index, record in sorted(records.items()):
+        asked.add(index, record)
+    return asked
+
+
+def _check_unfinished(path: Path, decided: Mapping[str, Any], query_ids: Sequence[str]) -> None:
+    """Raise AlreadyFinished for the file of the same evaluation, InputError for another file."""
+    try:
+        before = json.loads(path.read_bytes())
+        settings, asked = before["settings"], before["query_ids"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: exists, and is no evaluation ({first_line(error)}): name another "
+            "--output-path, or replace it with --overwrite"
+        ) from error
+    check_same_run(settings, decided, path, "exists, and is another evaluation's")
+    if asked == list(query_ids):
+        raise AlreadyFinished(path, before)
 
 
 INTERVALS = {
@@ -228,10 +326,6 @@ INTERVALS = {
     "secondary_level": conclusions.SECONDARY_LEVEL,
     "correction": "Bonferroni over the secondary comparisons",
 }
-
-
-def _hits(judge: Judge) -> int:
-    return judge.backend.hits if isinstance(judge.backend, StoredBackend) else 0
 
 
 def draw_queries(queries: Sequence[Example], limit: int | None, seed: int) -> Sequence[Example]:
@@ -253,7 +347,7 @@ def _check_encoders(policies: Mapping[str, OpenedPolicy], space: Space) -> None:
 
 
 def _primary_shots(primary: OpenedPolicy | None, shots: Sequence[int]) -> int:
-    """Those that it was trained at where they are asked for, else the first asked for."""
+    """The number it was trained at if that is asked for, else the first one asked for."""
     if primary and primary.info and primary.info.shots in shots:
         return primary.info.shots
     return shots[0]
@@ -287,7 +381,7 @@ def _leakage(
 def _image_key(example: Example) -> str | None:
     try:
         return example.image.key
-    except InputError:  # shown to nobody: its trials fail, and say why
+    except InputError:  # its trials fail and say why
         return None
 
 

@@ -1,12 +1,12 @@
-"""What may be said of two arms that answered the same queries: pure functions, numpy alone.
+"""Statistics of two arms that answered the same queries: pure functions of numpy arrays.
 
 Accuracies lie in [0, 1], so the difference of two arms on a query lies in [-1, 1].
 
-Intervals are percentiles of the bootstrap over queries. That of a difference is taken as if two
-more queries had been asked, one won wholly and one lost wholly (as Agresti and Caffo, 2000, do for
-proportions). Without them the bootstrap believes what it has seen too much where few queries
-differ: with 20 queries, a base rate of 0.9 and demonstrations that do nothing, a 99 % interval
-leaves out 0 in 9 % of evaluations; with them in 0.1 %. With many queries they weigh nothing.
+Intervals are percentiles of the bootstrap over queries. For a difference, two queries are added,
+one that the arm wins completely and one that it loses completely (as Agresti and Caffo, 2000, do
+for proportions). Without them the bootstrap is overconfident if few queries differ: with 20
+queries, a base rate of 0.9 and demonstrations that do nothing, a 99 % interval excludes 0 in 9 % of
+evaluations; with them, in 0.1 %. With many queries they make no difference.
 
 Shapes: N queries, C columns, R resamples.
 """
@@ -35,7 +35,7 @@ Floats = NDArray[np.float64]
 
 RESAMPLES = 20_000
 SMALLEST_GAP = 0.01
-"""Between random and oracle: below one point there is nothing to recover."""
+"""Gap between random and oracle below which there is nothing to recover (one point)."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Difference:
     low: float
     high: float
     level: float
-    """Confidence of the interval, corrected where it is one of several."""
+    """Confidence of the interval, corrected if it is one of several."""
     detectable: float
-    """The smallest true difference that would be seen four times in five at this level."""
+    """The smallest true difference that would be detected four times in five at this level."""
     queries: int
 
     @property
     def distinguishable(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
@@ -69,7 +69,7 @@ class Recovered:
 def compare(
     arm_N: Floats, reference_N: Floats, level: float, *, seed: int, resamples: int = RESAMPLES
 ) -> Difference:
-    """The paired difference arm - reference; N ≥ 1 and nothing is NaN."""
+    """The paired difference arm - reference, for N ≥ 1 queries without NaN."""
     differences_N = arm_N - reference_N
     low, high = difference_interval(differences_N, level, seed=seed, resamples=resamples)
     return Difference(
@@ -85,7 +85,7 @@ def compare(
 def difference_interval(
     differences_N: Floats, level: float, *, seed: int, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
-    """Percentile interval of the mean, two queries added (see above)."""
+    """Percentile interval of the mean, with two queries added (see above)."""
     if differences_N.mean() < 0:  # so that swapping the arms mirrors the interval, to the bit
         low, high = difference_interval(-differences_N, level, seed=seed, resamples=resamples)
         return -high, -low
@@ -97,8 +97,8 @@ def difference_interval(
 def resampled_means(values_NC: Floats, seed: int, resamples: int = RESAMPLES) -> Floats:
     """[R, C] column means over R draws of N rows with replacement.
 
-    Equal rows are drawn together, by how often each distinct row comes up (multinomial): the same
-    distribution, in a time that does not grow with N, whatever the order of the rows.
+    How often each distinct row is drawn comes from a multinomial: the same distribution, in a time
+    that does not grow with N, independent of the order of the rows.
     """
     distinct_DC, counts_D = np.unique(values_NC, axis=0, return_counts=True)
     total = len(values_NC)
@@ -107,9 +107,9 @@ def resampled_means(values_NC: Floats, seed: int, resamples: int = RESAMPLES) ->
 
 
 def detectable_effect(differences_N: Floats, level: float, power: float = 0.8) -> float:
-    """The mean difference that a two-sided test at `level` sees with probability `power`.
+    """The mean difference that a two-sided test at `level` detects with probability `power`.
 
-    From the spread of the paired differences; above 1 no effect can be seen.
+    Computed from the spread of the paired differences. Above 1, no effect can be detected.
     """
     spread_N = _with_both_ends(differences_N)
     quantile = NormalDist().inv_cdf
@@ -118,23 +118,23 @@ def detectable_effect(differences_N: Floats, level: float, power: float = 0.8) -
 
 
 def corrected_level(level: float, comparisons: int) -> float:
-    """Bonferroni: all of so many intervals hold at once with confidence `level`."""
+    """Bonferroni: the level at which so many intervals hold jointly with confidence `level`."""
     return 1 - (1 - level) / max(comparisons, 1)
 
 
 def gap_recovered(
     arm_N: Floats, random_N: Floats, oracle_N: Floats, *, seed: int, resamples: int = RESAMPLES
 ) -> Recovered | None:
-    """How much of what choosing could bring an arm gets.
+    """The share of the gap between random and oracle that the arm closes.
 
-    None where the oracle is less than a point above random, and for a single query.
+    None if the oracle is less than a point above random, and for a single query.
     """
     gaps_N2 = np.stack([arm_N - random_N, oracle_N - random_N], axis=1)
     gained, gap = gaps_N2.mean(axis=0)
     if gap < SMALLEST_GAP or len(gaps_N2) < 2:
         return None
     means_R2 = resampled_means(gaps_N2, seed, resamples)
-    means_R2 = means_R2[means_R2[:, 1] > 0]  # a draw of queries that have no gap says nothing
+    means_R2 = means_R2[means_R2[:, 1] > 0]  # a resample without a gap has no share
     low, high = np.quantile(means_R2[:, 0] / means_R2[:, 1], [0.025, 0.975])
     return Recovered(float(gained / gap), float(low), float(high))
 

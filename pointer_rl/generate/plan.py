@@ -1,8 +1,7 @@
-"""What a run of `generate` would cost, said before anything is asked.
+"""What a run of `generate` would cost, before anything is asked.
 
-Counted are all queries that are not done or, of many, those of some windows drawn at random; the
-time is measured on trials that the store does not answer (which keeps them, so that they are not
-lost).
+All queries that are not done are counted or, of many, those of some windows drawn at random. The
+time is measured on uncached trials, whose responses enter the cache and are not lost.
 """
 
 from __future__ import annotations
@@ -13,10 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pointer_rl.generate.run import GenerateRun, Prepared, prepare
-from pointer_rl.records.records import RecordWriter
+from pointer_rl.generate.run import GenerateRun, prepare
+from pointer_rl.records.formats import open_writer
+from pointer_rl.session.caching import CachedBackend
+from pointer_rl.session.candidates import CandidateJob
 from pointer_rl.session.journal import Journal
-from pointer_rl.types import BackendError, Count, Request
+from pointer_rl.session.windows import due_windows
+from pointer_rl.types import BackendError, Count, Request, Window
 
 __all__ = ["Plan", "make_plan"]
 
@@ -24,42 +26,42 @@ WINDOWS = 16
 """Windows that are counted, of more."""
 WARM_UP = 16
 MEASURED = WARM_UP + 256
-"""Trials that are asked to measure the time they take, the first ones not timed."""
+"""Trials asked to measure their time; the first ones are not timed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Figures of the queries that were counted."""
+    """What was counted. Searches may ask for further trials, which are not."""
 
     queries: int
-    """Of the run."""
+    """Queries of the run."""
     done: int
-    """Of these, those that a cut run has done already."""
+    """Those that an interrupted run has done already."""
     counted: int
-    """Of the others, those that the figures below are of."""
+    """Of the others, those that the figures below come from."""
     candidates: int
     trials: int
-    """Different ones: candidates of equal prompts are asked once."""
-    stored: int
-    """Trials whose response is in the store."""
+    """Distinct ones: candidates with equal prompts are asked once."""
+    cached: int
+    """Trials that the response cache answers."""
     unaskable: int
     """Candidates whose trial would fail before it is asked: no answers, no image."""
     shown: int
-    """Images in the prompts that would be asked, repeats included."""
+    """Images in the prompts to be asked, repeats included."""
     images: int
-    """Different ones."""
+    """Distinct ones."""
     tokens: Count
     seconds: float | None
-    """For the trials to be asked; None where none is, or none was answered."""
+    """For the uncached trials; None if there are none, or none was answered."""
     price: float | None
-    """Of the trials to be asked, by what those measured took; None where no price is known."""
+    """Of the uncached trials, from what the measured ones took; None if no price is known."""
     measured: int
     """Trials that `seconds` was measured on."""
 
     @property
     def to_ask(self) -> int:
         """Trials that the backend would be asked."""
-        return self.trials - self.stored
+        return self.trials - self.cached
 
     @property
     def scale(self) -> float:
@@ -77,21 +79,21 @@ class Plan:
             ("", "number", ""),
             ("queries", f"{self.queries:,}", f"{self.done:,} of them done" if self.done else ""),
             ("candidates", whole(self.candidates), ""),
-            ("trials", whole(self.trials), "equal prompts are one"),
-            ("in the store", whole(self.stored), ""),
+            ("trials", whole(self.trials), "equal prompts count once"),
+            ("cached", whole(self.cached), ""),
             ("to ask", whole(self.to_ask), ""),
-            # What many windows show again does not grow with their number.
-            ("images", f"{self.images:,}", f"different, of {self.shown:,} shown"),
+            # Images do not grow with the number of windows: many are shown again.
+            ("images", f"{self.images:,}", f"distinct, of {self.shown:,} shown"),
         ]
         tokens = self.tokens
         if tokens.prompt_tokens is not None:
-            lines.append(("tokens", whole(tokens.prompt_tokens), "each prompt taken whole"))
+            lines.append(("tokens", whole(tokens.prompt_tokens), "every prompt in full"))
         if tokens.unique_tokens is not None:
-            lines.append(("computed", whole(tokens.unique_tokens), "what is shared counts once"))
+            lines.append(("computed", whole(tokens.unique_tokens), "shared tokens count once"))
         return lines
 
     def sentences(self) -> list[str]:
-        """How the figures came about, and how long it will take."""
+        """Where the figures come from, and how long the run will take."""
         said = []
         if self.scale > 1:
             said.append(f"counted on {self.counted:,} queries drawn at random (images: of these)")
@@ -113,48 +115,44 @@ def make_plan(run: GenerateRun) -> Plan:
 
     Raises PointerRLError as `run_generate` does.
     """
-    RecordWriter(run.output_path).discard()
-    ready = prepare(run)
-    with Journal(run.output_path, ready.meta, ready.queries, overwrite=False) as journal:
-        done = [journal.is_done(index) for index in range(len(ready.queries))]
-    windows = [each for each in ready.generation.windows() if not all(done[i] for i in each)]
-    rng = np.random.default_rng(run.config.seed)
+    open_writer(run.output_path).discard()
+    job, meta = prepare(run)
+    ids = [query.id for query in job.queries]
+    with Journal(run.output_path, meta, ids) as journal:
+        done = sum(map(journal.is_done, range(len(ids))))
+        windows = list(due_windows(journal, run.window, cached=True))
+    rng = np.random.default_rng(run.seed)
     drawn = [windows[i] for i in sorted(rng.permutation(len(windows))[:WINDOWS])]
-    return _counted(ready, drawn, done)
+    return _counted(job, drawn, done)
 
 
-def _counted(ready: Prepared, windows: list[range], done: list[bool]) -> Plan:
-    backend = ready.workbench.backend
-    counted = candidates = trials = stored = askable = shown = 0
+def _counted(job: CandidateJob, windows: list[Window], done: int) -> Plan:
+    backend = job.session.backend
+    counted = candidates = trials = cached = askable = shown = 0
     images: set[str] = set()
     tokens: list[Count] = []
-    asked: list[Request] = []
+    measured: list[Request] = []
     for window in windows:
-        todo = [each for each in ready.generation.propose(window) if not done[each.index]]
-        requests = [
-            request
-            for each in todo
-            for request in ready.judge.requests(ready.generation.trials(each))
-        ]
-        known, missing = backend.sort_out(requests)
-        counted += len(todo)
-        candidates += sum(len(each.candidates) for each in todo)
+        proposed, requests = job.first_requests(window)
+        known, uncached = backend.split_cached(requests)
+        counted += len(window.todo)
+        candidates += proposed
         askable += len(requests)
-        stored += known
-        trials += known + len(missing)
-        shown += sum(len(request.prompt.images) for request in missing)
-        images.update(image.key for request in missing for image in request.prompt.images)
-        tokens.append(backend.count(missing))
-        asked += missing[: MEASURED - len(asked)]
-    seconds = _seconds(ready, asked)
+        cached += known
+        trials += known + len(uncached)
+        shown += sum(len(request.prompt.images) for request in uncached)
+        images.update(image.key for request in uncached for image in request.prompt.images)
+        tokens.append(backend.count(uncached))
+        measured += uncached[: MEASURED - len(measured)]
+    seconds = _seconds(backend, measured)
     price = backend.cost if backend.asked else None
     return Plan(
-        queries=len(done),
-        done=sum(done),
+        queries=len(job.queries),
+        done=done,
         counted=counted,
         candidates=candidates,
         trials=trials,
-        stored=stored,
+        cached=cached,
         unaskable=candidates - askable,
         shown=shown,
         images=len(images),
@@ -162,15 +160,14 @@ def _counted(ready: Prepared, windows: list[range], done: list[bool]) -> Plan:
             _sum([each.prompt_tokens for each in tokens]),
             _sum([each.unique_tokens for each in tokens]),
         ),
-        seconds=None if seconds is None else seconds * (trials - stored),
-        price=None if price is None else price / backend.asked * (trials - stored),
-        measured=max(0, len(asked) - WARM_UP),
+        seconds=None if seconds is None else seconds * (trials - cached),
+        price=None if price is None else price / backend.asked * (trials - cached),
+        measured=max(0, len(measured) - WARM_UP),
     )
 
 
-def _seconds(ready: Prepared, requests: list[Request]) -> float | None:
-    """That a trial takes. The first ones warm the model up."""
-    backend = ready.workbench.backend
+def _seconds(backend: CachedBackend, requests: list[Request]) -> float | None:
+    """Seconds per trial, after a warm-up; None if none was answered."""
     deque(backend.run(requests[:WARM_UP]), maxlen=0)
     start = time.perf_counter()
     results = backend.run(requests[WARM_UP:])

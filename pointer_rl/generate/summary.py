@@ -1,26 +1,27 @@
-"""What came out, by the method that proposed it."""
+"""What a run of `generate` produced, by the method that proposed it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from pointer_rl.types import Candidate, Outcome, Usage
+from pointer_rl.types import Usage
 
 __all__ = ["Summary", "Tally"]
 
 
 @dataclass
 class Tally:
-    """Counts of one group of candidates."""
+    """Counts of a group of candidates."""
 
     candidates: int = 0
     failed: int = 0
     correct: int = 0
     accuracy_sum: float = 0.0
 
-    def add(self, correct: bool | None, accuracy: float | None) -> None:
-        """Count one candidate; None means that its trial failed."""
+    def add(self, correct: int | None, accuracy: float | None) -> None:
+        """Count one candidate; None if its trial failed."""
         self.candidates += 1
         if correct is None or accuracy is None:
             self.failed += 1
@@ -30,56 +31,59 @@ class Tally:
 
     @property
     def judged(self) -> int:
-        """Candidates with an outcome."""
+        """Candidates whose trial did not fail."""
         return self.candidates - self.failed
 
     @property
     def share_correct(self) -> float | None:
-        """Of those judged; None where none was."""
+        """Share of the judged candidates that are correct; None if there are none."""
         return self.correct / self.judged if self.judged else None
 
     @property
     def accuracy(self) -> float | None:
-        """Mean over those judged; None where none was."""
+        """Mean accuracy of the judged candidates; None if there are none."""
         return self.accuracy_sum / self.judged if self.judged else None
 
 
 @dataclass
 class Summary:
-    """Tallies by generator name, over all candidates, and over each query's best."""
+    """Tallies by generator, over all candidates, and over each query's best candidate."""
 
     queries: int = 0
     by_method: dict[str, Tally] = field(default_factory=dict)
     all: Tally = field(default_factory=Tally)
     best: Tally = field(default_factory=Tally)
-    """The best candidate of each query: what a perfect chooser among them would get."""
+    """Each query's best candidate: what a perfect chooser among them would get."""
     asked: int = 0
-    """Trials put to the backend, by this run."""
-    from_store: int = 0
-    """Trials whose response was in the store."""
+    """Trials that this run put to the backend."""
+    from_cache: int = 0
+    """Trials answered from the response cache."""
     left: int = 0
     """Queries that are not done."""
+    unchanged: bool = False
+    """Whether the run was finished before, and nothing was left to do."""
     stopped_by: str | None = None
-    """The option that ended the run before they were."""
+    """The option that ended the run early."""
     used: Usage = Usage()
-    """What the trials that were not in the store took."""
+    """Tokens and images of the trials that were not cached."""
     cost: float | None = None
-    """Its price; None where the backend knows none."""
+    """Their price; None if the backend knows none."""
     first_failure: str | None = None
-    """Why the first of the trials that failed did."""
+    """Why the first failed trial failed."""
 
-    def add(self, judged: Sequence[tuple[Candidate, Outcome]]) -> None:
-        """Count one query's candidates."""
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Count the candidates of a query's record."""
         self.queries += 1
-        best: tuple[bool | None, float | None] = (None, None)
-        for candidate, outcome in judged:
-            self.first_failure = self.first_failure or outcome.failure
-            tally = self.by_method.setdefault(candidate.gen_method, Tally())
-            for each in (tally, self.all):
-                each.add(outcome.correct, outcome.accuracy)
-            if outcome.accuracy is not None and (best[1] is None or outcome.accuracy > best[1]):
-                best = (outcome.correct, outcome.accuracy)
-        if judged:
+        best: tuple[int | None, float | None] = (None, None)
+        for candidate in record["pointer_candidates"]:
+            if candidate.get("eval_failed"):
+                self.first_failure = self.first_failure or candidate.get("eval_error")
+            correct, accuracy = candidate.get("vqa_correct"), candidate.get("vqa_acc_score")
+            self.all.add(correct, accuracy)
+            self.by_method.setdefault(candidate["gen_method"], Tally()).add(correct, accuracy)
+            if accuracy is not None and (best[1] is None or accuracy > best[1]):
+                best = (correct, accuracy)
+        if record["pointer_candidates"]:
             self.best.add(*best)
 
     def rows(self) -> list[tuple[str, ...]]:

@@ -1,11 +1,12 @@
-"""A backend over a model that runs here: from requests to padded batches, within memory.
+"""A backend over a model that runs here: from requests to padded batches that fit into memory.
 
-A plugin gives the model (`LocalModel`); what every such backend does is here. Requests of one
-decoding go together. Their prompts are read some batches ahead, sorted by length, and go through
-the model as many at a time as a token budget allows. Where memory runs out the budget is halved and
-it goes on; a prompt that cannot be shown, or does not fit even alone, fails alone.
+A plugin provides a `LocalModel`; `LocalBackend` does the rest. Requests with the same decoding run
+together. Their prompts are encoded a few batches ahead, sorted by length, and batched up to a token
+budget. If memory runs out, the budget is halved and the run continues. A prompt that cannot be
+encoded, or that does not fit alone, fails alone.
 
-The same requests always make the same batches (until memory runs out), and thereby the same floats.
+The same requests always form the same batches, and therefore give bit-identical results, until
+memory runs out.
 """
 
 from __future__ import annotations
@@ -18,22 +19,23 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 
-from pointer_rl.errors import InputError, first_line
+from pointer_rl.errors import InputError
 from pointer_rl.local.decoding import Generation
+from pointer_rl.local.memory import run_in_halves
 from pointer_rl.types import BackendError, Decoding, Prompt, Request, Response, Usage
 
 __all__ = [
     "OVERFLOW",
     "BatchModel",
     "EncodedPrompt",
-    "Job",
+    "EncodedRequest",
     "LocalBackend",
     "LocalModel",
     "PaddedBatches",
     "Result",
     "by_decoding",
     "default_batch_tokens",
-    "response",
+    "make_response",
 ]
 
 logger = logging.getLogger(__name__)
@@ -43,15 +45,15 @@ OVERFLOW = "the model's output overflows; use dtype=bfloat16 or float32"
 Result = Response | BackendError
 
 _BATCHES_AHEAD = 4
-"""How many batches' prompts are sorted together: their pixels are in memory meanwhile."""
+"""Batches whose prompts are sorted together. Their pixels are held in memory meanwhile."""
 
 
 class EncodedPrompt(Protocol):
-    """A prompt as a model takes it. The rest of it is the model's own business."""
+    """A prompt in the model's own format."""
 
     @property
     def tokens(self) -> int:
-        """Places that it takes in a row of a batch."""
+        """Number of positions that the prompt takes in a row of a batch."""
         ...
 
 
@@ -60,10 +62,10 @@ P_contra = TypeVar("P_contra", bound=EncodedPrompt, contravariant=True)
 
 
 class BatchModel(Protocol[P_contra]):
-    """A model that takes prompts of different lengths together."""
+    """A model that processes prompts of different lengths in one batch."""
 
     def generate(self, prompts: Sequence[P_contra], decoding: Decoding) -> Sequence[Generation]:
-        """Decode each prompt, as if it were alone.
+        """Decode each prompt as if it were alone.
 
         Raises torch.OutOfMemoryError, and InputError for prompts that the model refuses.
         """
@@ -72,20 +74,20 @@ class BatchModel(Protocol[P_contra]):
     def score(self, rows: Sequence[tuple[P_contra, Sequence[int]]]) -> Sequence[float]:
         """log p(tokens | prompt) of each row: natural logarithm, summed over the tokens.
 
-        Raises as `generate` does.
+        Raises torch.OutOfMemoryError, and InputError for prompts that the model refuses.
         """
         ...
 
 
 class LocalModel(BatchModel[P], Protocol):
-    """What a plugin gives: a model, and how it reads prompts and answers."""
+    """What a plugin provides: a model, and how it encodes prompts and answers."""
 
     def encode(self, prompt: Prompt) -> P:
-        """Opens the prompt's images. Raises InputError for a prompt that cannot be shown."""
+        """Encode a prompt, which opens its images. Raises InputError if that is not possible."""
         ...
 
     def encode_answer(self, answer: str) -> Sequence[int]:
-        """The tokens of an answer to be scored, with the one that ends it.
+        """The tokens of an answer to be scored, including the token that ends it.
 
         Raises InputError for a text that cannot be an answer.
         """
@@ -93,18 +95,18 @@ class LocalModel(BatchModel[P], Protocol):
 
 
 @dataclass(frozen=True)
-class Job(Generic[P]):
-    """A request as the model takes it."""
+class EncodedRequest(Generic[P]):
+    """A request in the model's own format."""
 
     prompt: P
     images: int
-    """How many the prompt has."""
+    """Number of images in the prompt."""
     answers: Sequence[Sequence[int]]
-    """To be scored: tokens, with the one that ends each."""
+    """Tokens of each answer to be scored, including the token that ends it."""
 
     @property
     def tokens(self) -> int:
-        """Of the prompt with its longest answer."""
+        """Number of tokens of the prompt with its longest answer."""
         return self.prompt.tokens + max(map(len, self.answers), default=0)
 
 
@@ -114,139 +116,147 @@ class LocalBackend(Generic[P]):
     def __init__(
         self, model: LocalModel[P], *, fingerprint: str, batch_tokens: int, advice: str
     ) -> None:
-        """`batch_tokens`, `advice`: see `PaddedBatches`."""
+        """For `batch_tokens` and `advice` see `PaddedBatches`."""
         self.fingerprint = fingerprint
         self._model = model
         self._batches = PaddedBatches(model, batch_tokens, advice)
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
-        """Answer each request once, those of one decoding together, as (its index, its result)."""
+        """Answer each request once as (its index, its result), one decoding after the other."""
         for decoding, indices in by_decoding(requests).items():
-            jobs = ((index, self._encode(requests[index])) for index in indices)
-            yield from self._batches.run(jobs, decoding)
+            encoded = ((index, self._encode(requests[index])) for index in indices)
+            yield from self._batches.run(encoded, decoding)
 
-    def _encode(self, request: Request) -> Job[P] | BackendError:
+    def _encode(self, request: Request) -> EncodedRequest[P] | BackendError:
         try:
             answers = [self._model.encode_answer(answer) for answer in request.score]
             prompt = self._model.encode(request.prompt)
         except InputError as error:
             return BackendError(str(error))
-        return Job(prompt, len(request.prompt.images), answers)
+        return EncodedRequest(prompt, len(request.prompt.images), answers)
+
+
+Batch = Sequence[tuple[int, EncodedRequest[P]]]
+"""Requests with their indices."""
 
 
 class PaddedBatches(Generic[P]):
-    """Takes jobs through a model in padded batches."""
+    """Runs encoded requests in padded batches."""
 
     def __init__(self, model: BatchModel[P], batch_tokens: int, advice: str) -> None:
+        """`batch_tokens`, the most tokens in a batch with padding, is lowered if memory runs out.
+
+        `advice` tells a user what to do about a prompt that does not fit: "use … or …".
+        """
         self._model = model
         self._ahead = _BATCHES_AHEAD * batch_tokens
         self._batch_tokens = batch_tokens
-        """Padding included, that go through together: less once memory has run out."""
         self._advice = advice
-        """What a user can do about a prompt that does not fit: "use … or …"."""
 
     def run(
-        self, jobs: Iterable[tuple[int, Job[P] | BackendError]], decoding: Decoding | None
+        self,
+        requests: Iterable[tuple[int, EncodedRequest[P] | BackendError]],
+        decoding: Decoding | None,
     ) -> Iterator[tuple[int, Result]]:
-        """Generate (unless `decoding` is None) and score: a result for each index, as they finish.
+        """Generate (unless `decoding` is None) and score: a result per index, as they finish.
 
-        The jobs are asked for as they are needed; one that has failed already is passed on.
+        The requests are read as they are needed. A BackendError is passed on.
         """
-        ahead: list[tuple[int, Job[P]]] = []
+        ahead: list[tuple[int, EncodedRequest[P]]] = []
         tokens = 0
-        for index, job in jobs:
-            if isinstance(job, BackendError):
-                yield index, job
+        for index, request in requests:
+            if isinstance(request, BackendError):
+                yield index, request
                 continue
-            ahead.append((index, job))
-            tokens += job.tokens
+            ahead.append((index, request))
+            tokens += request.tokens
             if tokens >= self._ahead:
                 yield from self._run_sorted(ahead, decoding)
                 ahead, tokens = [], 0
         yield from self._run_sorted(ahead, decoding)
 
     def _run_sorted(
-        self, jobs: Sequence[tuple[int, Job[P]]], decoding: Decoding | None
+        self, requests: Batch[P], decoding: Decoding | None
     ) -> Iterator[tuple[int, Result]]:
-        """Batch by batch, the longest first: what does not fit shows at once."""
-        batch: list[tuple[int, Job[P]]] = []
-        for index, job in sorted(jobs, key=lambda each: -each[1].tokens):
+        """Run the longest requests first, so that one that does not fit fails early."""
+        batch: list[tuple[int, EncodedRequest[P]]] = []
+        for index, request in sorted(requests, key=lambda each: -each[1].tokens):
             if batch and batch[0][1].tokens * (len(batch) + 1) > self._batch_tokens:
-                yield from self._answer(batch, decoding, self._batch_tokens)
+                yield from self._answer(batch, decoding)
                 batch = []
-            batch.append((index, job))
+            batch.append((index, request))
         if batch:
-            yield from self._answer(batch, decoding, self._batch_tokens)
+            yield from self._answer(batch, decoding)
 
-    def _answer(
-        self, batch: Sequence[tuple[int, Job[P]]], decoding: Decoding | None, before: int
-    ) -> Iterator[tuple[int, Result]]:
-        """Answer a batch; where that fails, half of it at a time.
+    def _answer(self, batch: Batch[P], decoding: Decoding | None) -> Iterator[tuple[int, Result]]:
+        """Answer a batch; if that fails, half of it at a time."""
+        before = self._batch_tokens
 
-        before: the budget as it was when memory first ran out on these jobs.
-        """
-        jobs = [job for _, job in batch]
-        try:
-            results = self._attempt(jobs, decoding)
-        except torch.OutOfMemoryError as error:
-            out_of_memory, message = True, first_line(error)
-        except InputError as error:
-            out_of_memory, message = False, str(error)
-        else:
-            yield from zip((index for index, _ in batch), results, strict=True)
-            return
-        if out_of_memory:
-            # Outside the `except`: the traceback holds the tensors of the failed pass.
-            torch.cuda.empty_cache()
-            if len(batch) > 1:
-                self._halve(jobs)
-            elif len(jobs[0].answers) > 1 and self._batch_tokens >= 2 * jobs[0].tokens:
-                self._halve(jobs)  # fewer answers at a time
-                yield from self._answer(batch, decoding, before)
-                return
-            else:
-                self._batch_tokens = before  # it was this prompt: the others need not pay for it
-                message = (
-                    f"out of memory on a single prompt ({jobs[0].prompt.tokens} tokens);"
-                    f" {self._advice} ({message})"
+        def run(part: Batch[P]) -> list[tuple[int, Result]]:
+            return self._run_batch(part, decoding)
+
+        def answer_alone(each: tuple[int, EncodedRequest[P]], message: str) -> tuple[int, Result]:
+            """Score fewer answers at a time, as long as that is possible; else give up."""
+            index, request = each
+            if len(request.answers) > 1 and self._batch_tokens >= 2 * request.tokens:
+                self._halve_budget([each])
+                [result] = run_in_halves(
+                    [each], run, on_split=self._halve_budget, on_failure=answer_alone
                 )
-        if len(batch) == 1:
-            yield batch[0][0], BackendError(message)
-            return
-        middle = (len(batch) + 1) // 2
-        for half in (batch[:middle], batch[middle:]):
-            yield from self._answer(half, decoding, before)
+                return result
+            self._batch_tokens = before  # Only this prompt is too large; keep batches of others.
+            return index, BackendError(
+                f"out of memory on a single prompt ({request.prompt.tokens} tokens);"
+                f" {self._advice} ({message})"
+            )
 
-    def _halve(self, jobs: Sequence[Job[P]]) -> None:
-        """From now on take half of what did not fit."""
-        rows = max(len(jobs), *(len(job.answers) for job in jobs))
-        tokens = rows * max(job.tokens for job in jobs)
+        yield from run_in_halves(batch, run, on_split=self._halve_budget, on_failure=answer_alone)
+
+    def _halve_budget(self, batch: Batch[P]) -> None:
+        """Set the budget to half of what a batch took that did not fit."""
+        requests = [request for _, request in batch]
+        rows = max(len(requests), *(len(request.answers) for request in requests))
+        tokens = rows * max(request.tokens for request in requests)
         self._batch_tokens = min(self._batch_tokens, tokens) // 2
         logger.warning(
             "out of memory with a batch of %d prompts; continuing with half: batch_tokens=%d"
             " avoids the failed passes",
-            *(len(jobs), self._batch_tokens),
+            *(len(requests), self._batch_tokens),
         )
 
-    def _attempt(self, jobs: Sequence[Job[P]], decoding: Decoding | None) -> list[Result]:
-        generations: Sequence[Generation | None] = [None] * len(jobs)
-        if decoding is not None:
-            generations = self._model.generate([job.prompt for job in jobs], decoding)
-        scores = iter(self._score(jobs))
-        return [
-            response(
-                generation,
-                [next(scores) for _ in job.answers],
-                prompt_tokens=job.prompt.tokens,
-                images=job.images,
-            )
-            for job, generation in zip(jobs, generations, strict=True)
-        ]
+    def _run_batch(self, batch: Batch[P], decoding: Decoding | None) -> list[tuple[int, Result]]:
+        """The results of a batch. If the model refuses it, each half is tried on its own."""
+        requests = [request for _, request in batch]
+        try:
+            generations: Sequence[Generation | None] = [None] * len(requests)
+            if decoding is not None:
+                generations = self._model.generate([each.prompt for each in requests], decoding)
+            scores = iter(self._score(requests))
+        except InputError as error:
+            refusal = str(error)
+        else:
+            return [
+                (
+                    index,
+                    make_response(
+                        generation,
+                        [next(scores) for _ in request.answers],
+                        prompt_tokens=request.prompt.tokens,
+                        images=request.images,
+                    ),
+                )
+                for (index, request), generation in zip(batch, generations, strict=True)
+            ]
+        if len(batch) == 1:
+            return [(batch[0][0], BackendError(refusal))]
+        middle = (len(batch) + 1) // 2
+        halves = (batch[:middle], batch[middle:])
+        return [each for half in halves for each in self._run_batch(half, decoding)]
 
-    def _score(self, jobs: Sequence[Job[P]]) -> list[float]:
-        """Log-probabilities of all answers of the batch, job by job."""
-        rows = [(job.prompt, answer) for job in jobs for answer in job.answers]
-        step = max(1, self._batch_tokens // max(job.tokens for job in jobs))
+    def _score(self, requests: Sequence[EncodedRequest[P]]) -> list[float]:
+        """Log-probabilities of all answers of the batch, request by request."""
+        rows = [(request.prompt, answer) for request in requests for answer in request.answers]
+        step = max(1, self._batch_tokens // max(request.tokens for request in requests))
         return [
             logprob
             for start in range(0, len(rows), step)
@@ -255,7 +265,7 @@ class PaddedBatches(Generic[P]):
 
 
 def by_decoding(requests: Sequence[Request]) -> dict[Decoding | None, list[int]]:
-    """The indices of the requests that are decoded alike, in the order given."""
+    """The indices of the requests for each decoding, in the order given."""
     groups: dict[Decoding | None, list[int]] = {}
     for index, request in enumerate(requests):
         groups.setdefault(request.decoding, []).append(index)
@@ -263,14 +273,14 @@ def by_decoding(requests: Sequence[Request]) -> dict[Decoding | None, list[int]]
 
 
 def default_batch_tokens(device: torch.device) -> int:
-    """Tokens that go through a model together where the user says nothing."""
+    """Tokens in a batch if the user does not set `batch_tokens`."""
     return 1024 if device.type == "cpu" else 16384
 
 
-def response(
+def make_response(
     generation: Generation | None, scores: Sequence[float], *, prompt_tokens: int, images: int
 ) -> Result:
-    """What a request gets. Scores that are no numbers make it a failure."""
+    """The result of a request: a BackendError if a score is not a finite number."""
     if not all(map(math.isfinite, scores)):
         return BackendError(OVERFLOW)
     generated = generation.tokens if generation else 0

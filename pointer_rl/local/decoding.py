@@ -1,7 +1,7 @@
 """Generation and scoring by a transformers model, in padded batches.
 
-A row ends with the first of: a token of `stop_ids` (padding is one), a stop string in its own text,
-the longest length. What a model is, here: `TextModel`.
+A row ends with a token of `stop_ids` (padding is one of them), with a stop string in its own text,
+or at `max_new_tokens`, whichever comes first.
 
 Shapes: B rows, L tokens of the longest row, A tokens of the longest answer, V vocabulary.
 """
@@ -17,22 +17,22 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from pointer_rl.local.stop_strings import find_stop
 from pointer_rl.types import Decoding
 
 __all__ = [
     "Generation",
     "TextModel",
-    "first_stop",
-    "generate",
+    "generate_batch",
     "last_logits",
-    "read",
-    "score",
+    "read_generation",
+    "score_batch",
     "text_of",
 ]
 
 
 class TextModel(Protocol):
-    """A model with its tokenizer: transformers' own objects, which carry no types."""
+    """A model with its tokenizer. Both are transformers' own objects, which carry no types."""
 
     @property
     def model(self) -> Any:
@@ -44,52 +44,48 @@ class TextModel(Protocol):
 
     @property
     def stop_ids(self) -> Sequence[int]:
-        """All tokens at which generation ends; padding is one."""
+        """All tokens at which generation ends, padding included."""
         ...
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What the model wrote after one prompt."""
+    """What the model generated after one prompt."""
 
     text: str
-    """Without special tokens, and cut before the first stop string."""
+    """Without special tokens, cut before the first stop string."""
     tokens: int
-    """How many were generated, with the one that ended it."""
+    """Number of generated tokens, including the one that ended the generation."""
 
 
 def text_of(token_ids: Sequence[int], model: TextModel) -> str:
-    """Tokens as text, without special tokens."""
+    """Decode tokens to text without special tokens."""
     text: str = model.tokenizer.decode(
         token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
     return text
 
 
-def first_stop(text: str, stop: tuple[str, ...]) -> int | None:
-    """Where the first stop string begins in the text."""
-    return min((place for each in stop if (place := text.find(each)) >= 0), default=None)
-
-
-def read(token_ids: Sequence[int], model: TextModel, stop: tuple[str, ...]) -> Generation:
-    """Cut one row of new tokens where its generation ended: at an end token, or at padding."""
+def read_generation(
+    token_ids: Sequence[int], model: TextModel, stop: tuple[str, ...]
+) -> Generation:
+    """Cut one row of new tokens where its generation ended: at an end token or at padding."""
     end = next((place for place, id_ in enumerate(token_ids) if id_ in model.stop_ids), None)
     written = token_ids[:end]
     text = text_of(written, model)
-    cut = first_stop(text, stop)
+    cut = find_stop(text, stop)
     if cut is None:
         return Generation(text, len(written) + (end is not None))
     return Generation(text[:cut], len(written))
 
 
 @torch.inference_mode()
-def generate(
+def generate_batch(
     model: TextModel, arguments: Mapping[str, Tensor], decoding: Decoding
 ) -> list[Generation]:
-    """Decode a batch of prompts: greedily, or the best beam.
+    """Decode a batch of prompts, greedily or by beam search. Raises torch.OutOfMemoryError.
 
-    arguments: the model's, left-padded, on its device; input_ids [B, L] among them. Raises
-    torch.OutOfMemoryError.
+    `arguments` are the model's, left-padded, on its device. They include `input_ids` [B, L].
     """
     beams = {"num_beams": decoding.num_beams, "length_penalty": decoding.length_penalty}
     config = GenerationConfig(
@@ -104,15 +100,16 @@ def generate(
         generation_config=config,
         stopping_criteria=StoppingCriteriaList(criteria if decoding.stop else []),
     )
-    return [read(row, model, decoding.stop) for row in sequences[:, prompt_length:].tolist()]
+    rows = sequences[:, prompt_length:].tolist()
+    return [read_generation(row, model, decoding.stop) for row in rows]
 
 
 @torch.inference_mode()
 def last_logits(model: TextModel, arguments: Mapping[str, Tensor], count: int) -> Tensor:
-    """[B, count, V] float32: the logits at the last places of each row.
+    """[B, count, V] float32: the logits at the last positions of each row.
 
-    Nothing of size L × V is computed where the model can do without. arguments: as for `generate`.
-    Raises torch.OutOfMemoryError.
+    A tensor of size L x V is avoided if the model has an option for it. `arguments` are those of
+    `generate_batch`. Raises torch.OutOfMemoryError.
     """
     accepted = inspect.signature(model.model.forward).parameters
     keep = {"logits_to_keep": count} if "logits_to_keep" in accepted else {}
@@ -121,17 +118,18 @@ def last_logits(model: TextModel, arguments: Mapping[str, Tensor], count: int) -
 
 
 @torch.inference_mode()
-def score(model: TextModel, arguments: Mapping[str, Tensor], lengths: Sequence[int]) -> list[float]:
-    """log p(the last tokens of a row | those before), of each row.
+def score_batch(
+    model: TextModel, arguments: Mapping[str, Tensor], lengths: Sequence[int]
+) -> list[float]:
+    """log p(answer | prompt) of each row. Raises torch.OutOfMemoryError.
 
-    Natural logarithm, summed over the tokens, in float32 whatever the model's dtype.
-
-    arguments: as for `generate`, each row a prompt and its answer; lengths: [B] how many tokens of
-    the row are the answer's. Raises torch.OutOfMemoryError.
+    Natural logarithm, summed over the answer's tokens, in float32 whatever the model's dtype.
+    `arguments` are as for `generate_batch`, with rows of a prompt and its answer. `lengths` [B] are
+    the numbers of tokens at the end of each row that belong to the answer.
     """
     longest = max(lengths)
-    # Rows end together, so that all answers lie in the last A places, each predicted by the one
-    # before.
+    # Rows end together, so all answers lie in the last A positions. Each token is predicted at the
+    # position before it.
     logprobs_BAV = last_logits(model, arguments, longest + 1)[:, :-1].log_softmax(dim=-1)
     answers_BA = arguments["input_ids"][:, -longest:]
     logprobs_BA = logprobs_BAV.gather(2, answers_BA[..., None])[..., 0]
@@ -143,10 +141,10 @@ def score(model: TextModel, arguments: Mapping[str, Tensor], lengths: Sequence[i
 
 
 class _StopStrings(StoppingCriteria):  # type: ignore[misc]  # transformers carries no types
-    """Ends a row once its own text, without the prompt's, contains one of the strings.
+    """Ends a row when its own text, without the prompt, contains one of the stop strings.
 
-    (transformers' `stop_strings` also matches across the end of the prompt, and needs seconds to
-    index a large vocabulary.)
+    transformers' `stop_strings` also matches across the end of the prompt, and it takes seconds to
+    index a large vocabulary.
     """
 
     def __init__(self, model: TextModel, stop: tuple[str, ...], prompt_length: int) -> None:
@@ -157,5 +155,5 @@ class _StopStrings(StoppingCriteria):  # type: ignore[misc]  # transformers carr
     def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Tensor:
         rows = input_ids[:, self._prompt_length :].tolist()
         texts = [text_of(row, self._model) for row in rows]
-        done = [first_stop(text, self._stop) is not None for text in texts]
+        done = [find_stop(text, self._stop) is not None for text in texts]
         return torch.tensor(done, device=input_ids.device)

@@ -1,12 +1,13 @@
-"""What a checkpoint is, as a short string: equal where the same request gets the same response.
+"""Fingerprints of checkpoints: equal if the same request gets the same response.
 
-Hashed is the content, never a name or place: a checkpoint from the Hub, its copy and the copy's
-new name are one. Small weight files are hashed whole. Of larger ones (reading 15 GB to start
-would double the start) the header (every tensor's name, dtype, shape and place), the size and the
-first 64 KiB of every tensor are hashed: two trainings from one initialisation differ there, a file
-in which a few numbers were edited by hand may not.
+Fingerprints hash content, never names or paths, so that a checkpoint from the Hub and a renamed
+copy of it have the same fingerprint. Small weight files are hashed whole. For larger ones, since
+reading 15 GB would double the start-up time, the header (name, dtype, shape and offset of every
+tensor), the size and the first 64 KiB of every tensor are hashed. Two trainings from the same
+initialisation differ in these; a file in which a few numbers were edited by hand may not.
 
-A backend leaves out its device and batch size. They move floats in the last digits, not answers.
+Device and batch size are not part of a fingerprint: they change the last digits of floats, not
+answers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from pointer_rl.errors import InputError
 
-__all__ = ["CHECKPOINT_FILES", "digest_of", "folder_digest"]
+__all__ = ["CHECKPOINT_FILES", "digest_of", "folder_digest", "make_fingerprint"]
 
 CHECKPOINT_FILES = (
     "config.json",
@@ -36,15 +37,15 @@ CHECKPOINT_FILES = (
     "chat_template.jinja",
     "adapter_config.json",
 )
-"""Files beside the weights that decide a response."""
+"""Files next to the weights that affect a response."""
 _WHOLE_BELOW = 64 * 2**20
 _TENSOR_SAMPLE = 64 * 2**10
 
 
 def folder_digest(folder: Path, files: Sequence[str] = CHECKPOINT_FILES) -> str:
-    """Of the contents of these files and of all *.safetensors, as far as they are there.
+    """Hash the contents of these files and of all *.safetensors. Missing files are skipped.
 
-    Raises InputError for weights that are no safetensors file.
+    Raises InputError for an invalid safetensors file.
     """
     digest = hashlib.sha256()
     weights = sorted(path.name for path in folder.glob("*.safetensors"))
@@ -59,15 +60,27 @@ def folder_digest(folder: Path, files: Sequence[str] = CHECKPOINT_FILES) -> str:
 
 
 def digest_of(parts: Mapping[str, object]) -> str:
-    """20 hex digits of named JSON values, whatever their order."""
+    """Hash named JSON values, in any order, to 20 hex digits."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def make_fingerprint(backend: str, model_type: str, dtype: str, parts: Mapping[str, object]) -> str:
+    """`<backend>-<model type>-<dtype>-<20 hex digits>`.
+
+    The digits hash `parts` (JSON values) and the versions of torch and transformers.
+    """
+    import torch
+    import transformers
+
+    versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+    return f"{backend}-{model_type}-{dtype}-{digest_of({**parts, **versions})}"
 
 
 def _content(path: Path) -> Iterator[bytes]:
     if path.suffix != ".safetensors" or path.stat().st_size < _WHOLE_BELOW:
         yield path.read_bytes()
         return
-    # The safetensors format: header size (8 bytes), JSON header, tensors.
+    # A safetensors file is the size of its header (8 bytes), a JSON header, and the tensors.
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         header = file.read(header_size)

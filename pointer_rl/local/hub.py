@@ -1,4 +1,4 @@
-"""Checkpoints by folder or by Hugging Face Hub id."""
+"""Find a checkpoint by its folder or its Hugging Face Hub id."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ __all__ = ["checkpoint_folder"]
 
 
 def checkpoint_folder(model: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The folder itself or, of a Hub id, its snapshot of the files that match `patterns`.
+    """The folder itself or, for a Hub id, its snapshot of the files that match `patterns`.
 
-    A folder is never looked for on the network. Everything read afterwards is of one commit.
-    Raises InputError for what is neither, or cannot be had.
+    An existing folder is used without any network access. All files of a snapshot belong to one
+    commit. Raises InputError if the model is neither a folder nor a Hub id, or if the download
+    fails.
     """
     from huggingface_hub import snapshot_download
 
@@ -31,6 +32,6 @@ def checkpoint_folder(model: str, revision: str | None, patterns: Sequence[str])
     except (OSError, ValueError) as error:
         at = f" at revision {revision}" if revision else ""
         raise InputError(
-            f"{model}{at}: neither a folder nor to be had from the Hugging Face Hub; check the"
+            f"{model}{at}: neither a folder nor available from the Hugging Face Hub; check the"
             f" name, the network and the login (hf auth login) ({first_line(error)})"
         ) from error

@@ -1,7 +1,6 @@
-"""Checkpoint folders into transformers models. What is wrong with a folder is one line.
+"""Load checkpoint folders as transformers models. Every problem of a folder is a one-line error.
 
-Weights are safetensors: pickled ones are never read, and code that lies in a checkpoint is never
-run.
+Weights must be safetensors. Pickled weights are never read, and code in a checkpoint is never run.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ LOADING_ERRORS = (
     *(OSError, ValueError, RuntimeError, KeyError, TypeError),
     *(SafetensorError, StrictDataclassError),
 )
-"""What transformers and peft raise for files that are missing, damaged or do not fit."""
+"""Exceptions that transformers and peft raise for missing, damaged or unsuitable files."""
 SNAPSHOT_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
-"""What is fetched of a Hub repository."""
+"""Files to download from a Hub repository."""
 
 
 def check_attention(implementation: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Raises InputError or MissingExtraError for attention kernels that cannot run here."""
+    """Raise InputError or MissingExtraError for attention kernels that cannot run here."""
     if implementation != "flash_attention_2":
         return
     if device.type != "cuda" or dtype == torch.float32:
@@ -55,7 +54,7 @@ def check_attention(implementation: str, device: torch.device, dtype: torch.dtyp
 
 
 def read_model_type(folder: Path) -> str:
-    """`model_type` of the folder's config.json. Raises InputError where there is none."""
+    """The `model_type` in the folder's config.json. Raises InputError if it cannot be read."""
     path = folder / "config.json"
     try:
         model_type = json.loads(path.read_bytes())["model_type"]
@@ -67,7 +66,7 @@ def read_model_type(folder: Path) -> str:
 
 
 def check_weights(folder: Path) -> None:
-    """Raises InputError for a folder without safetensors."""
+    """Raise InputError for a folder without safetensors."""
     if not any(folder.glob("*.safetensors")):
         raise InputError(
             f"{folder}: no *.safetensors weights (pickled weights are not read; convert them with"
@@ -76,9 +75,9 @@ def check_weights(folder: Path) -> None:
 
 
 def load_weights(model_class: Any, folder: Path, *, dtype: torch.dtype, attention: str) -> Any:
-    """`model_class.from_pretrained`, with every tensor from the files.
+    """Call `model_class.from_pretrained`, and require that every tensor comes from the files.
 
-    Raises InputError for weights that cannot be read or do not cover the model.
+    Raises InputError for weights that cannot be read or that do not cover the model.
     """
     try:
         model, report = model_class.from_pretrained(
@@ -87,7 +86,7 @@ def load_weights(model_class: Any, folder: Path, *, dtype: torch.dtype, attentio
             attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # reported below
+            ignore_mismatched_sizes=True,  # Reported below, with the missing tensors.
             output_loading_info=True,
         )
     except LOADING_ERRORS as error:
@@ -97,10 +96,11 @@ def load_weights(model_class: Any, folder: Path, *, dtype: torch.dtype, attentio
 
 
 def apply_adapter(model: Any, adapter: Path) -> None:
-    """Put LoRA layers into the model. Not merged: that would round them to the weights' dtype.
+    """Add the layers of a LoRA adapter to a model.
 
-    Raises InputError for a folder that is no LoRA adapter of this model, and MissingExtraError
-    without peft.
+    They are not merged into the weights, which would round them to the weights' dtype. Raises
+    InputError for a folder that is not a LoRA adapter of this model, and MissingExtraError without
+    peft.
     """
     if not (adapter / "adapter_config.json").is_file():
         raise InputError(f"{adapter}: not an adapter folder (no adapter_config.json)")
@@ -119,9 +119,9 @@ def apply_adapter(model: Any, adapter: Path) -> None:
 
 
 def place(model: Any, device: torch.device, name: str) -> Any:
-    """The model on its device, in evaluation mode. Raises InputError where it does not fit.
+    """Move a model to its device, in evaluation mode. Raises InputError if it does not fit.
 
-    name: what the user calls it.
+    `name` is the user's name for the model; the error starts with it.
     """
     try:
         return model.to(device).eval()
@@ -133,10 +133,10 @@ def place(model: Any, device: torch.device, name: str) -> Any:
 
 
 def set_end_tokens(model: Any, end_ids: Iterable[int], pad_id: int) -> tuple[int, ...]:
-    """End generation at these tokens and the checkpoint's own; returns all, padding included.
+    """End generation at these tokens and at the checkpoint's own. Returns all, with padding.
 
-    The checkpoint's sampling defaults (temperature, repetition penalty, …) are dropped: they would
-    fill in whatever a call to `generate` leaves open.
+    This drops the checkpoint's sampling defaults (temperature, repetition penalty, …), which
+    `generate` would otherwise use for every option that a call does not set.
     """
     stop_ids = sorted({*end_ids, pad_id, *_ids(model.generation_config.eos_token_id)})
     model.generation_config = GenerationConfig(eos_token_id=stop_ids, pad_token_id=pad_id)
@@ -146,7 +146,7 @@ def set_end_tokens(model: Any, end_ids: Iterable[int], pad_id: int) -> tuple[int
 def _check_complete(
     folder: Path, missing: Iterable[str], mismatched: Iterable[Sequence[Any]]
 ) -> None:
-    """Refuse weights that do not cover the model: transformers fills up with random numbers."""
+    """Refuse weights that do not cover the model. transformers would use random numbers."""
     faults = sorted([*missing, *(name for name, *_ in mismatched)])
     if faults:
         raise InputError(

@@ -20,10 +20,10 @@ from typing import Any
 import pointer_rl_schemas
 from pointer_rl.errors import InputError, PointerRLError
 from pointer_rl.records.closeness import edit_similarity, word_f1
-from pointer_rl.records.convert import Rewriter, whole_file
+from pointer_rl.records.convert import Rewriter
+from pointer_rl.records.formats import open_writer, read_meta, stream_records
 from pointer_rl.records.layouts import detect_layout, upgrade_record
-from pointer_rl.records.records import read_meta, stream_records
-from pointer_rl.registry import Configured, registry
+from pointer_rl.registry import ConfiguredEntry, registry
 from pointer_rl.types import Metric, PromptBuilder
 
 __all__ = ["RescoreRun", "Rescored", "rescore_file"]
@@ -90,14 +90,10 @@ def rescore_file(run: RescoreRun) -> Rescored:
         parse = registry().configure("prompt", run.prompt, run.prompt_options)
     rescorer = _Rescorer(metric.create(), None if parse is None else parse.create())
     new_meta = _describe(run.source, meta, metric, rescorer.metric.version, parse)
-    with whole_file(run.output_path, new_meta) as writer:
+    with open_writer(run.output_path, new_meta) as writer:
         rewriter = Rewriter(writer)
-        seen: set[str] = set()
         for key, value in stream_records(run.source):
             where = f"{run.source}: {key!r}"
-            if key in seen:
-                raise InputError(f"{where} occurs twice; keep one of them")
-            seen.add(key)
             if key.startswith("_"):
                 if key != "_meta":
                     rewriter.add(where, key, value)
@@ -222,7 +218,7 @@ class _Judge:
 # --- provenance ---------------------------------------------------------------------------------
 
 
-def _metric(run: RescoreRun, meta: Mapping[str, Any] | None) -> Configured:
+def _metric(run: RescoreRun, meta: Mapping[str, Any] | None) -> ConfiguredEntry:
     if run.metric is not None:
         return registry().configure("metric", run.metric, run.metric_options)
     told = meta.get("metric") if meta is not None and "schema_version" in meta else None
@@ -237,9 +233,9 @@ def _metric(run: RescoreRun, meta: Mapping[str, Any] | None) -> Configured:
 def _describe(
     source: Path,
     meta: Mapping[str, Any] | None,
-    metric: Configured,
+    metric: ConfiguredEntry,
     metric_version: str,
-    parse: Configured | None,
+    parse: ConfiguredEntry | None,
 ) -> dict[str, Any]:
     """The new `_meta`: what was asked stays, what judged is named, and what it was before."""
     with source.open("rb") as file:

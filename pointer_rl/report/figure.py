@@ -1,4 +1,4 @@
-"""The picture of an evaluation: accuracy by number of demonstrations, a line an arm."""
+"""The plot of an evaluation: accuracy by number of demonstrations, one line per arm."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pointer_rl.datasets.embeddings import atomic_write
 from pointer_rl.errors import InputError, MissingExtraError
 from pointer_rl.evaluate.arms import ORACLE, RANDOM, VOTE, ZERO_SHOT
 from pointer_rl.evaluate.evaluation import Evaluation
+from pointer_rl.files import AtomicFile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,21 +22,21 @@ __all__ = ["check_drawable", "draw"]
 def check_drawable(path: Path) -> None:
     """Raise MissingExtraError without matplotlib, and InputError for anything but a .png file."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", "the picture", "pointer-rl[plot]")
+        raise MissingExtraError("matplotlib", "the plot", "pointer-rl[plot]")
     if path.suffix != ".png":
-        raise InputError(f"{path}: the picture is a .png file; name one")
+        raise InputError(f"{path}: the plot is a .png file; name one")
 
 
 def draw(evaluation: Evaluation, path: Path) -> None:
-    """Write the picture. Raises as `check_drawable`, and InputError where it cannot be written."""
+    """Write the plot. Raises as `check_drawable`, and InputError if it cannot be written."""
     check_drawable(path)
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context({"text.parse_math": False}), atomic_write(path) as temporary:
+    with rc_context({"text.parse_math": False}), AtomicFile(path) as file:
         figure = Figure(figsize=(8, 5), layout="constrained")
         _fill(figure.add_subplot(), evaluation)
-        figure.savefig(temporary, format="png", dpi=150)
+        figure.savefig(file, format="png", dpi=150)
 
 
 def _fill(axes: Axes, evaluation: Evaluation) -> None:
@@ -47,14 +47,14 @@ def _fill(axes: Axes, evaluation: Evaluation) -> None:
     axes.grid(axis="y", alpha=0.3)
     name, number = evaluation.settings["dataset"]["name"], len(evaluation.query_ids)
     axes.set_title(f"{name}: {number:,} queries", loc="left")
-    # The legend stands beside the lines, in the order in which they end.
+    # The legend is next to the lines, in the order in which they end.
     lines = {str(line.get_label()): line for line in axes.get_lines()}
     handles = [lines[arm] for end, arm in sorted(ends, key=lambda end: -end[0])]
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
 def _styles(evaluation: Evaluation) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Arm → how it is drawn: the primary arm thickest, a vote dotted in its chooser's colour."""
+    """Arm → its style: the primary arm is thickest, a vote is dotted in its arm's colour."""
     colours = itertools.cycle(f"C{number}" for number in range(10))
     of_arm: dict[str, Any] = {ZERO_SHOT: "0.2", RANDOM: "0.45", ORACLE: "black"}
     for arm in dict.fromkeys(arm for each in evaluation.measured for arm in each.accuracies):
@@ -74,10 +74,10 @@ def _styles(evaluation: Evaluation) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _line(axes: Axes, evaluation: Evaluation, arm: str, style: dict[str, Any]) -> float:
-    """Draw an arm; the points at which it ends, -1 where nothing is left of it."""
+    """Draw an arm; returns its last accuracy in points, -1 if it has none."""
     shots, points, lows, highs = [], [], [], []
     for each in evaluation.measured:
-        # Whoever chooses, no demonstrations are no demonstrations; a vote needs some.
+        # At 0 shots every arm is zero-shot, except a vote, which needs demonstrations.
         choosing = each.shots == 0 and not arm.startswith(VOTE)
         name = ZERO_SHOT if choosing else arm
         accuracy = each.accuracy(name) if name in each.accuracies else None

@@ -1,14 +1,13 @@
-"""Where an evaluation is written to: checked before anything is asked, written at its end."""
+"""The files of an evaluation: checked before anything is asked, written at its end."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pointer_rl.datasets.embeddings import atomic_write
-from pointer_rl.errors import InputError, first_line
+from pointer_rl.errors import InputError
 from pointer_rl.evaluate.evaluation import Evaluation
+from pointer_rl.files import check_writable, write_text
 from pointer_rl.report.figure import check_drawable, draw
 
 __all__ = ["ReportFiles"]
@@ -18,12 +17,13 @@ __all__ = ["ReportFiles"]
 class ReportFiles:
     """The files of one evaluation, each written whole or not at all.
 
-    Raises InputError for a file that exists and may not be replaced or that cannot be written, and
-    MissingExtraError where a picture is wanted and matplotlib is missing.
+    An existing `output_path` is left to the evaluation, which knows whether it is its own. Raises
+    InputError for a plot that exists without one and may not be replaced, and for a file that
+    cannot be written; MissingExtraError if a plot is wanted and matplotlib is missing.
     """
 
     output_path: Path | None = None
-    """All of it, query by query (.json)."""
+    """Everything, query by query (.json)."""
     plot: Path | None = None
     """Accuracy by shots (.png)."""
     overwrite: bool = False
@@ -36,24 +36,12 @@ class ReportFiles:
             raise InputError(f"{self.output_path}: the result is a .json file; name one")
         for path in (self.output_path, self.plot):
             if path is not None:
-                self._check(path)
-
-    def _check(self, path: Path) -> None:
-        if path.exists() and not self.overwrite:
-            raise InputError(f"{path}: exists; remove it, or give --overwrite")
-        probe = path.with_name(f"{path.name}.tmp{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({first_line(error)})") from error
+                check_writable(path, overwrite=self.overwrite or self.output_path is not None)
 
     def write(self, evaluation: Evaluation) -> list[Path]:
-        """The files written."""
-        if self.output_path is not None:
-            with atomic_write(self.output_path) as temporary:
-                temporary.write_text(evaluation.to_json(), encoding="utf-8", newline="\n")
+        """Write the files; returns their paths. `output_path` is last: it marks the end."""
         if self.plot is not None:
             draw(evaluation, self.plot)
+        if self.output_path is not None:
+            write_text(self.output_path, evaluation.to_json())
         return [path for path in (self.output_path, self.plot) if path is not None]

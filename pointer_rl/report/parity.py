@@ -1,4 +1,4 @@
-"""What a comparison of trials asked together and alone found, in sentences."""
+"""Report a parity measurement in sentences."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pointer_rl.types import BackendError, Response
 __all__ = ["parity_in_words"]
 
 _SHOWN = 5
-"""Differing answers that are shown."""
+"""Number of differing answers to show."""
 
 
 def parity_in_words(parity: Parity) -> str:
-    """Lines: what was asked, what differs and by how much, and some of what does."""
+    """Say what was asked, how much differs, and show the first answers that do."""
     return "\n".join(_lines(parity))
 
 
@@ -36,7 +36,7 @@ def _lines(parity: Parity) -> Iterator[str]:
     if failed := len(parity.pairs) - len(parity.answered):
         yield f"{failed} trials failed both times and are not counted: {_why(parity)}"
     for pair in parity.differing[:_SHOWN]:
-        yield _shown(pair)
+        yield _format_pair(pair)
     if len(parity.differing) > _SHOWN:
         yield f"  … and {len(parity.differing) - _SHOWN} more"
 
@@ -72,13 +72,13 @@ def _logprobs(parity: Parity) -> str:
 
 
 def _why(parity: Parity) -> str:
-    return next(_said(pair.together) for pair in parity.pairs if pair.failed)
+    return next(_format_result(pair.together) for pair in parity.pairs if pair.failed)
 
 
-def _shown(pair: Pair) -> str:
-    together, alone = _said(pair.together), _said(pair.alone)
+def _format_pair(pair: Pair) -> str:
+    together, alone = _format_result(pair.together), _format_result(pair.alone)
     return f"  query {pair.trial.query.id}: together {together}, alone {alone}"
 
 
-def _said(result: Response | BackendError) -> str:
+def _format_result(result: Response | BackendError) -> str:
     return f"failed ({result.message})" if isinstance(result, BackendError) else repr(result.text)

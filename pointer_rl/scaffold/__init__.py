@@ -1,4 +1,4 @@
-"""Writes a package that holds a plugin, for a third party to go on from."""
+"""Writes a package that holds a plugin, for a third party to start from."""
 
 from __future__ import annotations
 

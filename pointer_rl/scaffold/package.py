@@ -1,4 +1,8 @@
-"""A plugin's package from templates: the files in `templates/`, `$placeholders` filled in."""
+"""A plugin's package from templates.
+
+`templates/KIND.template` and `templates/package.template` hold several files each: a line
+`=== PATH` begins a file. `$placeholders` are filled in, in paths too.
+"""
 
 from __future__ import annotations
 
@@ -15,29 +19,29 @@ from pointer_rl.registry import KINDS, registry
 __all__ = ["write_package"]
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_FILE = re.compile(r"^=== (.+)\n", re.MULTILINE)
 
+_GENERATE = "pointer-rl generate --$kind $name --output-path rl.json --limit 3"
 _USAGE = {
-    "backend": "pointer-rl generate --backend $name --output-path rl.json --limit 3",
-    "prompt": "pointer-rl generate --prompt $name --output-path rl.json --limit 3",
-    "metric": "pointer-rl generate --metric $name --output-path rl.json --limit 3",
-    "generator": "pointer-rl generate --generator $name --output-path rl.json --limit 3",
     "reward": "pointer-rl train --reward-mode $name …",
     "dataset": "pointer-rl generate --dataset $name --dataset-opt path=FILE …",
     "encoder": (
         "pointer-rl embed --dataset glyphs --encoder $name --split queries "
         "--output-path query_emb.safetensors"
     ),
+    "selector": "pointer-rl train --selector $name …",
+    "arm": "pointer-rl evaluate --arm $name …",
 }
-"""Kind → how it is used on the command line, in the package's README."""
+"""Kind → how the README shows it in use, if not by `generate`."""
 _NEEDS = {"dataset": " --opt path=FILE"}
-"""Kind → what its example must be told."""
+"""Kind → the options that its example needs."""
 
 
 def write_package(name: str, kind: str, folder: Path) -> None:
     """Write a package whose plugin registers `name` as this kind: module, tests, pyproject, README.
 
-    Raises InputError for a kind that there is not, a name that cannot be used or is taken, and a
-    folder that exists.
+    Raises InputError for an unknown kind, a name that is malformed or taken, and a folder that
+    exists.
     """
     _check_name(name, kind)
     try:
@@ -45,26 +49,23 @@ def write_package(name: str, kind: str, folder: Path) -> None:
         (folder / "tests").mkdir()
     except OSError as error:
         raise InputError(f"{folder}: cannot make it ({error.strerror})") from error
-    module = _module(name)
     names = {
         "name": name,
         "kind": kind,
-        "module": module,
+        "module": _module(name),
+        "test": f"test_{name.replace('-', '_')}",
         "distribution": f"pointer-rl-{name}",
         "class_name": "".join(map(str.capitalize, name.split("-"))),
         "pointer_rl": version("pointer-rl"),
-        "usage": Template(_USAGE[kind]).substitute(name=name),
+        "usage": Template(_USAGE.get(kind, _GENERATE)).substitute(name=name, kind=kind),
         "check_options": _NEEDS.get(kind, ""),
     }
-    for template, file in {
-        "pyproject.toml": "pyproject.toml",
-        "README.md": "README.md",
-        f"{kind}.py": f"{module}.py",
-        f"test_{kind}.py": f"tests/test_{name.replace('-', '_')}.py",
-    }.items():
-        content = files(__package__).joinpath("templates", f"{template}.template")
-        filled = Template(content.read_text(encoding="utf-8")).substitute(names)
-        (folder / file).write_text(filled, encoding="utf-8")
+    for template in ("package", kind):
+        source = files(__package__).joinpath("templates", f"{template}.template")
+        filled = Template(source.read_text(encoding="utf-8")).substitute(names)
+        _, *parts = _FILE.split(filled)
+        for path, content in zip(parts[::2], parts[1::2], strict=True):
+            (folder / path).write_text(content, encoding="utf-8")
 
 
 def _module(name: str) -> str:

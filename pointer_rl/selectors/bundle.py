@@ -1,12 +1,12 @@
-"""A policy bundle: all that choosing demonstrations for new questions takes, in one folder.
+"""A policy bundle: one folder with everything needed to choose demonstrations for new questions.
 
     model.safetensors, config.json   the selector (`load_selector` reads the folder as well)
     pool.safetensors                 embeddings and ids of the pool
-    query_ids.txt                    ids of the queries that were trained on, one a line
+    query_ids.txt                    ids of the queries that it was trained on, one per line
     README.md                        a card for people, written from bundle.json
-    bundle.json                      what it is made of and for; written last
+    bundle.json                      the description of all this; written last
 
-So a folder without bundle.json is none of ours, or one whose writing was cut off.
+A folder without bundle.json is no bundle, or one whose writing was interrupted.
 
 Shapes: K pool rows, d embedding size.
 """
@@ -28,15 +28,15 @@ from torch import Tensor
 from pointer_rl.datasets.embed import digest_ids
 from pointer_rl.datasets.embeddings import (
     Embeddings,
-    atomic_write,
     load_embeddings,
     save_embeddings,
 )
 from pointer_rl.errors import InputError, first_line
+from pointer_rl.files import write_text
 from pointer_rl.selectors.card import write_card
 from pointer_rl.selectors.checkpoints import load_selector, save_selector
-from pointer_rl.selectors.pointer import PointerSelector
 from pointer_rl.selectors.policy import SelectorPolicy
+from pointer_rl.selectors.selector import Selector
 
 __all__ = [
     "Bundle",
@@ -59,16 +59,16 @@ _QUERY_IDS = "query_ids.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderInfo:
-    """What made the embeddings; None for what their file does not say."""
+    """The encoder that made the embeddings. None: their file does not say."""
 
     fingerprint: str | None
     name: str | None = None
-    """The encoder's registered name: with its options, what can embed new questions."""
+    """The encoder's registered name, by which new questions are embedded."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, embeddings: Embeddings) -> EncoderInfo:
-        """What an embeddings file says."""
+        """The encoder that an embeddings file names."""
         plugin = embeddings.encoder_plugin or {}
         return cls(
             fingerprint=embeddings.encoder,
@@ -79,33 +79,33 @@ class EncoderInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class DataFile:
-    """The file that was trained on."""
+    """The file of training data."""
 
     name: str
-    """Without its folder."""
+    """The file's name without its folder."""
     sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class BundleInfo:
-    """Where a policy comes from. Mappings hold what JSON can; NaN is written as null."""
+    """Where a policy comes from. Mappings hold JSON values; NaN is written as null."""
 
     shots: int
-    """The number of demonstrations it was trained to choose."""
+    """Demonstrations that it was trained to choose; a selector that can stop may choose fewer."""
     encoder: EncoderInfo
     dataset: Mapping[str, Any]
-    """`Configured.describe` of the dataset and whatever else is known of it."""
+    """The dataset plugin's description and size, as in the `_meta` of RL data."""
     data: DataFile | None = None
-    """None where all of it was asked for while training."""
+    """None if all data came from online rounds."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """`options` and `metrics`, each a mapping."""
     evaluation: Mapping[str, Any] | None = None
-    """What measured it; its `verdict`, in words, opens that part of the card."""
+    """The latest evaluation; its `verdict`, a sentence, opens that part of the card."""
 
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A bundle that was read, and whose parts belong together."""
+    """A bundle whose parts were checked to belong together."""
 
     info: BundleInfo
     policy: SelectorPolicy
@@ -119,32 +119,36 @@ class Bundle:
 
 def save_bundle(
     folder: Path,
-    selector: PointerSelector,
+    selector: Selector,
     pool_embeddings: Tensor,
     pool_ids: Sequence[str],
     info: BundleInfo,
     query_ids: Sequence[str],
 ) -> None:
-    """Write a bundle, or write over one; each file whole. Other files in the folder stay.
+    """Write or overwrite a bundle, each file atomically. Other files in the folder stay.
 
-    Raises InputError where it cannot be written.
+    Raises InputError if it cannot be written.
     """
     try:
-        # From here until the end it is no bundle: never one of old and new parts.
+        # Until the end the folder is no bundle, so that none mixes old and new parts.
         (folder / _DOCUMENT).unlink(missing_ok=True)
-        save_selector(folder, selector)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({first_line(error)})") from error
+    save_selector(folder, selector)
     save_embeddings(
         folder / _POOL, pool_embeddings.detach().cpu(), pool_ids, info.encoder.fingerprint
     )
-    _write_text(folder / _QUERY_IDS, "".join(_quote(each) + "\n" for each in query_ids))
-    policy = SelectorPolicy(load_selector(folder))  # read back: as float32, whatever it was
+    write_text(folder / _QUERY_IDS, "".join(_quote(each) + "\n" for each in query_ids))
+    policy = SelectorPolicy(load_selector(folder))  # in float32, whatever precision was saved
     document = {
         "bundle_version": BUNDLE_VERSION,
         "pointer_rl_version": version("pointer-rl"),
         **dataclasses.asdict(info),
-        "policy": {"sha256": policy.hash, "config": dataclasses.asdict(policy.config)},
+        "policy": {
+            "selector": policy.name,
+            "sha256": policy.hash,
+            "config": dataclasses.asdict(policy.config),
+        },
         "pool": {"size": len(pool_ids), "sha256": digest_ids(pool_ids)},
         "queries": {"number": len(query_ids), "sha256": digest_ids(query_ids)},
     }
@@ -152,23 +156,18 @@ def save_bundle(
 
 
 def update_evaluation(folder: Path, evaluation: Mapping[str, Any] | None) -> None:
-    """Write into a bundle how it was measured, and its card anew; all else stays as it is."""
+    """Replace the evaluation in a bundle and on its card. Everything else stays."""
     document = _read_document(folder)
     _write_documents(folder, {**document, "evaluation": _plain(evaluation)})
 
 
 def _write_documents(folder: Path, document: dict[str, Any]) -> None:
-    _write_text(folder / _CARD, write_card(document))
-    _write_text(folder / _DOCUMENT, json.dumps(document, indent=2, allow_nan=False) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+    write_text(folder / _CARD, write_card(document))
+    write_text(folder / _DOCUMENT, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: numbers that are not finite are null, what it does not know is a string."""
+    """The value as JSON: numbers that are not finite become null, unknown types strings."""
     if isinstance(value, Mapping):
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -179,7 +178,7 @@ def _plain(value: Any) -> Any:
 
 
 def _quote(id: str) -> str:
-    """The id itself or, where a line could not hold it, as a JSON string."""
+    """The id itself, or a JSON string if a line could not hold it."""
     return id if id.isprintable() and not id.startswith('"') else json.dumps(id)
 
 
@@ -187,15 +186,15 @@ def _quote(id: str) -> str:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether it is the folder of a finished policy bundle."""
+    """Whether the path is the folder of a finished policy bundle."""
     return (path / _DOCUMENT).is_file()
 
 
 def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundle:
     """Read a bundle and check that its parts belong together.
 
-    Raises InputError, in one line, for what is no bundle, a damaged or mixed one, or one that a
-    newer version wrote.
+    Raises InputError, in one line, if it is no bundle, if it is damaged or mixed, or if a newer
+    version wrote it; PluginError for a selector that is not installed.
     """
     folder = Path(folder)
     document = _read_document(folder)
@@ -215,7 +214,7 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
 
 
 def read_query_ids(folder: str | Path) -> tuple[str, ...]:
-    """Ids of the queries that the bundle was trained on."""
+    """The ids of the queries that the policy was trained on."""
     folder = Path(folder)
     document = _read_document(folder)
     path = folder / _QUERY_IDS
@@ -239,11 +238,11 @@ _LAYOUT: dict[str, Any] = {
     "pool": {"size": int, "sha256": str},
     "queries": {"number": int, "sha256": str},
 }
-"""What of bundle.json is relied on; `data` is looked at by itself."""
+"""The parts of bundle.json that are read, with their types; `data` may be missing."""
 
 
 def _read_document(folder: Path) -> dict[str, Any]:
-    """The content of bundle.json, of our version and layout."""
+    """The content of bundle.json, checked for version and layout."""
     path = folder / _DOCUMENT
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder of a policy bundle")
@@ -273,7 +272,7 @@ def _read_document(folder: Path) -> dict[str, Any]:
 
 
 def _misfit(value: Any, layout: Any, name: str = "") -> str | None:
-    """The dotted name of the first part that is missing or of another type; None if all fit."""
+    """The dotted name of the first part that is missing or has another type; None if all fit."""
     if not isinstance(layout, dict):
         return None if isinstance(value, layout) else name
     if not isinstance(value, dict):

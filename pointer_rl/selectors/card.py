@@ -1,4 +1,4 @@
-"""The card of a policy bundle: what bundle.json says, for people."""
+"""The card of a policy bundle: bundle.json as a README for people."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["write_card"]
 
 
 def write_card(document: Mapping[str, Any]) -> str:
-    """Markdown, from the content of bundle.json and nothing else."""
+    """The card as Markdown, written from the content of bundle.json alone."""
     dataset, pool = document["dataset"].get("name", "an unnamed dataset"), document["pool"]["size"]
     lines = [
         f"# A policy that chooses demonstrations: {dataset}",
@@ -18,9 +18,9 @@ def write_card(document: Mapping[str, Any]) -> str:
         "which solved examples (demonstrations) it is shown before. This policy chooses them: for",
         f"a question and its image, {document['shots']} of a pool of {pool:,} examples, in the "
         "order in which they",
-        "are to be shown. (It can be asked for another number; it was trained at this one.)",
+        "are to be shown. (It can be asked for another number, but was trained for this one.)",
         "",
-        "## How well",
+        "## Evaluation",
         "",
         *_measured(document["evaluation"]),
         "",
@@ -34,15 +34,15 @@ def write_card(document: Mapping[str, Any]) -> str:
         "",
         *_use(document["encoder"]),
         "",
-        f"Written by pointer-rl {document.get('pointer_rl_version')} from bundle.json, which says "
-        "more.",
+        f"Written by pointer-rl {document.get('pointer_rl_version')} from bundle.json, which has "
+        "the details.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def _measured(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
     if not evaluation:
-        yield "Not measured: nothing is known about whether it helps."
+        yield "Not measured: it is not known whether this policy helps."
         return
     verdict = evaluation.get("verdict")
     bullets = list(_bullets({key: each for key, each in evaluation.items() if key != "verdict"}))
@@ -72,7 +72,7 @@ def _section(title: str, values: object) -> Iterator[str]:
 
 
 def _bullets(values: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each value that is one number, word or truth; the others are in bundle.json."""
+    """A line for each number, string or boolean; other values are only in bundle.json."""
     for key, value in values.items():
         if isinstance(value, (str, bool)):
             yield f"- {key}: {value}"
@@ -82,7 +82,7 @@ def _bullets(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _use(encoder: Mapping[str, Any]) -> Iterator[str]:
     if encoder["name"] is None:
-        yield "Which plugin embeds new questions is not known: give their embeddings."
+        yield "The bundle does not name the encoder that embeds new questions: give embeddings."
         yield ""
         yield from ("```bash", "pointer-rl select FOLDER --query-emb embeddings.safetensors", "```")
         return

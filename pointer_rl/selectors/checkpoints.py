@@ -1,8 +1,10 @@
-"""Selector checkpoints: a folder of our own, and what Lever-LM and Lever-Plus left behind.
+"""Selector checkpoints: our folders, and the files of Lever-LM and Lever-Plus.
 
-Ours is `model.safetensors` with `config.json` beside it. Of theirs (.ckpt, .pt, .pth) only tensors
-and plain values are read: `torch.load(weights_only=True)` never runs a pickle's code. Their
-wrappings and key prefixes are taken off, and sizes are read from the tensors' shapes.
+Ours is `model.safetensors` with `config.json` beside it, which records the selector's registered
+name and configuration; any registered selector loads. Of theirs (.ckpt, .pt, .pth), which are
+`pointer` selectors, only tensors and plain values are read: `torch.load(weights_only=True)` never
+runs a pickle's code. Their wrappings and key prefixes are removed, and sizes are inferred from the
+tensors' shapes.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -23,14 +24,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pointer_rl.errors import InputError, first_line
-from pointer_rl.selectors.pointer import PointerSelector, SelectorConfig
+from pointer_rl.errors import InputError, PluginError, first_line
+from pointer_rl.files import write_tensors, write_text
+from pointer_rl.selectors.options import SelectorConfig
+from pointer_rl.selectors.pointer import PointerSelector
+from pointer_rl.selectors.selector import Selector, create_selector, options_from_json
 
 __all__ = ["load_selector", "save_selector"]
 
 _log = logging.getLogger(__name__)
 
-_ARCHITECTURE = "pointer_selector"
 _WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
 _PREFIXES = ("lever_lm.", "pointer_selector.", "model.")
@@ -40,7 +43,7 @@ _SELECTOR_KEY = re.compile(
 _OLD_NAMES = {"cross_attn.": "cross_attn_layers.0.", "attn_norm.": "attn_norms.0."}
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 _SAFE_GLOBALS: list[Any] = [
-    # Metrics saved beside the weights are often numpy numbers; making one runs no foreign code.
+    # Metrics saved with the weights are often numpy numbers; making one runs no foreign code.
     (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
     (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
     np.dtype,
@@ -48,51 +51,70 @@ _SAFE_GLOBALS: list[Any] = [
 ]
 
 
-def save_selector(folder: str | Path, selector: PointerSelector) -> None:
-    """Write `model.safetensors` and `config.json` into a folder (made if need be), each whole."""
+def save_selector(folder: str | Path, selector: Selector) -> None:
+    """Write `model.safetensors` and `config.json` into a folder, each atomically."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: each.detach().contiguous() for name, each in selector.state_dict().items()}
-    config = {"architecture": _ARCHITECTURE, **dataclasses.asdict(selector.config)}
-    _write(folder / _WEIGHTS, safetensors.torch.save(tensors))
-    _write(folder / _CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    config = {"selector": selector.name, "config": dataclasses.asdict(selector.config)}
+    write_tensors(folder / _WEIGHTS, tensors)
+    write_text(folder / _CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def load_selector(
     path: str | Path, device: str | torch.device = "cpu", *, num_heads: int | None = None
-) -> PointerSelector:
+) -> Selector:
     """Read a selector, in float32 and evaluation mode.
 
-    `path` is a folder that `save_selector` wrote, a `.safetensors` file, or an ancestor's `.ckpt`
-    or `.pt`. `num_heads` is for a file without `config.json` beside it: the tensors do not show
-    it; ancestors had 1, which is assumed, and logged, when it is not given.
+    `path` is a folder that `save_selector` wrote, a `.safetensors` file, or a `.ckpt` or `.pt` of
+    Lever-LM or Lever-Plus. `num_heads` is for a file without `config.json` beside it, since the
+    tensors do not show it. If it is not given, 1 is assumed, as in Lever-Plus, and logged.
     Raises InputError, in one line, for a file that is damaged, holds code, is of another
-    architecture, or lacks a tensor. Tensors that are not a selector's are counted in the log.
+    architecture, or lacks a tensor; PluginError for a selector that is not installed.
     """
     path = Path(path)
     file = path / _WEIGHTS if path.is_dir() else path
     if not file.is_file():
         raise InputError(f"{file}: no such checkpoint; give a folder, .safetensors, .ckpt or .pt")
-    found = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
-    tensors = _selector_tensors(found, file)
-    saved = _read_config(file.with_name(_CONFIG)) if file.suffix == ".safetensors" else None
-    if saved is None and path.is_dir():
-        raise InputError(f"{path / _CONFIG}: missing or not a selector's; save the selector again")
-    if saved and num_heads not in (None, saved.num_heads):
-        raise InputError(f"{file}: saved with {saved.num_heads} heads; {num_heads} were asked for")
-    selector = PointerSelector(saved or _infer_config(tensors, num_heads, file))
+    tensors = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    selector = _saved_selector(file.with_name(_CONFIG)) if file.suffix == ".safetensors" else None
+    if selector is None:
+        if path.is_dir():
+            raise InputError(
+                f"{path / _CONFIG}: missing or not a selector's; save the selector again"
+            )
+        found = len(tensors)
+        tensors = _pointer_tensors(tensors, file)
+        selector = PointerSelector(_infer_config(tensors, num_heads, file))
+        _log.info("%s: %d tensors of other models ignored", file, found - len(tensors))
+    elif num_heads not in (None, getattr(selector.config, "num_heads", None)):
+        raise InputError(
+            f"{file}: saved with {selector.config.num_heads} heads; {num_heads} were asked for"
+        )
     _fill(selector, tensors, file)
-    _log.info("%s: %d tensors of other models ignored", file, len(found) - len(tensors))
     return selector.to(device).eval()
 
 
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _saved_selector(file: Path) -> Selector | None:
+    """A selector as `config.json` describes it; None if the file is missing or not a selector's."""
+    try:
+        content = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not readable as JSON ({first_line(error)})") from error
+    if not isinstance(content, dict):
+        return None
+    name, config = content.get("selector"), content.get("config")
+    if content.pop("architecture", None) == "pointer_selector":  # as 57b4359 and earlier wrote it
+        name, config = "pointer", content
+    if not isinstance(name, str) or not isinstance(config, dict):
+        return None
+    try:
+        return create_selector(name, options_from_json(config))
+    except PluginError as error:
+        raise PluginError(f"{file}: {error}") from error
+    except (InputError, TypeError) as error:
+        raise InputError(f"{file}: not a selector's configuration ({first_line(error)})") from error
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
@@ -107,9 +129,9 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 def _read_torch(file: Path) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read is refused
+            warnings.simplefilter("ignore")  # about pickle protocols
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a parser of foreign bytes: there is no telling what it raises
+    except Exception as error:  # foreign bytes can make the parser raise anything
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
             raise InputError(
@@ -127,11 +149,11 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
     return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
-def _selector_tensors(found: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """Those of the selector, under today's names."""
+def _pointer_tensors(found: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """The tensors of a `pointer` selector, under today's names."""
     sources: dict[str, str] = {}
     for key in found:
-        name = _today(key)
+        name = _todays_name(key)
         if _SELECTOR_KEY.match(name):
             if name in sources:
                 raise InputError(f"{file}: both {sources[name]} and {key} are a selector's {name}")
@@ -143,29 +165,13 @@ def _selector_tensors(found: Mapping[str, Tensor], file: Path) -> dict[str, Tens
     return {name: found[key] for name, key in sources.items()}
 
 
-def _today(key: str) -> str:
+def _todays_name(key: str) -> str:
     while key.startswith(_PREFIXES):
         key = key.partition(".")[2]
     for old, new in _OLD_NAMES.items():
         if key.startswith(old):
             return new + key.removeprefix(old)
     return key
-
-
-def _read_config(file: Path) -> SelectorConfig | None:
-    """The saved configuration; None where the file is missing or another program's."""
-    try:
-        content = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not readable as JSON ({first_line(error)})") from error
-    if not isinstance(content, dict) or content.pop("architecture", None) != _ARCHITECTURE:
-        return None
-    try:
-        return SelectorConfig(**content)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{file}: not a selector's configuration ({first_line(error)})") from error
 
 
 def _infer_config(
@@ -197,15 +203,15 @@ def _width(tensors: Mapping[str, Tensor], name: str, file: Path) -> int:
     return tensors[name].shape[1]
 
 
-def _fill(selector: PointerSelector, tensors: Mapping[str, Tensor], file: Path) -> None:
+def _fill(selector: Selector, tensors: Mapping[str, Tensor], file: Path) -> None:
     wanted = selector.state_dict()
     for name, parameter in wanted.items():
         if name not in tensors:
             raise InputError(f"{file}: no tensor {name}; the checkpoint is incomplete")
         if tensors[name].shape != parameter.shape:
             raise InputError(
-                f"{file}: {name} has shape {tuple(tensors[name].shape)} where "
-                f"{tuple(parameter.shape)} fits the other tensors; is it another architecture?"
+                f"{file}: {name} has shape {tuple(tensors[name].shape)} and not "
+                f"{tuple(parameter.shape)}; is it another architecture?"
             )
         if not tensors[name].isfinite().all():
             raise InputError(f"{file}: {name} holds values that are not finite; train it again")

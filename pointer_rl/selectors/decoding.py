@@ -1,17 +1,22 @@
-"""Greedy, beam search, sampling and log-probability: loops over the selector's step function.
+"""Greedy, beam search, sampling and log-probability, for any selector.
 
 Every function starts from a state, `selector.encode(query, pool, allowed)`; several may start from
-the same. Logits come in the selector's precision; softmax, sums and comparisons are float64.
+the same state. A step chooses among C choices: the K rows and, for a selector that can stop, to
+stop, which is the last. So the index NO_ROW, -1, which pads pointers, is the stop. With S shots
 
-All raise InputError when a query has fewer allowed rows than shots.
+    log p(pointer) = Σ log p(row | rows before) + log p(stop | rows), the last term only for a
+                     pointer shorter than S.
 
-Shapes: B queries, K pool rows, N hypotheses a query, S shots.
+Logits have the selector's precision; softmax, sums and comparisons are in float64. Functions that
+take shots raise InputError when a query has fewer allowed rows.
+
+Shapes: B queries, K pool rows, C choices, N hypotheses of a query, S shots.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,38 +24,37 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pointer_rl.errors import InputError
-from pointer_rl.selectors.pointer import PointerSelector, SelectorState
-from pointer_rl.types import Decoded
+from pointer_rl.selectors.selector import Selector, State
+from pointer_rl.types import NO_ROW, Decoded
 
-__all__ = ["beam_search", "greedy", "log_prob", "sample"]
+__all__ = ["beam_search", "greedy", "log_prob", "logits_along", "sample"]
 
 
-def greedy(selector: PointerSelector, state: SelectorState, *, shots: int) -> Decoded:
-    """The likeliest row at each step: rows [B, 1, S]; of equals, the lowest row."""
+def greedy(selector: Selector, state: State, *, shots: int) -> Decoded:
+    """The likeliest choice at each step: rows [B, 1, S]. Of equal rows, the lowest is chosen."""
     return beam_search(selector, state, shots=shots, width=1)
 
 
-def beam_search(
-    selector: PointerSelector, state: SelectorState, *, shots: int, width: int
-) -> Decoded:
+def beam_search(selector: Selector, state: State, *, shots: int, width: int) -> Decoded:
     """The `width` best pointers that beam search finds, best first: rows [B, width, S].
 
-    Exact ties go to the beam that ranked higher so far, then to the lowest row. Where fewer than
-    `width` pointers exist, the remaining log-probabilities are -inf.
+    Exact ties go to the beam that ranked higher so far, then to the lowest row, then to the stop.
+    Where fewer than `width` pointers exist, the remaining log-probabilities are -inf.
     """
     if width < 1:
         raise InputError(f"beam width is {width}; it must be at least 1")
-    _check_shots(state, shots)
-    batch = len(state.query)
-    scores_BN = torch.zeros(batch, 1, dtype=torch.float64, device=state.query.device)
-    rows_BNS = torch.empty(batch, 1, 0, dtype=torch.int64, device=state.query.device)
+    logits_BNC, stops = _first_logits(selector, state, shots)
+    batch, device = len(logits_BNC), logits_BNC.device
+    scores_BN = torch.zeros(batch, 1, dtype=torch.float64, device=device)
+    rows_BNS = torch.empty(batch, 1, 0, dtype=torch.int64, device=device)
     for step in range(shots):
-        logp_BNK = _log_distribution(selector.step_logits(state))
-        scores_BN, parents, chosen = _best(scores_BN.unsqueeze(-1) + logp_BNK, width)
+        logp_BNC = _log_distribution(logits_BNC)
+        scores_BN, parents, choices = _best(scores_BN.unsqueeze(-1) + logp_BNC, width)
         prefixes = rows_BNS.gather(1, parents.unsqueeze(-1).expand(-1, -1, step))
+        chosen = _to_rows(choices, logp_BNC.shape[-1], stops)
         rows_BNS = torch.cat([prefixes, chosen.unsqueeze(-1)], dim=-1)
         if step + 1 < shots:
-            state = selector.advance(state.select(parents), chosen)
+            state, logits_BNC = _next_logits(selector, state.select(parents), chosen, stops)
     missing = width - scores_BN.shape[1]
     if missing:
         scores_BN = pad(scores_BN, (0, missing), value=-math.inf)
@@ -59,8 +63,8 @@ def beam_search(
 
 
 def sample(
-    selector: PointerSelector,
-    state: SelectorState,
+    selector: Selector,
+    state: State,
     *,
     shots: int,
     num_samples: int,
@@ -70,58 +74,96 @@ def sample(
 ) -> Decoded:
     """Independent draws: rows [B, num_samples, S], and their log-probability as drawn.
 
-    Each step divides the logits by `temperature`, and keeps the likeliest rows up to probability
+    Each step divides the logits by `temperature`, and keeps the likeliest choices up to probability
     `top_p` (Holtzman et al. 2020). Query b takes `rngs[b].random((num_samples, shots))` and
     inverts the cumulative distribution: its draws do not depend on which queries share the batch.
     """
     if num_samples < 1:
         raise InputError(f"num_samples is {num_samples}; it must be at least 1")
-    if len(rngs) != len(state.query):
-        raise ValueError(f"{len(rngs)} generators for {len(state.query)} queries")
     _check_distribution(temperature, top_p)
-    _check_shots(state, shots)
+    logits_BNC, stops = _first_logits(selector, state, shots)
+    if len(rngs) != len(logits_BNC):
+        raise ValueError(f"{len(rngs)} generators for {len(logits_BNC)} queries")
     uniforms_BNS = torch.from_numpy(np.stack([rng.random((num_samples, shots)) for rng in rngs]))
-    uniforms_BNS = uniforms_BNS.to(state.query.device)
+    uniforms_BNS = uniforms_BNS.to(logits_BNC.device)
     logprob_BN = torch.zeros_like(uniforms_BNS[..., 0])
     rows: list[Tensor] = []
     for step in range(shots):
-        if step:
-            state = selector.advance(state, rows[-1])
-        logp_BNK = _log_distribution(selector.step_logits(state), temperature, top_p)
-        rows.append(_invert(logp_BNK.exp().cumsum(-1), uniforms_BNS[..., step]))
-        logprob_BN += _pick(logp_BNK, rows[-1])
+        logp_BNC = _log_distribution(logits_BNC, temperature, top_p)
+        choices = _invert(logp_BNC.exp().cumsum(-1), uniforms_BNS[..., step])
+        logprob_BN += _pick(logp_BNC, choices)
+        rows.append(_to_rows(choices, logp_BNC.shape[-1], stops))
+        if step + 1 < shots:
+            state, logits_BNC = _next_logits(selector, state, rows[-1], stops)
     return Decoded(torch.stack(rows, dim=-1), logprob_BN.float())
 
 
 def log_prob(
-    selector: PointerSelector,
-    state: SelectorState,
+    selector: Selector,
+    state: State,
     rows: Tensor,
     *,
     temperature: float = 1.0,
     top_p: float = 1.0,
 ) -> Tensor:
-    """[B, N] log-probability of the pointers `rows` [B, N, S], differentiable.
+    """[B, N] log-probability of the pointers `rows` [B, N, S], padded with NO_ROW; differentiable.
 
     Under temperature 1 and top_p 1 that of the policy; otherwise that of `sample` with the same
-    arguments. A pointer with a row that may not be chosen has -inf.
+    arguments. A pointer with a row that may not be chosen has -inf. For a selector that never
+    stops, a shorter pointer has the log-probability of the rows that it has.
     """
     _check_distribution(temperature, top_p)
     shots = rows.shape[-1]
-    _check_shots(state, shots)
-    total_BN = torch.zeros(rows.shape[:2], dtype=torch.float64, device=state.query.device)
-    for step in range(shots):
+    _first_logits(selector, state, shots)
+    total_BN = torch.zeros(rows.shape[:2], dtype=torch.float64, device=rows.device)
+    dtype = torch.float32
+    steps = logits_along(selector, state, rows, padded=bool((rows == NO_ROW).any()))
+    for logits_BNC, chosen_BN in zip(steps, rows.unbind(-1), strict=True):
+        dtype = torch.promote_types(logits_BNC.dtype, dtype)
+        logp_BNC = _log_distribution(logits_BNC, temperature, top_p)
+        total_BN = total_BN + _pick(logp_BNC, chosen_BN)
+    return total_BN.to(dtype)
+
+
+def logits_along(
+    selector: Selector, state: State, pointers: Tensor, *, padded: bool
+) -> Iterator[Tensor]:
+    """Logits of the choices at each step along `pointers` [B, N, S]: [B, N, C], at first [B, 1, C].
+
+    A step that a pointer does not take has probability 1 on its last choice, and so adds neither
+    log-probability nor divergence. That is every step after a stop and, for a selector that never
+    stops, every step beyond the pointer's rows. `padded`: whether any pointer is shorter than S.
+    """
+    logits_BNC, stops = _choice_logits(selector, state)
+    for step, rows_BN in enumerate(pointers.unbind(-1)):
         if step:
-            state = selector.advance(state, rows[..., step - 1])
-        logp_BNK = _log_distribution(selector.step_logits(state), temperature, top_p)
-        total_BN = total_BN + _pick(logp_BNK, rows[..., step])
-    return total_BN.to(torch.promote_types(state.query.dtype, torch.float32))
+            before_BN = pointers[..., step - 1]
+            state = selector.advance(state, before_BN.clamp(min=0) if padded else before_BN)
+            logits_BNC = _choice_logits(selector, state)[0]
+        if padded and not stops:
+            logits_BNC = _only_last(logits_BNC, rows_BN == NO_ROW)
+        elif padded and step:
+            logits_BNC = _only_last(logits_BNC, before_BN == NO_ROW)
+        yield logits_BNC
 
 
-def _check_shots(state: SelectorState, shots: int) -> None:
+def _choice_logits(selector: Selector, state: State) -> tuple[Tensor, bool]:
+    """[B, N, C] logits of the next choice, and whether the last one is to stop."""
+    rows_BNK, stop_BN = selector.step_logits(state), selector.stop_logit(state)
+    if stop_BN is None:
+        return rows_BNK, False
+    hypotheses = max(rows_BNK.shape[1], stop_BN.shape[1])  # either may be shared by all
+    parts = (rows_BNK.expand(-1, hypotheses, -1), stop_BN.unsqueeze(-1).expand(-1, hypotheses, -1))
+    return torch.cat(parts, dim=-1), True
+
+
+def _first_logits(selector: Selector, state: State, shots: int) -> tuple[Tensor, bool]:
+    """`_choice_logits` of the first step, after checking that every query has enough rows."""
     if shots < 1:
         raise InputError(f"shots is {shots}; it must be at least 1")
-    counts_B = (~state.blocked).sum(-1).flatten()
+    logits_BNC, stops = _choice_logits(selector, state)
+    rows_BNK = logits_BNC[..., :-1] if stops else logits_BNC
+    counts_B = (rows_BNK > -math.inf).sum(-1).flatten()
     short = (counts_B < shots).nonzero()
     if len(short):
         first = int(short[0])
@@ -129,6 +171,28 @@ def _check_shots(state: SelectorState, shots: int) -> None:
             f"query {first} of the batch: {int(counts_B[first])} rows of the pool are allowed and "
             f"{shots} are wanted; lower the shots or enlarge the pool"
         )
+    return logits_BNC, stops
+
+
+def _next_logits(
+    selector: Selector, state: State, rows_BN: Tensor, stops: bool
+) -> tuple[State, Tensor]:
+    """The state after these choices, and its logits; what has stopped can only stop again."""
+    state = selector.advance(state, rows_BN.clamp(min=0))
+    logits_BNC, _ = _choice_logits(selector, state)
+    return state, _only_last(logits_BNC, rows_BN == NO_ROW) if stops else logits_BNC
+
+
+def _only_last(logits_BNC: Tensor, over_BN: Tensor) -> Tensor:
+    """Give hypotheses that are over no choice but the last."""
+    only_C = logits_BNC.new_full(logits_BNC.shape[-1:], -math.inf)
+    only_C[-1] = 0.0
+    return torch.where(over_BN.unsqueeze(-1), only_C, logits_BNC)
+
+
+def _to_rows(choices: Tensor, number: int, stops: bool) -> Tensor:
+    """Choices as rows of the pool; the last of `number` is NO_ROW if it is to stop."""
+    return choices.where(choices < number - 1, NO_ROW) if stops else choices
 
 
 def _check_distribution(temperature: float, top_p: float) -> None:
@@ -138,41 +202,43 @@ def _check_distribution(temperature: float, top_p: float) -> None:
         raise InputError(f"top_p is {top_p}; it must be in (0, 1]")
 
 
-def _log_distribution(logits_BNK: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
-    """Float64 log-probabilities of the next row; the row that crosses `top_p` is kept."""
-    logp_BNK = (logits_BNK.double() / temperature).log_softmax(-1)
+def _log_distribution(logits_BNC: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
+    """Float64 log-probabilities of the next choice; the one that crosses `top_p` is kept."""
+    logp_BNC = (logits_BNC.double() / temperature).log_softmax(-1)
     if top_p == 1.0:
-        return logp_BNK
-    probs, order = logp_BNK.detach().exp().sort(dim=-1, descending=True, stable=True)
+        return logp_BNC
+    probs, order = logp_BNC.detach().exp().sort(dim=-1, descending=True, stable=True)
     outside = probs.cumsum(-1) - probs >= top_p
-    outside_BNK = torch.empty_like(outside).scatter_(-1, order, outside)
-    return logp_BNK.masked_fill(outside_BNK, -math.inf).log_softmax(-1)
+    outside_BNC = torch.empty_like(outside).scatter_(-1, order, outside)
+    return logp_BNC.masked_fill(outside_BNC, -math.inf).log_softmax(-1)
 
 
-def _best(scores_BNK: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `width` highest scores, stably: their scores, hypotheses and rows, [B, ≤ width] each.
+def _best(scores_BNC: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The `width` highest scores, stably: their scores, hypotheses and choices, [B, ≤ width] each.
 
-    topk decides which score just gets in but not which of its equals do: those are taken in order.
+    topk finds the lowest score that gets in. Which of its equals get in is decided here, in order.
     """
-    flat = scores_BNK.flatten(1)
+    flat = scores_BNC.flatten(1)
     width = min(width, flat.shape[1])
     last = flat.topk(width).values[:, -1:]
-    above, tied = flat > last, flat == last
-    kept = above | (tied & (tied.cumsum(-1) <= width - above.sum(-1, keepdim=True)))
+    above, equal = flat > last, flat == last
+    kept = above | (equal & (equal.cumsum(-1) <= width - above.sum(-1, keepdim=True)))
     index = kept.nonzero()[:, 1].view(-1, width)
     scores, order = flat.gather(1, index).sort(dim=-1, descending=True, stable=True)
     index = index.gather(1, order)
-    pool_size = scores_BNK.shape[-1]
-    return scores, index.div(pool_size, rounding_mode="floor"), index.remainder(pool_size)
+    number = scores_BNC.shape[-1]
+    return scores, index.div(number, rounding_mode="floor"), index.remainder(number)
 
 
-def _invert(cdf_BNK: Tensor, uniforms_BM: Tensor) -> Tensor:
-    """The first row whose cumulative probability exceeds u: never one of probability 0."""
-    targets_BM = uniforms_BM * cdf_BNK[..., -1]
-    if cdf_BNK.shape[1] == 1:
-        return torch.searchsorted(cdf_BNK.squeeze(1), targets_BM, right=True)
-    return torch.searchsorted(cdf_BNK, targets_BM.unsqueeze(-1), right=True).squeeze(-1)
+def _invert(cdf_BNC: Tensor, uniforms_BM: Tensor) -> Tensor:
+    """The first choice whose cumulative probability exceeds u: never one of probability 0."""
+    targets_BM = uniforms_BM * cdf_BNC[..., -1]
+    if cdf_BNC.shape[1] == 1:
+        return torch.searchsorted(cdf_BNC.squeeze(1), targets_BM, right=True)
+    return torch.searchsorted(cdf_BNC, targets_BM.unsqueeze(-1), right=True).squeeze(-1)
 
 
-def _pick(logp_BNK: Tensor, rows_BM: Tensor) -> Tensor:
-    return logp_BNK.expand(*rows_BM.shape, -1).gather(-1, rows_BM.unsqueeze(-1)).squeeze(-1)
+def _pick(logp_BNC: Tensor, choices_BM: Tensor) -> Tensor:
+    """The log-probabilities [B, M] of these choices; -1 is the last."""
+    choices_BM = choices_BM.where(choices_BM >= 0, logp_BNC.shape[-1] - 1)
+    return logp_BNC.expand(*choices_BM.shape, -1).gather(-1, choices_BM.unsqueeze(-1)).squeeze(-1)

@@ -1,92 +1,54 @@
-"""The pointer selector: cross-attention over the pool, then one cosine a step.
+"""The pointer selector: cross-attention over the pool, then one cosine per step.
 
-One query token x attends to the pool in L layers, x = LayerNorm(x + MHA(x, pool, pool)); query
-and pool rows are then projected to unit vectors, and a step's logits are cosine / temperature.
-`history="static"` scores every step with the same query vector s; `history="gated"` moves it to
-what was chosen, g = sigmoid(G [s; c]), s = unit(g * s + (1 - g) * c).
+A single query token x attends to the pool in L layers, x = LayerNorm(x + MHA(x, pool, pool)). Query
+and pool rows are then projected to unit vectors, and the logits of a step are cosine / temperature.
+`history="static"` scores every step with the same query vector s. `history="gated"` moves it
+towards the chosen row c: g = sigmoid(G [s; c]), s = unit(g * s + (1 - g) * c).
 
-Parameter names and arithmetic are those of Lever-Plus's PointerSelectorV2, so that its
-checkpoints load. Two things are computed otherwise, with equal results: chosen rows are -inf
-instead of -100, and keys and values of the pool are never formed. With a single query token
+Parameter names and arithmetic are those of Lever-Plus's PointerSelectorV2, so that its checkpoints
+load. Two things are computed differently, with equal results: logits of chosen rows are -inf
+instead of -100, and the keys and values of the pool are never formed. With a single query token
 
     q · (W_k p + b_k) = (W_kᵀ q) · p + const,     Σ a_k (W_v p_k + b_v) = W_v (Σ a_k p_k) + b_v,
 
-so a layer costs O(K·H) a query and head where projecting the pool costs O(K·H²).
+so a layer costs O(K·H) per query and head, where projecting the pool would cost O(K·H²).
 
-Shapes: B queries, K pool rows, N hypotheses (beams, samples, members of a group) a query,
-D embedding size, H hidden size, A attention heads, E = H / A.
+Shapes: B queries, K pool rows, N hypotheses of a query, D embedding size, H hidden size,
+A attention heads, E = H / A.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, normalize
 
-from pointer_rl.errors import InputError
+from pointer_rl.selectors.options import SelectorConfig
+from pointer_rl.selectors.selector import Selector, take_hypotheses
 
-__all__ = ["EncodedPool", "PointerSelector", "SelectorConfig", "SelectorState"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelectorConfig:
-    """Sizes of a pointer selector and how it remembers what was chosen."""
-
-    d_model: int
-    """Size of the embeddings that come in."""
-    hidden_dim: int
-    """Size that it works in; embeddings of another size are projected to it."""
-    num_layers: int
-    """Cross-attention layers."""
-    num_heads: int
-    """Attention heads of each layer; divides hidden_dim."""
-    history: Literal["static", "gated"]
-    """Whether the query vector stays as it is, or is updated with each chosen row."""
-    temperature: float = 0.1
-    """By which the cosine is divided to give a logit."""
-    dropout: float = 0.0
-    """In training, on what goes into the query and candidate projections."""
-
-    def __post_init__(self) -> None:
-        for name in ("d_model", "hidden_dim", "num_layers", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.hidden_dim % self.num_heads:
-            raise ValueError(
-                f"hidden_dim {self.hidden_dim} is no multiple of {self.num_heads} heads"
-            )
-        if self.history not in ("static", "gated"):
-            raise ValueError(f"history is {self.history!r}; it must be static or gated")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be above 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
+__all__ = ["PointerPool", "PointerSelector", "SelectorState"]
 
 
 @dataclass(frozen=True)
-class EncodedPool:
-    """What of a pool does not depend on the query: computed once for any number of queries."""
+class PointerPool:
+    """An encoded pool."""
 
     inputs: Tensor
     """[K, H] or [B, K, H]: what a query attends to"""
     candidates: Tensor
-    """[K, H] or [B, K, H], unit vectors: what it is compared with"""
+    """[K, H] or [B, K, H], unit vectors: what a query is compared with"""
 
-    def of(self, rows: Tensor) -> EncodedPool:
-        """For each query a pool of its own, `rows` [B, M] of this one of K rows: [B, M, H]."""
-        return EncodedPool(embedding(rows, self.inputs), embedding(rows, self.candidates))
+    def of(self, rows: Tensor) -> PointerPool:
+        """Each query's own pool, [B, M, H]: `rows` [B, M] of this one of K rows."""
+        return PointerPool(embedding(rows, self.inputs), embedding(rows, self.candidates))
 
 
 @dataclass(frozen=True)
 class SelectorState:
-    """Where each hypothesis stands. Immutable: what starts from the same state may share it.
-
-    A dimension N of size 1 stands for all hypotheses.
-    """
+    """Where each hypothesis stands."""
 
     candidates: Tensor
     """[K, H] or [B, K, H], unit vectors"""
@@ -96,20 +58,16 @@ class SelectorState:
     """[B, N, K] bool: rows that are not allowed or already chosen"""
 
     def select(self, parents: Tensor) -> SelectorState:
-        """The state whose hypothesis n is this one's hypothesis `parents[b, n]`."""
+        """The state whose hypothesis n of query b is this one's hypothesis `parents[b, n]`."""
         return SelectorState(
-            self.candidates, _take(self.query, parents), _take(self.blocked, parents)
+            self.candidates,
+            take_hypotheses(self.query, parents),
+            take_hypotheses(self.blocked, parents),
         )
 
 
-def _take(values_BNX: Tensor, parents_BM: Tensor) -> Tensor:
-    if values_BNX.shape[1] == 1:
-        return values_BNX
-    return values_BNX.gather(1, parents_BM.unsqueeze(-1).expand(-1, -1, values_BNX.shape[2]))
-
-
 class CrossAttention(nn.Module):
-    """nn.MultiheadAttention (its parameters, initialised alike) for one query token."""
+    """nn.MultiheadAttention for a single query token: same parameters, same initialisation."""
 
     def __init__(self, hidden_dim: int, num_heads: int) -> None:
         super().__init__()
@@ -134,17 +92,16 @@ class CrossAttention(nn.Module):
         return out
 
 
-class PointerSelector(nn.Module):
-    """p(next row | query, pool, rows chosen so far): `encode`, then `step_logits` and `advance`.
+class PointerSelector(Selector):
+    """Scores rows by cosine after cross-attention; it never stops early."""
 
-    These three are the only place where a logit is computed: decoding, training and evaluation
-    are loops over them.
-    """
+    name = "pointer"
+    config: SelectorConfig
 
     def __init__(self, config: SelectorConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         hidden = config.hidden_dim
+        assert hidden is not None
         self.input_proj: nn.Module = nn.Identity()
         if config.d_model != hidden:
             self.input_proj = nn.Linear(config.d_model, hidden, bias=False)
@@ -165,45 +122,18 @@ class PointerSelector(nn.Module):
             nn.init.xavier_uniform_(self.query_update_gate.weight)
             nn.init.zeros_(self.query_update_gate.bias)
 
-    @classmethod
-    def seeded(cls, config: SelectorConfig, seed: int) -> PointerSelector:
-        """A fresh selector decided by the seed alone; the global random state stays as it was."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            return cls(config)
-
-    def encode_pool(self, pool: Tensor) -> EncodedPool:
-        """The query's counterpart, from [K, d] (shared by all queries) or [B, K, d].
-
-        Raises InputError as `encode` does.
-        """
-        self.check(pool, "pool")
-        return self.project(pool)
+    def encode_pool(self, pool: Tensor) -> PointerPool:
+        """Encode a pool [K, d] that all queries share, or a pool of each query [B, K, d]."""
+        inputs = self.input_proj(pool)
+        return PointerPool(inputs, normalize(self.cand_proj(self.dropout(inputs)), dim=-1))
 
     def encode(
-        self, query: Tensor, pool: Tensor | EncodedPool, allowed: Tensor | None = None
+        self, query: Tensor, pool: PointerPool, allowed: Tensor | None = None
     ) -> SelectorState:
-        """The state before the first choice, with one hypothesis a query.
+        """The state before the first choice.
 
-        `query` is [B, d]; `pool` what `encode_pool` made, or takes: [K, d] or [B, K, d];
-        `allowed` [B, K] bool says which rows may be chosen (default: all). Attention sees the
-        whole pool: `allowed` restricts the choice, not the view.
-        Raises InputError for embeddings of another size or with values that are not finite.
+        Attention sees the whole pool: `allowed` restricts the choice, not the view.
         """
-        self.check(query, "query")
-        return self.attend(
-            query, self.encode_pool(pool) if isinstance(pool, Tensor) else pool, allowed
-        )
-
-    def project(self, pool: Tensor) -> EncodedPool:
-        """`encode_pool`, of embeddings that are known to be sound: they are not looked at."""
-        inputs = self.input_proj(pool)
-        return EncodedPool(inputs, normalize(self.cand_proj(self.dropout(inputs)), dim=-1))
-
-    def attend(
-        self, query: Tensor, pool: EncodedPool, allowed: Tensor | None = None
-    ) -> SelectorState:
-        """`encode`, of embeddings that are known to be sound: they are not looked at."""
         x_BH = self.input_proj(query)
         for attention, norm in zip(self.cross_attn_layers, self.attn_norms, strict=True):
             x_BH = norm(x_BH + attention(x_BH, pool.inputs))
@@ -213,7 +143,7 @@ class PointerSelector(nn.Module):
         return SelectorState(pool.candidates, query_BH.unsqueeze(1), ~allowed.unsqueeze(1))
 
     def step_logits(self, state: SelectorState) -> Tensor:
-        """[B, N, K] logits of the next row; -inf for rows that may not be chosen."""
+        """[B, N, K] logits of the next row; -inf for rows not allowed or already chosen."""
         cosine_BNK = state.query @ state.candidates.mT
         return (cosine_BNK / self.config.temperature).masked_fill(state.blocked, -math.inf)
 
@@ -223,8 +153,8 @@ class PointerSelector(nn.Module):
         if self.config.history == "static":
             return SelectorState(state.candidates, state.query, blocked_BNK)
         chosen_BNH = _rows_of(state.candidates, rows)
-        # The gate in two halves. That of the state is computed once for hypotheses that share it;
-        # that of the chosen rows once a pool row, where the pool is the smaller of the two.
+        # The gate in two halves. The state's half is computed once for hypotheses that share it.
+        # The rows' half is computed once per pool row where the pool is the smaller.
         weight_state, weight_chosen = self.query_update_gate.weight.chunk(2, dim=1)
         if state.candidates.dim() == 2 and len(state.candidates) < rows.numel():
             gate_BNH = embedding(rows, linear(state.candidates, weight_chosen))
@@ -235,23 +165,9 @@ class PointerSelector(nn.Module):
         query_BNH = normalize(torch.lerp(chosen_BNH, state.query, gate_BNH), dim=-1)
         return SelectorState(state.candidates, query_BNH, blocked_BNK)
 
-    def check(self, embeddings: Tensor, name: str) -> None:
-        """Raise InputError for embeddings of another size or with values that are not finite."""
-        if embeddings.shape[-1] != self.config.d_model:
-            raise InputError(
-                f"{name} embeddings have {embeddings.shape[-1]} values a row, the selector takes "
-                f"{self.config.d_model}: encode with the encoder that it was trained with"
-            )
-        if embeddings.numel() and not torch.stack(embeddings.aminmax()).isfinite().all():
-            where = (~embeddings.isfinite()).nonzero()[0, :-1].tolist()
-            raise InputError(
-                f"{name} embeddings, row {', '.join(map(str, where))}: "
-                "not all values are finite; encode it again"
-            )
-
 
 def _rows_of(candidates: Tensor, rows_BN: Tensor) -> Tensor:
-    # Not gather: embedding's gradient is faster on a CPU, and on a GPU the same every time.
+    # Not gather: embedding's gradient is faster on a CPU, and deterministic on a GPU.
     if candidates.dim() == 3:
         batch, size, _ = candidates.shape
         first_B1 = torch.arange(0, batch * size, size, device=rows_BN.device).unsqueeze(1)

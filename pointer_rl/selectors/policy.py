@@ -1,4 +1,4 @@
-"""A selector, frozen, as generators and evaluations see it: `pointer_rl.types.Policy`."""
+"""A frozen selector as generators and arms see it: the `pointer_rl.types.Policy` of the engine."""
 
 from __future__ import annotations
 
@@ -8,54 +8,60 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pointer_rl.selectors import decoding
-from pointer_rl.selectors.pointer import (
-    EncodedPool,
-    PointerSelector,
-    SelectorConfig,
-    SelectorState,
-)
+from pointer_rl.selectors.selector import EncodedPool, Selector, State, check_embeddings
 from pointer_rl.types import Decoded, Pool, QueryBatch
 
 __all__ = ["SelectorPolicy"]
 
 
 class SelectorPolicy:
-    """A copy of the selector in evaluation mode: training it further does not change this one.
+    """A copy of the selector in evaluation mode, which further training does not change.
 
-    What is proposed in turn for the same queries (beams, then samples) is encoded once, and so is
-    the pool of queries that follow each other: the last are kept, and recognised by their tensors.
-    Do not change embeddings or masks in place.
-    Results come back on the CPU.
+    The last queries and the last pool stay encoded, so that several generators in turn (beams, then
+    samples) encode them once. They are recognised by their tensors: do not change embeddings or
+    masks in place.
+    Results come back on the CPU. Methods raise InputError for embeddings of another size or with
+    values that are not finite, and for queries with fewer allowed rows than shots.
     """
 
-    config: SelectorConfig
-
-    def __init__(self, selector: PointerSelector, device: str | torch.device = "cpu") -> None:
+    def __init__(self, selector: Selector, device: str | torch.device = "cpu") -> None:
         self._device = torch.device(device)
-        if self._device.type == "mps":  # has no float64, in which decoding sums
+        if self._device.type == "mps":  # has no float64, which decoding sums in
             self._device = torch.device("cpu")
         self._selector = copy.deepcopy(selector).to(self._device).eval().requires_grad_(False)
-        self.config = selector.config
-        self._encoded: tuple[tuple[Tensor, Tensor, Tensor], SelectorState] | None = None
+        self._encoded: tuple[tuple[Tensor, Tensor, Tensor], State] | None = None
         self._pool: tuple[Tensor, EncodedPool] | None = None
+
+    @property
+    def name(self) -> str:
+        """The registered name of the selector."""
+        return self._selector.name
+
+    @property
+    def config(self) -> Any:
+        """The selector's configuration."""
+        return self._selector.config
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of the configuration and the weights."""
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config)).encode())
+        """SHA-256 of the selector's name, configuration and weights."""
+        # Without the name of the only selector there once was: its hashes are recorded in bundles.
+        name = "" if self.name == "pointer" else self.name
+        digest = hashlib.sha256((name + json.dumps(dataclasses.asdict(self.config))).encode())
         for name, tensor in sorted(self._selector.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def greedy(self, queries: QueryBatch, pool: Pool) -> Decoded:
-        """The likeliest row at each step: rows [B, 1, S]."""
+        """The likeliest choice at each step: rows [B, 1, S]."""
         return self.beam(queries, pool, width=1)
 
     @torch.no_grad()
@@ -96,7 +102,7 @@ class SelectorPolicy:
         temperature: float = 1.0,
         top_p: float = 1.0,
     ) -> Tensor:
-        """[B, N] log-probability of the pointers `rows` [B, N, S]."""
+        """[B, N] log-probability of the pointers `rows` [B, N, S], padded with NO_ROW."""
         return decoding.log_prob(
             self._selector,
             self._encode(queries, pool),
@@ -105,13 +111,13 @@ class SelectorPolicy:
             top_p=top_p,
         ).cpu()
 
-    def _encode(self, queries: QueryBatch, pool: Pool) -> SelectorState:
+    def _encode(self, queries: QueryBatch, pool: Pool) -> State:
         source = (queries.embeddings, pool.embeddings, queries.allowed)
         if self._encoded is None or any(
             new is not old for new, old in zip(source, self._encoded[0], strict=True)
         ):
             state = self._selector.encode(
-                self._place(queries.embeddings),
+                self._place(queries.embeddings, "query"),
                 self._encode_pool(pool.embeddings),
                 queries.allowed.to(self._device),
             )
@@ -120,8 +126,10 @@ class SelectorPolicy:
 
     def _encode_pool(self, embeddings: Tensor) -> EncodedPool:
         if self._pool is None or self._pool[0] is not embeddings:
-            self._pool = (embeddings, self._selector.encode_pool(self._place(embeddings)))
+            self._pool = (embeddings, self._selector.encode_pool(self._place(embeddings, "pool")))
         return self._pool[1]
 
-    def _place(self, embeddings: Tensor) -> Tensor:
-        return embeddings.to(self._device, self._selector.query_proj.weight.dtype)
+    def _place(self, embeddings: Tensor, name: str) -> Tensor:
+        placed = embeddings.to(self._device, self._selector.dtype)
+        check_embeddings(placed, self.config.d_model, name)
+        return placed

@@ -1,4 +1,4 @@
-"""Demonstrations for new questions, from a policy bundle.
+"""Choosing demonstrations for new questions with a policy bundle.
 
 Shapes: B queries, K pool rows, S shots, d embedding size.
 """
@@ -19,26 +19,27 @@ from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
 from pointer_rl.registry import registry
 from pointer_rl.selectors.bundle import Bundle, BundleInfo, load_bundle
+from pointer_rl.selectors.selector import options_from_json
 from pointer_rl.types import Encoder, Example, Pointer, Pool, QueryBatch
 
 __all__ = ["Policy", "Selection"]
 
 _ENCODED_TOGETHER = 64
 _SCORES = 1 << 22
-"""Of queries × hypotheses × pool rows, how many are scored at once: bounds the memory."""
+"""Most queries × hypotheses × pool rows that are scored at once; bounds the memory."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The demonstrations for one query, in the order in which they are to be shown."""
+    """The demonstrations chosen for one query, in the order in which they are shown."""
 
     query_id: str
     rows: Pointer
-    """Rows of the pool."""
+    """Their rows in the pool."""
     ids: tuple[str, ...]
-    """The same examples by id."""
+    """Their ids."""
     logprob: float
-    """Of the pointer under the policy."""
+    """Log-probability of the pointer under the policy."""
 
 
 class Policy:
@@ -70,11 +71,12 @@ class Policy:
         encoder: str | None = None,
         encoder_options: Mapping[str, object] | None = None,
     ) -> Policy:
-        """Read a bundle; `device` is that of the policy and, where it has the option, the encoder.
+        """Read a bundle. `device` is used for the policy and, if it has that option, the encoder.
 
-        The encoder is the bundle's own and is loaded when an example is first to be embedded;
-        `encoder` names it for a bundle that does not, and `encoder_options` replace recorded ones
-        (the folder of its model, say). Raises InputError for what is no sound bundle.
+        The encoder is the one that the bundle names; it is loaded when an example is first
+        embedded. `encoder` names it for a bundle that does not, and `encoder_options` replace
+        recorded options (such as the folder of its model). Raises InputError for a bundle that is
+        missing or damaged.
         """
         bundle = load_bundle(folder, resolve_device(device))
         return cls(Path(folder), bundle, device, encoder, encoder_options or {})
@@ -89,15 +91,17 @@ class Policy:
     ) -> list[Selection]:
         """The best pointer that a beam of `width` finds (1: greedy), for each query, in order.
 
-        `queries` are examples (their answers are not looked at), or embeddings [B, d] by the
-        bundle's encoder, for which none is loaded; the ids of a tensor's are "0", "1", …. `shots`
-        is by default what the policy was trained at.
+        `queries` are examples (their answers are not used), or embeddings [B, d] by the bundle's
+        encoder, which then is not loaded. Queries in a tensor have the ids "0", "1", …. `shots`
+        defaults to the number that the policy was trained for; a policy that can stop may choose
+        fewer demonstrations.
 
-        `excluded[b]`, rows or ids of the pool, is not chosen for query b. A bundle does not have
-        the pool's images: that a query's own image is in the pool only the caller can know.
+        `excluded[b]`, rows or ids of the pool, is never chosen for query b. A bundle does not
+        contain the pool's images, so only the caller can know that a query's own image is in the
+        pool.
 
         Raises InputError for more shots than rows, for embeddings by another encoder or of another
-        size, and for an image that is none.
+        size, and for an image that cannot be read.
         """
         shots = self.info.shots if shots is None else shots
         size = len(self.pool_ids)
@@ -117,10 +121,12 @@ class Policy:
                 allowed[index, rows] = False
             batch = QueryBatch((), embeddings[part], allowed, shots)
             found = self._policy.beam(batch, self._pool, width)
-            best_rows, logprobs = found.rows[:, 0].tolist(), found.logprobs[:, 0].tolist()
+            logprobs = found.logprobs[:, 0].tolist()
             selections += [
-                Selection(id, tuple(rows), tuple(self.pool_ids[row] for row in rows), logprob)
-                for id, rows, logprob in zip(ids[part], best_rows, logprobs, strict=True)
+                Selection(id, best, tuple(self.pool_ids[row] for row in best), logprob)
+                for id, (best, *_), logprob in zip(
+                    ids[part], found.pointers(), logprobs, strict=True
+                )
             ]
         return selections
 
@@ -155,11 +161,7 @@ class Policy:
         entry = registry().find("encoder", name)
         options: dict[str, object] = {}
         if entry.name == recorded.name:
-            # Options that are tuples come out of JSON as lists.
-            options = {
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in recorded.options.items()
-            }
+            options = options_from_json(recorded.options)
         if entry.has_option("device"):
             options["device"] = self._device
         options |= {**entry.aliases.get(name, {}), **self._encoder_options}
@@ -168,7 +170,7 @@ class Policy:
         return encoder
 
     def _check_encoder(self, fingerprint: str | None) -> None:
-        """Raise InputError for an encoder that is known to be another."""
+        """Raise InputError for an encoder that is known not to be the bundle's."""
         recorded = self.info.encoder.fingerprint
         if None not in (recorded, fingerprint) and recorded != fingerprint:
             raise InputError(
@@ -179,7 +181,7 @@ class Policy:
     def _blocked(
         self, excluded: Sequence[Collection[int | str]] | None, ids: Sequence[str], shots: int
     ) -> list[list[int]]:
-        """Rows that each query may not choose."""
+        """The rows that each query may not choose."""
         if excluded is None:
             return [[] for _ in ids]
         if len(excluded) != len(ids):

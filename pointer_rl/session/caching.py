@@ -1,14 +1,15 @@
-"""A backend that remembers, and the one place where a backend is asked and its results counted."""
+"""A backend behind the response cache, and the one place where a backend is asked and checked."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol
 
 from pointer_rl.errors import InputError, PluginError
-from pointer_rl.session.keys import request_key
-from pointer_rl.session.store import ResponseStore
+from pointer_rl.session.cache import request_key
 from pointer_rl.types import (
     BackendError,
     Count,
@@ -20,24 +21,31 @@ from pointer_rl.types import (
     VQABackend,
 )
 
-__all__ = ["StoredBackend", "ask"]
+__all__ = ["Cache", "CachedBackend", "run_checked"]
 
 Result = Response | BackendError
 
 _BATCH = 64
 _SECONDS = 1.0
-"""What a killed call of a batch-invariant backend may lose: so many responses, or seconds."""
+"""A killed call of a batch-invariant backend loses at most so many responses, or seconds."""
 
 
-def is_batch_invariant(backend: VQABackend) -> bool:
-    """Whether its responses never depend on which requests share a call; see `VQABackend`."""
-    return bool(getattr(backend, "batch_invariant", False))
+class Cache(Protocol):
+    """Where responses are kept: a `ResponseCache` or, in a worker process, a stand-in for it."""
+
+    def get(self, keys: Sequence[bytes]) -> Mapping[bytes, Response]:
+        """The cached responses among these keys."""
+        ...
+
+    def put(self, fingerprint: str, responses: Sequence[tuple[bytes, Response]]) -> None:
+        """Keep a backend's responses, all or none."""
+        ...
 
 
-def ask(backend: VQABackend, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
-    """Each request's result once, as the backend gives them.
+def run_checked(backend: VQABackend, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
+    """Each request's result once, in the order in which the backend gives them.
 
-    Raises PluginError for a result that is one too many, out of range or missing, and for another
+    Raises PluginError for a result that is missing, repeated or out of range, and for another
     number of log-probabilities than of answers.
     """
     waiting = set(range(len(requests)))
@@ -62,90 +70,75 @@ def ask(backend: VQABackend, requests: Sequence[Request]) -> Iterator[tuple[int,
         )
 
 
-class _News:
-    """Collects a call's responses. They are stored together at its end or, `as_they_come`, now."""
+class CachedBackend:
+    """A backend that is never asked the same request twice.
 
-    def __init__(self, store: ResponseStore | None, fingerprint: str, as_they_come: bool) -> None:
-        self._store = store
-        self._fingerprint = fingerprint
-        self._as_they_come = as_they_come
-        self._pending: list[tuple[bytes, Response]] = []
-        self._stored_at = time.monotonic()
+    Failures are not cached, so they are asked again. Without a cache, only equal requests of one
+    call share an answer.
 
-    def add(self, key: bytes, response: Response) -> None:
-        self._pending.append((key, response))
-        due = len(self._pending) >= _BATCH or time.monotonic() - self._stored_at >= _SECONDS
-        if self._as_they_come and due:
-            self.flush()
-
-    def flush(self) -> None:
-        pending, self._pending = self._pending, []
-        if pending and self._store is not None:
-            self._store.put(self._fingerprint, pending)
-        self._stored_at = time.monotonic()
-
-
-def _is_complete(request: Request, response: Response) -> bool:
-    """Whether it has what was asked for: what has not is not worth keeping."""
-    return (request.decoding is None or response.text is not None) and not any(
-        map(math.isnan, response.score_logprobs)
-    )
-
-
-class StoredBackend:
-    """A backend of which nothing is asked that it has answered before.
-
-    Answers come from the store; what it lacks is asked, once where several requests are equal, and
-    stored, failures excepted: they are asked again. Without a store only equal requests of one call
-    share an answer.
-
-    The last digits of a log-probability may depend on which requests share a batch. So the
-    responses of a call are stored together, at its end: a call that was cut is asked again whole,
-    in the same batches, and a run that is killed and begun again gives the same bytes as one that
-    was not, from the same store. A backend that says `batch_invariant` has no such digits, and what
-    it answers is stored as it comes.
+    The last digits of a log-probability may depend on which requests share a batch. Responses
+    therefore enter the cache together, when the call ends (or the `window`, if one is open). A call
+    that was interrupted is repeated whole, in the same batches, so that a run that is killed and
+    started again gives the same bytes. The responses of a `batch_invariant` backend have no such
+    digits and enter the cache as they arrive.
     """
 
-    def __init__(self, backend: VQABackend, store: ResponseStore | None = None) -> None:
+    def __init__(self, backend: VQABackend, cache: Cache | None = None) -> None:
         self.fingerprint = backend.fingerprint
-        self.batch_invariant = is_batch_invariant(backend)
+        self.batch_invariant = bool(getattr(backend, "batch_invariant", False))
         self.hits = 0
-        """Requests answered from the store."""
+        """Requests answered from the cache."""
         self.asked = 0
-        """Trials put to the backend, those that failed included."""
+        """Requests put to the backend, failures included."""
         self.used = Usage()
-        """What its answers took: those from the store, and failures, are not in it."""
+        """Tokens and images of its answers; cache hits and failures count nothing."""
         self._backend = backend
-        self._store = store
+        self._cache = cache
+        self._pending: dict[bytes, Response] = {}
+        self._committed_at = time.monotonic()
+        self._open_window = False
 
     @property
     def cost(self) -> float | None:
-        """The price of `used`; None for a backend that knows none."""
+        """The price of `used`; None if the backend knows no price."""
         return self._backend.cost(self.used) if isinstance(self._backend, PricedBackend) else None
 
-    def sort_out(self, requests: Sequence[Request]) -> tuple[int, list[Request]]:
-        """Of the different ones of them: how many the store answers, and those that it lacks.
+    def split_cached(self, requests: Sequence[Request]) -> tuple[int, list[Request]]:
+        """Deduplicate; return the number of cache hits and the uncached requests.
 
-        Asks nothing. What cannot be asked, for an image without a key, is in neither.
+        Asks nothing. A request with an unreadable image is in neither.
         """
         first: dict[bytes, Request] = {}
         for request in requests:
             key = self._key(request)
             if isinstance(key, bytes):
                 first.setdefault(key, request)
-        found = self._found(first)
-        return len(found), [request for key, request in first.items() if key not in found]
+        cached = self._cached(first)
+        return len(cached), [request for key, request in first.items() if key not in cached]
 
     def count(self, requests: Sequence[Request]) -> Count:
-        """Their tokens, where the backend knows them; asks nothing, and looks nothing up."""
+        """The tokens of these requests, if the backend can count them; asks nothing."""
         if isinstance(self._backend, CountingBackend):
             return self._backend.count(requests)
         return Count()
 
-    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
-        """Each request's result once: first the store's, then the backend's as they come.
+    @contextmanager
+    def window(self) -> Iterator[None]:
+        """Responses of every call inside enter the cache together, at the end of the block."""
+        self._open_window = True
+        try:
+            yield
+        except BaseException:  # an interrupt, a backend that breaks
+            self._open_window = False
+            self._abandon()
+            raise
+        self._open_window = False
+        self._commit()
 
-        An image whose key cannot be read fails its request. Raises PluginError as `ask` does.
+    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
+        """Each request's result once: cache hits first, then the backend's as they arrive.
+
+        An unreadable image fails its request. Raises PluginError as `run_checked` does.
         """
         indices: dict[bytes, list[int]] = {}
         for index, key in enumerate(map(self._key, requests)):
@@ -153,29 +146,28 @@ class StoredBackend:
                 yield index, key
             else:
                 indices.setdefault(key, []).append(index)
-        for key, response in self._found(indices).items():
+        for key, response in self._cached(indices).items():
             for index in indices.pop(key):
                 self.hits += 1
                 yield index, response
         keys = list(indices)
-        news = _News(self._store, self.fingerprint, self.batch_invariant)
         try:
             for position, result in self._ask([requests[indices[key][0]] for key in keys]):
                 key = keys[position]
                 if isinstance(result, Response) and _is_complete(requests[indices[key][0]], result):
-                    news.add(key, result)
+                    self._keep(key, result)
                 for index in indices[key]:
                     yield index, result
-        except BaseException:  # an interrupt, a backend that breaks, a caller that has enough
-            if self.batch_invariant:
-                news.flush()
+        except BaseException:  # as in `window`, or a caller that stops early
+            self._abandon()
             raise
-        news.flush()
+        if not self._open_window:
+            self._commit()
 
     def _ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
         if not requests:
             return
-        for position, result in ask(self._backend, requests):
+        for position, result in run_checked(self._backend, requests):
             self.asked += 1
             if isinstance(result, Response):
                 self.used += result.usage
@@ -187,5 +179,35 @@ class StoredBackend:
         except InputError as error:
             return BackendError(str(error))
 
-    def _found(self, keys: Collection[bytes]) -> dict[bytes, Response]:
-        return {} if self._store is None else self._store.get(list(keys))
+    def _cached(self, keys: Collection[bytes]) -> Mapping[bytes, Response]:
+        pending = {key: self._pending[key] for key in keys if key in self._pending}
+        if self._cache is None:
+            return pending
+        return {**self._cache.get([key for key in keys if key not in pending]), **pending}
+
+    # --- filling the cache ---
+
+    def _keep(self, key: bytes, response: Response) -> None:
+        self._pending[key] = response
+        late = time.monotonic() - self._committed_at >= _SECONDS
+        if self.batch_invariant and (late or len(self._pending) >= _BATCH):
+            self._commit()
+
+    def _commit(self) -> None:
+        pending, self._pending = self._pending, {}
+        if pending and self._cache is not None:
+            self._cache.put(self.fingerprint, list(pending.items()))
+        self._committed_at = time.monotonic()
+
+    def _abandon(self) -> None:
+        """The call will be repeated whole, unless batches make no difference."""
+        if self.batch_invariant:
+            self._commit()
+        self._pending.clear()
+
+
+def _is_complete(request: Request, response: Response) -> bool:
+    """Whether the response has everything that was asked for; if not, it is not worth keeping."""
+    return (request.decoding is None or response.text is not None) and not any(
+        map(math.isnan, response.score_logprobs)
+    )

@@ -1,16 +1,15 @@
-"""What a run of `generate` has done, on disk as it goes: a killed run goes on from here.
+"""What a run has done, on disk as it goes: an interrupted run continues from here.
 
-Beside `rl.json` stands `rl.partial.jsonl` until the run is finished: RL data itself, `_meta` and a
-line for each query that is done. Lines are appended a window at a time and synced, so that a kill,
-or a power cut, costs the window under way. A query that is asked again, because a trial of it had
-failed, gets a further line, and the last one counts. At the end the lines are put in the queries'
-order, and the file takes its place.
+Until a run that writes `rl.json` is finished, `rl.partial.jsonl` lies next to it: RL data itself,
+with `_meta` and one line for each query that is done. Lines are appended and synced a window at a
+time, so that a kill or a power cut costs the windows under way. A query that is asked again because
+one of its trials failed gets another line, and the last one counts. At the end the lines are put in
+the queries' order, and the finished file takes the journal's place.
 """
 
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import logging
 import os
@@ -22,65 +21,71 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from pointer_rl.datasets.examples import KeyIndex, values
 from pointer_rl.errors import InputError
+from pointer_rl.records.formats import open_writer, read_meta, stream_records
 from pointer_rl.records.provenance import differences
-from pointer_rl.records.records import (
-    Judged,
-    RecordWriter,
-    as_line,
-    encode_record,
-    from_record,
-    read_meta,
-    split_line,
-    stream_records,
-)
-from pointer_rl.types import Example
+from pointer_rl.records.records import as_line, encode_record, split_line
 
-__all__ = ["Journal", "partial_path"]
+__all__ = ["RUN", "AlreadyFinished", "Journal", "check_same_run", "partial_path"]
 
 log = logging.getLogger(__name__)
 
+RUN = "_run"
+"""Key of what a job notes in a record for its summary; finished files do not have it."""
 _NOWHERE = -1
-_TOGETHER = 1024
+_COPIED_TOGETHER = 1024
 """Lines copied from a finished file at a time."""
-_Line = tuple[int, Mapping[str, Any], bytes]
-"""Index of the query, record, the record's line."""
+
+Record = Mapping[str, Any]
 
 
 def partial_path(output: Path) -> Path:
-    """Where the journal of a run that writes `output` lies."""
+    """The journal of a run that writes `output`."""
     return output.with_name(f"{output.stem}.partial.jsonl")
 
 
-class Journal:
-    """The lines of a run, one a query. Opened, it holds what an equal run has done before.
+class AlreadyFinished(Exception):  # noqa: N818 (not an error)
+    """The run has nothing left to do."""
 
-    `meta` is all that decides the run. Raises InputError, naming what differs, where the journal or
-    a finished file at `output` is of another run (unless `overwrite`, which removes the journal),
-    where another process writes it, and where it cannot be written.
+    def __init__(self, path: Path, content: Mapping[str, Any] | None = None) -> None:
+        super().__init__(f"{path}: finished before; nothing to do (--overwrite starts over)")
+        self.content = content or {}
+        """What the finished file holds."""
+
+
+class Journal:
+    """The records of a run, one per query. Opened again, it holds what the same run did before.
+
+    `output` is the file that the run writes, and `meta` decides the run. Raises InputError, naming
+    what differs, if the journal or a finished file there is another run's (unless `overwrite`,
+    which removes the journal), if another process writes it, and if it cannot be written.
     """
 
     def __init__(
         self,
         output: Path,
         meta: Mapping[str, Any],
-        queries: Sequence[Example],
+        ids: Sequence[str],
         *,
         overwrite: bool = False,
+        take_over: bool = True,
     ) -> None:
+        """take_over: whether a finished file at `output` has these records, and is continued."""
+        self.ids = ids
         self.output = output
         self.path = partial_path(output)
+        self.changed = True
+        """Whether it holds anything that the finished file does not."""
         self._meta = meta
-        self._queries = queries
-        self._starts = np.full(len(queries), _NOWHERE, dtype=np.int64)
-        """Where each query's line begins."""
-        self._failed = np.zeros(len(queries), dtype=bool)
-        self._fresh = True
-        """Whether it holds more than the finished file."""
-        RecordWriter(output).discard()  # a place that cannot be written is found at once
+        self._starts = np.full(len(ids), _NOWHERE, dtype=np.int64)
+        """[N] offset of each query's line."""
+        self._incomplete = np.zeros(len(ids), dtype=bool)
+        """[N] whether the query has to be asked again."""
+        self._left_out = np.zeros(len(ids), dtype=bool)
+        """[N] whether the query has no beam: it is not in a file of beam data."""
         try:
-            # Unbuffered: what a full disk refused must not be tried again when the file is closed.
+            output.parent.mkdir(parents=True, exist_ok=True)
+            # Unbuffered: bytes that a full disk refused must not be written again on closing.
             self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 (closed in close)
         except OSError as error:
             raise InputError(f"{self.path}: cannot write there ({error.strerror})") from error
@@ -91,13 +96,11 @@ class Journal:
             self._file.close()
             raise
         try:
-            for left in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
-                left.unlink()  # by a run that was killed while it finished
             if overwrite:
                 self._file.truncate(0)
             self._end = self._file.seek(0, os.SEEK_END)
             self._read()
-            if self._end == self._head and not overwrite and output.exists():
+            if self._end == self._head and take_over and not overwrite and output.exists():
                 self._take_over()
         except BaseException:
             self.close()
@@ -106,50 +109,50 @@ class Journal:
     # --- what is done ---
 
     def has(self, index: int) -> bool:
-        """Whether the query has its line."""
+        """Whether the query has a record."""
         return bool(self._starts[index] != _NOWHERE)
 
     def is_done(self, index: int) -> bool:
-        """Whether none of its trials failed, either."""
-        return self.has(index) and not self._failed[index]
+        """Whether the query has a record, without a failed trial."""
+        return self.has(index) and not self._incomplete[index]
 
     def __len__(self) -> int:
-        """Queries that have a line."""
+        """Queries that have a record."""
         return int((self._starts != _NOWHERE).sum())
 
     @property
     def left(self) -> int:
-        """Queries that have none."""
-        return len(self._queries) - len(self)
+        """Queries without a record."""
+        return len(self.ids) - len(self)
 
-    def records(self, which: npt.NDArray[np.bool_]) -> Iterator[list[Judged]]:
-        """Candidates and outcomes of each of these queries [N] that has a line, in their order."""
-        for _, record in self._lines(which):
-            yield from_record(json.loads(record))
+    def records(self, which: npt.NDArray[np.bool_] | None = None) -> Iterator[dict[str, Any]]:
+        """The records of these queries ([N] bool, default all), in the queries' order."""
+        there = self._starts != _NOWHERE
+        for _, record in self._lines(there if which is None else there & which):
+            yield json.loads(record)
 
-    def _lines(self, which: npt.NDArray[np.bool_] | None = None) -> Iterator[tuple[str, bytes]]:
-        starts = self._starts if which is None else self._starts[which]
+    def _lines(self, which: npt.NDArray[np.bool_]) -> Iterator[tuple[str, bytes]]:
         with open(self.path, "rb") as file:
-            for start in starts[starts != _NOWHERE]:
+            for start in self._starts[which]:
                 file.seek(start)
                 yield split_line(file.readline())
 
-    # --- doing ---
+    # --- writing ---
 
-    def append(self, lines: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
-        """Keep the records of these queries (by index), together and for good.
+    def append(self, records: Mapping[int, Record]) -> None:
+        """Keep the records of these queries (by index), all or none, synced to disk.
 
-        Raises InputError when the disk is full: what was there before is still there.
+        Raises InputError if the disk is full: earlier records are kept.
         """
         self._append(
             [
-                (index, record, as_line(self._queries[index].id, encode_record(record)))
-                for index, record in lines
+                (index, record, as_line(self.ids[index], encode_record(record)))
+                for index, record in sorted(records.items())
             ]
         )
-        self._fresh = True
+        self.changed = True
 
-    def _append(self, lines: Sequence[_Line]) -> None:
+    def _append(self, lines: Sequence[tuple[int, Record, bytes]]) -> None:
         start = self._end
         self._write(b"".join(line for _, _, line in lines))
         for index, record, line in lines:
@@ -169,34 +172,36 @@ class Journal:
             if isinstance(error, OSError):
                 raise InputError(
                     f"{self.path}: cannot be written ({error.strerror}); the {len(self):,} "
-                    "queries before are kept: the same command goes on from there"
+                    "queries before are kept: the same command continues from there"
                 ) from error
             raise
         self._end += len(data)
 
-    def _note(self, index: int, start: int, record: Mapping[str, Any]) -> None:
+    def _note(self, index: int, start: int, record: Record) -> None:
         self._starts[index] = start
-        self._failed[index] = any(each.get("eval_failed") for each in record["pointer_candidates"])
+        if "beams" in record:
+            self._incomplete[index] = self._left_out[index] = not record["beams"]
+        else:
+            self._incomplete[index] = any(map(_has_failed, record["pointer_candidates"]))
 
     def finish(self) -> None:
-        """Write the finished file, and remove the journal. Every query has its line."""
+        """Write the finished file and remove the journal. Every query must have a record."""
         assert not self.left
-        if self._fresh or not self.output.exists():
-            writer = RecordWriter(self.output, self._meta)
-            try:
-                for key, record in self._lines():
-                    writer.write_encoded(key, record)
-            except BaseException:
-                writer.discard()
-                raise
-            writer.close()
-        self.path.unlink()
+        if self.changed or not self.output.exists():
+            with open_writer(self.output, self._meta) as writer:
+                for key, record in self._lines(~self._left_out):
+                    writer.write_encoded(key, _without_notes(record))
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove the journal: its records are no longer needed."""
+        self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let go of the file; one that keeps nothing goes, too."""
+        """Release the file, and remove it if it holds nothing that the finished file does not."""
         if not self._file.closed:
-            if self._end == self._head or not self._fresh:
-                self.path.unlink(missing_ok=True)
+            if self._end == self._head or not self.changed:
+                self.remove()
             self._file.close()
 
     def __enter__(self) -> Journal:
@@ -210,10 +215,10 @@ class Journal:
     ) -> None:
         self.close()
 
-    # --- what is there ---
+    # --- continuing ---
 
     def _lock(self) -> None:
-        """Until it is closed, or its process dies. (Windows has no such lock: there is none.)"""
+        """Until it is closed or its process dies. (Windows has no such lock; there is none.)"""
         if os.name != "posix":
             return
         import fcntl
@@ -222,7 +227,7 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             mine = os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
         except (BlockingIOError, FileNotFoundError):
-            mine = False  # held; or finished, and removed, since it was opened
+            mine = False  # locked; or finished and removed since it was opened
         if not mine:
             raise InputError(
                 f"{self.path}: another process is writing it: wait for it, or name another "
@@ -230,13 +235,13 @@ class Journal:
             )
 
     def _read(self) -> None:
-        """Find the queries' lines. A file without any begins anew."""
+        """Find the queries' lines. A file without any is started anew."""
         with open(self.path, "rb") as file:
             head = file.readline()
             self._head = len(head)
             if self._end > len(head):
-                self._check_same(_meta_of(head), self.path, "is what another run left")
-                self._find(file)
+                check_same_run(_meta_of(head), self._meta, self.path, "is what another run left")
+                self._find_lines(file)
                 return
         self._file.truncate(0)
         self._end = 0
@@ -244,87 +249,80 @@ class Journal:
         self._write(head)
         self._head = len(head)
 
-    def _find(self, file: BinaryIO) -> None:
-        find = _Places(self._queries)
+    def _find_lines(self, file: BinaryIO) -> None:
+        index_of = {id_: index for index, id_ in enumerate(self.ids)}
         start, damaged = self._head, 0
         for line in file:
             try:
                 key, record = split_line(line)
-                self._note(find(key), start, json.loads(record))
+                self._note(index_of[key], start, json.loads(record))
             except (ValueError, KeyError, TypeError, AttributeError):
-                if not line.endswith(b"\n"):  # cut by a kill
+                if not line.endswith(b"\n"):  # cut off by a kill
                     self._file.truncate(start)
                     self._end = start
                     break
                 damaged += 1
             start += len(line)
         if damaged:
-            log.warning("%s: %d damaged lines; their queries are asked anew", self.path, damaged)
+            log.warning("%s: %d damaged lines; their queries are asked again", self.path, damaged)
 
     def _take_over(self) -> None:
-        """Go on from a finished file: trials of it that failed can be asked again."""
+        """Continue a finished file: its failed trials can be asked again."""
         try:
             before = read_meta(self.output)
         except InputError:
             before = None
-        self._check_same(before, self.output, "exists, and is of another run")
-        self._fresh = False
-        find = _Places(self._queries)
-        lines: list[_Line] = []
+        check_same_run(before, self._meta, self.output, "exists, and is another run's")
+        index_of = {id_: index for index, id_ in enumerate(self.ids)}
+        lines: list[tuple[int, Record, bytes]] = []
         for key, record in stream_records(self.output):
-            if key != "_meta":
-                lines.append((find(key), record, as_line(key, encode_record(record))))
-            if len(lines) == _TOGETHER:
+            if key in index_of:
+                lines.append((index_of[key], record, as_line(key, encode_record(record))))
+            if len(lines) == _COPIED_TOGETHER:
                 self._append(lines)
                 lines = []
         self._append(lines)
+        self.changed = False
 
-    def _check_same(self, before: Any, path: Path, what: str) -> None:
-        changes = ["it does not say which"]
-        if isinstance(before, dict):
-            now = json.loads(encode_record(self._meta))
-            changes = [_in_words(each) for each in differences(before, now)][:3]
-        if not changes:
-            return
+
+def check_same_run(before: object, now: Mapping[str, Any], path: Path, what: str) -> None:
+    """Raise InputError, naming what differs, unless both decide the same run.
+
+    before: what the file at `path` says; what: what is wrong with it if it is another run's.
+    """
+    changes = ["it does not say which"]
+    if isinstance(before, dict):
+        plain = json.loads(encode_record(now))
+        changes = [_describe_change(each) for each in differences(before, plain)][:3]
+    if changes:
         raise InputError(
-            f"{path}: {what} ({'; '.join(changes)}): give the same to go on with it, "
-            "name another --output-path, or start anew with --overwrite"
+            f"{path}: {what} ({'; '.join(changes)}): give the same options to continue it, "
+            "name another --output-path, or start over with --overwrite"
         )
 
 
-class _Places:
-    """Index of a query id. Lines mostly stand in the queries' order: no table, then."""
+def _without_notes(encoded: bytes) -> bytes:
+    if f'"{RUN}"'.encode() not in encoded:
+        return encoded
+    record = json.loads(encoded)
+    record.pop(RUN, None)
+    return encode_record(record)
 
-    def __init__(self, queries: Sequence[Example]) -> None:
-        self._queries = queries
-        self._next = 0
-        self._table: KeyIndex | None = None
 
-    def __call__(self, key: str) -> int:
-        if self._next < len(self._queries) and self._queries[self._next].id == key:
-            index = self._next
-        else:
-            if self._table is None:
-                queries = self._queries
-                self._table = KeyIndex(values(queries, "id"), lambda row: queries[row].id)
-            found = self._table.rows(key)
-            if not found:
-                raise KeyError(key)
-            index = found[0]
-        self._next = index + 1
-        return index
+def _has_failed(candidate: Mapping[str, Any]) -> bool:
+    return bool(candidate.get("eval_failed"))
 
 
 def _meta_of(head: bytes) -> Any:
-    """What the first line of a journal says; None where it is none."""
+    """The `_meta` in the first line of a journal; None if there is none."""
     try:
         return json.loads(head)["_meta"]
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def _in_words(change: tuple[str, Any, Any]) -> str:
-    """`seed: 0, now 1`; of what is long, that it differs."""
+def _describe_change(change: tuple[str, Any, Any]) -> str:
+    """`seed: 0, now 1`; of long values only that they differ."""
     name, before, now = change
     if name.endswith("_sha256") or isinstance(now, dict):
         return f"{name} differs"

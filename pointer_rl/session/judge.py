@@ -1,4 +1,4 @@
-"""Trials: ask the backend a query with some demonstrations, and judge what it answers."""
+"""Trials: ask the backend a query with some demonstrations, and judge its answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pointer_rl.errors import InputError
-from pointer_rl.session.caching import ask
+from pointer_rl.session.caching import run_checked
 from pointer_rl.types import (
     BackendError,
     Decoding,
@@ -44,10 +44,9 @@ class Judge:
     """Also ask for the probability of the annotators' answers (`Outcome.gt_prob`)."""
 
     def judge(self, trials: Sequence[Trial]) -> Iterator[tuple[int, Outcome]]:
-        """Each trial's outcome once, in the order in which they finish, as (its index, it).
+        """(index, outcome) of each trial once, in the order in which they finish.
 
-        A trial that fails has an outcome that says why; the others go on. Raises PluginError as
-        `ask` does.
+        The outcome of a failed trial says why it failed. Raises PluginError as `run_checked` does.
         """
         requests, indices = [], []
         for index, request in enumerate(self._requests(trials)):
@@ -56,19 +55,19 @@ class Judge:
             else:
                 requests.append(request)
                 indices.append(index)
-        for position, result in ask(self.backend, requests):
+        for position, result in run_checked(self.backend, requests):
             index = indices[position]
             yield index, self._outcome(trials[index].query, result)
 
     def requests(self, trials: Sequence[Trial]) -> list[Request]:
-        """What the backend would be asked for these; of a trial that cannot be asked, nothing."""
+        """What the backend would be asked; trials that cannot be asked are left out."""
         return [each for each in self._requests(trials) if isinstance(each, Request)]
 
     def _requests(self, trials: Sequence[Trial]) -> Iterator[Request | InputError]:
-        """That of each trial, or why there is none."""
+        """The request of each trial, or why there is none."""
         query: Example | None = None
         for trial in trials:
-            if trial.query is not query:  # a query's trials stand together
+            if trial.query is not query:  # a query's trials follow one another
                 query, refusal = trial.query, self._refusal(trial.query)
                 scored = () if refusal else self._scored(query)
             try:
@@ -79,7 +78,7 @@ class Judge:
                 yield refusal or Request(prompt, self.decoding, scored)
 
     def _refusal(self, query: Example) -> InputError | None:
-        """Why the metric could not judge an answer to it: then it is not asked."""
+        """Why the metric could not judge any answer to the query, which is then not asked."""
         try:
             self.metric.judge("", query.answers)
         except InputError as error:
@@ -109,7 +108,7 @@ class Judge:
     def _gt_prob(self, query: Example, logprobs: Sequence[float]) -> float:
         """Σ over the distinct normalised answers a of min(count(a) / 3, 1) · P(a | prompt).
 
-        The accuracy to expect of an answer drawn from the model (Lever-Plus' vqa_gt_prob).
+        The expected accuracy of an answer sampled from the model (Lever-Plus' vqa_gt_prob).
         """
         counts = Counter(map(self.metric.normalise, query.answers))
         scored = self._scored(query)

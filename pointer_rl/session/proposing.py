@@ -1,4 +1,4 @@
-"""Proposals: which rows a query may choose, the randomness it has, and what is kept."""
+"""Proposals: the randomness of a generator, the check of what it returns, and deduplication."""
 
 from __future__ import annotations
 
@@ -6,32 +6,34 @@ import dataclasses
 import hashlib
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pointer_rl.errors import PluginError
-from pointer_rl.types import Candidate, Generator, Policy, Pool, QueryBatch
+from pointer_rl.types import Candidate, Example, Generator, Pointer, Policy, Pool, QueryBatch
 
 __all__ = [
     "Dedup",
-    "deduplicate",
+    "check_candidates",
+    "check_length",
+    "dedup_key",
     "propose",
     "random_source",
 ]
 
 Dedup = Literal["ordered", "unordered"]
 
-
 _NUMBERS = [each.name for each in dataclasses.fields(Candidate) if "float" in str(each.type)]
 
 
 def random_source(seed: int, query_id: str, generator: str) -> np.random.Generator:
-    """The randomness of one generator for one query, whatever was asked before.
+    """The randomness of one generator for one query, independent of everything asked before.
 
-    So a run that is cut, resumed, sharded or windowed differently draws the same candidates.
+    A run that is interrupted, resumed, sharded or split into other windows draws the same
+    candidates.
     """
     digest = hashlib.sha256(f"{seed}/{generator}/{query_id}".encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
@@ -45,34 +47,57 @@ def propose(
     seed: int,
     dedup: Dedup,
 ) -> list[list[Candidate]]:
-    """Each query's candidates: from every generator in turn, without repeats.
+    """Each query's candidates from every generator in turn, deduplicated: the first one stays.
 
-    Raises PluginError when a generator breaks the mask or the number of shots.
+    Raises PluginError if a generator breaks the mask or the number of shots.
     """
-    proposed: list[list[Candidate]] = [[] for _ in queries.examples]
+    proposed: list[dict[Pointer, Candidate]] = [{} for _ in queries.examples]
     allowed = queries.allowed.cpu().numpy()
     for name, generator in generators.items():
         rngs = [random_source(seed, query.id, name) for query in queries.examples]
-        candidates = generator.propose(policy, queries, pool, rngs)
-        if len(candidates) != len(proposed):
-            raise PluginError(
-                f"generator {name} proposed for {len(candidates)} of {len(proposed)} queries"
-            )
-        for query, mine, kept, new in zip(
-            queries.examples, allowed, proposed, candidates, strict=True
+        found = generator.propose(policy, queries, pool, rngs)
+        check_length(name, queries, found)
+        for query, mine, kept, candidates in zip(
+            queries.examples, allowed, proposed, found, strict=True
         ):
-            try:
-                kept.extend(_checked(candidate, mine, queries.shots) for candidate in new)
-            except ValueError as error:
-                raise PluginError(f"generator {name}, query {query.id}: {error}") from error
-    return [deduplicate(candidates, dedup) for candidates in proposed]
+            for candidate in check_candidates(name, query, mine, queries.shots, candidates):
+                kept.setdefault(dedup_key(candidate.pointer, dedup), candidate)
+    return [list(kept.values()) for kept in proposed]
+
+
+def dedup_key(pointer: Pointer, dedup: Dedup) -> Pointer:
+    """Pointers with equal keys are the same candidate."""
+    return pointer if dedup == "ordered" else tuple(sorted(pointer))
+
+
+def check_length(name: str, queries: QueryBatch, found: Sequence[object]) -> None:
+    """Raise PluginError unless the generator `name` returned something for each query."""
+    if len(found) != len(queries.examples):
+        raise PluginError(
+            f"generator {name} proposed for {len(found)} of {len(queries.examples)} queries"
+        )
+
+
+def check_candidates(
+    name: str,
+    query: Example,
+    allowed: npt.NDArray[np.bool_],
+    shots: int,
+    candidates: Iterable[Candidate],
+) -> list[Candidate]:
+    """What the generator `name` proposed for a query, with rows as Python integers.
+
+    `allowed` [K]: rows that the query may choose. Raises PluginError for a candidate that is no
+    pointer, longer than `shots`, has a row twice or one that is not allowed, or a score that is not
+    finite.
+    """
+    try:
+        return [_checked(each, allowed, shots) for each in candidates]
+    except ValueError as error:
+        raise PluginError(f"generator {name}, query {query.id}: {error}") from error
 
 
 def _checked(candidate: Candidate, allowed: npt.NDArray[np.bool_], shots: int) -> Candidate:
-    """The candidate, its rows Python integers (a generator may well return numpy's).
-
-    Raises ValueError, which says what is wrong with it.
-    """
     try:
         rows = tuple(map(operator.index, candidate.pointer))
     except TypeError as error:
@@ -83,22 +108,14 @@ def _checked(candidate: Candidate, allowed: npt.NDArray[np.bool_], shots: int) -
             raise ValueError(f"{name} of {list(rows)} is {number}")
     size = len(allowed)
     if (
-        len(rows) != shots
-        or len(set(rows)) != shots
+        len(rows) > shots
+        or len(set(rows)) < len(rows)
         or not all(0 <= row < size and allowed[row] for row in rows)
     ):
         raise ValueError(
-            f"proposed {list(rows)}; a pointer is {shots} different rows that the query may choose"
+            f"proposed {list(rows)}; a pointer is at most {shots} different rows that the query "
+            "may choose"
         )
-    if set(map(type, candidate.pointer)) == {int} and type(candidate.pointer) is tuple:
+    if set(map(type, candidate.pointer)) <= {int} and type(candidate.pointer) is tuple:
         return candidate
     return dataclasses.replace(candidate, pointer=rows)
-
-
-def deduplicate(candidates: Iterable[Candidate], dedup: Dedup) -> list[Candidate]:
-    """The first candidate of each pointer; `unordered`: whatever the order of its rows."""
-    kept: dict[tuple[int, ...], Candidate] = {}
-    for candidate in candidates:
-        key = candidate.pointer if dedup == "ordered" else tuple(sorted(candidate.pointer))
-        kept.setdefault(key, candidate)
-    return list(kept.values())

@@ -1,7 +1,6 @@
-"""What proposing needs beside the dataset: embeddings and a policy.
+"""Embeddings and policies, from the user's files or a dataset's companions.
 
-From the user's files or, for a dataset that brings companions, made on first use. Nothing of a
-companion is ever taken for a dataset of the user's own.
+Companions are made on first use, and never used for a dataset of the user's own.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from pointer_rl.datasets.embed import digest, embed_dataset
 from pointer_rl.datasets.embeddings import check_dims, load_embeddings
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
-from pointer_rl.registry import Configured, registry
+from pointer_rl.registry import ConfiguredEntry, registry
 from pointer_rl.selectors import PointerSelector, SelectorConfig, SelectorPolicy, load_selector
-from pointer_rl.session.store import cache_folder
+from pointer_rl.session.cache import cache_folder
 from pointer_rl.types import Dataset, Decoded, Example, Pool
 
 if TYPE_CHECKING:
@@ -38,12 +37,16 @@ __all__ = [
 
 def dataset_embeddings(
     dataset: Dataset,
-    plugin: Configured,
+    plugin: ConfiguredEntry,
     queries: Sequence[Example],
     query_emb: Path | None,
     cand_emb: Path | None,
 ) -> tuple[Tensor, Pool]:
-    """Embeddings of `queries` [N, d] (some of dataset.queries), and the pool with its own."""
+    """Embeddings of `queries` [N, d], some of the dataset's, and the pool with its own [K, d].
+
+    plugin: the dataset's. Raises InputError if a file is missing, is of other examples or another
+    encoder, or if none is given and the dataset has no companions.
+    """
     if query_emb is not None and cand_emb is not None:
         of_queries, of_pool = load_embeddings(query_emb), load_embeddings(cand_emb)
         encoders = {each.encoder for each in (of_queries, of_pool) if each.encoder is not None}
@@ -71,9 +74,12 @@ def dataset_embeddings(
 
 
 def encoder_embeddings(
-    dataset: Dataset, plugin: Configured, queries: Sequence[Example], encoder_plugin: Configured
+    dataset: Dataset,
+    plugin: ConfiguredEntry,
+    queries: Sequence[Example],
+    encoder_plugin: ConfiguredEntry,
 ) -> tuple[Tensor, Pool]:
-    """Likewise by an encoder, and kept in the cache folder: made once."""
+    """The same by an encoder; embeddings are made once and kept in the cache folder."""
     encoder = encoder_plugin.create()
     some = dataclasses.replace(dataset, queries=queries)
     about = encoder_plugin.describe()
@@ -90,7 +96,7 @@ def encoder_embeddings(
 
 
 class NoPolicy:
-    """Stands in where no selector was given: says so to the first generator that needs one."""
+    """The policy if no selector was given. It refuses the first generator that needs one."""
 
     def _refuse(self, *_args: object, **_options: object) -> Decoded:
         raise InputError(
@@ -106,7 +112,7 @@ def make_policy(
 ) -> SelectorPolicy | NoPolicy:
     """The selector of the checkpoint; for a dataset with companions, a seeded untrained one.
 
-    Raises InputError for a checkpoint made for embeddings of another size than `dim`.
+    Raises InputError for a checkpoint that takes embeddings of another size than `dim`.
     """
     if sft_ckpt is not None:
         selector = load_selector(sft_ckpt)

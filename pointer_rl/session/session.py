@@ -1,12 +1,13 @@
-"""From names and files to a dataset, its embeddings, a policy, and a judge of trials.
+"""A session: a run's plugins, dataset, embeddings, policy, cached backend and judge.
 
-What every command that asks a backend has in common. Things are checked from the cheapest to the
-dearest: plugins and their options, the dataset, what fits together, and the backend last.
+Plugins, their options and the dataset are checked at once, everything expensive when it is first
+asked for; the backend comes last. Pickling a session keeps its options alone: another process
+loads what it needs of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -16,71 +17,82 @@ from typing import Any
 from torch import Tensor
 
 from pointer_rl.datasets.embed import digest_ids
-from pointer_rl.datasets.examples import KeyIndex, values
 from pointer_rl.errors import InputError
-from pointer_rl.registry import Configured, registry
+from pointer_rl.registry import ConfiguredEntry, registry
 from pointer_rl.selectors import SelectorPolicy
-from pointer_rl.session.caching import StoredBackend
+from pointer_rl.session.cache import ResponseCache
+from pointer_rl.session.caching import Cache, CachedBackend
 from pointer_rl.session.judge import Judge
-from pointer_rl.session.resolve import NoPolicy, dataset_embeddings, encoder_embeddings, make_policy
-from pointer_rl.session.store import ResponseStore
+from pointer_rl.session.observer import Observer
+from pointer_rl.session.resolve import (
+    NoPolicy,
+    dataset_embeddings,
+    encoder_embeddings,
+    make_policy,
+)
 from pointer_rl.types import Dataset, Decoding, Example, Metric, Pool
 
-__all__ = ["Named", "TrialOptions", "Workbench"]
+__all__ = ["PluginRef", "Session", "SessionOptions"]
 
 
 @dataclass(frozen=True)
-class Named:
+class PluginRef:
     """A plugin by its registered name, with values for its options."""
 
     name: str
     options: Mapping[str, object] = field(default_factory=dict)
 
+    def configure(self, kind: str) -> ConfiguredEntry:
+        """The plugin with its options checked. Raises PointerRLError if either is wrong."""
+        return registry().configure(kind, self.name, self.options)
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrialOptions:
-    """All that decides what a trial is, and where its embeddings come from."""
+class SessionOptions:
+    """What decides a trial, and where embeddings come from."""
 
-    dataset: Named
-    backend: Named
-    prompt: Named
-    metric: Named
+    dataset: PluginRef
+    backend: PluginRef
+    prompt: PluginRef
+    metric: PluginRef
     decoding: Decoding = Decoding()
     query_emb: Path | None = None
-    """Embeddings of the queries; for a dataset with companions, made on first use."""
+    """Embeddings of the queries; a dataset with companions makes them on first use."""
     cand_emb: Path | None = None
-    """Embeddings of the pool; likewise."""
+    """Embeddings of the pool, with the same default."""
     limit: int | None = None
     """Only the first so many queries."""
     device: str | None = None
-    """Of the backend, where it has that option, and of the selector."""
-    store: Path | None = None
-    """Where responses are kept, to be paid for once; None: nowhere."""
+    """Device of the backend, if it has that option, and of the selector."""
+    cache: Path | None = None
+    """Response cache; None: responses are not kept."""
 
 
-class Workbench:
-    """The dataset and metric, loaded; all else when it is asked for.
+class Session:
+    """What a run works with, loaded when it is needed.
 
     Raises PointerRLError for a plugin or option that does not exist, for a backend without its
-    model, and for a dataset whose query ids cannot be keys of RL data or occur twice.
+    model, and for a dataset whose query ids cannot be keys of RL data or are not unique.
     """
 
-    def __init__(self, options: TrialOptions) -> None:
+    def __init__(self, options: SessionOptions, observer: Observer | None = None) -> None:
         self.options = options
-        self._dataset_plugin = _configure("dataset", options.dataset)
-        self._prompt_plugin = _configure("prompt", options.prompt)
-        self._metric_plugin = _configure("metric", options.metric)
-        self.dataset: Dataset = self._dataset_plugin.create()
-        _check_ids(self.dataset.queries, f"dataset {self.dataset.name}")
-        limit = options.limit
-        self.queries: Sequence[Example] = (
-            self.dataset.queries if limit is None else self.dataset.queries[:limit]
-        )
+        self.observer = observer or Observer()
+        self.dataset_plugin = options.dataset.configure("dataset")
+        self._prompt_plugin = options.prompt.configure("prompt")
+        self._metric_plugin = options.metric.configure("metric")
+        self.dataset: Dataset = self.dataset_plugin.create()
+        _check_ids(self.dataset)
+        limit, queries = options.limit, self.dataset.queries
+        self.queries: Sequence[Example] = queries if limit is None else queries[:limit]
         self.metric: Metric = self._metric_plugin.create()
         self._backend_plugin = self._configure_backend()
 
-    def _configure_backend(self) -> Configured:
-        """With the companions' model where it needs one and the user names none."""
+    def __reduce__(self) -> tuple[type[Session], tuple[SessionOptions]]:
+        return Session, (self.options,)
+
+    def _configure_backend(self) -> ConfiguredEntry:
+        """With the model of the dataset's companions if the backend needs one and none is named."""
         name, options = self.options.backend.name, dict(self.options.backend.options)
         entry = registry().find("backend", name)
         if self.options.device is not None and entry.has_option("device"):
@@ -95,38 +107,43 @@ class Workbench:
             options["model"] = self.dataset.companions.model
         return registry().configure("backend", name, options)
 
+    # --- embeddings and policies ---
+
     def embeddings(self, queries: Sequence[Example]) -> tuple[Tensor, Pool]:
-        """Of queries [N, d] (some of the dataset's), and the pool with its own [K, d]."""
+        """Embeddings [N, d] of some of the dataset's queries, and the pool with its own [K, d]."""
         return dataset_embeddings(
             self.dataset,
-            self._dataset_plugin,
+            self.dataset_plugin,
             queries,
             self.options.query_emb,
             self.options.cand_emb,
         )
 
-    def encoded(
-        self, queries: Sequence[Example], encoder: str, options: Mapping[str, object]
-    ) -> tuple[Tensor, Pool]:
-        """Likewise by the encoder of that name, whatever files were given."""
-        options = dict(options)
-        if self.options.device is not None and registry().find("encoder", encoder).has_option(
-            "device"
-        ):
+    def encoded(self, queries: Sequence[Example], encoder: PluginRef) -> tuple[Tensor, Pool]:
+        """The same by another encoder, whatever embeddings were given."""
+        options = dict(encoder.options)
+        entry = registry().find("encoder", encoder.name)
+        if self.options.device is not None and entry.has_option("device"):
             options.setdefault("device", self.options.device)
-        configured = registry().configure("encoder", encoder, options)
-        return encoder_embeddings(self.dataset, self._dataset_plugin, queries, configured)
+        configured = registry().configure("encoder", encoder.name, options)
+        return encoder_embeddings(self.dataset, self.dataset_plugin, queries, configured)
 
     def policy(self, checkpoint: Path | None, dim: int, seed: int) -> SelectorPolicy | NoPolicy:
         """The selector of a checkpoint; for a dataset with companions, a seeded untrained one."""
         return make_policy(checkpoint, self.dataset, dim, seed, self.options.device)
 
+    # --- trials ---
+
     @cached_property
-    def backend(self) -> StoredBackend:
-        """The backend behind the store of responses. Loads it when first asked for."""
-        # First the store: a folder that cannot be written is found before a model is loaded.
-        store = None if self.options.store is None else ResponseStore(self.options.store)
-        return StoredBackend(self._backend_plugin.create(), store)
+    def cache(self) -> Cache | None:
+        """The response cache; a worker process puts something else in its place."""
+        return None if self.options.cache is None else ResponseCache(self.options.cache)
+
+    @cached_property
+    def backend(self) -> CachedBackend:
+        """The backend behind the response cache, loaded when first asked for."""
+        cache = self.cache  # first: a folder that cannot be written is found before a model loads
+        return CachedBackend(self._backend_plugin.create(), cache)
 
     def judge(self, *, score_answers: bool = False) -> Judge:
         """How trials become outcomes. Loads the backend."""
@@ -139,7 +156,7 @@ class Workbench:
         )
 
     def check_answers(self, queries: Sequence[Example]) -> None:
-        """Raise InputError when not one of the queries can be judged (some: their trials fail)."""
+        """Raise InputError if none of the queries can be judged (if some cannot, they fail)."""
         refusal = None
         for query in queries:
             try:
@@ -151,24 +168,26 @@ class Workbench:
         if refusal is not None:
             raise refusal
 
-    def describe(self, queries: Sequence[Example], judge: Judge) -> dict[str, Any]:
-        """Provenance, for `_meta`: versions, dataset, backend, prompt, metric, decoding."""
+    # --- provenance ---
+
+    def describe(self, queries: Sequence[Example]) -> dict[str, Any]:
+        """Versions, dataset, backend, prompt, metric and decoding, for `_meta`."""
         return {
             "pointer_rl_version": version("pointer-rl"),
             "dataset": self.describe_dataset(queries),
-            "backend": {**self._describe_backend(), "fingerprint": judge.backend.fingerprint},
+            "backend": {**self._describe_backend(), "fingerprint": self.backend.fingerprint},
             "prompt": self._prompt_plugin.describe(),
             "metric": {**self._metric_plugin.describe(), "version": self.metric.version},
             "decoding": asdict(self.options.decoding),
         }
 
     def describe_dataset(self, queries: Sequence[Example]) -> dict[str, Any]:
-        """The dataset's part of it."""
+        """The part of `describe` on the dataset."""
         return {
-            **self._dataset_plugin.describe(),
+            **self.dataset_plugin.describe(),
             "num_queries": len(queries),
             "pool_size": len(self.dataset.pool),
-            "pool_sha256": digest_ids(values(self.dataset.pool, "id")),
+            "pool_sha256": digest_ids(each.id for each in self.dataset.pool),
             "shared_pool": self.dataset.pool is self.dataset.queries,
         }
 
@@ -181,20 +200,14 @@ class Workbench:
         return described
 
 
-def _configure(kind: str, named: Named) -> Configured:
-    return registry().configure(kind, named.name, named.options)
-
-
-def _check_ids(examples: Sequence[Example], where: str) -> None:
-    def checked() -> Iterator[str]:
-        for id in values(examples, "id"):
-            if not id or id.startswith("_"):
-                raise InputError(
-                    f"{where}: the query id {id!r} cannot be a key of RL data, where keys that "
-                    "begin with _ are no queries: give it another"
-                )
-            yield id
-
-    repeated = KeyIndex(checked(), lambda row: examples[row].id).repeated()
-    if repeated is not None:
-        raise InputError(f"{where}: two queries have the id {examples[repeated[0]].id}")
+def _check_ids(dataset: Dataset) -> None:
+    seen: set[str] = set()
+    for query in dataset.queries:
+        if not query.id or query.id.startswith("_"):
+            raise InputError(
+                f"dataset {dataset.name}: the query id {query.id!r} cannot be a key of RL data, "
+                "where keys that begin with _ are no queries: give it another"
+            )
+        if query.id in seen:
+            raise InputError(f"dataset {dataset.name}: two queries have the id {query.id}")
+        seen.add(query.id)

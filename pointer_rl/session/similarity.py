@@ -1,50 +1,51 @@
-"""What similarity means for a dataset: the embeddings by which its queries and pool compare."""
+"""What "similar" means for a dataset: the embeddings in which its queries and pool are compared."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
 
 from pointer_rl.options import describe_options
 from pointer_rl.registry import registry
-from pointer_rl.session.session import Named, Workbench
+from pointer_rl.session.session import PluginRef, Session
 from pointer_rl.types import Example, Pool
 
-__all__ = ["MODES", "Space", "similarities"]
+__all__ = ["MODES", "Space", "similarity_spaces"]
 
 MODES = {"image": "image", "text": "text", "mixed": "both"}
-"""Similarity → mode of the encoder."""
+"""Name of a similarity → mode of the encoder."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """Queries and pool, embedded alike."""
+    """Queries and pool in the same embedding space."""
 
     queries: Tensor
     """[N, d]"""
     pool: Pool
 
 
-def similarities(
-    workbench: Workbench, queries: Sequence[Example], encoder: Named | None
+def similarity_spaces(
+    session: Session, queries: Sequence[Example], encoder: PluginRef | None
 ) -> dict[str, Callable[[], Space]]:
-    """Similarity → how to embed what it compares; the last is what a retriever would use.
+    """Name of each similarity → how to embed for it. The last one is what a retriever would use.
 
-    `encoder`, else that of the dataset's companions: image, text and mixed where it can embed each
-    and its options leave the mode open, else one, similarity. Without an encoder, similarity
-    compares the workbench's own embeddings. Raises PointerRLError for an unknown encoder.
+    The encoder is `encoder`, by default that of the dataset's companions. If it can embed images,
+    texts and both, and its options leave the mode open, there are three similarities: image, text
+    and mixed. Otherwise there is one, similarity; without an encoder it compares the session's own
+    embeddings. Raises PointerRLError for an unknown encoder.
     """
-    companions = workbench.dataset.companions
+    companions = session.dataset.companions
     if encoder is None and companions is not None:
-        encoder = Named(companions.encoder)
+        encoder = PluginRef(companions.encoder)
     if encoder is None:
-        return {"similarity": lambda: Space(*workbench.embeddings(queries))}
+        return {"similarity": lambda: Space(*session.embeddings(queries))}
 
-    def embed(named: Named, more: dict[str, object]) -> Space:
-        return Space(*workbench.encoded(queries, named.name, {**named.options, **more}))
+    def embed(encoder: PluginRef) -> Space:
+        return Space(*session.encoded(queries, encoder))
 
     options = registry().find("encoder", encoder.name).options
     modes = {
@@ -54,5 +55,8 @@ def similarities(
         for mode in option.type.split("|")
     }
     if not modes >= set(MODES.values()):
-        return {"similarity": partial(embed, encoder, {})}
-    return {name: partial(embed, encoder, {"mode": mode}) for name, mode in MODES.items()}
+        return {"similarity": partial(embed, encoder)}
+    return {
+        name: partial(embed, replace(encoder, options={**encoder.options, "mode": mode}))
+        for name, mode in MODES.items()
+    }

@@ -1,76 +1,89 @@
-"""The kit with which a plugin's author tests it.
+"""The kit with which the author of a plugin tests it.
 
-A check takes what `register` takes, a factory and its options, and raises `ContractError`, a
-sentence for each finding:
+A test file inherits the tests of a kind of plugin and names the one to test:
 
-    def test_it_keeps_the_contract():
-        check_backend(ShoutBackend, ShoutOptions(word="no"))
+    class TestTint(BackendTests):
+        name = "tint"
+        options = {"names": "rot,grün,blau"}
 
-Each name is imported when it is first used: importing the kit costs nothing.
+`pointer-rl plugins check` runs the same tests on whatever is installed.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
-if TYPE_CHECKING:
-    from pointer_rl.testing.backend import check_backend
-    from pointer_rl.testing.dataset import check_dataset
-    from pointer_rl.testing.encoder import check_encoder
-    from pointer_rl.testing.fakes import (
-        EqualMetric,
-        FakeBackend,
-        PlainPrompt,
-        batch,
-        example,
-        fake_policy,
-        pool,
-    )
-    from pointer_rl.testing.findings import ContractError
-    from pointer_rl.testing.generator import check_generator
-    from pointer_rl.testing.metric import check_metric
-    from pointer_rl.testing.prompt import check_prompt_builder
-    from pointer_rl.testing.reward import check_reward
-    from pointer_rl.testing.tiny import tiny_dataset
+from pointer_rl.testing.arm import ArmTests
+from pointer_rl.testing.backend import BackendTests
+from pointer_rl.testing.dataset import DatasetTests
+from pointer_rl.testing.encoder import EncoderTests
+from pointer_rl.testing.executor import ExecutorTests
+from pointer_rl.testing.fakes import (
+    EqualMetric,
+    FakeBackend,
+    PlainPrompt,
+    UnreadableImage,
+    batch,
+    example,
+    fake_policy,
+    pool,
+    tiny_dataset,
+)
+from pointer_rl.testing.generator import GeneratorTests, SearchTests
+from pointer_rl.testing.metric import MetricTests
+from pointer_rl.testing.plugin import PluginTests, Result
+from pointer_rl.testing.prompt import PromptTests
+from pointer_rl.testing.reward import RewardTests
+from pointer_rl.testing.selector import SelectorTests
 
 __all__ = [
-    "ContractError",
+    "ArmTests",
+    "BackendTests",
+    "DatasetTests",
+    "EncoderTests",
     "EqualMetric",
+    "ExecutorTests",
     "FakeBackend",
+    "GeneratorTests",
+    "MetricTests",
     "PlainPrompt",
+    "PluginTests",
+    "PromptTests",
+    "Result",
+    "RewardTests",
+    "SearchTests",
+    "SelectorTests",
+    "UnreadableImage",
     "batch",
-    "check_backend",
-    "check_dataset",
-    "check_encoder",
-    "check_generator",
-    "check_metric",
-    "check_prompt_builder",
-    "check_reward",
     "example",
     "fake_policy",
+    "find_tests",
     "pool",
     "tiny_dataset",
 ]
 
-_HOME = {
-    "ContractError": "findings",
-    "check_backend": "backend",
-    "check_dataset": "dataset",
-    "check_encoder": "encoder",
-    "check_generator": "generator",
-    "check_metric": "metric",
-    "check_prompt_builder": "prompt",
-    "check_reward": "reward",
-    "tiny_dataset": "tiny",
-}
+_TESTS: tuple[type[PluginTests[Any]], ...] = (
+    BackendTests,
+    PromptTests,
+    MetricTests,
+    GeneratorTests,
+    RewardTests,
+    DatasetTests,
+    EncoderTests,
+    SelectorTests,
+    ExecutorTests,
+    ArmTests,
+)
 
 
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME.get(name, 'fakes')}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+def find_tests(kind: str, name: str, options: Mapping[str, object]) -> PluginTests[Any]:
+    """The tests of a registered plugin, to be run by `run_checks`."""
+    tests = next(each for each in _TESTS if each.kind == kind)()
+    tests.name, tests.options = name, options
+    if kind == "generator":
+        with suppress(Exception):  # its first check reports that it cannot be built
+            tests = SearchTests() if hasattr(tests.make(), "start") else tests
+    tests.name, tests.options = name, options
+    return tests

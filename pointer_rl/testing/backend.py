@@ -1,336 +1,353 @@
-"""What a backend promises: `pointer_rl.types.VQABackend`."""
+"""Tests of a backend: `pointer_rl.types.VQABackend`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
+from unittest import SkipTest
 
 from pointer_rl.errors import first_line
-from pointer_rl.testing.backend_costs import check_cost, check_count
-from pointer_rl.testing.examine import Check, examine
-from pointer_rl.testing.fakes import PlainPrompt
-from pointer_rl.testing.findings import (
-    Broken,
-    NotApplicable,
-    Result,
-    Subject,
-    raise_findings,
-    require,
+from pointer_rl.testing.fakes import PlainPrompt, UnreadableImage, tiny_dataset
+from pointer_rl.testing.plugin import FingerprintTests
+from pointer_rl.types import (
+    BackendError,
+    Count,
+    CountingBackend,
+    Decoding,
+    Message,
+    PricedBackend,
+    Prompt,
+    Request,
+    Response,
+    Usage,
+    VQABackend,
 )
-from pointer_rl.testing.plugin import check_fingerprint
-from pointer_rl.testing.tiny import tiny_dataset
-from pointer_rl.testing.unreadable import UnreadableImage
-from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response, VQABackend
 
-__all__ = ["check_backend", "examine_backend"]
+__all__ = ["BackendTests"]
 
 Answers = list[Response | BackendError]
 
 _SCORED = ("red", "light blue", "no idea")
 
 
-def check_backend(
-    factory: Callable[..., VQABackend],
-    options: Any = None,
-    *,
-    variants: Sequence[Any] = (),
-    tolerance: float = 0.01,
-) -> None:
-    """Raise ContractError unless the backend that `factory(options)` makes keeps its contract.
+class BackendTests(FingerprintTests[VQABackend]):
+    """Asks some thirty small questions about images, together and one by one.
 
-    Asks a few questions about small pictures, together and one by one, and makes the backend once
-    more for each value of an option that has finitely many. `variants`: options with which it
-    answers otherwise, so that its fingerprint must differ. `tolerance`: by how much
-    log-probabilities may differ between batches, in nats.
+    The backend is built again for every other value of its `bool` and `Literal` options.
     """
-    __tracebackhide__ = True
-    subject = BackendSubject("backend", factory, options, variants, tolerance=tolerance)
-    raise_findings(subject, examine(subject, _FOUNDATIONS, _FURTHER))
 
-
-def examine_backend(factory: Callable[..., VQABackend], options: Any) -> Iterator[Result]:
-    """Likewise, a result for each check."""
-    return examine(BackendSubject("backend", factory, options), _FOUNDATIONS, _FURTHER)
-
-
-@dataclass
-class BackendSubject(Subject[VQABackend]):
-    """A backend, what it is asked, and what it said when it was first asked."""
-
+    kind = "backend"
     tolerance: float = 0.01
+    """Largest difference of a log-probability between batches, in nats.
 
-    @cached_property
-    def requests(self) -> tuple[Request, ...]:
-        """Of several lengths and forms; those at odd places are scored too, the last only that."""
-        tiny, builder = tiny_dataset(), PlainPrompt()
-        decoding = Decoding(max_new_tokens=6)
-        prompts = [
-            builder.build(tiny.queries[0], ()),
-            builder.build(tiny.queries[1], tiny.pool[:2]),
-        ]
-        shown = tiny.pool[3]
-        query = Message("user", (tiny.queries[2].image, tiny.queries[2].question))
-        system = Message("system", ("Answer with one word.",))
-        prompts.append(
-            Prompt(
-                (
-                    system,
-                    Message("user", (shown.image, shown.question)),
-                    Message("assistant", (shown.answer,)),
-                    query,
-                )
-            )
-        )
-        prompts.append(Prompt((query,)))
-        requests = [
-            Request(prompt, decoding, _SCORED if place % 2 else ())
-            for place, prompt in enumerate(prompts)
-        ]
-        return (*requests, Request(prompts[1], None, _SCORED))
-
-    @cached_property
-    def answers(self) -> Answers:
-        """To all requests together."""
-        return ask(self.made, self.requests)
+    It is 0 for a backend that declares `batch_invariant`.
+    """
 
     @property
-    def batch_invariant(self) -> bool:
-        """Whether it says that no answer depends on what shares its call."""
-        return getattr(self.made, "batch_invariant", False) is True
+    def requests(self) -> Sequence[Request]:
+        """Prompts of several lengths and forms; every other one is scored too, the last only so."""
+        return _requests()
 
-    @cached_property
-    def scores(self) -> bool:
-        """Whether it gives log-probabilities; one that does not says so for every request."""
-        said = [a for r, a in zip(self.requests, self.answers, strict=True) if r.score]
-        failed = [each for each in said if isinstance(each, BackendError)]
-        if failed and len(failed) < len(said):
-            raise Broken(
-                f"of {len(said)} requests with answers to score, {len(failed)} failed "
-                f"({failed[0].message}): score all, or fail all"
-            )
-        return not failed
+    @property
+    def answers(self) -> Answers:
+        """The answers to all requests in one call."""
+        return self.once("answers", lambda: ask(self.made, self.requests))
 
     def same(self, one: Response | BackendError, other: Response | BackendError) -> bool:
-        """Equal texts, and log-probabilities within the tolerance; failures whatever they say.
-
-        One that says `batch_invariant` is taken at its word: to the last digit.
-        """
+        """Equal texts, and log-probabilities within the tolerance; failures are all the same."""
         if isinstance(one, BackendError) or isinstance(other, BackendError):
             return type(one) is type(other)
-        tolerance = 0.0 if self.batch_invariant else self.tolerance
+        tolerance = 0.0 if _batch_invariant(self.made) is True else self.tolerance
         return one.text == other.text and all(
             a == b or abs(a - b) <= tolerance
             for a, b in zip(one.score_logprobs, other.score_logprobs, strict=True)
         )
 
+    def differs(self, other: VQABackend) -> bool:
+        """Whether any answer differs."""
+        pairs = zip(self.answers, ask(other, self.requests), strict=True)
+        return not all(self.same(mine, theirs) for mine, theirs in pairs)
+
+    def test_has_a_fingerprint_and_run(self) -> None:
+        """The members of `VQABackend` exist."""
+        fingerprint = getattr(self.made, "fingerprint", None)
+        assert isinstance(fingerprint, str) and fingerprint, (
+            f"its fingerprint is {fingerprint!r}: make it a string of everything besides the "
+            "request that decides a response (model, revision, precision, versions)"
+        )
+        assert callable(getattr(self.made, "run", None)), (
+            "it has no method run: write run(self, requests), which yields (index, result)"
+        )
+        invariant = _batch_invariant(self.made)
+        assert type(invariant) is bool, (
+            f"its batch_invariant is {invariant!r}: make it True if responses are bit-identical "
+            "however requests are batched, or leave it out"
+        )
+
+    def test_answers_each_request_once(self) -> None:
+        """One sound result for each request."""
+        for request, answer in zip(self.requests, self.answers, strict=True):
+            if not request.score and isinstance(answer, BackendError):
+                raise AssertionError(
+                    f"a plain question about an image failed ({answer.message}): give the backend "
+                    "what it needs, or fix it"
+                )
+        assert ask(self.made, ()) == [], "run([]) gave results"
+
+    def test_answers_again_as_before(self) -> None:
+        """Decoding is deterministic."""
+        answers = self.answers
+        for again in (self.made, self.make()):
+            for first, second in zip(answers, ask(again, self.requests), strict=True):
+                assert self.same(first, second), (
+                    f"asked again it answers {_said(second)} instead of {_said(first)}: decode as "
+                    "Decoding says, without sampling, and put the model in evaluation mode"
+                )
+
+    def test_answers_in_any_order(self) -> None:
+        """The order of the requests does not matter."""
+        answers = self.answers
+        backwards = ask(self.made, self.requests[::-1])[::-1]
+        for index, (first, second) in enumerate(zip(answers, backwards, strict=True)):
+            assert self.same(first, second), (
+                f"request {index} is answered {_said(first)}, and {_said(second)} if the requests "
+                "come in reverse: yield each result with the index of its own request"
+            )
+
+    def test_answers_alone_as_in_a_batch(self) -> None:
+        """What shares a batch does not matter."""
+        for index, (request, together) in enumerate(zip(self.requests, self.answers, strict=True)):
+            (alone,) = ask(self.made, [request])
+            assert self.same(alone, together), (
+                f"request {index} is answered {_said(together)} in a batch and {_said(alone)} "
+                "alone: mask the padding, and keep requests of a batch independent"
+                + (", or do not declare batch_invariant" if _batch_invariant(self.made) else "")
+            )
+
+    def test_scores_in_the_order_asked(self) -> None:
+        """`score_logprobs` follows `Request.score`."""
+        scored = [a for r, a in zip(self.requests, self.answers, strict=True) if r.score]
+        failed = [answer for answer in scored if isinstance(answer, BackendError)]
+        if len(failed) == len(scored):
+            raise SkipTest("it gives no log-probabilities, and says so")
+        assert not failed, (
+            f"of {len(scored)} requests with answers to score, {len(failed)} failed "
+            f"({failed[0].message}): score all, or fail all"
+        )
+        request, together = self.requests[-1], self.answers[-1]
+        assert isinstance(together, Response)
+        singly = ask(self.made, [replace(request, score=(answer,)) for answer in request.score])
+        for answer, logprob, alone in zip(
+            request.score, together.score_logprobs, singly, strict=True
+        ):
+            assert isinstance(alone, Response) and self.same(
+                Response(alone.text, (logprob,)), alone
+            ), (
+                f"{answer!r} scores {logprob:.4g} among {request.score} and {_said(alone)} alone: "
+                "give score_logprobs in the order of Request.score"
+            )
+
+    def test_ends_before_a_stop_string(self) -> None:
+        """`Decoding.stop` is obeyed."""
+        for request, answer in zip(self.requests, self.answers, strict=True):
+            text = answer.text if isinstance(answer, Response) else None
+            if request.decoding is not None and text is not None and len(text.strip()) > 1:
+                break
+        else:
+            raise SkipTest("it writes no text of two letters")
+        stop = text[len(text) // 2 :]
+        decoding = replace(request.decoding, stop=(stop,))
+        (stopped,) = ask(self.made, [replace(request, decoding=decoding)])
+        if isinstance(stopped, BackendError):
+            raise SkipTest(f"it refuses stop strings: {stopped.message}")
+        expected = text[: text.find(stop)].strip()
+        assert (stopped.text or "").strip() == expected, (
+            f"with the stop string {stop!r} it answers {stopped.text!r} instead of {expected!r}: "
+            "end the text before the first of Decoding.stop"
+        )
+
+    def test_failures_are_values(self) -> None:
+        """A request that fails yields a BackendError and leaves the others as they are."""
+        answers, image = self.answers, UnreadableImage()
+        failing = Request(Prompt((Message("user", (image, "what is this?")),)), Decoding())
+        requests = [self.requests[0], failing, self.requests[-1]]
+        first, broken, last = ask(self.made, requests)
+        assert not image.opened or isinstance(broken, BackendError), (
+            f"a question whose image cannot be read is answered {_said(broken)}: yield a "
+            "BackendError, because a failure must never count as an answer"
+        )
+        for expected, answer in ((answers[0], first), (answers[-1], last)):
+            assert self.same(expected, answer), (
+                f"next to a request that fails it answers {_said(answer)} instead of "
+                f"{_said(expected)}: let a failure affect its own request only"
+            )
+
+    def test_counts_without_running(self) -> None:
+        """`count`, if there is one, gives the tokens of requests and runs no model."""
+        if not isinstance(self.made, CountingBackend):
+            raise SkipTest("it has no method count")
+        with _nothing_runs(self.made):
+            whole = self.made.count(self.requests)
+            each = [self.made.count([request]) for request in self.requests]
+        for count in (whole, *each):
+            _check_count(count)
+        singly = sum(count.prompt_tokens or 0 for count in each)
+        assert whole.prompt_tokens in (None, singly), (
+            f"it counts {whole.prompt_tokens} prompt tokens in all and {singly} one by one: "
+            "count each prompt whole, without padding, whatever it shares with others"
+        )
+
+    def test_knows_a_price_or_none(self) -> None:
+        """`cost`, if there is one, gives a price or None."""
+        if not isinstance(self.made, PricedBackend):
+            raise SkipTest("it has no method cost")
+        usage = Usage(prompt_tokens=1000, generated_tokens=10, images=3)
+        once, twice = self.made.cost(usage), self.made.cost(usage + usage)
+        for cost in (once, twice):
+            assert cost is None or (type(cost) is float and math.isfinite(cost) and cost >= 0), (
+                f"cost gave {cost!r}: return a float of at least 0, or None if no price is known"
+            )
+        assert (once is None) == (twice is None) and (twice or 0.0) >= (once or 0.0), (
+            f"it costs {once} for some usage and {twice} for twice as much"
+        )
+
+
+@lru_cache(maxsize=1)
+def _requests() -> tuple[Request, ...]:
+    tiny, builder = tiny_dataset(), PlainPrompt()
+    shown, asked = tiny.pool[3], tiny.queries[2]
+    query = Message("user", (asked.image, asked.question))
+    turns = (
+        Message("system", ("Answer with one word.",)),
+        Message("user", (shown.image, shown.question)),
+        Message("assistant", (shown.answer,)),
+        query,
+    )
+    prompts = [
+        builder.build(tiny.queries[0], ()),
+        builder.build(tiny.queries[1], tiny.pool[:2]),
+        Prompt(turns),
+        Prompt((query,)),
+    ]
+    decoding = Decoding(max_new_tokens=6)
+    requests = [
+        Request(prompt, decoding, _SCORED if index % 2 else ())
+        for index, prompt in enumerate(prompts)
+    ]
+    return (*requests, Request(prompts[1], None, _SCORED))
+
 
 def ask(backend: VQABackend, requests: Sequence[Request]) -> Answers:
-    """What it says to each request. Raises Broken where that is not one sound result for each."""
+    """The result of each request. Fails unless there is one sound result for each."""
     answers: dict[int, Response | BackendError] = {}
+    for index, answer in _run(backend, requests):
+        assert type(index) is int and 0 <= index < len(requests), (
+            f"run gave a result for request {index!r} of {len(requests)}: give the position of "
+            "the request in the sequence, counted from 0"
+        )
+        assert index not in answers, (
+            f"run gave two results for request {index}: yield one for each request"
+        )
+        _check_answer(requests[index], answer)
+        answers[index] = answer
+    missing = [index for index in range(len(requests)) if index not in answers]
+    assert not missing, (
+        f"run gave no result for {len(missing)} of {len(requests)} requests (the first: "
+        f"{missing[0]}): yield a Response or a BackendError for each"
+    )
+    return [answers[index] for index in range(len(requests))]
+
+
+def _run(
+    backend: VQABackend, requests: Sequence[Request]
+) -> Iterator[tuple[int, Response | BackendError]]:
     try:
-        for index, answer in backend.run(requests):
-            require(
-                type(index) is int and 0 <= index < len(requests),
-                f"run gave a result for request {index!r} of {len(requests)}: give the place of "
-                "the request in the sequence, counted from 0",
-            )
-            require(
-                index not in answers,
-                f"run gave two results for request {index}: yield one for each request",
-            )
-            _check_answer(requests[index], answer)
-            answers[index] = answer
-    except Broken:
-        raise
+        yield from backend.run(requests)
     except Exception as error:
-        raise Broken(
+        raise AssertionError(
             f"run raised {type(error).__name__} ({first_line(error)}): yield (index, "
             "BackendError(why)) for the request that fails, so that the others are not lost"
         ) from error
-    missing = [index for index in range(len(requests)) if index not in answers]
-    if missing:
-        raise Broken(
-            f"run gave no result for {len(missing)} of {len(requests)} requests (the first: "
-            f"{missing[0]}): yield a Response or a BackendError for each"
-        )
-    return [answers[index] for index in range(len(requests))]
 
 
 def _check_answer(request: Request, answer: object) -> None:
     if isinstance(answer, BackendError):
-        require(
-            isinstance(answer.message, str) and bool(answer.message.strip()),
-            "a BackendError has no message: say why the request failed",
+        assert isinstance(answer.message, str) and answer.message.strip(), (
+            "a BackendError has no message: say why the request failed"
         )
         return
-    require(
-        isinstance(answer, Response),
+    assert isinstance(answer, Response), (
         f"run gave a {type(answer).__name__}: yield (index, Response(…)) or "
-        "(index, BackendError(…))",
+        "(index, BackendError(…))"
     )
-    assert isinstance(answer, Response)
-    require(
-        answer.text is None or isinstance(answer.text, str),
-        f"the text of a Response is a {type(answer.text).__name__}: give a str",
+    assert answer.text is None or isinstance(answer.text, str), (
+        f"the text of a Response is a {type(answer.text).__name__}: give a str"
     )
-    require(
-        request.decoding is None or answer.text is not None,
+    assert request.decoding is None or answer.text is not None, (
         "a request with a decoding got a Response without text: generate, or yield a "
-        "BackendError that says why not",
+        "BackendError that says why not"
     )
     given = answer.score_logprobs
-    require(
-        isinstance(given, tuple) and all(type(each) is float for each in given),
-        "score_logprobs is not a tuple of Python floats: call tolist() or float() on what a "
-        "model gives",
+    assert isinstance(given, tuple) and all(type(each) is float for each in given), (
+        "score_logprobs is not a tuple of Python floats: call tolist() or float() on what the "
+        "model returns"
     )
-    require(
-        len(given) == len(request.score),
+    assert len(given) == len(request.score), (
         f"a request with {len(request.score)} answers to score got {len(given)} "
         "log-probabilities: give one for each, in their order, and yield each result with the "
-        "index of its own request",
+        "index of its own request"
     )
-    require(
-        all(each <= 1e-3 for each in given) and not any(map(math.isnan, given)),
-        f"score_logprobs {given} are no log-probabilities: give natural logarithms, at most 0",
-    )
-
-
-# --- the checks -------------------------------------------------------------------------------
-
-
-def _has_members(subject: BackendSubject) -> None:
-    fingerprint = getattr(subject.made, "fingerprint", None)
-    require(
-        isinstance(fingerprint, str) and bool(fingerprint),
-        f"its fingerprint is {fingerprint!r}: make it a string of all that decides a response "
-        "beside the request (model, revision, precision, versions)",
-    )
-    require(
-        callable(getattr(subject.made, "run", None)),
-        "it has no method run: write run(self, requests), which yields (index, result)",
-    )
-    invariant = getattr(subject.made, "batch_invariant", False)
-    require(
-        type(invariant) is bool,
-        f"its batch_invariant is {invariant!r}: make it True where no response depends, to the "
-        "last digit, on what shares its call, or leave it out",
+    assert all(each <= 1e-3 for each in given), (
+        f"score_logprobs {given} are no log-probabilities: give natural logarithms, at most 0"
     )
 
 
-def _answers_each_once(subject: BackendSubject) -> None:
-    for request, answer in zip(subject.requests, subject.answers, strict=True):
-        if not request.score and isinstance(answer, BackendError):
-            raise Broken(
-                f"a plain question about a picture failed ({answer.message}): give the backend "
-                "what it needs, or mend it"
-            )
-    require(ask(subject.made, ()) == [], "run([]) gave results")
-
-
-def _alone_as_in_company(subject: BackendSubject) -> None:
-    for index, (request, together) in enumerate(
-        zip(subject.requests, subject.answers, strict=True)
-    ):
-        (alone,) = ask(subject.made, [request])
-        require(
-            subject.same(alone, together),
-            f"request {index} is answered {_said(together)} among others and {_said(alone)} "
-            "alone: mask the padding, and let nothing of one request reach another"
-            + (", or do not say batch_invariant" if subject.batch_invariant else ""),
-        )
-
-
-def _any_order(subject: BackendSubject) -> None:
-    backwards = ask(subject.made, subject.requests[::-1])[::-1]
-    for index, (first, second) in enumerate(zip(subject.answers, backwards, strict=True)):
-        require(
-            subject.same(first, second),
-            f"request {index} is answered {_said(first)}, and {_said(second)} where the requests "
-            "come in reverse: yield each result with the index of its own request",
-        )
-
-
-def _deterministic(subject: BackendSubject) -> None:
-    for again in (subject.made, subject.make()):
-        for first, second in zip(subject.answers, ask(again, subject.requests), strict=True):
-            require(
-                subject.same(first, second),
-                f"asked again it answers {_said(second)} instead of {_said(first)}: decode as "
-                "Decoding says, without sampling, and put the model in evaluation mode",
-            )
-
-
-def _scores_in_order(subject: BackendSubject) -> None:
-    if not subject.scores:
-        raise NotApplicable("it gives no log-probabilities, and says so")
-    request, together = subject.requests[-1], subject.answers[-1]
-    assert isinstance(together, Response)
-    one_each = ask(subject.made, [replace(request, score=(answer,)) for answer in request.score])
-    for answer, logprob, alone in zip(
-        request.score, together.score_logprobs, one_each, strict=True
-    ):
-        require(
-            isinstance(alone, Response) and subject.same(Response(alone.text, (logprob,)), alone),
-            f"{answer!r} scores {logprob:.4g} among {request.score} and "
-            f"{_said(alone)} alone: give score_logprobs in the order of Request.score",
-        )
-
-
-def _stops(subject: BackendSubject) -> None:
-    for request, answer in zip(subject.requests, subject.answers, strict=True):
-        text = answer.text if isinstance(answer, Response) else None
-        if request.decoding is not None and text is not None and len(text.strip()) > 1:
-            break
-    else:
-        raise NotApplicable("it writes no text of two letters")
-    stop = text[len(text) // 2 :]
-    decoding = replace(request.decoding, stop=(stop,))
-    (stopped,) = ask(subject.made, [replace(request, decoding=decoding)])
-    if isinstance(stopped, BackendError):
-        raise NotApplicable(f"it refuses stop strings: {stopped.message}")
-    expected = text[: text.find(stop)].strip()
-    require(
-        (stopped.text or "").strip() == expected,
-        f"with the stop string {stop!r} it answers {stopped.text!r} instead of {expected!r}: end "
-        "the text before the first of Decoding.stop",
+def _check_count(count: object) -> None:
+    assert isinstance(count, Count), (
+        f"count gave a {type(count).__name__}: return pointer_rl.types.Count(…)"
+    )
+    known = [each for each in (count.prompt_tokens, count.unique_tokens) if each is not None]
+    assert all(type(each) is int and each >= 0 for each in known), (
+        f"{count} is not a count: give each as an int, or None if it cannot be known"
+    )
+    assert len(known) < 2 or known[1] <= known[0], (
+        f"{count} has more unique_tokens than prompt_tokens: what prompts have in common counts "
+        "once in unique_tokens and each time in prompt_tokens"
     )
 
 
-def _failures_are_values(subject: BackendSubject) -> None:
-    image = UnreadableImage()
-    failing = Request(Prompt((Message("user", (image, "what is this?")),)), Decoding())
-    first, broken, last = ask(subject.made, [subject.requests[0], failing, subject.requests[-1]])
-    require(
-        not image.opened or isinstance(broken, BackendError),
-        f"a question whose picture cannot be read is answered {_said(broken)}: yield a "
-        "BackendError, for a failure must never count as an answer",
-    )
-    for answer, company in ((subject.answers[0], first), (subject.answers[-1], last)):
-        require(
-            subject.same(answer, company),
-            f"beside a request that fails it answers {_said(company)} instead of "
-            f"{_said(answer)}: let a failure touch its own request alone",
-        )
+@contextmanager
+def _nothing_runs(backend: VQABackend) -> Iterator[None]:
+    """Fails if the backend, or any torch module with parameters, runs inside."""
+    ran: list[str] = []
+    original = backend.run
+
+    def run(requests: Sequence[Request]) -> Iterator[tuple[int, Response | BackendError]]:
+        ran.append("run")
+        return original(requests)
+
+    def forward(module: Any, _: Any) -> None:
+        if any(True for _ in module.parameters()):  # image transforms have none
+            ran.append(type(module).__name__)
+
+    with ExitStack() as watched:
+        if torch := sys.modules.get("torch"):
+            hook = torch.nn.modules.module.register_module_forward_pre_hook(forward)
+            watched.callback(hook.remove)
+        with suppress(AttributeError):  # the backend is frozen, or has slots
+            backend.run = run  # type: ignore[method-assign]
+            watched.callback(setattr, backend, "run", original)
+        yield
+    assert not ran, f"count ran {ran[0]}: let it look at the requests, and compute nothing"
 
 
-def _fingerprint(subject: BackendSubject) -> None:
-    def differs(other: VQABackend) -> bool:
-        pairs = zip(subject.answers, ask(other, subject.requests), strict=True)
-        return not all(subject.same(one, another) for one, another in pairs)
-
-    check_fingerprint(subject, differs)
-
-
-def _counts(subject: BackendSubject) -> None:
-    check_count(subject.made, subject.requests)
-
-
-def _prices(subject: BackendSubject) -> None:
-    check_cost(subject.made)
+def _batch_invariant(backend: VQABackend) -> object:
+    return getattr(backend, "batch_invariant", False)
 
 
 def _said(answer: Response | BackendError) -> str:
@@ -338,20 +355,3 @@ def _said(answer: Response | BackendError) -> str:
         return f"with a failure ({answer.message})"
     logprobs = ", ".join(f"{each:.4g}" for each in answer.score_logprobs)
     return f"{answer.text!r}" + (f" (scores {logprobs})" if logprobs else "")
-
-
-_FOUNDATIONS: dict[str, Check[BackendSubject]] = {
-    "has a fingerprint and run": _has_members,
-    "answers each request once": _answers_each_once,
-    "answers again as before": _deterministic,
-    "answers in any order": _any_order,
-    "answers alone as in company": _alone_as_in_company,
-}
-_FURTHER: dict[str, Check[BackendSubject]] = {
-    "scores in the order asked": _scores_in_order,
-    "ends before a stop string": _stops,
-    "failures are values": _failures_are_values,
-    "its fingerprint tells apart what it answers": _fingerprint,
-    "counts without running": _counts,
-    "knows a price, or none": _prices,
-}

@@ -1,70 +1,40 @@
-"""What an encoder promises: `pointer_rl.types.Encoder`."""
+"""Tests of an encoder: `pointer_rl.types.Encoder`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
 
 from pointer_rl.errors import InputError, first_line
-from pointer_rl.testing.examine import Check, examine
-from pointer_rl.testing.findings import (
-    Broken,
-    Result,
-    Subject,
-    raise_findings,
-    require,
-)
-from pointer_rl.testing.plugin import check_fingerprint
-from pointer_rl.testing.tiny import tiny_dataset
-from pointer_rl.testing.unreadable import UnreadableImage
+from pointer_rl.testing.fakes import UnreadableImage, tiny_dataset
+from pointer_rl.testing.plugin import FingerprintTests
 from pointer_rl.types import Encoder, Example
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["check_encoder", "examine_encoder"]
+__all__ = ["EncoderTests"]
 
 
-def check_encoder(
-    factory: Callable[..., Encoder],
-    options: Any = None,
-    *,
-    variants: Sequence[Any] = (),
-    tolerance: float = 1e-3,
-) -> None:
-    """Raise ContractError unless the encoder that `factory(options)` makes keeps its contract.
+class EncoderTests(FingerprintTests[Encoder]):
+    """Embeds eight examples, together and one by one.
 
-    Makes it once more for each value of an option that has finitely many. `variants`: options with
-    which it embeds otherwise, so that its fingerprint must differ. `tolerance`: by how much a
-    number may differ between batches, as a share of the vector's length.
+    The encoder is built again for every other value of its `bool` and `Literal` options.
     """
-    __tracebackhide__ = True
-    subject = EncoderSubject("encoder", factory, options, variants, tolerance=tolerance)
-    raise_findings(subject, examine(subject, _FOUNDATIONS, _FURTHER))
 
-
-def examine_encoder(factory: Callable[..., Encoder], options: Any) -> Iterator[Result]:
-    """Likewise, a result for each check."""
-    return examine(EncoderSubject("encoder", factory, options), _FOUNDATIONS, _FURTHER)
-
-
-@dataclass
-class EncoderSubject(Subject[Encoder]):
-    """An encoder, and what it made of the examples when it was first asked."""
-
+    kind = "encoder"
     tolerance: float = 1e-3
+    """Largest difference of a number between batches, as a share of the vector's length."""
 
     @property
     def examples(self) -> Sequence[Example]:
-        """Pictures and questions of several sizes."""
+        """Images and questions of several sizes."""
         return tiny_dataset().pool
 
-    @cached_property
+    @property
     def vectors(self) -> Tensor:
-        """[N, dim], of all examples together."""
-        return encode(self.made, self.examples)
+        """[N, dim], of all examples in one call."""
+        return self.once("vectors", lambda: encode(self.made, self.examples))
 
     def same(self, one: Tensor, other: Tensor) -> bool:
         """Whether they are equal, within the tolerance."""
@@ -73,107 +43,80 @@ class EncoderSubject(Subject[Encoder]):
         length = one.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         return bool(((one - other).abs() <= self.tolerance * length).all())
 
+    def differs(self, other: Encoder) -> bool:
+        """Whether any vector differs."""
+        return not self.same(self.vectors, encode(other, self.examples))
+
+    def test_has_a_fingerprint_and_dim(self) -> None:
+        """The members of `Encoder` exist."""
+        fingerprint = getattr(self.made, "fingerprint", None)
+        assert isinstance(fingerprint, str) and fingerprint, (
+            f"its fingerprint is {fingerprint!r}: make it a string of everything that decides an "
+            "embedding (encoder, model, revision, options)"
+        )
+        dim = getattr(self.made, "dim", None)
+        assert type(dim) is int and dim > 0, f"its dim is {dim!r}: make it the vectors' size"
+
+    def test_gives_a_row_for_each_example(self) -> None:
+        """`encode` returns a finite float32 matrix."""
+        _ = self.vectors
+
+    def test_encodes_again_as_before(self) -> None:
+        """Encoding is deterministic."""
+        for again in (self.made, self.make()):
+            assert self.same(self.vectors, encode(again, self.examples)), (
+                "encoded again the examples have other vectors: seed what is drawn, and put the "
+                "model in evaluation mode"
+            )
+
+    def test_keeps_the_order(self) -> None:
+        """Row i belongs to example i."""
+        vectors = self.vectors
+        assert self.same(vectors, encode(self.made, self.examples[::-1]).flip(0)), (
+            "examples in reverse do not give the rows in reverse: return row i for example i"
+        )
+
+    def test_encodes_alone_as_in_a_batch(self) -> None:
+        """What shares a batch does not matter."""
+        for row, example in enumerate(self.examples):
+            assert self.same(self.vectors[row : row + 1], encode(self.made, [example])), (
+                f"example {row} has another vector alone than in a batch: mask the padding, and "
+                "keep examples of a batch independent"
+            )
+
+    def test_passes_on_the_error_of_an_unreadable_image(self) -> None:
+        """InputError for an image that cannot be decoded."""
+        image = UnreadableImage()
+        try:
+            self.made.encode([replace(self.examples[0], image=image)])
+        except InputError:
+            return
+        except Exception as error:
+            raise AssertionError(
+                f"an image that cannot be read raised {type(error).__name__} "
+                f"({first_line(error)}): let the InputError of image.open() pass"
+            ) from error
+        assert not image.opened, (
+            "an image that cannot be read got a vector: let the InputError of image.open() pass"
+        )
+
 
 def encode(encoder: Encoder, examples: Sequence[Example]) -> Tensor:
-    """Its vectors, on the CPU. Raises Broken where they are not a sound row for each example."""
-    import torch
-
+    """The vectors, on the CPU. Fails unless there is one sound row for each example."""
     vectors = encoder.encode(examples)
-    require(
-        isinstance(vectors, torch.Tensor),
-        f"encode gave a {type(vectors).__name__}: return a torch.Tensor",
+    assert isinstance(vectors, Tensor), (
+        f"encode gave a {type(vectors).__name__}: return a torch.Tensor"
     )
-    wanted = [len(examples), encoder.dim]
-    require(
-        list(vectors.shape) == wanted,
+    expected = [len(examples), encoder.dim]
+    assert list(vectors.shape) == expected, (
         f"encode gave the shape {list(vectors.shape)} for {len(examples)} examples and "
-        f"dim={encoder.dim}: return {wanted}, a row an example",
+        f"dim={encoder.dim}: return {expected}, a row an example"
     )
-    require(
-        vectors.dtype == torch.float32,
-        f"encode gave {vectors.dtype}: return float32, by .float()",
+    assert vectors.dtype == torch.float32, (
+        f"encode gave {vectors.dtype}: return float32, by .float()"
     )
-    require(
-        not vectors.requires_grad,
-        "what encode gives requires gradients: decorate it with @torch.inference_mode()",
+    assert not vectors.requires_grad, (
+        "what encode gives requires gradients: decorate it with @torch.inference_mode()"
     )
-    require(bool(vectors.isfinite().all()), "encode gave NaN or infinity: check each division")
+    assert vectors.isfinite().all(), "encode gave NaN or infinity: check each division"
     return vectors.cpu()
-
-
-def _has_members(subject: EncoderSubject) -> None:
-    fingerprint = getattr(subject.made, "fingerprint", None)
-    require(
-        isinstance(fingerprint, str) and bool(fingerprint),
-        f"its fingerprint is {fingerprint!r}: make it a string of all that decides an embedding "
-        "(encoder, model, revision, options)",
-    )
-    dim = getattr(subject.made, "dim", None)
-    require(type(dim) is int and dim > 0, f"its dim is {dim!r}: make it the vectors' size")
-
-
-def _encodes(subject: EncoderSubject) -> None:
-    _ = subject.vectors
-
-
-def _alone_as_in_company(subject: EncoderSubject) -> None:
-    for row, example in enumerate(subject.examples):
-        alone = encode(subject.made, [example])
-        require(
-            subject.same(alone, subject.vectors[row : row + 1]),
-            f"example {row} has another vector alone than among others: mask the padding, and let "
-            "nothing of one example reach another",
-        )
-
-
-def _in_order(subject: EncoderSubject) -> None:
-    backwards = encode(subject.made, subject.examples[::-1]).flip(0)
-    require(
-        subject.same(backwards, subject.vectors),
-        "examples in reverse do not give the rows in reverse: return row i for example i",
-    )
-
-
-def _deterministic(subject: EncoderSubject) -> None:
-    for again in (subject.made, subject.make()):
-        require(
-            subject.same(encode(again, subject.examples), subject.vectors),
-            "encoded again the examples have other vectors: seed what is drawn, and put the model "
-            "in evaluation mode",
-        )
-
-
-def _unreadable(subject: EncoderSubject) -> None:
-    image = UnreadableImage()
-    try:
-        subject.made.encode([replace(subject.examples[0], image=image)])
-    except InputError:
-        return
-    except Exception as error:
-        raise Broken(
-            f"a picture that cannot be read raised {type(error).__name__} ({first_line(error)}): "
-            "let the InputError of image.open() pass"
-        ) from error
-    require(
-        not image.opened,
-        "a picture that cannot be read got a vector: let the InputError of image.open() pass",
-    )
-
-
-def _fingerprint(subject: EncoderSubject) -> None:
-    check_fingerprint(
-        subject, lambda other: not subject.same(subject.vectors, encode(other, subject.examples))
-    )
-
-
-_FOUNDATIONS: dict[str, Check[EncoderSubject]] = {
-    "has a fingerprint and dim": _has_members,
-    "gives a row for each example": _encodes,
-    "encodes again as before": _deterministic,
-    "keeps the order": _in_order,
-    "encodes alone as in company": _alone_as_in_company,
-}
-_FURTHER: dict[str, Check[EncoderSubject]] = {
-    "passes on an unreadable picture": _unreadable,
-    "its fingerprint tells apart what it embeds": _fingerprint,
-}

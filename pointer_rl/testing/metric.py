@@ -1,25 +1,15 @@
-"""What a metric promises: `pointer_rl.types.Metric`."""
+"""Tests of a metric: `pointer_rl.types.Metric`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from pointer_rl.errors import InputError
-from pointer_rl.testing.examine import Check, examine
-from pointer_rl.testing.findings import (
-    Broken,
-    Result,
-    Subject,
-    raise_findings,
-    require,
-)
+from pointer_rl.testing.plugin import PluginTests
 from pointer_rl.types import Judgement, Metric
 
-__all__ = ["check_metric", "examine_metric"]
-
-Metrics = Subject[Metric]
+__all__ = ["MetricTests"]
 
 _ANNOTATORS: tuple[tuple[str, ...], ...] = (
     ("red",) * 10,
@@ -31,117 +21,95 @@ _ANNOTATORS: tuple[tuple[str, ...], ...] = (
 _ANSWERS = ("red", "Red", " red. ", "blue", "", "two", "2 dogs", "дом 🏠", "red " * 200)
 
 
-def check_metric(factory: Callable[..., Metric], options: Any = None) -> None:
-    """Raise ContractError unless the metric that `factory(options)` makes keeps its contract."""
-    __tracebackhide__ = True
-    subject = Subject("metric", factory, options)
-    raise_findings(subject, examine(subject, _FOUNDATIONS, _FURTHER))
+class MetricTests(PluginTests[Metric]):
+    """Judges a few answers against those of up to ten annotators."""
 
+    kind = "metric"
 
-def examine_metric(factory: Callable[..., Metric], options: Any) -> Iterator[Result]:
-    """Likewise, a result for each check."""
-    return examine(Subject("metric", factory, options), _FOUNDATIONS, _FURTHER)
+    def test_has_a_version(self) -> None:
+        """`version` is a string that stays until judgements change."""
+        version = getattr(self.made, "version", None)
+        assert isinstance(version, str) and version, (
+            f"its version is {version!r}: make it a string, and change it whenever a judgement "
+            "may change"
+        )
+        assert self.make().version == version, (
+            "built again it has another version: change it by hand when a judgement may change"
+        )
 
+    @property
+    def judgements(self) -> dict[tuple[str, tuple[str, ...]], Judgement | None]:
+        """The judgement of each answer by each group of annotators."""
+        return self.once(
+            "judgements",
+            lambda: {
+                (answer, given): judge(self.made, answer, given)
+                for given in _ANNOTATORS
+                for answer in _ANSWERS
+            },
+        )
 
-def judge(metric: Metric, answer: str, annotators: Sequence[str]) -> Judgement | None:
-    """The verdict; None where it says that it cannot judge. Raises Broken for any other."""
-    given = list(annotators)
-    where = f"judge({answer[:30]!r}, {given})"
-    try:
-        verdict = metric.judge(answer, given)
-    except InputError:
-        return None
-    except Exception as error:
-        raise Broken(
-            f"{where} raised {type(error).__name__}: give a Judgement, or raise InputError where "
-            "the annotators' answers do not suffice"
-        ) from error
-    require(given == list(annotators), f"{where} changed the annotators' answers: copy them first")
-    require(
-        isinstance(verdict, Judgement),
-        f"{where} gave a {type(verdict).__name__}: return Judgement(correct, accuracy)",
-    )
-    require(
-        type(verdict.correct) is bool,
-        f"{where} gave correct={verdict.correct!r}: make it True or False",
-    )
-    require(
-        isinstance(verdict.accuracy, float)
-        and math.isfinite(verdict.accuracy)
-        and 0 <= verdict.accuracy <= 1,
-        f"{where} gave accuracy={verdict.accuracy!r}: make it a float from 0 to 1",
-    )
-    return verdict
+    def test_judges_any_answer_within_0_and_1(self) -> None:
+        """Every answer gets a judgement, or InputError if the annotators' do not suffice."""
+        assert any(self.judgements.values()), "it refuses to judge any answer"
 
+    def test_judges_again_as_before(self) -> None:
+        """A judgement depends on the answers and the options alone."""
+        judgements, made_again = self.judgements, self.make()
+        for (answer, given), first in judgements.items():
+            for again in (self.made, made_again):
+                second = judge(again, answer, given)
+                assert first == second, (
+                    f"judge({answer[:30]!r}, {list(given)}) gave {first} and then {second}: let a "
+                    "judgement depend on the two answers and the options alone"
+                )
 
-def _has_version(subject: Metrics) -> None:
-    version = getattr(subject.made, "version", None)
-    require(
-        isinstance(version, str) and bool(version),
-        f"its version is {version!r}: make it a string, and change it whenever a judgement may",
-    )
-    require(
-        subject.make().version == version,
-        "made again it has another version: change it by hand, when a judgement may change",
-    )
+    def test_tells_right_from_wrong(self) -> None:
+        """An answer that all annotators gave counts more than one that nobody gave."""
+        right, wrong = (self.judgements[answer, _ANNOTATORS[0]] for answer in ("red", "blue"))
+        assert right is not None and wrong is not None, (
+            "it refuses to judge an answer that ten annotators agree on"
+        )
+        assert right.correct and right.accuracy > 0, (
+            f"the answer that all ten annotators gave is judged {right}: count it as correct"
+        )
+        assert not wrong.correct and wrong.accuracy < right.accuracy, (
+            f"an answer that nobody gave is judged {wrong}, the one that all gave {right}: tell "
+            "them apart"
+        )
 
-
-def _judges(subject: Metrics) -> None:
-    verdicts = [judge(subject.made, answer, given) for given in _ANNOTATORS for answer in _ANSWERS]
-    require(any(verdicts), "it refuses to judge any answer")
-
-
-def _deterministic(subject: Metrics) -> None:
-    again = subject.make()
-    for given in _ANNOTATORS:
+    def test_normalises_to_one_form(self) -> None:
+        """`normalise` returns a string that depends on the answer alone."""
         for answer in _ANSWERS:
-            first, second = judge(subject.made, answer, given), judge(again, answer, given)
-            require(
-                first == second == judge(subject.made, answer, given),
-                f"judge({answer[:30]!r}, {list(given)}) gave {first} and then {second}: let a "
-                "judgement depend on the two answers and the options alone",
+            form = self.made.normalise(answer)
+            assert isinstance(form, str), (
+                f"normalise({answer[:30]!r}) gave a {type(form).__name__}: return a str"
+            )
+            assert form == self.make().normalise(answer), (
+                f"normalise({answer[:30]!r}) gave two forms: let it depend on the answer alone"
             )
 
 
-def _tells_right_from_wrong(subject: Metrics) -> None:
-    given = _ANNOTATORS[0]
-    right, wrong = judge(subject.made, "red", given), judge(subject.made, "blue", given)
-    require(
-        right is not None and wrong is not None,
-        "it refuses to judge an answer that ten annotators agree on",
+def judge(metric: Metric, answer: str, annotators: Sequence[str]) -> Judgement | None:
+    """A sound judgement, or None if the metric says that it cannot judge. Fails otherwise."""
+    given = list(annotators)
+    where = f"judge({answer[:30]!r}, {given})"
+    try:
+        judgement = metric.judge(answer, given)
+    except InputError:
+        return None
+    except Exception as error:
+        raise AssertionError(
+            f"{where} raised {type(error).__name__}: return a Judgement, or raise InputError if "
+            "the annotators' answers do not suffice"
+        ) from error
+    assert given == list(annotators), f"{where} changed the annotators' answers: copy them first"
+    assert isinstance(judgement, Judgement), (
+        f"{where} gave a {type(judgement).__name__}: return Judgement(correct, accuracy)"
     )
-    assert right is not None
-    assert wrong is not None
-    require(
-        right.correct and right.accuracy > 0,
-        f"the answer that all ten annotators gave is judged {right}: count it as correct",
+    correct, accuracy = judgement.correct, judgement.accuracy
+    assert type(correct) is bool, f"{where} gave correct={correct!r}: make it True or False"
+    assert isinstance(accuracy, float) and math.isfinite(accuracy) and 0 <= accuracy <= 1, (
+        f"{where} gave accuracy={accuracy!r}: make it a float from 0 to 1"
     )
-    require(
-        not wrong.correct and wrong.accuracy < right.accuracy,
-        f"an answer that nobody gave is judged {wrong}, the one that all gave {right}: tell them "
-        "apart",
-    )
-
-
-def _normalises(subject: Metrics) -> None:
-    for answer in _ANSWERS:
-        form = subject.made.normalise(answer)
-        require(
-            isinstance(form, str),
-            f"normalise({answer[:30]!r}) gave a {type(form).__name__}: return a str",
-        )
-        require(
-            form == subject.make().normalise(answer),
-            f"normalise({answer[:30]!r}) gave two forms: let it depend on the answer alone",
-        )
-
-
-_FOUNDATIONS: dict[str, Check[Metrics]] = {
-    "has a version": _has_version,
-    "judges any answer, within [0, 1]": _judges,
-    "judges again as before": _deterministic,
-}
-_FURTHER: dict[str, Check[Metrics]] = {
-    "tells right from wrong": _tells_right_from_wrong,
-    "normalises to one form": _normalises,
-}
+    return judgement

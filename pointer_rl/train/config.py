@@ -1,4 +1,4 @@
-"""What decides a training run, and the recipes that have a name."""
+"""The options of a training run, and the recipes that have a name."""
 
 from __future__ import annotations
 
@@ -9,28 +9,9 @@ from typing import Any, Literal
 
 from pointer_rl.errors import InputError
 
-__all__ = ["FAULTS", "RECIPES", "SelectorSizes", "TrainConfig"]
+__all__ = ["DEFAULT_SELECTOR", "RECIPES", "TrainConfig"]
 
-FAULTS = {
-    "stale-old": "the old policy of the ratio, and the reference, are those from before RCE",
-    "dropout": "dropout 0.5 while learning, none where old log-probabilities are computed",
-    "top-k": "only the 3 best candidates of a group, before advantages are taken",
-    "double-zscore": "rewards are z-scored, and then once more as advantages",
-    "no-history": "old log-probabilities come from a policy that ignores what it has chosen",
-    "cross-entropy": "the checkpoint with the least held-out cross-entropy is kept",
-}
-"""What kept the ancestor's GRPO from learning, by name: for ablations."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelectorSizes:
-    """The selector that training starts with where it is given none."""
-
-    hidden_dim: int | None = None
-    """None: that of the embeddings."""
-    num_layers: int = 3
-    num_heads: int = 8
-    history: Literal["static", "gated"] = "static"
+DEFAULT_SELECTOR = "pointer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,43 +19,49 @@ class TrainConfig:
     """How to learn from groups of judged pointers: RCE first, then GRPO."""
 
     rce_epochs: int = 20
-    """Of reward-weighted cross-entropy."""
+    """Epochs of reward-weighted cross-entropy."""
     grpo_epochs: int = 5
-    """Each is an iteration: the old policy is the one at its start."""
+    """Epochs of GRPO. Each is an iteration: the old policy is the one at its start."""
     batch_size: int = 32
-    """Queries a step."""
+    """Queries per step."""
     rce_lr: float = 1e-3
+    """Learning rate of RCE."""
     grpo_lr: float = 1e-4
+    """Learning rate of GRPO."""
     rce_temperatures: tuple[float, float] = (0.1, 0.1)
-    """Of softmax(reward / T), from the first epoch to the last, linearly."""
+    """T of the weights softmax(reward / T): at the first epoch and, linearly, at the last."""
     contrast: float = 3.0
-    """Weight of the contrast between a query's own candidates, beside RCE."""
+    """Weight of the contrast between a query's own candidates, added to RCE."""
     clip: float = 0.2
-    """The ratio's range, 1 ± clip."""
+    """GRPO clips the ratio to 1 ± clip."""
     kl_beta: float = 0.3
-    """Weight of KL(policy ‖ reference), the reference being the policy at the start of GRPO."""
-    kl: Literal["exact", "sampled"] = "exact"
-    """Over the whole pool at each step; or the ancestor's estimate from the pointers at hand."""
+    """Weight of KL(policy ‖ reference), taken over the whole pool at each step."""
+    old_policy: Literal["epoch", "start"] = "epoch"
+    """The old policy of GRPO's ratio. `epoch`: the policy at the start of each epoch; the reference
+    of the KL is then the policy at the start of GRPO. `start`: both are the policy that training
+    started from, before RCE."""
     advantage: Literal["mean", "mean-std"] = "mean-std"
-    """What a reward is compared with: less the group's mean, over its standard deviation or not."""
+    """Reward minus the group's mean; `mean-std` divides by the group's standard deviation."""
     grpo_on: Literal["all", "sampled"] = "all"
-    """The candidates that GRPO learns from. `sampled`: those drawn from the policy; the others then
-    learn through RCE alone, and those through GRPO alone."""
+    """The candidates that GRPO learns from. `sampled`: those drawn from the policy, which RCE then
+    leaves out."""
     keep_by: Literal["reward", "cross_entropy"] = "reward"
-    """By what, on held-out groups, the policy to keep is chosen."""
-    own_pools: bool = False
-    """A query attends to, and chooses from, the `pool` of its record alone. Otherwise from the
-    whole pool, as it does wherever the policy is used."""
+    """The held-out metric that chooses the policy to keep."""
+    per_query_pool: bool = False
+    """A query attends to, and chooses from, the `pool` of its record. Otherwise it uses the whole
+    pool, as it does wherever the policy is used."""
     all_steps: bool = False
-    """Also teach the steps at which all candidates of a query chose the same row."""
-    imitate: bool = False
-    """Every group teaches, tied ones too: what is there is to be imitated, not compared."""
+    """Also train on the steps at which all candidates of a query made the same choice."""
+    include_zero_variance: bool = False
+    """Also train on groups whose rewards are all equal, as imitation does."""
     held_out: float = 0.1
-    """Share of the images whose queries do nothing but choose the policy to keep."""
+    """Share of the images whose queries only choose the policy to keep."""
     seed: int = 0
-    faults: frozenset[str] = frozenset()
-    """Names from FAULTS."""
-    sizes: SelectorSizes = field(default_factory=SelectorSizes)
+    """Seed of a new selector's weights and of the order of batches."""
+    selector: str = DEFAULT_SELECTOR
+    """The registered name of a new selector."""
+    selector_options: Mapping[str, object] = field(default_factory=dict)
+    """The options of a new selector, without `d_model`, which is that of the embeddings."""
 
     def __post_init__(self) -> None:
         for name in ("rce_epochs", "grpo_epochs"):
@@ -98,26 +85,21 @@ class TrainConfig:
                 raise InputError(f"{name} is {getattr(self, name)}: it cannot be below 0")
         if not 0 < self.held_out < 1:
             raise InputError(f"held_out is {self.held_out}: it must be between 0 and 1")
-        unknown = self.faults - FAULTS.keys()
-        if unknown:
-            raise InputError(f"no such fault: {', '.join(sorted(unknown))}")
 
 
-_GUIDE: Mapping[str, Any] = {
-    "rce_epochs": 25,
-    "grpo_epochs": 25,
-    "rce_lr": 5e-4,
-    "grpo_lr": 5e-6,
-    "kl_beta": 0.3,
-    "rce_temperatures": (2.0, 0.5),
-    "contrast": 0.0,
-    "all_steps": True,
-    "faults": frozenset({"stale-old"}),
-}
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "default": {},
-    "guide": _GUIDE,
-    "ancestor": {**_GUIDE, "kl": "sampled", "faults": frozenset(FAULTS)},
+    "guide": {
+        "rce_epochs": 25,
+        "grpo_epochs": 25,
+        "rce_lr": 5e-4,
+        "grpo_lr": 5e-6,
+        "kl_beta": 0.3,
+        "rce_temperatures": (2.0, 0.5),
+        "contrast": 0.0,
+        "all_steps": True,
+        "old_policy": "start",
+    },
 }
-"""`guide`: the request that pointer-rl began with (GRPO over the whole group, the policy that
-training starts from as old and reference). `ancestor`: Lever-Plus as it was, faults included."""
+"""`guide`: the request that pointer-rl began with. GRPO compares the whole group, and the policy
+that training starts from is both the old policy and the reference."""

@@ -1,9 +1,9 @@
-"""What is trained on: groups of judged pointers as tensors, and batches of them.
+"""Training data: groups of judged pointers as tensors, and batches of them.
 
-All groups of a run, whatever file or round they come from, stand side by side; a batch pads those
-that it holds. Queries with a pool of their own (`pool` in the data) are batched with those whose
-pools have the same size, so that no padding is ever attended to; a row that several of them have is
-in the batch once.
+A run has one `Groups`, whatever files or rounds its data come from; a batch pads the groups that it
+holds. Queries with their own pool (`pool` in the data) are batched with queries whose pools have
+the same size, so that no padding is ever attended to. A row that several of them share is in the
+batch once.
 
 Shapes: Q queries, C candidates of all queries, B queries of a batch, N candidates of the largest
 group in it, S shots, K pool rows (M of a query's own pool), d embedding size.
@@ -22,11 +22,12 @@ from torch import Tensor
 
 from pointer_rl.errors import InputError
 from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
+from pointer_rl.types import NO_ROW
 
 __all__ = ["Batch", "Groups"]
 
 SAMPLED = "sample"
-"""The `gen_method` of pointers that the policy drew."""
+"""The `gen_method` of pointers that a policy drew."""
 Rows = npt.NDArray[np.int32]
 
 
@@ -39,27 +40,31 @@ class Batch:
     pool: Tensor
     """[K, d] the rows that queries attend to"""
     own: Tensor | None
-    """[B, M] each query's own pool, as rows of `pool`; None: `pool` is everyone's"""
+    """[B, M] each query's own pool, as rows of `pool`; None: all queries share `pool`"""
     allowed: Tensor | None
     """[B, K], or [B, M] of own pools, bool; None: every row"""
     pointers: Tensor
-    """[B, N, S] int64 rows of `pool`, or places in the query's own; 0 where invalid"""
+    """[B, N, S] int64 rows of `pool`, or of the query's own pool; NO_ROW after the end of a shorter
+    pointer, 0 where invalid"""
     rewards: Tensor
     """[B, N] float32; 0 where invalid"""
     valid: Tensor
-    """[B, N] bool: the candidates that there are"""
+    """[B, N] bool: the places that hold a candidate"""
     sampled: Tensor
-    """[B, N] bool: those that were drawn from a policy"""
+    """[B, N] bool: the candidates that were drawn from a policy"""
     varied: Tensor
-    """[B, S] bool: the steps at which a query's candidates differ. A row that they all have in
-    common explains none of the differences between their rewards."""
+    """[B, S] bool: the steps at which a query's candidates differ: in the row, in whether they
+    stop, or in whether they have stopped before. A choice that all of them share explains none of
+    the differences between their rewards."""
     depth: int
-    """Steps up to the last that is varied for any query; at least 1"""
+    """Steps up to the last one that is varied for any query; at least 1"""
+    padded: bool
+    """Whether any pointer is shorter than S"""
 
 
 @dataclass(frozen=True, eq=False)
 class _Lists:
-    """A list of rows for each query, end to end."""
+    """A list of rows for each query, concatenated."""
 
     rows: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int64]
@@ -68,9 +73,9 @@ class _Lists:
     @classmethod
     def of(cls, lists: Sequence[Rows | None]) -> _Lists:
         """None is an empty list."""
-        there = [rows for rows in lists if rows is not None]
+        given = [rows for rows in lists if rows is not None]
         sizes = [0 if rows is None else len(rows) for rows in lists]
-        rows = np.concatenate(there).astype(np.int64) if there else np.empty(0, dtype=np.int64)
+        rows = np.concatenate(given).astype(np.int64) if given else np.empty(0, dtype=np.int64)
         return cls(rows, np.cumsum([0, *sizes], dtype=np.int64))
 
     @cached_property
@@ -81,7 +86,7 @@ class _Lists:
     def take(
         self, queries: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Of these queries, every row in a list: which query of them, and which row."""
+        """Every row in the lists of these queries: the index of its query, and the row."""
         counts = self.sizes[queries]
         which = np.repeat(np.arange(len(queries)), counts)
         first = self.offsets[queries] - (np.cumsum(counts) - counts)
@@ -94,7 +99,7 @@ class Groups:
 
     ids: Sequence[str]
     images: Sequence[str]
-    """What tells the queries' images apart."""
+    """An id of each query's image; equal for queries about the same image."""
     queries: Tensor
     """[Q, d] float32"""
     pool: Tensor
@@ -102,28 +107,25 @@ class Groups:
     offsets: npt.NDArray[np.int64]
     """[Q+1]: the candidates of query i are offsets[i]:offsets[i+1]"""
     pointers: npt.NDArray[np.int64]
-    """[C, S] rows of the whole pool"""
+    """[C, S] rows of the whole pool, padded with NO_ROW"""
     rewards: npt.NDArray[np.float32]
     """[C]"""
     sampled: npt.NDArray[np.bool_]
     """[C]"""
     pools: Sequence[Rows | None]
-    """The rows of each query's own pool, ascending as in the data; None: the whole pool."""
+    """The rows of each query's own pool, ascending as in the data; None: the whole pool"""
     excluded: Sequence[Rows | None]
-    """The rows that each query may not choose."""
+    """The rows that each query may not choose"""
 
     @classmethod
     def of(
-        cls, data: BeamDatasetWithEmbedding, shots: int | None, *, own_pools: bool = False
+        cls, data: BeamDatasetWithEmbedding, shots: int | None, *, per_query_pool: bool = False
     ) -> Groups:
-        """From a file. Raises InputError where its pointers are not all of `shots` rows."""
-        found = data.shots
-        if found != (shots or found[0],):
-            given = "more than one" if shots is None else f"--shots {shots}"
-            raise InputError(
-                f"{data.path}: its pointers have {' and '.join(map(str, found))} demonstrations "
-                f"and {given} cannot be trained on: give a file of one number of shots, and that"
-            )
+        """The groups of a file, whose pointers have `shots` rows or fewer.
+
+        `shots` defaults to the file's. Raises InputError for other pointers, and for a pointer
+        with a row that its query may not choose.
+        """
         excluded = [_union(*each) for each in zip(data.excluded, _own_rows(data), strict=True)]
         _check_choices(data, excluded)
         sample = {name: code for code, name in enumerate(data.method_names)}.get(SAMPLED, -1)
@@ -136,10 +138,10 @@ class Groups:
             queries=data.query_embeddings.vectors[torch.from_numpy(data.query_rows)].float(),
             pool=data.candidate_embeddings.vectors.float(),
             offsets=data.offsets,
-            pointers=data.pointers.astype(np.int64),
+            pointers=_padded(data, shots),
             rewards=data.rewards,
             sampled=data.methods == sample,
-            pools=data.pools if own_pools else [None] * len(data),
+            pools=data.pools if per_query_pool else [None] * len(data),
             excluded=excluded,
         )
 
@@ -151,23 +153,23 @@ class Groups:
         return int(self.pointers.shape[1])
 
     @cached_property
-    def spread(self) -> npt.NDArray[np.bool_]:
-        """[Q] whether a query's rewards differ: the others teach nothing."""
+    def zero_variance(self) -> npt.NDArray[np.bool_]:
+        """[Q] whether a query's rewards are all equal, so that there is nothing to compare."""
         starts = self.offsets[:-1]
         highest = np.maximum.reduceat(self.rewards, starts)
-        spread: npt.NDArray[np.bool_] = highest > np.minimum.reduceat(self.rewards, starts)
-        return spread
+        equal: npt.NDArray[np.bool_] = highest == np.minimum.reduceat(self.rewards, starts)
+        return equal
 
-    def teaching(self, imitate: bool) -> npt.NDArray[np.bool_]:
-        """[Q] those with something to tell: with spread, or all where they are to be imitated."""
-        return np.ones(len(self), dtype=bool) if imitate else self.spread
+    def trainable(self, include_zero_variance: bool) -> npt.NDArray[np.bool_]:
+        """[Q] the groups to train on: all, or those that are not zero-variance."""
+        return np.ones(len(self), dtype=bool) if include_zero_variance else ~self.zero_variance
 
     def with_images(self, image_of: Mapping[str, str]) -> Groups:
-        """The same, their images told apart by what the mapping gives for the queries' ids."""
+        """The same groups, with the image ids that the mapping gives for the queries' ids."""
         return replace(self, images=[image_of[id_] for id_ in self.ids])
 
     def joined(self, other: Groups) -> Groups:
-        """These and the other's, over the same pool."""
+        """These groups and the other's, over the same pool."""
         assert torch.equal(self.pool, other.pool), "one pool"
         return Groups(
             ids=[*self.ids, *other.ids],
@@ -183,7 +185,7 @@ class Groups:
         )
 
     def plan(self, queries: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
-        """These queries in batches of at most `size`, of pools of one size each."""
+        """These queries in batches of at most `size`; the pools in a batch have one size."""
         pool_sizes = self._pools.sizes[queries]
         return [
             alike[start : start + size]
@@ -199,7 +201,7 @@ class Groups:
         device: torch.device,
         rng: np.random.Generator | None = None,
     ) -> Iterator[Batch]:
-        """These queries, `size` at a time; with `rng` in random order, batches too."""
+        """These queries, `size` at a time; with `rng`, queries and batches in random order."""
         plan = self.plan(queries if rng is None else rng.permutation(queries), size)
         order = range(len(plan)) if rng is None else rng.permutation(len(plan))
         pool = self.pool.to(device)
@@ -216,9 +218,9 @@ class Groups:
 
     @cached_property
     def _placed(self) -> tuple[npt.NDArray[np.int64], _Lists]:
-        """Pointers and rows that may not be chosen, as places in the queries' own pools."""
+        """Pointers and excluded rows, as indices into the queries' own pools."""
         own, blocked, every = self._pools, self._blocked, np.arange(len(self))
-        # One key a query and row: all are looked up at once.
+        # One key per query and row, so that all are looked up at once.
         keys = np.repeat(every, own.sizes) * len(self.pool) + own.rows
         order = np.argsort(keys, kind="stable")
 
@@ -232,6 +234,7 @@ class Groups:
 
         of_candidates = np.repeat(every, np.diff(self.offsets))[:, None]
         pointers, _ = look_up(of_candidates, self.pointers)
+        pointers = np.where(self.pointers == NO_ROW, NO_ROW, pointers)
         of_blocked = np.repeat(every, blocked.sizes)
         places, inside = look_up(of_blocked, blocked.rows)
         counts = np.bincount(of_blocked[inside], minlength=len(self))
@@ -256,7 +259,9 @@ class Groups:
             held, own = np.unique(rows, return_inverse=True)
             pool, own = shared[on_device(held)], own.reshape(-1, size)
         pointers = pointers[candidates]
-        varied = (pointers != pointers[:, :1]).any(axis=1)
+        padded = bool((pointers == NO_ROW).any())
+        choices = _choices(pointers) if padded else pointers
+        varied = (choices != choices[:, :1]).any(axis=1)
         return Batch(
             queries=self.queries[torch.from_numpy(queries)].to(device),
             pool=pool,
@@ -268,11 +273,35 @@ class Groups:
             sampled=on_device(valid & self.sampled[candidates]),
             varied=on_device(varied),
             depth=1 + int(varied.any(axis=0).nonzero()[0].max(initial=0)),
+            padded=padded,
         )
 
 
+def _padded(data: BeamDatasetWithEmbedding, shots: int | None) -> npt.NDArray[np.int64]:
+    """The pointers [C, S]. Raises InputError for longer ones, or all of another length."""
+    lengths, recorded = data.shots, data.meta.get("max_shots")
+    if shots is None:
+        shots = max(1, lengths[-1], recorded if isinstance(recorded, int) else 0)
+    elif lengths[-1] > shots or (recorded is None and len(lengths) == 1 and lengths[0] < shots):
+        raise InputError(
+            f"{data.path}: its pointers have {' and '.join(map(str, lengths))} demonstrations "
+            f"and --shots {shots} cannot be trained on: give --shots {lengths[-1]}, or none"
+        )
+    pointers = np.full((len(data.pointers), shots), NO_ROW, dtype=np.int64)
+    width = min(shots, data.pointers.shape[1])
+    pointers[:, :width] = data.pointers[:, :width]
+    return pointers
+
+
+def _choices(pointers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Pointers [..., S] in which NO_ROW is the stop, and steps after it are another number."""
+    choices = pointers.copy()
+    choices[..., 1:][(pointers[..., 1:] == NO_ROW) & (pointers[..., :-1] == NO_ROW)] = NO_ROW - 1
+    return choices
+
+
 def _own_rows(data: BeamDatasetWithEmbedding) -> Sequence[Rows | None]:
-    """Each query's own row, where one matrix embeds queries and pool (the guide's `--img-emb`)."""
+    """Each query's own row, if one matrix embeds queries and pool (the guide's `--img-emb`)."""
     if data.query_embeddings is not data.candidate_embeddings:
         return [None] * len(data)
     return [np.array([row], dtype=np.int32) for row in data.query_rows]
@@ -287,6 +316,7 @@ def _check_choices(data: BeamDatasetWithEmbedding, excluded: Sequence[Rows | Non
             wrong |= ~np.isin(rows, own)
         if blocked is not None:
             wrong |= np.isin(rows, blocked)
+        wrong &= rows != NO_ROW
         if wrong.any():
             raise InputError(
                 f"{data.path}: query {data.ids[query]!r} has a pointer with the row "

@@ -1,21 +1,22 @@
-"""An epoch of RCE, an epoch of GRPO, and what a policy is worth on held-out groups.
+"""Epochs of RCE and of GRPO, and what a policy is worth on held-out groups.
 
-Three policies are kept apart: the one that learns; `old`, the ratio's, which is what it was at the
-start of the epoch; and `reference`, the KL's, which is what it was at the start of GRPO. The one
-that drew the data is in none of the losses: log-probabilities recorded in the data are not used.
+Three policies are kept apart. The one that learns; `old`, in the ratio, which is the policy at the
+start of the epoch; and `reference`, in the KL, which is the policy at the start of GRPO
+(`TrainConfig.old_policy` has the guide's alternative). The policy that drew the data is in no loss:
+log-probabilities recorded in the data are not used.
 
-Dropout is off throughout (but for the fault of that name), so that a policy has one probability for
-a pointer, whoever computes it.
+Dropout is off throughout, so that a policy gives a pointer one probability, whoever computes it.
 
-Shapes: B queries, N candidates, K pool rows.
+Shapes: B queries, N candidates, S shots, K pool rows, C choices of a step: the rows and, for a
+selector that can stop, to stop.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from pointer_rl.selectors.pointer import EncodedPool, PointerSelector
+from pointer_rl.selectors.decoding import logits_along
+from pointer_rl.selectors.selector import EncodedPool, Selector, check_embeddings
 from pointer_rl.train import losses
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Batch, Groups
@@ -35,64 +37,65 @@ __all__ = [
     "frozen",
     "pointer_logprobs",
     "step_logprobs",
-    "without_history",
 ]
 
 Metrics = dict[str, float]
+SelectorT = TypeVar("SelectorT", bound=Selector)
 _GRADIENT_NORM = 1.0
 _WARMUP_STEPS = 50
-_TOP_K = 3
-_DROPOUT = 0.5
 
 
 def step_logprobs(
-    selector: PointerSelector,
+    selector: Selector,
     batch: Batch,
     steps: int | None = None,
     encoded: EncodedPool | None = None,
 ) -> list[Tensor]:
-    """For each step the log-probabilities of the next row along the batch's pointers.
+    """For each step the log-probabilities of the choices along the batch's pointers.
 
-    [B, 1, K] at the first step, which all candidates share, then [B, N, K]. `steps`: only the first
-    of them. `encoded`: the pool of all queries, where `selector` has encoded it already.
+    [B, 1, C] at the first step, which all candidates share, then [B, N, C]. `steps`: only the first
+    of them. `encoded`: the shared pool, if `selector` has encoded it already. A step that a pointer
+    does not take has probability 1 on its last choice; see `logits_along`.
     """
     pool = encoded
     if pool is None or batch.own is not None:
-        pool = selector.project(batch.pool)
+        pool = selector.encode_pool(batch.pool)
     if batch.own is not None:
         pool = pool.of(batch.own)
-    state = selector.attend(batch.queries, pool, batch.allowed)
-    logprobs = [selector.step_logits(state).log_softmax(-1)]
-    for rows in batch.pointers.unbind(-1)[: (steps or batch.pointers.shape[-1]) - 1]:
-        state = selector.advance(state, rows)
-        logprobs.append(selector.step_logits(state).log_softmax(-1))
-    return logprobs
+    state = selector.encode(batch.queries, pool, batch.allowed)
+    along = logits_along(selector, state, batch.pointers[..., :steps], padded=batch.padded)
+    return [logits.log_softmax(-1) for logits in along]
 
 
-def pointer_logprobs(batch: Batch, steps: list[Tensor], taught: Tensor | None = None) -> Tensor:
+def pointer_logprobs(batch: Batch, steps: list[Tensor], loss_mask: Tensor | None = None) -> Tensor:
     """[B, N] log-probabilities of the pointers, from those of their steps; 0 where invalid.
 
-    `taught` [B, S] bool: only those of these steps; None: of all, that is the policy's own. Steps
-    after the last that is taught need not be there.
+    For a selector that can stop, a pointer shorter than S includes its stop. For one that never
+    stops, it is the log-probability of the rows that the pointer has.
+
+    `loss_mask` [B, S] bool: sum only these steps, of which `steps` may lack those after the last.
+    None: sum all steps, which is the policy's own log-probability.
     """
-    chosen = [
-        logprobs.expand(*batch.pointers.shape[:2], -1).gather(-1, rows.unsqueeze(-1)).squeeze(-1)
-        for logprobs, rows in zip(steps, batch.pointers.unbind(-1), strict=False)
-    ]
+    chosen = []
+    for logprobs, rows in zip(steps, batch.pointers.unbind(-1), strict=False):
+        if batch.padded:
+            rows = rows.where(rows >= 0, logprobs.shape[-1] - 1)
+        logprobs = logprobs.expand(*batch.pointers.shape[:2], -1)
+        chosen.append(logprobs.gather(-1, rows.unsqueeze(-1)).squeeze(-1))
     logprobs_BNS = torch.stack(chosen, dim=-1)
-    if taught is not None:
-        logprobs_BNS = logprobs_BNS.where(taught[:, None, : len(steps)], 0.0)
+    if loss_mask is not None:
+        logprobs_BNS = logprobs_BNS.where(loss_mask[:, None, : len(steps)], 0.0)
     return logprobs_BNS.sum(-1).masked_fill(~batch.valid, 0.0)
 
 
-def frozen(selector: PointerSelector) -> PointerSelector:
+def frozen(selector: SelectorT) -> SelectorT:
     """A copy that learns no more."""
     return copy.deepcopy(selector).eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate of each step of a stage: a warm-up, then linearly to 5 % of its height."""
+    """The learning rate of each step of a stage: warm-up, then a linear decay to 5 %."""
 
     lr: float
     steps: int
@@ -103,7 +106,7 @@ class Schedule:
 
 
 class _Mean:
-    """Means over an epoch, kept on the device: reading them at each step would wait for it."""
+    """Means over an epoch, kept on the device, since reading them at each step would block."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -122,11 +125,11 @@ class _Mean:
 
 
 class Learner:
-    """A selector, the groups that it learns from, and those that it is chosen by."""
+    """A selector, the groups that it trains on, and the held-out groups that choose checkpoints."""
 
     def __init__(
         self,
-        selector: PointerSelector,
+        selector: Selector,
         groups: Groups,
         training: npt.NDArray[np.int64],
         held_out: npt.NDArray[np.int64],
@@ -137,14 +140,13 @@ class Learner:
         self.config = config
         self.device = device
         self._groups = groups
-        selector.check(groups.queries, "query")
-        selector.check(groups.pool, "pool")
-        teaching = groups.teaching(config.imitate)
-        self.tied_share = 1 - float(teaching[training].mean())
-        """Of the training groups, those that teach nothing, since their rewards are all equal."""
-        self._training = training[teaching[training]]
-        """The groups that teach: the tied ones are left out of every term."""
-        self._held_out = held_out[teaching[held_out]]
+        check_embeddings(groups.queries, selector.config.d_model, "query")
+        check_embeddings(groups.pool, selector.config.d_model, "pool")
+        trainable = groups.trainable(config.include_zero_variance)
+        self.excluded_share = 1 - float(trainable[training].mean())
+        """Share of the training groups that are left out of every loss, being zero-variance."""
+        self._training = training[trainable[training]]
+        self._held_out = held_out[trainable[held_out]]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -158,12 +160,11 @@ class Learner:
         rng: np.random.Generator,
         temperature: float,
     ) -> Metrics:
-        """Reward-weighted cross-entropy over every group with spread, once."""
+        """One pass of reward-weighted cross-entropy over the training groups."""
         mean = _Mean()
         for step, batch in enumerate(self._batches(rng), first_step):
-            with self._dropout(rng):
-                steps = step_logprobs(self.selector, batch, self._depth(batch))
-            logprobs = pointer_logprobs(batch, steps, self._taught(batch))
+            steps = step_logprobs(self.selector, batch, self._depth(batch))
+            logprobs = pointer_logprobs(batch, steps, self._loss_mask(batch))
             valid = batch.valid if self.config.grpo_on == "all" else batch.valid & ~batch.sampled
             rce = losses.rce_loss(logprobs, batch.rewards, valid, temperature)
             contrast = losses.contrast_loss(logprobs, batch.rewards, valid)
@@ -179,27 +180,26 @@ class Learner:
         schedule: Schedule,
         first_step: int,
         rng: np.random.Generator,
-        old: PointerSelector,
-        reference: PointerSelector,
+        old: Selector,
+        reference: Selector,
     ) -> Metrics:
-        """Clipped policy gradient with a KL term over every group with spread, once.
+        """One pass of the clipped policy gradient with a KL term over the training groups.
 
-        Where `old` is `reference`, the same object, it is asked once.
+        If `old` and `reference` are the same object, it is evaluated once.
         """
         mean = _Mean()
         old_pool, reference_pool = self._encoded(old), self._encoded(reference)
         for step, batch in enumerate(self._batches(rng), first_step):
             valid, advantage = self._compared(batch)
-            with self._dropout(rng):
-                steps = step_logprobs(self.selector, batch)
-            taught = self._taught(batch)
-            logprobs = pointer_logprobs(batch, steps, taught)
+            steps = step_logprobs(self.selector, batch)
+            loss_mask = self._loss_mask(batch)
+            logprobs = pointer_logprobs(batch, steps, loss_mask)
             with torch.no_grad():
                 reference_steps = step_logprobs(reference, batch, encoded=reference_pool)
                 old_steps = reference_steps
                 if old is not reference:
                     old_steps = step_logprobs(old, batch, self._depth(batch), old_pool)
-                old_logprobs = pointer_logprobs(batch, old_steps, taught)
+                old_logprobs = pointer_logprobs(batch, old_steps, loss_mask)
             ppo, clipped = losses.clipped_ratio_loss(
                 logprobs, old_logprobs, advantage, valid, self.config.clip
             )
@@ -215,32 +215,27 @@ class Learner:
             mean.add("entropy", _entropy(steps[0]))
         return mean.metrics()
 
-    def _taught(self, batch: Batch) -> Tensor | None:
+    def _loss_mask(self, batch: Batch) -> Tensor | None:
         return None if self.config.all_steps else batch.varied
 
     def _depth(self, batch: Batch) -> int | None:
-        """How many steps are taught: what comes after them need not be computed."""
+        """How many steps the loss needs; None: all."""
         return None if self.config.all_steps else batch.depth
 
     @torch.no_grad()
-    def _encoded(self, selector: PointerSelector) -> EncodedPool | None:
-        """The pool as a policy sees it that does not learn: once for all batches that share it."""
-        if self.config.own_pools:
+    def _encoded(self, selector: Selector) -> EncodedPool | None:
+        """The pool that all batches share, encoded by a policy that does not learn."""
+        if self.config.per_query_pool:
             return None
-        return selector.project(self._groups.pool.to(self.device))
+        return selector.encode_pool(self._groups.pool.to(self.device))
 
     def _compared(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The candidates that GRPO compares, [B, N] bool, and their advantages."""
         valid, rewards = batch.valid, batch.rewards
         if self.config.grpo_on == "sampled":
             valid = batch.sampled
-            # Those that are left may be tied, and then have no advantage but would have a KL.
-            valid = valid & losses.has_spread(rewards, valid).unsqueeze(-1)
-        if "top-k" in self.config.faults:
-            best = rewards.masked_fill(~valid, -torch.inf).topk(min(_TOP_K, rewards.shape[1]))
-            valid = valid & torch.zeros_like(valid).scatter(1, best.indices, True)
-        if "double-zscore" in self.config.faults:
-            rewards = losses.standardise(rewards, valid)
+            # The sampled ones may have equal rewards: no advantage, but they would add a KL.
+            valid = valid & ~losses.zero_variance(rewards, valid).unsqueeze(-1)
         divide = self.config.advantage == "mean-std"
         return valid, losses.advantages(rewards, valid, divide_by_std=divide)
 
@@ -248,31 +243,27 @@ class Learner:
         self, batch: Batch, valid: Tensor, steps: list[Tensor], reference: list[Tensor]
     ) -> Tensor:
         """[B] KL against the reference, averaged over the candidates compared."""
-        if self.config.kl == "exact":
-            kl = torch.stack(
-                [
-                    losses.exact_kl(*pair).expand(valid.shape)
-                    for pair in zip(steps, reference, strict=True)
-                ]
-            ).sum(0)
-        else:
-            pair = (pointer_logprobs(batch, steps), pointer_logprobs(batch, reference))
-            kl = losses.sampled_kl(*pair, valid)
+        kl = torch.stack(
+            [
+                losses.exact_kl(*pair).expand(valid.shape)
+                for pair in zip(steps, reference, strict=True)
+            ]
+        ).sum(0)
         return kl.where(valid, 0.0).sum(-1) / valid.sum(-1).clamp(min=1)
 
     @torch.no_grad()
-    def held_out(self, selector: PointerSelector | None = None) -> Metrics:
-        """What the selector, or another, is worth on held-out groups that teach.
+    def held_out(self, selector: Selector | None = None) -> Metrics:
+        """What the selector, or another one, is worth on the held-out groups.
 
-        `reward`: expected (`losses.expected_reward`), by the steps that are taught; `best`: that of
-        the best candidate of each; `cross_entropy`: RCE at its last temperature.
+        `reward`: expected reward (`losses.expected_reward`), from the steps of the loss; `best`:
+        the reward of each group's best candidate; `cross_entropy`: RCE at its last temperature.
         """
         mean = _Mean()
         selector = selector or self.selector
         pool = self._encoded(selector)
         for batch in self._groups.batches(self._held_out, self.config.batch_size, self.device):
             steps = step_logprobs(selector, batch, self._depth(batch), pool)
-            logprobs = pointer_logprobs(batch, steps, self._taught(batch))
+            logprobs = pointer_logprobs(batch, steps, self._loss_mask(batch))
             scored = (logprobs, batch.rewards, batch.valid)
             mean.add("reward", losses.expected_reward(*scored))
             mean.add("best", batch.rewards.masked_fill(~batch.valid, -torch.inf).amax(-1))
@@ -283,21 +274,6 @@ class Learner:
     def _batches(self, rng: np.random.Generator) -> Iterator[Batch]:
         return self._groups.batches(self._training, self.config.batch_size, self.device, rng)
 
-    @contextmanager
-    def _dropout(self, rng: np.random.Generator) -> Iterator[None]:
-        """The fault `dropout`: on in this block, drawn from `rng` alone. Else nothing."""
-        if "dropout" not in self.config.faults:
-            yield
-            return
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(int(rng.integers(2**63)))
-            self.selector.dropout.p = _DROPOUT
-            self.selector.train()
-            try:
-                yield
-            finally:
-                self.selector.eval()
-
     def _step(self, optimizer: torch.optim.Optimizer, lr: float, loss: Tensor) -> None:
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -307,15 +283,9 @@ class Learner:
         optimizer.step()
 
 
-def without_history(selector: PointerSelector) -> PointerSelector:
-    """The fault `no-history`: a copy that scores every step with the first step's query."""
-    copied = frozen(selector)
-    copied.config = replace(copied.config, history="static")
-    return copied
-
-
 def _entropy(logprobs: Tensor) -> Tensor:
-    """Of the first choice, in nats: [B]."""
+    """Entropy of the first choice, in nats: [B]."""
     logprobs = logprobs.detach()
     terms = logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)
-    return -terms.sum(-1).squeeze(1)
+    # All candidates share the distribution; those that choose nothing have 0 (`logits_along`).
+    return -terms.sum(-1).amin(1)

@@ -1,34 +1,34 @@
-"""`pointer-rl train --online`: propose from the policy, ask, learn from all there is, again.
+"""`pointer-rl train --online`: propose with the policy, ask, learn from everything so far, repeat.
 
 A round takes queries that have not been asked, lets the best policy so far propose pointers for
-them, and has the backend answer, through the store of responses. What comes back is kept as RL data
-in rounds/round-N.json: a run that was killed reads it there. Then RCE and GRPO learn from the
-groups of all rounds, and of the logged data where there are any. Before there is a group with
-something to tell to train on and one to hold out, a round is only asked.
+them, and has the backend answer, through the response cache. The answers are kept as RL data in
+rounds/round-N.json, from which an interrupted run continues. Then RCE and GRPO learn from the
+groups of all rounds, and of the logged data if there are any. As long as there is no group with
+different rewards to train on, or none to hold out, rounds only ask.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+import pointer_rl_schemas
 from pointer_rl.datasets.leakage import AllowedRows, image_content
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
-from pointer_rl.generate.pipeline import GenerateConfig, Generation, generate
-from pointer_rl.generate.run import SCHEMA_VERSION
-from pointer_rl.records.records import RecordWriter, to_record
-from pointer_rl.registry import registry
 from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.selectors.bundle import DataFile
-from pointer_rl.session.judge import Judge
+from pointer_rl.session.candidates import CandidateJob
+from pointer_rl.session.journal import Journal
+from pointer_rl.session.observer import Observer
 from pointer_rl.session.resolve import describe_policy
-from pointer_rl.session.session import Named, TrialOptions, Workbench
+from pointer_rl.session.session import PluginRef, Session, SessionOptions
+from pointer_rl.session.windows import WINDOW, due_windows, run_windows
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
 from pointer_rl.train.learner import frozen
@@ -44,29 +44,28 @@ from pointer_rl.train.run import (
     identity,
 )
 from pointer_rl.train.sources import Source, embedded, start_policy
-from pointer_rl.train.trainer import SPLIT_SEED, EpochLine, Trainer, round_stages, split_by_image
-from pointer_rl.types import Example, Outcome, Pool
+from pointer_rl.train.trainer import SPLIT_SEED, Trainer, round_stages, split_by_image
+from pointer_rl.types import Example, Executor, Pool
 
 __all__ = ["OnlineConfig", "OnlineRun", "run_online"]
 
-
 PROBE = "probe"
-"""The generator that proposes: the rewards of its pointers differ by one row, so that few of them
-for a query teach much."""
+"""The generator that proposes. Its pointers differ in one row, so that few of them per query teach
+much."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineConfig:
-    """What is asked while learning."""
+    """What an online run asks."""
 
     max_calls: int
-    """Trials at most, in all rounds; those that the store already answers count too, so that a run
-    is the same whatever it holds."""
+    """Most trials in all rounds. Cached ones count too, so that a run does not depend on the cache.
+    """
     rounds: int = 4
     pointers: int = 4
-    """Asked for each query of a round: probes of the rows that the policy ranks highest."""
+    """Pointers per query of a round: probes of the rows that the policy ranks highest."""
     rce_epochs: int = 8
-    """Of a round."""
+    """RCE epochs in a round."""
     grpo_epochs: int = 2
 
     def __post_init__(self) -> None:
@@ -80,64 +79,57 @@ class OnlineConfig:
 
     @property
     def queries(self) -> int:
-        """Of a round."""
+        """Queries in a round."""
         return self.max_calls // (self.rounds * self.pointers)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineRun:
-    """All that decides a run that asks."""
+    """Everything that decides an online run."""
 
-    trials: TrialOptions
+    session: SessionOptions
     output: Output
     online: OnlineConfig
     config: TrainConfig = TrainConfig()
-    """Of the logged data, where there are any."""
+    """How to learn from the logged data, if there are any; rounds change only the epochs."""
     data: Path | None = None
-    """RL data to start with."""
-    reward: Named = Named("hard_plus_soft")
+    """RL data to start from."""
+    reward: PluginRef = PluginRef("hard_plus_soft")
     shots: int | None = None
-    """None: those of `data` or, without, 2."""
+    """Demonstrations in a pointer; None takes the number in `data`, or 2 without data."""
     sft_ckpt: Path | None = None
+    executor: PluginRef = PluginRef("in-process")
 
 
-def run_online(
-    run: OnlineRun,
-    on_epoch: Callable[[EpochLine], object] = lambda line: None,
-    on_start: Callable[[int], object] = lambda queries: None,
-    on_query: Callable[[], object] = lambda: None,
-    on_outcome: Callable[[Outcome], object] = lambda outcome: None,
-    on_tied: Callable[[str], object] = lambda sentence: None,
-) -> TrainResult:
-    """Learn while asking, and write the bundle.
+def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
+    """Learn while asking, and write the bundle. However the run ends, the same run continues it.
 
-    `on_tied` is told, in words, of a round that teaches nothing.
-    Raises InputError, before the first trial, for what is missing or does not fit; and at the end
-    where no round taught anything.
+    Raises InputError, before the first trial, for anything that is missing or does not fit, and at
+    the end if no round taught anything.
     """
     if run.config.grpo_on == "sampled":
         raise InputError("--grpo-on sampled: online rounds ask probes, which no policy draws")
-    if run.config.own_pools:
+    if run.config.per_query_pool:
         raise InputError("--own-pools: online learning proposes from the whole pool")
-    workbench = Workbench(run.trials)
-    workbench.check_answers(workbench.queries)
-    embeddings, pool = workbench.embeddings(workbench.dataset.queries)
-    about = workbench.describe_dataset(workbench.queries)
-    source = embedded(workbench.dataset, embeddings, pool, about)
+    session = Session(run.session, observer)
+    executor: Executor = run.executor.configure("executor").create()
+    session.check_answers(session.queries)
+    embeddings, pool = session.embeddings(session.dataset.queries)
+    about = session.describe_dataset(session.queries)
+    source = embedded(session.dataset, embeddings, pool, about)
     logged = None if run.data is None else source.read(run.data, run.reward)
-    images = _images(workbench)
+    images = _images(session)
     groups = None
     if logged is not None:
         check_rewarded(logged)
         groups = Groups.of(logged, run.shots).with_images(images)
         check_teaches(logged, groups)
     shots = run.shots or (2 if groups is None else groups.shots)
-    allowed = AllowedRows(workbench.dataset.pool)
-    allowed.check(workbench.queries, shots)
-    start = start_policy(run.sft_ckpt, source, run.config.sizes, run.config.seed)
-    judge = workbench.judge()
+    AllowedRows(session.dataset.pool).check(session.queries, shots)
+    start = start_policy(run.sft_ckpt, source, run.config)
+    backend = session.backend
     run.output.prepare(run.data, run.sft_ckpt)
-    asked = workbench.describe(workbench.queries, judge)
+    asked = session.describe(session.queries)
     decided = identity(
         run.config,
         source,
@@ -146,19 +138,19 @@ def run_online(
         reward=run.reward.name,
         reward_options=dict(run.reward.options),
         shots=shots,
-        backend=judge.backend.fingerprint,
+        backend=backend.fingerprint,
         **{name: asked[name] for name in ("dataset", "prompt", "metric", "decoding")},
         online=asdict(run.online),
     )
-    asking = _Asking(run, shots, workbench, source, pool, allowed, judge)
-    on_start(run.online.rounds * run.online.queries)
+    asking = _Asking(run, shots, session, source, pool, executor)
+    observer.start(run.online.rounds * run.online.queries)
     with ExitStack() as stack:
-        record = stack.enter_context(Recorder(run.output, on_epoch))
-        device = resolve_device(run.trials.device or "auto")
+        record = stack.enter_context(Recorder(run.output, observer))
+        device = resolve_device(run.session.device or "auto")
         path = run.output.folder / CHECKPOINT
         trainer = Trainer(start, run.config, device, path, decided, record.epoch)
         record.log = trainer.log
-        # A round may be written before anything is learned, and is for this run alone.
+        # A round may be written before anything is learned, and belongs to this run alone.
         trainer.save()
         done = 0
         if groups is not None:
@@ -174,15 +166,17 @@ def run_online(
             if not path.exists():
                 knows = bool(trainer.log) or run.sft_ckpt is not None
                 policy = SelectorPolicy(frozen(trainer.best), device)
-                asking.ask(path, number, queries, policy, knows, on_query, on_outcome)
+                asking.ask(path, number, queries, policy, knows)
+            else:
+                observer.finish(len(queries))
             fresh = Groups.of(source.read(path, run.reward), shots).with_images(images)
             groups = fresh if groups is None else groups.joined(fresh)
             known |= {query.id for query in queries}
             missing = _missing(groups, run.config)
-            if not fresh.spread.any():
-                on_tied(f"round {number}: every group is tied: its trials teach nothing")
+            if fresh.zero_variance.all():
+                observer.say(f"round {number}: no group has different rewards: it teaches nothing")
             elif missing is not None:
-                on_tied(f"round {number}: too little to learn from yet: {missing}")
+                observer.say(f"round {number}: too little to learn from yet: {missing}")
             if missing is not None:
                 continue
             stages = round_stages(of_round, number)
@@ -195,51 +189,54 @@ def run_online(
             f"{run.output.folder / ROUNDS}: raise --max-calls or --pointers, with --overwrite"
         )
     data = None if logged is None else DataFile(name=logged.path.name, sha256=logged.sha256)
-    finish(trainer, source, groups, run.output.folder, data, run.sft_ckpt)
-    return TrainResult(run.output.folder, trainer.log, trainer.kept)
+    written = finish(trainer, source, groups, run.output.folder, data, run.sft_ckpt)
+    return TrainResult(run.output.folder, trainer.log, trainer.kept, unchanged=not written)
 
 
 def _missing(groups: Groups, config: TrainConfig) -> InputError | None:
-    """Why the groups cannot be learned from yet."""
+    """Why the groups cannot be learned from yet; None if they can."""
     try:
-        split_by_image(groups, config.held_out, SPLIT_SEED, imitate=config.imitate)
+        split_by_image(
+            groups,
+            config.held_out,
+            SPLIT_SEED,
+            include_zero_variance=config.include_zero_variance,
+        )
     except InputError as error:
         return error
     return None
 
 
-def _images(workbench: Workbench) -> dict[str, str]:
-    """What tells the queries' images apart: ids where all have one, else their content."""
-    queries = workbench.dataset.queries
+def _images(session: Session) -> dict[str, str]:
+    """Query id → its image's id or, unless all queries have one, a key of its content."""
+    queries = session.dataset.queries
     if all(query.image_id is not None for query in queries):
         return {query.id: str(query.image_id) for query in queries}
     return {query.id: image_content(query) for query in queries}
 
 
 class _Asking:
-    """Rounds of trials."""
+    """Asks rounds of trials."""
 
     def __init__(
         self,
         run: OnlineRun,
         shots: int,
-        workbench: Workbench,
+        session: Session,
         source: Source,
         pool: Pool,
-        allowed: AllowedRows,
-        judge: Judge,
+        executor: Executor,
     ) -> None:
         self._run = run
         self._shots = shots
-        self._workbench = workbench
+        self._session = session
         self._source = source
         self._pool = pool
-        self._allowed = allowed
-        self._judge = judge
+        self._executor = executor
 
     def queries(self, number: int, known: set[str]) -> Sequence[Example]:
-        """Those of a round, in random order: not asked yet or, once these are used up, again."""
-        every = self._workbench.queries
+        """The queries of a round, in random order; queries that were asked before come last."""
+        every = self._session.queries
         rng = np.random.default_rng([self._run.config.seed, number])
         drawn = [every[index] for index in rng.permutation(len(every))]
         drawn.sort(key=lambda query: query.id in known)
@@ -252,59 +249,52 @@ class _Asking:
         queries: Sequence[Example],
         policy: SelectorPolicy,
         knows: bool,
-        on_query: Callable[[], object],
-        on_outcome: Callable[[Outcome], object],
     ) -> None:
-        """Write a round's RL data: the whole round or nothing.
+        """Write a round's RL data.
 
-        Raises InputError, and keeps nothing, where every trial failed.
-        A policy that `knows` nothing yet ranks rows no better than chance: the first round then
-        probes the most similar ones.
+        A policy that `knows` nothing yet ranks rows no better than chance, so the first round then
+        probes the most similar rows. Raises InputError, and keeps nothing, if every trial failed.
         """
         ranked_by = "policy" if knows else "similarity"
-        options = {"num": self._run.online.pointers, "by": ranked_by}
-        probe = registry().configure("generator", PROBE, options)
-        # Each round draws anew, for a query that was asked before too.
+        probe = PluginRef(PROBE, {"num": self._run.online.pointers, "by": ranked_by})
+        # Each round draws anew, also for a query that was asked before.
         seed = (self._run.config.seed + 1) * 1_000_003 + number
-        config = GenerateConfig(shots=self._shots, seed=seed)
         rows = {id_: row for row, id_ in enumerate(self._source.queries.ids or ())}
-        vectors = self._source.queries.vectors[[rows[query.id] for query in queries]]
+        job = CandidateJob(
+            session=self._session,
+            queries=queries,
+            embeddings=self._source.queries.vectors[[rows[query.id] for query in queries]],
+            pool=self._pool,
+            policy=policy,
+            generators={PROBE: probe},
+            shots=self._shots,
+            seed=seed,
+        )
         meta = {
-            "schema_version": SCHEMA_VERSION,
-            **self._workbench.describe(queries, self._judge),
+            "schema_version": pointer_rl_schemas.version("pointer_candidates"),
+            **self._session.describe(queries),
             "policy": describe_policy(policy),
-            "generators": [probe.describe()],
+            "generators": [probe.configure("generator").describe()],
             "round": number,
-            **asdict(config),
+            "shots": self._shots,
+            "seed": seed,
+            "dedup": job.dedup,
+            "window": WINDOW,
         }
-        failures: list[str | None] = []
-        partial = path.with_name(f".{path.name.removesuffix('.json')}.partial.json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with RecordWriter(partial, meta) as writer:
-            generation = Generation(
-                queries,
-                vectors,
-                self._pool,
-                self._allowed,
-                policy,
-                {PROBE: probe.create()},
-                self._judge,
-                config,
-            )
-            for judged in generate(generation, on_outcome):
-                record = to_record(
-                    judged.query,
-                    judged.candidates,
-                    self._workbench.metric.normalise,
-                    judged.excluded,
+        ids = [query.id for query in queries]
+        with Journal(path, meta, ids) as journal:
+            todo = due_windows(journal, WINDOW, cached=self._session.cache is not None)
+            deque(run_windows(job, todo, self._executor, journal, self._session.observer), maxlen=0)
+            failures = [
+                candidate.get("eval_error")
+                for record in journal.records()
+                for candidate in record["pointer_candidates"]
+            ]
+            if all(failures):
+                journal.remove()
+                raise InputError(
+                    f"round {number}: all {len(failures):,} trials failed, the first with: "
+                    f"{failures[0]}; the same command asks them again"
                 )
-                writer.write(judged.query.id, record)
-                failures += [outcome.failure for _, outcome in judged.candidates]
-                on_query()
-        if all(failures):
-            partial.unlink()
-            raise InputError(
-                f"round {number}: all {len(failures):,} trials failed, the first with: "
-                f"{failures[0]}; --resume asks them again"
-            )
-        os.replace(partial, path)
+            journal.finish()

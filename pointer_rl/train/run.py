@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pointer_rl.datasets.embeddings import atomic_write, digest_vectors
+from pointer_rl.datasets.embeddings import digest_vectors
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError, MissingExtraError
+from pointer_rl.files import remove_leftovers, write_text
 from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
-from pointer_rl.selectors import PointerSelector, SelectorPolicy
+from pointer_rl.selectors import Selector, SelectorPolicy
 from pointer_rl.selectors.bundle import (
     BundleInfo,
     DataFile,
@@ -24,7 +24,8 @@ from pointer_rl.selectors.bundle import (
     read_query_ids,
     save_bundle,
 )
-from pointer_rl.session.session import Named
+from pointer_rl.session.observer import Observer
+from pointer_rl.session.session import PluginRef
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
 from pointer_rl.train.learner import frozen
@@ -37,60 +38,58 @@ CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 ROUNDS = "rounds"
 EVENTS = "tensorboard"
-_LEFTOVER = re.compile(
-    r"\.*(checkpoint|model|pool|config|bundle|metrics|query_ids|README|round-\d+(\.partial)?)\.[a-z]+"
-    r"\.(tmp)?\d+(\.tmp)?|\.round-\d+\.partial\.json"
-)
-"""What a run that was killed was writing: files under temporary names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """The folder that a run writes, and what to do about one that is there."""
+    """The folder that a run writes."""
 
     folder: Path
-    resume: bool = False
-    """Go on from its checkpoint, if any."""
     overwrite: bool = False
-    """Start anew."""
+    """Start over; otherwise an interrupted run in the folder is continued."""
     tensorboard: bool = False
-    """Write the epochs' lines as TensorBoard's events too."""
+    """Also write the metrics of each epoch as TensorBoard events."""
 
     def prepare(self, *inputs: Path | None) -> None:
-        """Raise InputError for a folder that holds a run, and neither option says what to do.
+        """Make the folder ready: create it, empty it of the run in it, or keep that to continue.
 
-        MissingExtraError without TensorBoard where it is wanted, before anything is deleted.
-        What a run that was killed there had not finished writing is removed.
+        Raises InputError if it holds a bundle without the run that made it, MissingExtraError
+        without TensorBoard if that is wanted, before anything is deleted.
         """
         if self.tensorboard:
             _summary_writer()
-        if self.resume and self.overwrite:
-            raise InputError("--resume and --overwrite exclude each other")
+        checkpoint, bundle, rounds = (
+            self.folder / name for name in (CHECKPOINT, "bundle.json", ROUNDS)
+        )
+        if self.overwrite:
+            self._empty([checkpoint, bundle, rounds], inputs)
+        elif not checkpoint.exists():
+            found = next((path for path in (bundle, rounds) if path.exists()), None)
+            if found is not None:
+                raise InputError(
+                    f"{found}: exists, without the {CHECKPOINT} of the run that made it: name "
+                    "another --output-dir, or replace it with --overwrite"
+                )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.folder)
+            remove_leftovers(self.folder / ROUNDS)
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot be written ({error.strerror})") from error
+
+    def _empty(self, made: Sequence[Path], inputs: Sequence[Path | None]) -> None:
         inside = [path for path in inputs if path is not None and _is_under(path, self.folder)]
-        if inside and self.overwrite:
+        if inside:
             raise InputError(
                 f"{inside[0]}: lies in {self.folder}, which --overwrite would empty: give another "
                 "--output-dir"
             )
-        there = [self.folder / name for name in (CHECKPOINT, "bundle.json", ROUNDS)]
-        found = next((path for path in there if path.exists()), None)
-        if found is not None and self.overwrite:
+        if any(path.exists() for path in made):
             try:
-                for path in (*there, self.folder / METRICS, self.folder / EVENTS):
+                for path in (*made, self.folder / METRICS, self.folder / EVENTS):
                     path.unlink(missing_ok=True) if not path.is_dir() else shutil.rmtree(path)
             except OSError as error:
                 raise InputError(f"{path}: cannot be removed ({error.strerror})") from error
-        elif found is not None and not self.resume:
-            raise InputError(
-                f"{found}: exists; --resume goes on with that run, --overwrite starts anew"
-            )
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for path in [*self.folder.iterdir(), *self.folder.glob(f"{ROUNDS}/*")]:
-                if _LEFTOVER.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.folder}: cannot be written ({error.strerror})") from error
 
 
 def _is_under(path: Path, folder: Path) -> bool:
@@ -99,39 +98,42 @@ def _is_under(path: Path, folder: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRun:
-    """All that decides a run on logged data."""
+    """Everything that decides a run on logged data."""
 
     data: Path
     """RL data, or beam data."""
     output: Output
     config: TrainConfig = TrainConfig()
-    reward: Named = Named("hard_plus_soft")
+    reward: PluginRef = PluginRef("hard_plus_soft")
     supervised: bool = False
-    """Beam data will do: where there are no rewards, the policy to keep is chosen by likelihood."""
+    """Whether beam data is accepted. It has no rewards, so the best policy is chosen by likelihood.
+    """
     shots: int | None = None
-    """None: those of the data."""
+    """Demonstrations in a pointer; None takes the number in the data."""
     img_emb: Path | None = None
     query_emb: Path | None = None
     cand_emb: Path | None = None
     sft_ckpt: Path | None = None
-    """The bundle or checkpoint to start from; None: a fresh selector."""
+    """Bundle or checkpoint to start from; None starts from a new selector."""
     device: str | None = None
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run says at its end."""
+    """The outcome of a training run."""
 
     folder: Path
     log: list[EpochLine]
     kept: EpochLine
-    """That of the policy in the bundle."""
+    """The metrics of the policy in the bundle."""
     keep_by: Literal["reward", "cross_entropy"] = "reward"
+    unchanged: bool = False
+    """Whether the run was finished before, and nothing was left to do."""
 
     def sentences(self) -> list[str]:
-        """In words: whether held-out groups say that it learned.
+        """Whether held-out groups say that the policy learned, in words.
 
-        Of rounds: first the whole run, then the last round by itself, both by the same groups.
+        For online runs: first the whole run, then the last round alone, both by the same groups.
         """
         start = next(line for line in self.log if line["round"] == self.kept["round"])
         key = f"held_out_{self.keep_by}"
@@ -145,10 +147,11 @@ class TrainResult:
         if self.keep_by == "cross_entropy":
             return verdicts
         verdicts[-1] += f"; the best pointers judged have {start['held_out_best']:.3f}"
-        return [*verdicts, f"{start['tied_groups']:.0%} of the groups are tied and taught nothing"]
+        equal = start["zero_variance_groups"]
+        return [*verdicts, f"{equal:.0%} of the groups have zero variance and taught nothing"]
 
     def _verdict(self, before: float, where: str) -> str:
-        """From `before` to the policy that is kept, which was found at `where`."""
+        """The change from `before` to the best policy, which was found at `where`."""
         after = self.kept[f"held_out_{self.keep_by}"]
         sign = 1 if self.keep_by == "reward" else -1
         name = f"held-out {'expected reward' if sign == 1 else 'cross-entropy'}"
@@ -161,10 +164,9 @@ class TrainResult:
 def identity(
     config: TrainConfig, source: Source, start: SelectorPolicy, **more: Any
 ) -> dict[str, Any]:
-    """What decides a run, as plain JSON: a checkpoint goes on only where it is the same."""
+    """What decides a run, as plain JSON: only the same run can continue a checkpoint."""
     decided = {
         **asdict(config),
-        "faults": sorted(config.faults),
         "queries": digest_vectors(source.queries.vectors),
         "pool": digest_vectors(source.pool.vectors),
         "start": start.hash,
@@ -174,12 +176,11 @@ def identity(
     return plain
 
 
-def run_training(
-    run: TrainRun, on_epoch: Callable[[EpochLine], object] = lambda line: None
-) -> TrainResult:
-    """Learn from logged data, and write the bundle.
+def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
+    """Learn from logged data and write the bundle. However the run ends, the same run continues it.
 
-    Raises InputError, before anything is written, for what is missing or does not fit.
+    Raises InputError, before anything is written, for anything that is missing or does not fit,
+    and for the folder of another run.
     """
     source = open_source(run.data, run.img_emb, run.query_emb, run.cand_emb)
     data = source.read(run.data, run.reward)
@@ -188,15 +189,15 @@ def run_training(
         if not run.supervised:
             check_rewarded(data)
         config = replace(config, keep_by="cross_entropy")
-    groups = Groups.of(data, run.shots, own_pools=config.own_pools)
-    if not config.imitate:
+    groups = Groups.of(data, run.shots, per_query_pool=config.per_query_pool)
+    if not config.include_zero_variance:
         check_teaches(data, groups)
     if config.grpo_on == "sampled" and config.grpo_epochs and not groups.sampled.any():
         raise InputError(
             f"{run.data}: GRPO on sampled candidates, and none of these was (gen_method sample): "
             "generate some, or give --grpo-on all"
         )
-    start = start_policy(run.sft_ckpt, source, config.sizes, config.seed)
+    start = start_policy(run.sft_ckpt, source, config)
     run.output.prepare(run.data, run.sft_ckpt)
     decided = identity(
         config,
@@ -207,7 +208,7 @@ def run_training(
         reward_options=dict(run.reward.options),
     )
     with ExitStack() as stack:
-        record = stack.enter_context(Recorder(run.output, on_epoch))
+        record = stack.enter_context(Recorder(run.output, observer))
         trainer = Trainer(
             start,
             config,
@@ -219,19 +220,21 @@ def run_training(
         record.log = trainer.log
         trainer.fit(groups, round_stages(config, 0), first=0)
     file = DataFile(name=run.data.name, sha256=data.sha256)
-    finish(trainer, source, groups, run.output.folder, file, run.sft_ckpt)
-    return TrainResult(run.output.folder, trainer.log, trainer.kept, config.keep_by)
+    written = finish(trainer, source, groups, run.output.folder, file, run.sft_ckpt)
+    return TrainResult(
+        run.output.folder, trainer.log, trainer.kept, config.keep_by, unchanged=not written
+    )
 
 
 def check_rewarded(data: BeamDatasetWithEmbedding) -> None:
-    """Raise InputError for beam data, whose scores are no rewards."""
+    """Raise InputError for beam data: its scores are no rewards."""
     if data.kind == "beam":
         raise InputError(f"{data.path}: beam data has no rewards: train with `pointer-rl sft`")
 
 
 def check_teaches(data: BeamDatasetWithEmbedding, groups: Groups) -> None:
-    """Raise InputError where no group has anything to tell."""
-    if not groups.spread.any():
+    """Raise InputError if the rewards of every group are equal: there is nothing to learn."""
+    if groups.zero_variance.all():
         raise InputError(
             f"{data.path}: every group is tied: the candidates of each of its {len(groups):,} "
             "queries all have the same reward, so there is nothing to learn; propose more, and "
@@ -246,21 +249,27 @@ def finish(
     folder: Path,
     data: DataFile | None,
     start: Path | None,
-) -> None:
-    """Write the bundle of the best policy. What `start`, a bundle, has seen, this one has too.
+) -> bool:
+    """Write the bundle of the best policy; False if it was there already.
 
-    One that is there already stays as it is, with what measured it since.
+    A bundle that is there keeps the evaluation that was recorded in it since. The queries that the
+    bundle `start` was trained on are added to those of this run.
     """
     seen = read_query_ids(start) if start is not None and is_bundle(start) else ()
     kept = trainer.kept
     metrics = {
         key: kept[key]
-        for key in ("held_out_reward", "held_out_best", "held_out_cross_entropy", "tied_groups")
+        for key in (
+            "held_out_reward",
+            "held_out_best",
+            "held_out_cross_entropy",
+            "zero_variance_groups",
+        )
     }
     best = frozen(trainer.best)
     training = {"options": trainer.state.run, "metrics": metrics}
     if _is_written(folder, best, training):
-        return
+        return False
     save_bundle(
         folder,
         best,
@@ -275,10 +284,11 @@ def finish(
         ),
         list(dict.fromkeys([*seen, *groups.ids])),
     )
+    return True
 
 
-def _is_written(folder: Path, policy: PointerSelector, training: Mapping[str, Any]) -> bool:
-    """Whether the folder's bundle is whole and that of this run and policy."""
+def _is_written(folder: Path, policy: Selector, training: Mapping[str, Any]) -> bool:
+    """Whether the folder has the complete bundle of this run and policy."""
     if not is_bundle(folder):
         return False
     try:
@@ -289,24 +299,24 @@ def _is_written(folder: Path, policy: PointerSelector, training: Mapping[str, An
 
 
 class Recorder(AbstractContextManager["Recorder"]):
-    """Keeps `metrics.jsonl` true to the log, and TensorBoard's events where asked for."""
+    """Writes each epoch's metrics to `metrics.jsonl` and, if asked for, as TensorBoard events."""
 
-    def __init__(self, output: Output, on_epoch: Callable[[EpochLine], object]) -> None:
+    def __init__(self, output: Output, observer: Observer) -> None:
         self.log: list[EpochLine] = []
-        """The trainer's: written anew after each epoch, for a resumed run had other lines."""
+        """The trainer's log. It is rewritten after each epoch: the file may be ahead of a resumed
+        run's checkpoint."""
         self._path = output.folder / METRICS
-        self._on_epoch = on_epoch
+        self._observer = observer
         events = str(output.folder / EVENTS)
         self._events = _summary_writer()(events) if output.tensorboard else None
 
     def epoch(self, line: EpochLine) -> None:
         text = "".join(json.dumps(each) + "\n" for each in self.log)
-        with atomic_write(self._path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(self._path, text)
         if self._events is not None:
             for name, value in _numbers(line).items():
                 self._events.add_scalar(name, value, len(self.log) - 1)
-        self._on_epoch(line)
+        self._observer.epoch(line)
 
     def __exit__(self, *_: object) -> None:
         if self._events is not None:

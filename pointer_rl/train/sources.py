@@ -1,4 +1,4 @@
-"""What a run trains on: the embeddings that belong to its data, and the policy to start from."""
+"""The inputs of a training run: the embeddings for its data, and the policy to start from."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from pointer_rl.datasets.embeddings import Embeddings, load_embeddings
 from pointer_rl.errors import InputError
 from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
-from pointer_rl.records.records import read_meta
+from pointer_rl.records.formats import read_meta
 from pointer_rl.registry import registry
 from pointer_rl.selectors.bundle import EncoderInfo, is_bundle, load_bundle
 from pointer_rl.selectors.checkpoints import load_selector
-from pointer_rl.selectors.pointer import PointerSelector, SelectorConfig
+from pointer_rl.selectors.selector import Selector, create_selector
 from pointer_rl.session.resolve import dataset_embeddings
-from pointer_rl.session.session import Named
-from pointer_rl.train.config import SelectorSizes
+from pointer_rl.session.session import PluginRef
+from pointer_rl.train.config import DEFAULT_SELECTOR, TrainConfig
 from pointer_rl.types import Dataset, Pool
 
 __all__ = ["Source", "embedded", "open_source", "start_policy"]
@@ -33,15 +33,15 @@ class Source:
     pool: Embeddings
     encoder: EncoderInfo
     dataset: Mapping[str, Any] = field(default_factory=dict)
-    """As the data's `_meta` describes it."""
+    """The dataset as the data's `_meta` describes it."""
 
-    def read(self, path: Path, reward: Named) -> BeamDatasetWithEmbedding:
+    def read(self, path: Path, reward: PluginRef) -> BeamDatasetWithEmbedding:
         """The groups of a file of RL data or beam data."""
         return BeamDatasetWithEmbedding(path, self.queries, self.pool, reward.name, reward.options)
 
     @property
     def pool_ids(self) -> tuple[str, ...]:
-        """Of the pool's rows; the rows themselves where the file of embeddings does not say."""
+        """The ids of the pool's rows; their numbers if the file of embeddings has no ids."""
         return self.pool.ids or tuple(map(str, range(len(self.pool.vectors))))
 
 
@@ -50,12 +50,12 @@ def open_source(
 ) -> Source:
     """The embeddings for a file of data.
 
-    From the files given (`img_emb`: one matrix for queries and pool) or, where none is given and
-    the data's `_meta` names a dataset that brings its own encoder, made by that.
-    Raises InputError for anything else.
+    They are read from the files given (`img_emb`: one matrix for queries and pool). If none is
+    given and the data's `_meta` names a dataset that brings its own encoder, that encoder makes
+    them. Raises InputError for anything else.
     """
-    told = (read_meta(data) or {}).get("dataset")
-    about = told if isinstance(told, dict) else {}
+    recorded = (read_meta(data) or {}).get("dataset")
+    about = recorded if isinstance(recorded, dict) else {}
     if not isinstance(about.get("name", ""), str) or not isinstance(about.get("options", {}), dict):
         raise InputError(f"{data}: _meta.dataset has no proper name and options")
     if img_emb is not None:
@@ -89,7 +89,7 @@ def open_source(
 
 
 def embedded(dataset: Dataset, queries: Tensor, pool: Pool, about: Mapping[str, Any]) -> Source:
-    """From a dataset's embeddings: queries [Q, d], in its order, and the pool."""
+    """A source from a dataset's embeddings: queries [Q, d], in its order, and the pool."""
     name = dataset.companions.encoder if dataset.companions else None
     return Source(
         Embeddings(tuple(each.id for each in dataset.queries), queries, pool.encoder),
@@ -99,26 +99,15 @@ def embedded(dataset: Dataset, queries: Tensor, pool: Pool, about: Mapping[str, 
     )
 
 
-def start_policy(
-    path: Path | None, source: Source, sizes: SelectorSizes, seed: int
-) -> PointerSelector:
-    """That of a bundle or checkpoint, or a fresh one.
+def start_policy(path: Path | None, source: Source, config: TrainConfig) -> Selector:
+    """The policy of a bundle or checkpoint; without a path, the new selector that `config` names.
 
-    Raises InputError where it takes other embeddings than the source's.
+    Raises InputError if it takes other embeddings than the source's, or for options that do not
+    fit; PluginError for a selector that is not installed.
     """
     dim = source.pool.vectors.shape[1]
     if path is None:
-        try:
-            config = SelectorConfig(
-                d_model=dim,
-                hidden_dim=sizes.hidden_dim or dim,
-                num_layers=sizes.num_layers,
-                num_heads=sizes.num_heads,
-                history=sizes.history,
-            )
-        except ValueError as error:
-            raise InputError(f"a fresh selector: {error}; give --heads or --hidden-dim") from error
-        return PointerSelector.seeded(config, seed)
+        return _new_selector(config, dim)
     if is_bundle(path):
         info = load_bundle(path).info
         own, given = info.encoder.fingerprint, source.encoder.fingerprint
@@ -127,9 +116,10 @@ def start_policy(
                 f"{path}: a bundle for another encoder ({own}); these embeddings come from "
                 f"{given}: embed queries and pool with the bundle's"
             )
-    if sizes != SelectorSizes():
+    if config.selector_options or config.selector != DEFAULT_SELECTOR:
         raise InputError(
-            f"{path} has a selector already: do without --layers, --heads, --hidden-dim, --history"
+            f"{path} has a selector already: do without --selector, --selector-opt, --layers, "
+            "--heads, --hidden-dim, --history"
         )
     selector = load_selector(path)
     if selector.config.d_model != dim:
@@ -138,3 +128,14 @@ def start_policy(
             f"these have {dim}: use the encoder that it was trained with"
         )
     return selector
+
+
+def _new_selector(config: TrainConfig, dim: int) -> Selector:
+    if "d_model" in config.selector_options:
+        raise InputError("--selector-opt d_model: it is the size of the embeddings; do without it")
+    options = {**config.selector_options, "d_model": dim}
+    try:
+        return create_selector(config.selector, options, config.seed)
+    except InputError as error:
+        hint = "; give --heads or --hidden-dim" if config.selector == DEFAULT_SELECTOR else ""
+        raise InputError(f"{error}{hint}") from error

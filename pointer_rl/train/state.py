@@ -1,9 +1,9 @@
-"""Where a training run stands after an epoch: one safetensors file, replaced whole.
+"""The checkpoint of a training run after an epoch: one safetensors file, replaced atomically.
 
 It holds the policies (the learning one, the best, GRPO's reference, the one that training started
-from), the optimizer's state and, as metadata, everything else as JSON. There is no random state:
-every epoch draws from (seed, its own number). So a run that was killed and goes on from here ends
-in the same bytes as one that was not.
+from), the optimizer's state and, as metadata, everything else as JSON. There is no random state,
+because every epoch draws from (seed, its own number). So an interrupted run that continues from a
+checkpoint ends in the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from pointer_rl.datasets.embeddings import atomic_write
 from pointer_rl.errors import InputError, first_line
-from pointer_rl.selectors.pointer import PointerSelector, SelectorConfig
+from pointer_rl.files import write_tensors
+from pointer_rl.selectors.selector import Selector, create_selector, options_from_json
 
 __all__ = ["TrainState", "load_state", "new_optimizer", "save_state"]
 
@@ -31,30 +30,38 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass(eq=False)
 class TrainState:
-    """What the next epoch starts from."""
+    """Everything that the next epoch depends on."""
 
-    policies: dict[str, PointerSelector]
+    policies: dict[str, Selector]
     """`policy` learns; `best`, `start` and, once GRPO has begun, `reference` are copies."""
     optimizer: torch.optim.AdamW | None
-    """Of the stage that is under way."""
+    """The optimizer of the current stage; None between stages."""
     run: Mapping[str, Any]
-    """What decided the run: another run cannot go on from here."""
+    """Identifies the run: another run cannot continue from this checkpoint."""
     stage: int = 0
+    """The number of the next epoch's stage."""
     epoch: int = 0
-    """Of the stage, that comes next."""
+    """The number of the next epoch in its stage."""
     best_reward: float | None = None
-    """Of `best`, on held-out groups; None before anything was measured."""
+    """What `best` scored on the held-out groups; None before the first measurement."""
     log: list[dict[str, Any]] = field(default_factory=list)
-    """A line for each epoch."""
+    """One line per epoch."""
 
 
-def new_optimizer(selector: PointerSelector) -> torch.optim.AdamW:
-    """AdamW without weight decay; each step is told its learning rate (`Schedule`)."""
+def new_optimizer(selector: Selector) -> torch.optim.AdamW:
+    """AdamW without weight decay; `Schedule` sets the learning rate of each step.
+
+    Raises InputError for a selector without parameters.
+    """
+    if next(selector.parameters(), None) is None:
+        raise InputError(
+            f"the selector {selector.name} has no parameters: there is nothing to learn"
+        )
     return torch.optim.AdamW(selector.parameters(), weight_decay=0.0, fused=True)
 
 
 def save_state(path: Path, state: TrainState) -> None:
-    """Replace the file. Raises InputError where it cannot be written."""
+    """Replace the file. Raises InputError if it cannot be written."""
     tensors: dict[str, Tensor] = {}
     for name, selector in state.policies.items():
         for key, tensor in selector.state_dict().items():
@@ -65,7 +72,8 @@ def save_state(path: Path, state: TrainState) -> None:
             for name in _MOMENTS:
                 tensors[f"optimizer/{index}/{name}"] = moments[name].cpu().clone()
     about = {
-        "selector": asdict(state.policies["policy"].config),
+        "selector": state.policies["policy"].name,
+        "config": asdict(state.policies["policy"].config),
         "optimizer": state.optimizer is not None,
         "run": state.run,
         "stage": state.stage,
@@ -73,12 +81,11 @@ def save_state(path: Path, state: TrainState) -> None:
         "best_reward": state.best_reward,
         "log": state.log,
     }
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={_METADATA: json.dumps(about)})
+    write_tensors(path, tensors, {_METADATA: json.dumps(about)})
 
 
 def load_state(path: Path, device: torch.device) -> TrainState:
-    """Read what `save_state` wrote. Raises InputError for any other file."""
+    """Read a file that `save_state` wrote. Raises InputError for any other file."""
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})[_METADATA])
@@ -94,11 +101,11 @@ def load_state(path: Path, device: torch.device) -> TrainState:
 def _restored(
     about: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device
 ) -> TrainState:
-    config = SelectorConfig(**about["selector"])
+    config = options_from_json(about["config"])
     names = {key.partition("/")[0] for key in tensors} - {"optimizer"}
     policies = {}
     for name in sorted(names):
-        selector = PointerSelector.seeded(config, 0)
+        selector = create_selector(about["selector"], config)
         own = {
             key.partition("/")[2]: tensor
             for key, tensor in tensors.items()

@@ -1,7 +1,7 @@
-"""The loop: stages of epochs, a checkpoint and a line after each, the best policy kept.
+"""The training loop: stages of epochs, with a checkpoint and a log line after each epoch.
 
-A run is a list of stages. Offline there are two, RCE and GRPO, over logged groups; online each
-round has these two again, over all groups so far.
+A run is a list of stages. Offline there are two, RCE and GRPO, over logged groups. Online, each
+round has these two, over all groups so far.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import numpy.typing as npt
 import torch
 
 from pointer_rl.errors import InputError
-from pointer_rl.selectors.pointer import PointerSelector
+from pointer_rl.selectors.selector import Selector
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
-from pointer_rl.train.learner import Learner, Metrics, Schedule, frozen, without_history
+from pointer_rl.train.learner import Learner, Metrics, Schedule, frozen
 from pointer_rl.train.state import TrainState, load_state, new_optimizer, save_state
 
 __all__ = ["AT_START", "Stage", "Trainer", "round_stages", "split_by_image"]
 
 SPLIT_SEED = 0
-"""The same for every run: a policy that goes on from another's keeps what that held out."""
+"""The same for every run, so that a policy trained further keeps the same validation split."""
 EpochLine = dict[str, Any]
 AT_START = "held_out_reward_at_start"
-"""In the first line of every round but the first: the reward, on the groups now held out, of the
-policy that the run began with."""
+"""A key of the first log line of every round but the first: the held-out reward, on the groups
+that are now held out, of the policy that the run began with."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Stage:
     epochs: int
     lr: float
     round: int
-    """Of online learning; 0 offline."""
+    """The online round; 0 offline."""
 
 
 def round_stages(config: TrainConfig, number: int) -> list[Stage]:
-    """RCE and GRPO, where they have epochs."""
+    """RCE and GRPO, without a stage of no epochs."""
     stages = [
         Stage("rce", config.rce_epochs, config.rce_lr, number),
         Stage("grpo", config.grpo_epochs, config.grpo_lr, number),
@@ -55,23 +55,23 @@ def round_stages(config: TrainConfig, number: int) -> list[Stage]:
 
 
 def split_by_image(
-    groups: Groups, share: float, seed: int, *, imitate: bool = False
+    groups: Groups, share: float, seed: int, *, include_zero_variance: bool = False
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Indices of the queries to train on, and of those held out: no image is on both sides.
 
-    An image's side depends on the seed and the image alone, so that it stays there when groups are
-    added; but of few queries at least one is held out. Raises InputError where a side would have
-    no group that teaches.
+    An image's side depends on the seed and the image alone, so that it stays when groups are added;
+    but at least one query is held out. Raises InputError if a side would have only zero-variance
+    groups (unless these are included).
     """
     numbers = np.array([_number(f"{seed}/{image}") for image in groups.images], dtype=np.uint64)
-    teaching = groups.teaching(imitate)
-    lowest = int(numbers[teaching].min(initial=2**64 - 1))
+    trainable = groups.trainable(include_zero_variance)
+    lowest = int(numbers[trainable].min(initial=2**64 - 1))
     held = numbers <= np.uint64(max(int(share * 2**64) - 1, lowest))
     for side, what in ((held, "hold out"), (~held, "train on")):
-        if not (teaching & side).any():
+        if not (trainable & side).any():
             raise InputError(
                 f"no query is left to {what} whose candidates differ in reward "
-                f"({int(teaching.sum()):,} of {len(groups):,} have such): use more queries"
+                f"({int(trainable.sum()):,} of {len(groups):,} have such): use more queries"
             )
     return np.flatnonzero(~held), np.flatnonzero(held)
 
@@ -81,22 +81,25 @@ def _number(text: str) -> int:
 
 
 class Trainer:
-    """Runs stages, from the start or from where a checkpoint stands.
+    """Runs stages from the start, or from the epoch that a checkpoint was written after.
 
-    Raises InputError when a checkpoint is of another run, and when the loss is no number any more:
+    Raises InputError if a checkpoint belongs to another run, and if the loss is no longer finite;
     the checkpoint of the last good epoch stays.
     """
 
+    learner: type[Learner] = Learner
+    """The class that computes the epochs."""
+
     def __init__(
         self,
-        selector: PointerSelector,
+        selector: Selector,
         config: TrainConfig,
         device: torch.device,
         checkpoint: Path,
         run: Mapping[str, Any],
         on_epoch: Callable[[EpochLine], object] = lambda line: None,
     ) -> None:
-        """`run`, plain JSON, says what decides the run; with a checkpoint there, it goes on."""
+        """`run` is JSON that identifies the run. It continues from `checkpoint` if that exists."""
         self.config = config
         self.device = device
         self._checkpoint = checkpoint
@@ -110,18 +113,18 @@ class Trainer:
             self.state = TrainState({"policy": selector, **copies}, None, run)
 
     @property
-    def policy(self) -> PointerSelector:
-        """The one that learns."""
+    def policy(self) -> Selector:
+        """The policy that learns."""
         return self.state.policies["policy"]
 
     @property
-    def best(self) -> PointerSelector:
-        """The one with the highest expected reward on held-out groups, in this round."""
+    def best(self) -> Selector:
+        """The policy with the highest held-out expected reward in this round."""
         return self.state.policies["best"]
 
     @property
     def log(self) -> list[EpochLine]:
-        """A line for each epoch so far, those before a resumption included."""
+        """A line for each epoch so far, including those before the run was resumed."""
         return self.state.log
 
     @property
@@ -131,20 +134,23 @@ class Trainer:
         return max((line for line in self.log if line["round"] == last), key=self._worth)
 
     def save(self) -> None:
-        """Write the checkpoint: from then on no other run goes on in its folder."""
+        """Write the checkpoint. From then on no other run can continue in its folder."""
         save_state(self._checkpoint, self.state)
 
     def fit(self, groups: Groups, stages: Sequence[Stage], first: int) -> None:
-        """Run the stages that have not been run; `first` is the number of the first of them.
+        """Run those of the stages that have not been run; `first` is the number of the first.
 
-        Each round starts from the best policy of the one before, and chooses its own best.
+        Each round starts from the best policy of the previous round, and chooses its own best.
         """
         if self.state.stage >= first + len(stages):
             return
         training, held_out = split_by_image(
-            groups, self.config.held_out, SPLIT_SEED, imitate=self.config.imitate
+            groups,
+            self.config.held_out,
+            SPLIT_SEED,
+            include_zero_variance=self.config.include_zero_variance,
         )
-        learner = Learner(self.policy, groups, training, held_out, self.config, self.device)
+        learner = self.learner(self.policy, groups, training, held_out, self.config, self.device)
         if (self.state.stage, self.state.epoch) == (first, 0):
             self.policy.load_state_dict(self.best.state_dict())
             before = _held_out(learner)
@@ -178,7 +184,7 @@ class Trainer:
             metrics = learner.rce_epoch(state.optimizer, *place, first + (last - first) * progress)
         else:
             metrics = learner.grpo_epoch(state.optimizer, *place, *self._references())
-        # A step that breaks the weights shows in the next step's loss or, after the last, here.
+        # Broken weights show in the next step's loss or, after the last step, in these.
         held_out = _held_out(learner)
         for name, value in {**metrics, **held_out}.items():
             if not math.isfinite(value):
@@ -193,21 +199,18 @@ class Trainer:
             state.best_reward = worth
             self.best.load_state_dict(self.policy.state_dict())
 
-    def _references(self) -> tuple[PointerSelector, PointerSelector]:
+    def _references(self) -> tuple[Selector, Selector]:
         """GRPO's old policy and reference."""
-        policies, faults = self.state.policies, self.config.faults
+        policies = self.state.policies
+        if self.config.old_policy == "start":
+            return policies["start"], policies["start"]
         reference = policies["reference"]
         # At the start of GRPO they are the same policy.
-        old = frozen(self.policy) if self.state.epoch else reference
-        if "stale-old" in faults:
-            old = reference = policies["start"]
-        if "no-history" in faults:
-            old = without_history(old)
-        return old, reference
+        return (frozen(self.policy) if self.state.epoch else reference), reference
 
     def _worth(self, line: Mapping[str, Any]) -> float:
-        """By which the best is chosen: higher is better."""
-        if self.config.keep_by == "cross_entropy" or "cross-entropy" in self.config.faults:
+        """The criterion that the best policy is chosen by: higher is better."""
+        if self.config.keep_by == "cross_entropy":
             return -float(line["held_out_cross_entropy"])
         return float(line["held_out_reward"])
 
@@ -227,7 +230,7 @@ class Trainer:
             "stage": kind,
             "epoch": self.state.epoch + 1 if kind != "start" else 0,
             **metrics,
-            "tied_groups": learner.tied_share,
+            "zero_variance_groups": learner.excluded_share,
             **held_out,
         }
         self.state.log.append(line)

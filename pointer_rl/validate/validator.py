@@ -10,9 +10,9 @@ from typing import Any
 
 import pointer_rl_schemas
 from pointer_rl.errors import InputError, PointerRLError
-from pointer_rl.records.json_stream import Flaw, Member, stream_members
+from pointer_rl.json_stream import Flaw, Member
+from pointer_rl.records.formats import read_meta, stream_members
 from pointer_rl.records.layouts import LAYOUTS, Layout, detect_layout
-from pointer_rl.records.records import read_meta
 from pointer_rl.records.shards import Shard, window_of
 from pointer_rl.registry import registry
 from pointer_rl.types import Metric

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pointer_rl.generate.pipeline import GenerateConfig, Generation
 
 from pointer_rl.datasets.leakage import AllowedRows
-from pointer_rl.generate.pipeline import GenerateConfig, Generation
 from pointer_rl.registry import registry
 from pointer_rl.session.resolve import NoPolicy
-from pointer_rl.session.session import Named, TrialOptions, Workbench
+from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.types import Pool
 
 
@@ -53,18 +53,18 @@ class Cost:
 
 def measure(setting: Setting) -> Cost:
     options = {"split": "train", "train_size": setting.queries, "pool_size": setting.pool}
-    workbench = Workbench(
-        TrialOptions(
-            dataset=Named("glyphs", options),
-            backend=Named("qwen2vl"),
-            prompt=Named("short-answer"),
-            metric=Named("vqa"),
+    session = Session(
+        SessionOptions(
+            dataset=PluginRef("glyphs", options),
+            backend=PluginRef("qwen2vl"),
+            prompt=PluginRef("short-answer"),
+            metric=PluginRef("vqa"),
         )
     )
-    examples = workbench.dataset.pool
-    judge = workbench.judge()
+    examples = session.dataset.pool
+    judge = session.judge()
     generation = Generation(
-        workbench.queries,
+        session.queries,
         torch.zeros(setting.queries, 1),
         Pool(examples, torch.zeros(len(examples), 1)),
         AllowedRows(examples),
@@ -76,7 +76,7 @@ def measure(setting: Setting) -> Cost:
     [window] = generation.windows()
     proposed = generation.propose(window)
     requests = [r for each in proposed for r in judge.requests(generation.trials(each))]
-    count = workbench.backend.count(requests)
+    count = session.backend.count(requests)
     assert count.prompt_tokens is not None
     assert count.unique_tokens is not None
     images = {image.key for request in requests for image in request.prompt.images}

@@ -2,25 +2,25 @@
 
     python tests/benchmarks/bench_engine.py [QUERIES]
 
-Asked are the trials that `generate` asks by default (two shots), in windows of its size, on the
-glyph model; then a few on a random Qwen2.5-VL of about 100M parameters with pictures of 224 pixels
-a side. Pictures are PNG files in memory (a glyph's own `open` draws it anew), and those that were
-opened are forgotten before each round.
+The trials are those that `generate` runs by default (two shots), in windows of its size, on the
+glyph model; then a few on a random Qwen2.5-VL of about 100M parameters with images of 224 pixels a
+side. Images are PNG files in memory (a glyph's own `open` draws it anew). Preprocessed images are
+dropped before each round.
 
-The loop takes one prompt at a time, opens its images for it alone, and computes a pass for each
-distinct answer to score: engine=plain with a budget of one token.
+The loop runs one prompt at a time, opens its images for it alone, and takes a forward pass for each
+distinct answer to score. It is engine=plain with a budget of one token.
 
-The limit is what bare `model.forward` takes for what cannot be left out, each at the batch size at
-which it is fastest: the distinct tokens of each window's prompts and answers, which look at a
-prefix of the length that they have on average; the distinct images of each window; and a pass for
-each further token that is generated, which reads the keys and values of its prompt. No image is
-opened, nothing is tokenised, planned, padded or copied. (Printed besides: the share of a limit
-whose distinct tokens look at no prefix, and how many times the loop the limit itself is.)
+The limit is the time of the bare `model.forward` for the work that cannot be avoided, each kind at
+the batch size at which it is fastest: the distinct tokens of each window's prompts and answers,
+which attend to a prefix of average length; the distinct images of each window; and a forward pass
+for each further generated token, which reads the keys and values of its prompt. Opening images,
+tokenising, planning, padding and copying are not counted. (Also printed: the share of a limit whose
+distinct tokens attend to no prefix, and the ratio of the limit itself to the loop.)
 
-The own overhead is what does not pass in the model's language model, vision tower and head.
+The overhead is the time outside the model's language model, vision tower and head.
 
-All that is compared is measured in turn, in every round; ratios are of one round, and their median
-is printed. On one thread CPU time is counted, which other work on the machine hardly changes.
+Everything is measured in turn in each round. Ratios are computed within a round, and their median
+is printed. On one thread, CPU time is measured, which other work on the machine hardly changes.
 """
 
 from __future__ import annotations
@@ -39,35 +39,35 @@ import torch
 import transformers
 from engine_limit import Bare, Needed, clock, one_thread, seconds_of
 from PIL import Image
+from pointer_rl.generate.pipeline import WINDOW
 
 from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.datasets.leakage import AllowedRows
-from pointer_rl.generate.pipeline import WINDOW
 from pointer_rl.registry import registry
 from pointer_rl.session.proposing import propose
-from pointer_rl.session.session import Named, TrialOptions, Workbench
+from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.types import Decoding, Example, QueryBatch, Request, Response
 from pointer_rl_qwen2vl import Qwen2VLOptions
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend
 from pointer_rl_qwen2vl.checkpoint import Checkpoint, load_checkpoint
 from pointer_rl_qwen2vl.inputs import PromptEncoder
 from pointer_rl_qwen2vl.keyvalues import PrefixStore, RowCache
-from pointer_rl_qwen2vl.patches import PatchStore
+from pointer_rl_qwen2vl.patches import PatchCache
 
 SHOTS = 2
 GOALS = {"scored": 15, "not scored": 6}
 LIMIT_GOAL, OVERHEAD_GOAL = 0.7, 0.1
 PARTS = {
-    "images": (PatchStore, "_open"),
+    "images": (PatchCache, "_open"),
     "text": (PromptEncoder, "encode"),
     "prefixes in": (PrefixStore, "write"),
     "prefixes out": (PrefixStore, "read"),
     "rows moved": (RowCache, "keep"),
 }
-"""What of the overhead is timed apart: a method of a class that does it."""
+"""Parts of the overhead that are timed separately: a class and its method."""
 
 
-# --- what is asked ---
+# --- trials ---
 
 
 @dataclass(frozen=True)
@@ -77,27 +77,27 @@ class World:
     name: str
     checkpoint: Checkpoint
     windows: list[list[Request]]
-    """With answers to score."""
+    """Requests of each window, with answers to score."""
     looped: int
-    """Trials that the loop takes in a round."""
+    """Number of trials that the loop runs in a round."""
     rounds: int
 
 
-def trials(bench: Workbench, side: int | None = None) -> list[list[Request]]:
-    """A list a window: what `generate` asks by default, the annotators' answers to be scored.
+def trials(bench: Session, side: int | None = None) -> list[list[Request]]:
+    """The default trials of `generate` by window, with the annotators' answers to score.
 
-    side: of the pictures, in pixels; None: as they are.
+    Images are resized to `side` pixels; None keeps their size.
     """
     files: dict[str, ImageBytes] = {}
 
     def on_file(example: Example) -> Example:
         key = example.image.key
         if key not in files:
-            picture = example.image.open()
+            image = example.image.open()
             if side is not None:
-                picture = picture.resize((side, side), Image.Resampling.BICUBIC)
+                image = image.resize((side, side), Image.Resampling.BICUBIC)
             file = io.BytesIO()
-            picture.save(file, "PNG")
+            image.save(file, "PNG")
             files[key] = ImageBytes(file.getvalue(), example.id)
         return replace(example, image=files[key])
 
@@ -129,21 +129,21 @@ def trials(bench: Workbench, side: int | None = None) -> list[list[Request]]:
     return windows
 
 
-def workbench(queries: int) -> Workbench:
-    """On the embedded world."""
-    return Workbench(
-        TrialOptions(
-            dataset=Named("glyphs", {"split": "test"}),
-            backend=Named("qwen2vl"),
-            prompt=Named("short-answer"),
-            metric=Named("vqa"),
+def session(queries: int) -> Session:
+    """A session of the embedded world."""
+    return Session(
+        SessionOptions(
+            dataset=PluginRef("glyphs", {"split": "test"}),
+            backend=PluginRef("qwen2vl"),
+            prompt=PluginRef("short-answer"),
+            metric=PluginRef("vqa"),
             limit=queries,
         )
     )
 
 
 def larger(checkpoint: Checkpoint, side: int) -> Checkpoint:
-    """A random model of about 100M parameters with this one's tokenizer, for larger pictures."""
+    """A random model of about 100M parameters with this one's tokenizer, for larger images."""
     config = copy.deepcopy(checkpoint.model.config)
     text, vision = config.text_config, config.vision_config
     text.update(
@@ -171,7 +171,7 @@ def larger(checkpoint: Checkpoint, side: int) -> Checkpoint:
     return replace(checkpoint, model=model, image_processor=processor, fingerprint="larger")
 
 
-# --- what is measured ---
+# --- measurements ---
 
 
 def ask(backend: Qwen2VLBackend, windows: Sequence[Sequence[Request]]) -> list[Response]:
@@ -180,7 +180,7 @@ def ask(backend: Qwen2VLBackend, windows: Sequence[Sequence[Request]]) -> list[R
 
 
 def loop(checkpoint: Checkpoint, requests: Sequence[Request]) -> list[Response]:
-    """One prompt at a time; a backend each, so that nothing is kept from one to the next."""
+    """Run one prompt at a time, each in a new backend, so that nothing is cached in between."""
     return [
         response
         for request in requests
@@ -190,7 +190,7 @@ def loop(checkpoint: Checkpoint, requests: Sequence[Request]) -> list[Response]:
 
 @contextmanager
 def timed_parts(checkpoint: Checkpoint) -> Iterator[Counter[str]]:
-    """Seconds in the model ("forward") and in PARTS, while it lasts."""
+    """Measure the seconds in the model ("forward") and in PARTS."""
     spent: Counter[str] = Counter()
     started: list[float] = []
     base = checkpoint.model.model
@@ -223,7 +223,7 @@ def timed_parts(checkpoint: Checkpoint) -> Iterator[Counter[str]]:
 
 
 def check(slow: Sequence[Response], fast: Sequence[Response]) -> None:
-    """Both say the same."""
+    """Assert that both give the same responses."""
     for one, other in zip(slow, fast, strict=True):
         assert one.text == other.text, (one.text, other.text)
         for mine, theirs in zip(one.score_logprobs, other.score_logprobs, strict=True):
@@ -231,9 +231,9 @@ def check(slow: Sequence[Response], fast: Sequence[Response]) -> None:
 
 
 def measure(world: World, name: str, bare: Bare | None) -> Bare:
-    """One line of figures, and one of what the rest is spent on.
+    """Print one line of figures, and one on the parts of the overhead.
 
-    bare: of the same world, from a call before; its own tokens a prompt are all but the same.
+    `bare` comes from an earlier call for the same world, whose tokens per prompt are nearly equal.
     """
     checkpoint, windows = world.checkpoint, world.windows
     if name == "not scored":
@@ -242,9 +242,9 @@ def measure(world: World, name: str, bare: Bare | None) -> Bare:
     number = len(every)
     places = range(0, number, max(1, number // world.looped))[: world.looped]
     some = [every[place] for place in places]
-    [image] = PatchStore(checkpoint).find([("", some[0].prompt.images[0])])
+    [image] = PatchCache(checkpoint).find([("", some[0].prompt.images[0])])
     backend = Qwen2VLBackend(checkpoint)
-    found = ask(backend, windows)  # warms up
+    found = ask(backend, windows)  # Warm up.
     check(loop(checkpoint, some), [found[place] for place in places])
     needed = Needed.of(checkpoint, windows, found, image.tokens)
     prompt = round(statistics.mean(each.usage.prompt_tokens for each in found))
@@ -255,7 +255,7 @@ def measure(world: World, name: str, bare: Bare | None) -> Bare:
     spent: Counter[str] = Counter()
     for _ in range(world.rounds):
         slow = seconds_of(lambda: loop(checkpoint, some)) / len(some)
-        backend._patches.__init__(checkpoint)  # images are opened anew
+        backend._patches.__init__(checkpoint)  # Drop preprocessed images.
         with timed_parts(checkpoint) as parts:
             fast = seconds_of(lambda: ask(backend, windows)) / number
         speeds = bare.speeds()
@@ -293,7 +293,7 @@ def measure(world: World, name: str, bare: Bare | None) -> Bare:
 def main() -> None:
     """Measure, print."""
     queries = int(sys.argv[1]) if len(sys.argv) > 1 else WINDOW
-    bench = workbench(queries)
+    bench = session(queries)
     assert bench.dataset.companions is not None
     options = Qwen2VLOptions(model=bench.dataset.companions.model, device="cpu")
     small = load_checkpoint(options)
@@ -305,7 +305,7 @@ def main() -> None:
     )
     glyphs = World("glyphs", small, trials(bench), looped=40, rounds=3)
     millions = sum(each.numel() for each in large.model.parameters()) / 1e6
-    few = World(f"{millions:.0f}M parameters", large, trials(workbench(1), 224), looped=2, rounds=3)
+    few = World(f"{millions:.0f}M parameters", large, trials(session(1), 224), looped=2, rounds=3)
     for world in (glyphs, few):
         bare = None
         for name in GOALS:

@@ -49,10 +49,10 @@ def measure(folder: Path, queries: int, output: str) -> None:
     """In a process of its own: print seconds, candidates and the most memory."""
     import numpy as np
     import torch
-
     from pointer_rl.generate.pipeline import GenerateConfig
+
     from pointer_rl.generate.run import GenerateRun, run_generate
-    from pointer_rl.session.session import Named, TrialOptions
+    from pointer_rl.session.session import PluginRef, SessionOptions
 
     torch.set_num_threads(1)
     for name, rows in (("q", queries), ("c", POOL)):
@@ -62,16 +62,16 @@ def measure(folder: Path, queries: int, output: str) -> None:
             np.save(path, rng.standard_normal((rows, DIM), dtype=np.float32))
     run = GenerateRun(
         output_path=folder / output,
-        trials=TrialOptions(
-            dataset=Named("vqa", options_of(folder, queries)),
-            backend=Named("synthetic"),
-            prompt=Named("short-answer"),
-            metric=Named("vqa"),
+        session=SessionOptions(
+            dataset=PluginRef("vqa", options_of(folder, queries)),
+            backend=PluginRef("synthetic"),
+            prompt=PluginRef("short-answer"),
+            metric=PluginRef("vqa"),
             query_emb=folder / f"q{queries}.npy",
             cand_emb=folder / f"c{POOL}.npy",
-            store=folder / "responses.sqlite",
+            cache=folder / "responses.sqlite",
         ),
-        generators=[Named("random", {"num": CANDIDATES})],
+        generators=[PluginRef("random", {"num": CANDIDATES})],
         config=GenerateConfig(),
     )
     begun: list[float] = []
@@ -96,9 +96,8 @@ def limit(folder: Path, queries: int) -> float:
     import numpy as np
 
     from pointer_rl.registry import registry
+    from pointer_rl.session.cache import ResponseCache, request_key
     from pointer_rl.session.judge import Judge, Trial
-    from pointer_rl.session.keys import request_key
-    from pointer_rl.session.store import ResponseStore
 
     made = registry().create("dataset", "vqa", options_of(folder, queries))
     judge = Judge(
@@ -114,7 +113,7 @@ def limit(folder: Path, queries: int) -> float:
         for row in range(queries * CANDIDATES)
     ]
     requests = judge.requests(trials)
-    store = ResponseStore(folder / "responses.sqlite")
+    store = ResponseCache(folder / "responses.sqlite")
     start = time.process_time()
     for window in range(0, len(requests), 1280):
         keys = [request_key("synthetic", each) for each in requests[window : window + 1280]]

@@ -11,13 +11,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from pointer_rl.cli.tables import format_table
 from pointer_rl.generate.pipeline import GenerateConfig
+
+from pointer_rl.cli.tables import format_table
 from pointer_rl.generate.run import GenerateRun, run_generate
 from pointer_rl.generate.summary import Tally
-from pointer_rl.records.records import from_record, stream_records
+from pointer_rl.records.formats import stream_records
+from pointer_rl.records.records import from_record
 from pointer_rl.registry import registry
-from pointer_rl.session.session import Named, TrialOptions
+from pointer_rl.session.session import PluginRef, SessionOptions
 
 
 def main() -> None:
@@ -32,18 +34,18 @@ def main() -> None:
         run_generate(
             GenerateRun(
                 output_path=path,
-                trials=TrialOptions(
-                    dataset=Named("glyphs", options),
-                    backend=Named("qwen2vl"),
-                    prompt=Named("short-answer"),
-                    metric=Named("vqa"),
+                session=SessionOptions(
+                    dataset=PluginRef("glyphs", options),
+                    backend=PluginRef("qwen2vl"),
+                    prompt=PluginRef("short-answer"),
+                    metric=PluginRef("vqa"),
                     limit=limit,
                 ),
                 generators=[
-                    Named("retrieval", {"num": 2}),
-                    Named("beam"),
-                    Named("sample"),
-                    Named("random", {"num": 4}),
+                    PluginRef("retrieval", {"num": 2}),
+                    PluginRef("beam"),
+                    PluginRef("sample"),
+                    PluginRef("random", {"num": 4}),
                 ],
                 config=GenerateConfig(shots=2),
             )

@@ -20,7 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from pointer_rl.selectors import PointerSelector, SelectorConfig, beam_search, sample
+from pointer_rl.selectors import (
+    PointerSelector,
+    SelectorConfig,
+    beam_search,
+    initial_state,
+    sample,
+)
 
 QUERIES, POOL, D, HIDDEN = 256, 64, 256, 256
 SHOTS, WIDTH, SAMPLES, TEMPERATURES = 2, 5, 2, (1.0, 1.3)
@@ -109,7 +115,7 @@ def propose_loop(
 def propose_batched(
     selector: PointerSelector, queries: Tensor, pools: Tensor, rngs: list[np.random.Generator]
 ) -> Proposed:
-    state = selector.encode(queries, pools)
+    state = initial_state(selector, queries, pools)
     found = beam_search(selector, state, shots=SHOTS, width=WIDTH)
     samples = [
         sample(

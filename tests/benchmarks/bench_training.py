@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.flop_counter import FlopCounterMode
 
-from pointer_rl.selectors import PointerSelector, SelectorConfig
+from pointer_rl.selectors import PointerSelector, SelectorConfig, initial_state
 from pointer_rl.train import losses
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
@@ -73,7 +73,7 @@ def selector() -> PointerSelector:
 
 
 def batches(groups: Groups, kind: str, size: int = SIZE, queries: int = BATCHED) -> None:
-    config = TrainConfig(batch_size=size, own_pools=groups.pools[0] is not None)
+    config = TrainConfig(batch_size=size, per_query_pool=groups.pools[0] is not None)
     learner = Learner(selector(), groups, np.arange(queries), np.arange(1), config, CPU)
     optimizer = new_optimizer(learner.selector)
     place = (Schedule(1e-3, learner.steps_per_epoch), 0, np.random.default_rng(0))
@@ -123,7 +123,7 @@ def loop(groups: Groups, kind: str, size: int = SIZE, together: int = CANDIDATES
 
 
 def distributions(policy: PointerSelector, query: Tensor, pool: Tensor, rows: Tensor) -> list:
-    state = policy.encode(query, pool)
+    state = initial_state(policy, query, pool)
     steps = [policy.step_logits(state).log_softmax(-1)]
     for step in range(SHOTS - 1):
         state = policy.advance(state, rows[..., step])

@@ -1,7 +1,7 @@
-"""What a Qwen-VL model cannot do without for given trials, and how fast it does that: the limit.
+"""The work that a Qwen-VL model cannot avoid for given trials, and its speed.
 
-Each kind of work goes through the bare model at the batch size at which it is fastest. Tokens that
-follow others read their keys and values, which lie where they are: nothing is copied.
+Each kind of work runs on the bare model at the batch size at which it is fastest. Tokens after a
+prefix read its keys and values in place; nothing is copied.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def seconds_of(run: Callable[[], object]) -> float:
 
 
 def rate_of(run: Callable[[], object]) -> float:
-    """How often a second."""
+    """Calls per second."""
     times, seconds = 0, 0.0
     while seconds < 0.2:
         seconds += seconds_of(run)
@@ -43,7 +43,7 @@ def rate_of(run: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class Needed:
-    """What cannot be left out."""
+    """The work that cannot be avoided."""
 
     tokens: int
     images: int
@@ -91,13 +91,13 @@ class Needed:
 
 
 class InPlaceLayer(DynamicLayer):
-    """Keys and values with room for one pass' own: nothing is copied, and no pass makes it longer.
+    """Keys and values with room for those of one forward pass. Nothing is copied or extended.
 
-    transformers' own layer joins what is there and what is new in fresh memory, in every pass.
+    transformers' own layer concatenates old and new keys and values in every forward pass.
     """
 
     def __init__(self, size: tuple[int, ...], before: int) -> None:
-        """size: [B, K, P + S, D], of which P are there."""
+        """`size` is [B, K, P + S, D]; the first P places are filled."""
         super().__init__()
         self._all = torch.randn(size), torch.randn(size)
         self._before = before
@@ -114,10 +114,10 @@ class InPlaceLayer(DynamicLayer):
 
 
 class Bare:
-    """The bare model: a pass over tokens, images or decoding steps, each at its best batch size."""
+    """Speed of the bare model on tokens, images and decoding steps, at the best batch sizes."""
 
     def __init__(self, checkpoint: Checkpoint, grid: list[int], length: int, prompt: int) -> None:
-        """For so many own tokens of prompts of such a length."""
+        """`length` is the number of new tokens, `prompt` the number of all tokens of a prompt."""
         self._model = checkpoint.model
         self._shape = HeadShape.of(checkpoint.model)
         self._grid = grid
@@ -134,9 +134,9 @@ class Bare:
         }
 
     def speeds(self) -> dict[str, float]:
-        """Of each so many a second, now, at the size at which it is fastest now.
+        """Items per second of each kind, at the batch size that is fastest at the moment.
 
-        A size that was chosen once may have been chosen in a bad moment: too low a limit.
+        The size is chosen anew each time: a size chosen in a slow moment would lower the limit.
         """
         return {
             name: max(number * rate_of(run) for number, run in sizes)
@@ -148,11 +148,11 @@ class Bare:
     ) -> list[tuple[int, Callable[[], object]]]:
         runs = [(size * each, make(size)) for size in sizes]
         for _, run in runs:
-            run()  # warms up
+            run()  # Warm up.
         return runs
 
     def _tokens(self, length: int, before: int, rows: int) -> Callable[[], object]:
-        """A pass over rows of such a length, each after so many other tokens."""
+        """A forward pass over rows of `length` tokens, each after `before` others."""
         ids = torch.randint(0, 500, (rows, length))
         if not before:
             return lambda: self._run(ids, use_cache=False)

@@ -26,15 +26,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from ancestor import ancestor_config, train_ancestor
 from learning_tables import accuracy_table, draw, shots_table, versus_own_rce, versus_sft
 
 from pointer_rl.beams.run import BeamConfig, BeamRun, run_beams
 from pointer_rl.evaluate.run import EvaluateConfig, OpenedPolicy, evaluate, open_policy
-from pointer_rl.generate.pipeline import GenerateConfig
 from pointer_rl.generate.run import GenerateRun, run_generate
 from pointer_rl.selectors import PointerSelector, SelectorConfig, save_selector
-from pointer_rl.session.session import Named, TrialOptions, Workbench
-from pointer_rl.train.config import RECIPES, SelectorSizes, TrainConfig
+from pointer_rl.session.session import PluginRef, Session, SessionOptions
+from pointer_rl.train.config import RECIPES, TrainConfig
 from pointer_rl.train.online import OnlineConfig, OnlineRun, run_online
 from pointer_rl.train.run import Output, TrainRun, run_training
 from pointer_rl.types import Decoded, Policy, Pool, QueryBatch
@@ -49,8 +49,8 @@ ABLATED = BUDGETS[1]
 """The budget of the ablations: where there is less data, choices matter more."""
 
 DEFAULT = TrainConfig()
-THEIRS = SelectorSizes(num_layers=1, num_heads=1, history="gated")
-"""The ancestor's selector."""
+THEIRS = {"num_layers": 1, "num_heads": 1, "history": "gated"}
+"""Options of the ancestor's selector."""
 ABLATIONS: dict[str, Callable[[TrainConfig], TrainConfig]] = {
     "RCE alone": lambda c: replace(c, grpo_epochs=0),
     "GRPO alone": lambda c: replace(c, rce_epochs=0, grpo_epochs=25, grpo_lr=1e-3),
@@ -61,17 +61,17 @@ ABLATIONS: dict[str, Callable[[TrainConfig], TrainConfig]] = {
     "KL weight 0": lambda c: replace(c, kl_beta=0.0),
     "GRPO at 1e-3, KL weight 0.01": lambda c: replace(c, grpo_lr=1e-3, kl_beta=0.01),
     "RCE temperature 2 → 0.5": lambda c: replace(c, rce_temperatures=(2.0, 0.5)),
-    "1 layer, 1 head": lambda c: replace(c, sizes=SelectorSizes(num_layers=1, num_heads=1)),
-    "gated history": lambda c: replace(c, sizes=SelectorSizes(history="gated")),
+    "1 layer, 1 head": lambda c: replace(c, selector_options={"num_layers": 1, "num_heads": 1}),
+    "gated history": lambda c: replace(c, selector_options={"history": "gated"}),
 }
 REWARDS = ("hard_only", "soft_only")
-OTHER_DATA: dict[str, list[Named]] = {
-    "nearest rows, in pairs": [Named("retrieval", {"num": PROBES})],
+OTHER_DATA: dict[str, list[PluginRef]] = {
+    "nearest rows, in pairs": [PluginRef("retrieval", {"num": PROBES})],
     "the guide's mixture": [
-        Named("beam", {"width": 8}),
-        Named("retrieval", {"num": 2}),
-        Named("sample", {"temperatures": (1.0, 1.3), "num_samples": 4}),
-        Named("random", {"num": 2}),
+        PluginRef("beam", {"width": 8}),
+        PluginRef("retrieval", {"num": 2}),
+        PluginRef("sample", {"temperatures": (1.0, 1.3), "num_samples": 4}),
+        PluginRef("random", {"num": 2}),
     ],
 }
 
@@ -109,37 +109,38 @@ class Bench:
         self.queries = queries
         self.store = folder / "responses.sqlite"
 
-    def trials(self, split: str, limit: int | None = None) -> TrialOptions:
+    def trials(self, split: str, limit: int | None = None) -> SessionOptions:
         options = {
             "split": split,
             "seed": self.seed,
             "lexicon_seed": self.seed,
             "train_size": 10_000,
         }
-        return TrialOptions(
-            dataset=Named("glyphs", options),
-            backend=Named("qwen2vl"),
-            prompt=Named("short-answer"),
-            metric=Named("vqa"),
+        return SessionOptions(
+            dataset=PluginRef("glyphs", options),
+            backend=PluginRef("qwen2vl"),
+            prompt=PluginRef("short-answer"),
+            metric=PluginRef("vqa"),
             limit=limit,
-            store=self.store,
+            cache=self.store,
         )
 
-    def logged(self, name: str, generators: list[Named], budget: int) -> Path:
+    def logged(self, name: str, generators: list[PluginRef], budget: int) -> Path:
         path = self.folder / f"{name}-{budget}.json"
         if not path.exists():
             run_generate(
                 GenerateRun(
                     output_path=path,
-                    trials=self.trials("train", budget // PROBES),
+                    session=self.trials("train", budget // PROBES),
                     generators=generators,
-                    config=GenerateConfig(shots=SHOTS, seed=self.seed),
+                    shots=SHOTS,
+                    seed=self.seed,
                 )
             )
         return path
 
     def probes(self, budget: int) -> Path:
-        return self.logged("probes", [Named("probe", {"num": PROBES})], budget)
+        return self.logged("probes", [PluginRef("probe", {"num": PROBES})], budget)
 
     def policy(self, name: str, train: Callable[[Output], object]) -> Path:
         folder = self.folder / name
@@ -150,21 +151,24 @@ class Bench:
         return folder
 
     def offline(
-        self, name: str, data: Path, config: TrainConfig, reward: str = "hard_plus_soft"
+        self,
+        name: str,
+        data: Path,
+        config: TrainConfig,
+        reward: str = "hard_plus_soft",
+        train: Callable[[TrainRun], object] = run_training,
     ) -> Path:
         config = replace(config, seed=self.seed)
         return self.policy(
             name,
-            lambda output: run_training(
-                TrainRun(data=data, output=output, config=config, reward=Named(reward))
+            lambda output: train(
+                TrainRun(data=data, output=output, config=config, reward=PluginRef(reward))
             ),
         )
 
     def untrained(self) -> Path:
         folder = self.folder / "untrained"
-        config = SelectorConfig(
-            d_model=256, hidden_dim=256, num_layers=1, num_heads=1, history="gated"
-        )
+        config = SelectorConfig(d_model=256, **THEIRS)
         save_selector(folder, PointerSelector.seeded(config, self.seed))
         return folder
 
@@ -177,7 +181,7 @@ class Bench:
             run_beams(
                 BeamRun(
                     output_path=data,
-                    trials=self.trials("train"),
+                    session=self.trials("train"),
                     config=config,
                     max_calls=budget,
                 )
@@ -189,7 +193,7 @@ class Bench:
             contrast=0.0,
             rce_temperatures=(1.0, 1.0),
             all_steps=True,
-            imitate=True,
+            include_zero_variance=True,
         )
         run = TrainRun(data=data, output=Output(folder=data), config=config, supervised=True)
         return self.policy(
@@ -202,7 +206,7 @@ class Bench:
             f"online-{budget}",
             lambda output: run_online(
                 OnlineRun(
-                    trials=self.trials("train"),
+                    session=self.trials("train"),
                     output=output,
                     online=OnlineConfig(max_calls=budget // 2),
                     config=replace(DEFAULT, seed=self.seed),
@@ -222,7 +226,7 @@ class Bench:
         path = self.folder / f"{name}.json"
         if not path.exists():
             evaluation = evaluate(
-                Workbench(self.trials("test")),
+                Session(self.trials("test")),
                 {
                     arm: open_policy(each) if isinstance(each, Path) else each
                     for arm, each in policies.items()
@@ -243,11 +247,18 @@ class Bench:
             policies[f"online {budget:,}"] = self.online(budget)
         policies["their selector, untrained"] = self.untrained()
         data = self.probes(FULL)
-        for recipe in ("guide", "ancestor"):
-            config = TrainConfig(sizes=THEIRS, **RECIPES[recipe])
-            policies[f"{recipe}'s recipe {FULL:,}"] = self.offline(recipe, data, config)
+        guide = TrainConfig(selector_options=THEIRS, **RECIPES["guide"])
+        ancestor = ancestor_config(selector_options=THEIRS)
+        recipes: list[tuple[str, TrainConfig, Callable[[TrainRun], object]]] = [
+            ("guide", guide, run_training),
+            ("ancestor", ancestor, train_ancestor),
+        ]
+        for recipe, config, train in recipes:
+            whole = self.offline(recipe, data, config, train=train)
+            policies[f"{recipe}'s recipe {FULL:,}"] = whole
             alone = replace(config, grpo_epochs=0)
-            policies[f"{recipe}'s RCE alone"] = self.offline(f"{recipe}-rce", data, alone)
+            rce = self.offline(f"{recipe}-rce", data, alone, train=train)
+            policies[f"{recipe}'s RCE alone"] = rce
         return self.evaluate("main", policies, f"online {FULL:,}")
 
     def evaluate_shots(self) -> dict[str, Any]:
@@ -274,12 +285,12 @@ class Bench:
             policies[name] = self.offline(f"ablation {name}", data, changed(DEFAULT))
         for reward in REWARDS:
             policies[f"reward {reward}"] = self.offline(f"reward {reward}", data, DEFAULT, reward)
-        theirs = TrainConfig(sizes=THEIRS, **RECIPES["ancestor"])
+        theirs = ancestor_config(selector_options=THEIRS)
         for name, generators in OTHER_DATA.items():
             other = self.logged(name, generators, ABLATED)
             policies[f"data: {name}"] = self.offline(f"data {name}", other, DEFAULT)
             policies[f"the same, ancestor's recipe: {name}"] = self.offline(
-                f"ancestor {name}", other, theirs
+                f"ancestor {name}", other, theirs, train=train_ancestor
             )
         return self.evaluate("ablations", policies, "default")
 

@@ -12,6 +12,7 @@ import pytest
 from torch.nn.functional import cosine_similarity
 
 from pointer_rl import registry as registry_module
+from pointer_rl.beams import run as beams_run
 from pointer_rl.hookspecs import hookimpl
 from pointer_rl.registry import registry
 from pointer_rl.testing import FakeBackend
@@ -149,7 +150,7 @@ def test_nothing_is_paid_for_twice_and_the_bytes_are_the_same(beams, world, scor
     assert asked == 8 * (1 + 7 + 5 * 6)
     result = beams("--overwrite")
     assert scorers[1].asked == []
-    assert f"{asked} trials, {asked} of them from the store" in result.stdout
+    assert f"{asked} trials, {asked} of them from the response cache" in result.stdout
     assert world.output.read_bytes() == first
     _, records = content(world.output)
     assert not any("pool" in record for record in records.values())  # all that they may choose
@@ -165,17 +166,21 @@ def test_seed_and_query_decide_the_sub_pool_whatever_the_limit(beams, world):
     assert pools("--seed", "1") != every
 
 
-def test_max_calls_stops_between_queries_and_the_same_command_goes_on(beams, world, scorers):
+def test_max_calls_stops_between_windows_and_the_same_command_goes_on(
+    beams, world, scorers, monkeypatch
+):
+    monkeypatch.setattr(beams_run, "TRIALS_TOGETHER", 2 * (1 + 8 * 5))  # windows of two queries
     assert beams("--no-store").exit_code == 0
-    _, whole = content(world.output)
-    for run in range(1, 4):  # a query takes 38 trials: 3 fit a run
-        result = beams("--max-calls", "120", "--overwrite")
+    whole = world.output.read_bytes()
+    world.output.unlink()
+    for run in range(1, 5):  # a query takes 38 trials: a window fits a run
+        result = beams("--max-calls", "120")
         assert result.exit_code == 0
-        done = min(3 * run, 8)
-        assert len(scorers[run].asked) == 38 * (done - 3 * (run - 1))
-        assert content(world.output)[1] == dict(list(whole.items())[:done])
-        stopped = f"stopped before the last {8 - done} queries" in result.stderr
-        assert stopped == (done < 8)
+        assert len(scorers[run].asked) == 2 * 38
+        left = f"stopped by --max-calls, {8 - 2 * run} queries left" in result.stdout
+        assert left == (run < 4)
+    assert world.output.read_bytes() == whole
+    assert "finished before; nothing to do" in beams("--max-calls", "120").stdout
 
 
 def test_generate_asks_the_queries_of_a_beam_file(beams, world):
@@ -196,7 +201,7 @@ def test_jsonl_has_the_same_records(beams, world):
 
 
 def test_max_calls_that_one_query_exceeds_is_refused_before_the_backend_loads(beams, scorers):
-    one_line(beams("--max-calls", "37"), "--max-calls 37", "may take 38 trials")
+    one_line(beams("--max-calls", "37"), "--max-calls 37", "may take 304 trials")
     assert scorers == []
 
 
@@ -231,19 +236,23 @@ def test_a_dataset_without_answers_is_refused(beams, world, scorers):
 
 
 def test_interrupted_it_keeps_the_queries_that_are_done(beams, world, monkeypatch):
-    monkeypatch.setattr("pointer_rl.beams.run.TOGETHER", 80)  # windows of two queries
+    monkeypatch.setattr(beams_run, "TRIALS_TOGETHER", 2 * (1 + 8 * 5))  # windows of two queries
     assert beams("--no-store").exit_code == 0
-    _, whole = content(world.output)
+    whole = world.output.read_bytes()
     world.output.unlink()
-    monkeypatch.setattr(Scoring, "until", 2 * 38 + 10)
-    result = beams()
-    assert result.exit_code == 130
-    assert "interrupted: 2 queries were tried" in result.stderr
-    assert content(world.output)[1] == dict(list(whole.items())[:2])
     monkeypatch.setattr(Scoring, "until", 5)
-    result = beams("--overwrite", "--no-store")
+    result = beams("--no-store")
     assert "interrupted: no query was done, nothing is written" in result.stderr
-    assert len(content(world.output)[1]) == 2  # as it was
+    assert [path.name for path in world.output.parent.glob("*beams*")] == []
+    monkeypatch.setattr(Scoring, "until", 2 * 38 + 10)
+    result = beams("--no-store")
+    assert result.exit_code == 130
+    partial = world.output.with_name(f"{world.output.stem}.partial.jsonl")
+    assert f"interrupted: 2 queries are in {partial}" in result.stderr
+    assert not world.output.exists()
+    monkeypatch.setattr(Scoring, "until", 10**9)
+    assert beams("--no-store").exit_code == 0
+    assert world.output.read_bytes() == whole
 
 
 @pytest.mark.parametrize(
@@ -295,9 +304,8 @@ def test_help_imports_nothing_heavy(command):
         (("--sampler", "nearest"), ("nearest",)),
         (("--max-calls", "0"), ("0",)),
         (("--store", "a", "--no-store"), ("exclude each other",)),
-        (("--output-path", "data.jsonl"), ("data.jsonl", "exists", "--overwrite")),
         (("--output-path", "a.txt"), ("a.txt", ".json")),
-        (("--output-path", "data.jsonl/a.json"), ("a.json", "cannot write")),
+        (("--output-path", "data.jsonl/a.json"), ("a.json", "cannot be written")),
     ],
     ids=lambda value: " ".join(value),
 )

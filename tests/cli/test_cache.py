@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from pointer_rl.session import store as store_module
-from pointer_rl.session.store import ResponseStore, default_store
+from pointer_rl.session import cache as cache_module
+from pointer_rl.session.cache import ResponseCache, default_store
 from pointer_rl.types import Response, Usage
 
 DAY = 86_400
@@ -23,10 +23,10 @@ NOW = int(time.time())
 def store(tmp_path, monkeypatch):
     """At the default place: 4 responses of today, 6 of one and 10 of another backend, older."""
     monkeypatch.setenv("POINTER_RL_CACHE", str(tmp_path / "cache"))
-    store = ResponseStore(default_store())
+    store = ResponseCache(default_store())
     for age, fingerprint, count in ((100, "vlm-7b", 10), (10, "vlm-3b", 6), (0, "vlm-3b", 4)):
         with monkeypatch.context() as patch:
-            patch.setattr(store_module.time, "time", lambda at=NOW - age * DAY: at)
+            patch.setattr(cache_module.time, "time", lambda at=NOW - age * DAY: at)
             store.put(
                 fingerprint,
                 [
@@ -49,7 +49,7 @@ def one_line(result, *parts):
 
 
 def entries(store):
-    return [each.entries for each in store.tallies()]
+    return [each.responses for each in store.summaries()]
 
 
 def date(days):
@@ -72,7 +72,7 @@ def test_info_has_file_size_and_backends(cli, store):
 
 def test_info_of_an_empty_store_and_of_a_named_one(cli, tmp_path):
     path = tmp_path / "other.sqlite"
-    ResponseStore(path).close()
+    ResponseCache(path).close()
     result = cli("cache", "info", "--store", str(path))
     assert result.exit_code == 0
     assert result.stdout.startswith(f"{path}: ")
@@ -134,13 +134,15 @@ def test_export_is_a_response_a_line(cli, store, tmp_path):
     lines = [json.loads(line) for line in target.read_text().splitlines()]
     assert len({line["key"] for line in lines}) == 20
     [line] = [each for each in lines if each["key"] == (bytes([100, 3]) * 16).hex()]
-    assert line.pop("created") == NOW - 100 * DAY
+    assert line.pop("created") == time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(NOW - 100 * DAY))
     assert line == {
         "key": "6403" * 16,
         "backend": "vlm-7b",
         "text": "text 3",
         "score_logprobs": [-0.5, None],
-        "usage": {"prompt_tokens": 7, "generated_tokens": 2, "images": 1},
+        "prompt_tokens": 7,
+        "generated_tokens": 2,
+        "images": 1,
     }
 
 
@@ -151,8 +153,8 @@ def test_export_replaces_only_when_told_and_leaves_nothing_half_written(cli, sto
     assert target.read_text() == "mine"
     assert cli("cache", "export", str(target), "--overwrite").exit_code == 0
     assert len(target.read_text().splitlines()) == 20
-    one_line(cli("cache", "export", str(target / "x.jsonl")), "x.jsonl", "cannot be written")
-    one_line(cli("cache", "export", str(tmp_path), "--overwrite"), "cannot be written")
+    one_line(cli("cache", "export", str(target / "x.jsonl")), "x.jsonl", "cannot write")
+    one_line(cli("cache", "export", str(tmp_path), "--overwrite"), "is a folder")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "responses.jsonl"]
 
 

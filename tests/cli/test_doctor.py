@@ -12,9 +12,9 @@ from typing import Literal
 import pytest
 
 from pointer_rl.errors import InputError
-from pointer_rl.evaluate.parity import ParityRun, measure_parity
-from pointer_rl.registry import Configured, registry
-from pointer_rl.session.session import Named, TrialOptions
+from pointer_rl.evaluate.parity import measure_parity
+from pointer_rl.registry import ConfiguredEntry, registry
+from pointer_rl.session.session import PluginRef, SessionOptions
 from pointer_rl.types import BackendError, Response
 
 from .conftest import install_plugin, run_cli
@@ -146,16 +146,16 @@ def test_no_store_is_read_or_written(moody, tmp_path):
 
 
 def test_trials_are_random_repeatable_and_never_show_the_query(moody, world):
-    options = TrialOptions(
-        dataset=Named("jsonl", {"path": str(world.data)}),
-        backend=Named("moody"),
-        prompt=Named("short-answer"),
-        metric=Named("vqa"),
+    options = SessionOptions(
+        dataset=PluginRef("jsonl", {"path": str(world.data)}),
+        backend=PluginRef("moody"),
+        prompt=PluginRef("short-answer"),
+        metric=PluginRef("vqa"),
         limit=5,
     )
 
     def drawn(seed: int, shots: int = 3) -> list[tuple[str, tuple[str, ...]]]:
-        parity = measure_parity(ParityRun(trials=options, shots=shots, seed=seed))
+        parity = measure_parity(options, shots=shots, seed=seed)
         return [
             (pair.trial.query.id, tuple(each.id for each in pair.trial.demonstrations))
             for pair in parity.pairs
@@ -226,7 +226,7 @@ def test_a_torchvision_of_another_torch_is_named(backends, cli, tmp_path, monkey
 
     entry = replace(registry().find("backend", "hf"), factory=fail)
     with pytest.raises(InputError, match=why):
-        Configured(entry, None).create()
+        ConfiguredEntry(entry, None).create()
 
 
 def test_missing_packages_are_named_with_their_command(backends, cli, monkeypatch):
@@ -257,7 +257,7 @@ def test_a_file_that_is_no_store_is_broken_and_stays_as_it_is(backends, cli, tmp
     before = path.read_bytes()
     result = cli("doctor")
     assert result.exit_code == 1
-    assert "no store of responses" in result.output
+    assert "not a response cache" in result.output
     assert path.read_bytes() == before
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pointer_rl.datasets.embeddings import load_embeddings, save_embeddings
+from pointer_rl.evaluate.measure import EvaluationJob
 from pointer_rl.selectors import PointerSelector, SelectorConfig, save_selector
 from pointer_rl.selectors.bundle import BundleInfo, EncoderInfo, load_bundle, save_bundle
 
@@ -73,7 +74,7 @@ def test_table_verdict_json_and_picture(evaluate, world):
     content = json.loads(output.read_text())
     assert content["settings"]["primary"] == "RL"
     assert content["settings"]["backend"]["fingerprint"] == "copy"
-    assert f"{content['trials']:,} trials, 0 of them from the store" in result.stdout
+    assert f"{content['trials']:,} trials, 0 of them from the response cache" in result.stdout
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
@@ -84,7 +85,7 @@ def test_arms_share_trials_and_nothing_is_paid_for_twice(evaluate, world, backen
     assert len(asked) == len(set(asked)) == json.loads(path.read_text())["trials"]
     first = path.read_bytes()
     result = evaluate("--output-path", str(path), "--overwrite")
-    assert f"{len(asked)} trials, {len(asked)} of them from the store" in result.stdout
+    assert f"{len(asked)} trials, {len(asked)} of them from the response cache" in result.stdout
     assert backends[1].asked == []
     assert path.read_bytes() == first
 
@@ -178,16 +179,46 @@ def test_failures_leave_queries_out_and_all_of_them_exit_1(evaluate, world, back
     assert json.loads(path.read_text())["comparisons"] == []
 
 
-def test_interrupted_it_writes_nothing(evaluate, world, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("pointer_rl.evaluate.run.ask", interrupt)
+def test_interrupted_the_same_command_continues_it(evaluate, world, backends, monkeypatch):
+    monkeypatch.setattr("pointer_rl.evaluate.run.WINDOW", 3)
     path = world.folder / "a.json"
-    result = evaluate("--output-path", str(path))
+    command = ("--output-path", str(path), "--no-store")
+    assert evaluate(*command).exit_code == 0
+    whole, trials = path.read_bytes(), len(backends[0].asked)
+    path.unlink()
+    run, windows = EvaluationJob.run, []
+
+    def interrupt(job, window):
+        if windows:
+            raise KeyboardInterrupt
+        windows.append(window)
+        return run(job, window)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EvaluationJob, "run", interrupt)
+        result = evaluate(*command)
     assert result.exit_code == 130
-    assert "interrupted: nothing is written" in result.stderr
+    assert f"interrupted: 3 queries are in {path.with_name('a.partial.jsonl')}" in result.stderr
     assert not path.exists()
+    one_line(evaluate(*command, "--seed", "1"), "seed: 0, now 1")
+    assert evaluate(*command).exit_code == 0
+    assert path.read_bytes() == whole
+    assert 0 < len(backends[-1].asked) < trials
+    assert not path.with_name("a.partial.jsonl").exists()
+
+
+def test_a_finished_evaluation_says_so_and_asks_nothing(evaluate, world, backends):
+    path = world.folder / "a.json"
+    command = ("--output-path", str(path), "--no-store")
+    assert evaluate(*command).exit_code == 0
+    result = evaluate(*command)
+    assert result.exit_code == 0
+    assert json.loads(path.read_text())["verdict"] in result.stdout
+    assert "finished before; nothing to do" in result.stdout
+    assert backends[1].asked == []
+    one_line(evaluate(*command, "--seeds", "2"), "random_seeds: 3, now 2")
+    path.write_text("{}")
+    one_line(evaluate(*command), "exists, and is no evaluation")
 
 
 @pytest.mark.parametrize(
@@ -223,7 +254,7 @@ def test_what_does_not_fit_is_one_line_before_anything_is_asked(
 
 def test_a_policy_for_other_embeddings_is_refused(evaluate, world, backends):
     save_selector(world.folder / "wide", selector(dim=8))
-    one_line(evaluate("--policy", f"W={world.folder / 'wide'}"), "policy W", "takes 8")
+    one_line(evaluate("--policy", f"W={world.folder / 'wide'}"), "arm W", "takes 8")
     ids = [row["id"] for row in world.rows]
     for path in (world.query_emb, world.cand_emb):
         save_embeddings(path, torch.randn(8, 6), ids, encoder="this one")

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 
 from pointer_rl.datasets.embeddings import load_embeddings, save_embeddings
 from pointer_rl.hookspecs import hookimpl
-from pointer_rl.registry import Registry
+from pointer_rl.registry import registry
 from pointer_rl.selectors import PointerSelector, SelectorConfig
 from pointer_rl.selectors.bundle import BundleInfo, EncoderInfo, load_bundle, save_bundle
 from pointer_rl.selectors.selecting import Policy
@@ -60,7 +61,7 @@ class Pixel:
 
 
 @pytest.fixture
-def made(monkeypatch) -> list[PixelOptions]:
+def made(monkeypatch) -> Iterator[list[PixelOptions]]:
     """Registers the encoder `pixel` beside the built-in plugins: the options of each made."""
     Pixel.made = []
     module = ModuleType("pixel_plugin")
@@ -71,15 +72,19 @@ def made(monkeypatch) -> list[PixelOptions]:
 
     module.pointer_rl_register_encoders = hookimpl(pointer_rl_register_encoders)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    point = EntryPoint("pixel", module.__name__, "pointer_rl")
-    both = Registry([*entry_points(group="pointer_rl"), point])
-    for where in ("registry", "policy.selecting", "trials.inputs"):
-        monkeypatch.setattr(f"pointer_rl.{where}.registry", lambda: both)
-    return Pixel.made
+    points = [
+        *entry_points(group="pointer_rl"),
+        EntryPoint("pixel", module.__name__, "pointer_rl"),
+    ]
+    monkeypatch.setattr("pointer_rl.registry.entry_points", lambda group: points)
+    monkeypatch.setenv("POINTER_RL_PLUGINS", "pixel")
+    registry.cache_clear()
+    yield Pixel.made
+    registry.cache_clear()
 
 
 class Place:
-    """A folder with eight pictures, questions, embeddings and a bundle; commands run in it."""
+    """A folder with eight images, questions, embeddings and a bundle; commands run in it."""
 
     def __init__(self, folder: Path, cli) -> None:
         self.folder, self.cli = folder, cli

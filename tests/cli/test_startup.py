@@ -1,4 +1,4 @@
-"""What must stay light: commands that need no model import none of what models need."""
+"""Starting the program: the ways to do it, and which commands must not import what models need."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+
+import pointer_rl
 
 HEAVY = ("torch", "transformers", "PIL", "datasets", "numpy")
 
@@ -45,6 +47,42 @@ def test_no_heavy_import(args):
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+PLUGIN = """
+import click
+from pointer_rl import hookimpl
+
+@hookimpl
+def pointer_rl_register_metrics(register):
+    register("from-a-file", object, summary="s")
+
+@hookimpl
+def pointer_rl_register_commands(cli):
+    cli.add_command(click.Command("greet", callback=lambda: click.echo("hello")))
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["--version"], 0, f"version {pointer_rl.__version__}"),
+        (["--plugin", "mine.py", "greet"], 0, "hello"),
+        (["--plugin", "mine.py", "--help"], 0, "greet"),
+        (["--plugin", "mine.py", "plugins", "show", "from-a-file"], 0, "mine.py"),
+        (["plugins", "--plugin", "mine.py"], 0, "from-a-file"),
+        (["plugins", "--plugin", "none.py"], 2, "none.py: no such file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_python_m_runs_it_and_plugin_loads_a_file(tmp_path, args, code, said):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    command = [sys.executable, "-m", "pointer_rl", *args]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert said in (done.stderr if code else done.stdout)
+    if code:
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_validating_imports_no_torch(tmp_path):

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fakes import CopyBackend
+from toy_selectors import installed
 from training_worlds import class_groups
 
 from pointer_rl.datasets.embeddings import load_embeddings, save_embeddings
 from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.selectors.bundle import load_bundle, update_evaluation
-from pointer_rl.session.store import default_store
+from pointer_rl.session.cache import default_store
 from pointer_rl.testing import example
 from pointer_rl.train.state import load_state
 from pointer_rl.types import Pool, QueryBatch
@@ -53,9 +57,17 @@ class Place:
     def write(self, name, content):
         (self.folder / name).write_text(json.dumps(content))
 
-    def run(self, *args, command="train", data="rl.json", output="out", embeddings=True):
+    def run(
+        self,
+        *args,
+        command="train",
+        data="rl.json",
+        output="out",
+        embeddings=True,
+        sizes=("--layers", "1"),
+    ):
         given = ("--query-emb", "q.safetensors", "--cand-emb", "c.safetensors") * embeddings
-        sizes = () if "--sft-ckpt" in args else ("--layers", "1")
+        sizes = () if "--sft-ckpt" in args else sizes
         epochs = {"train": ("--rce-epochs", "2", "--grpo-epochs", "1"), "sft": ("--epochs", "2")}
         return self._cli(
             *(command, "--beam-data", data, "--output-dir", output),
@@ -100,7 +112,7 @@ def test_a_bundle_a_line_an_epoch_and_a_verdict(place):
     assert wrote == "wrote out"
     lines = place.metrics()
     assert [line["stage"] for line in lines] == ["start", "rce", "rce", "grpo"]
-    for name in ("rce", "contrast", "entropy", "held_out_reward", "tied_groups"):
+    for name in ("rce", "contrast", "entropy", "held_out_reward", "zero_variance_groups"):
         assert name in lines[1]
     for name in ("ppo", "kl", "ratio", "clipped", "entropy", "held_out_reward"):
         assert name in lines[3]
@@ -136,6 +148,29 @@ def test_the_guides_spelling(place, cli):
     assert [options[name] for name in names] == [2, 1, 16, 1e-3, 1e-4, 0.1]
 
 
+def test_another_selector_is_trained_bundled_and_trained_further(place):
+    with installed():
+        succeeds(place.run("--selector", "toy", "--selector-opt", "scale=0.5", sizes=()))
+        bundle = load_bundle(place.folder / "out")
+        assert (bundle.policy.name, bundle.policy.config.scale) == ("toy", 0.5)
+        document = json.loads((place.folder / "out" / "bundle.json").read_text())
+        assert document["policy"]["selector"] == "toy"
+        succeeds(place.run("--sft-ckpt", "out", output="further"))
+        assert load_bundle(place.folder / "further").policy.name == "toy"
+        one_line(place.run("--selector", "toy", output="no"), "toy has no option 'num_layers'")
+    one_line(place.run("--selector", "toy", output="no"), "unknown selector 'toy'")
+    one_line(place.run("--sft-ckpt", "out", output="no"), "out/config.json: unknown selector 'toy'")
+
+
+def test_sizes_are_options_of_the_selector(place):
+    given = ("--selector-opt", "num_layers=1", "--selector-opt", "history=gated")
+    succeeds(place.run(*given, sizes=()))
+    succeeds(place.run("--layers", "1", "--history", "gated", sizes=(), output="short"))
+    one, other = (load_bundle(place.folder / name).policy for name in ("out", "short"))
+    assert one.hash == other.hash
+    assert (one.config.num_layers, one.config.history) == (1, "gated")
+
+
 def test_zero_is_a_value(place):
     succeeds(place.run("--grpo-epochs", "0", "--contrast", "0", "--kl-beta", "0"))
     assert {line["stage"] for line in place.metrics()} == {"start", "rce"}
@@ -145,23 +180,22 @@ def test_zero_is_a_value(place):
 
 
 def test_recipes_are_defaults_that_options_overrule(place):
-    succeeds(place.run("--recipe", "ancestor", "--kl-beta", "0.7"))
+    succeeds(place.run("--recipe", "guide", "--kl-beta", "0.7"))
     options = load_bundle(place.folder / "out").info.training["options"]
-    assert (options["kl"], options["kl_beta"], options["grpo_lr"]) == ("sampled", 0.7, 5e-6)
-    assert len(options["faults"]) == 6
+    names = ("old_policy", "kl_beta", "grpo_lr")
+    assert [options[name] for name in names] == ["start", 0.7, 5e-6]
 
 
-def test_resume_goes_on_and_anything_else_is_refused(place):
+def test_the_same_command_continues_a_run_and_anything_else_is_refused(place):
     succeeds(place.run(output="whole"))
     succeeds(place.run())
-    one_line(place.run(), "out/checkpoint.safetensors: exists; --resume", "--overwrite")
-    one_line(place.run("--resume", "--overwrite"), "exclude each other")
-    one_line(place.run("--resume", "--seed", "3"), "had another seed (0, now 3)")
-    one_line(place.run("--resume", "--rce-epochs", "5"), "had another rce_epochs")
+    assert "finished before; nothing to do" in succeeds(place.run())[-1]
+    one_line(place.run("--seed", "3"), "had another seed (0, now 3)")
+    one_line(place.run("--rce-epochs", "5"), "had another rce_epochs")
     place.write("rl2.json", dict(list(place.records.items())[:30]))
-    one_line(place.run("--resume", data="rl2.json"), "had another data")
+    one_line(place.run(data="rl2.json"), "had another data")
     (place.folder / "out" / "bundle.json").unlink()
-    succeeds(place.run("--resume"))
+    assert succeeds(place.run("--resume"))[-1].startswith("wrote")
     succeeds(place.run("--overwrite", output="whole"))
     for name in ("model.safetensors", "bundle.json", "metrics.jsonl", "checkpoint.safetensors"):
         files = [place.folder / folder / name for folder in ("whole", "out")]
@@ -186,17 +220,15 @@ def test_what_a_killed_run_was_writing_is_removed(place):
     succeeds(place.run())
     out = place.folder / "out"
     (out / "rounds").mkdir()
+    dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True).stdout.strip()
     names = [
-        *("checkpoint.safetensors.tmp12", "metrics.jsonl.tmp3", "bundle.json.tmp1234"),
-        *(".model.safetensors.77", "README.md.tmp5", "rounds/..round-02.partial.json.9.tmp"),
-        "rounds/.round-02.partial.json",
+        str(Path(name).with_name(f".{Path(name).name}.{dead}@{platform.node().split('.')[0]}.tmp"))
+        for name in ("checkpoint.safetensors", "bundle.json", "rounds/round-02.json")
     ]
     mine = ["notes.tmp1", "model.safetensors.old", "rounds/round-01.json", "checkpoint.tmp"]
     for name in [*names, *mine]:
         (out / name).write_text("")
-    one_line(place.run(), "exists; --resume")
-    assert all((out / name).exists() for name in names), "a refusal changes nothing"
-    succeeds(place.run("--resume"))
+    succeeds(place.run())
     assert [name for name in names if (out / name).exists()] == []
     assert all((out / name).exists() for name in mine)
 
@@ -206,7 +238,7 @@ def test_resuming_with_other_query_embeddings_is_refused(place):
     embeddings = load_embeddings(place.folder / "q.safetensors")
     path = place.folder / "q.safetensors"
     save_embeddings(path, embeddings.vectors.flip(1), embeddings.ids, embeddings.encoder)
-    one_line(place.run("--resume"), "had another queries")
+    one_line(place.run(), "had another queries")
 
 
 def test_starting_from_a_policy(place):
@@ -297,6 +329,9 @@ def test_a_loss_that_is_no_number(place):
         (("--clip", "-1"), "clip is -1.0"),
         (("--kl-beta", "nan"), "kl_beta is nan"),
         (("--heads", "3"), "8 is no multiple of 3 heads; give --heads or --hidden-dim"),
+        (("--selector-opt", "d_model=3"), "d_model: it is the size of the embeddings"),
+        (("--selector-opt", "num_layers=2"), "--selector-opt num_layers: given twice"),
+        (("--selector-opt", "depth=2"), "selector pointer has no option 'depth'"),
         (("--reward-mode", "nothing"), "nothing"),
         (("--reward-opt", "nothing=1"), "nothing"),
         (("--sft-ckpt", "nowhere"), "nowhere"),
@@ -305,7 +340,6 @@ def test_a_loss_that_is_no_number(place):
         (("--online",), "--online needs --max-calls"),
         (("--online", "--max-calls", "40", "--own-pools"), "--own-pools"),
         (("--online", "--max-calls", "4"), "4 calls are too few for 4 rounds"),
-        (("--online", "--max-calls", "40", "--no-store"), "--no-store: of a round that is cut off"),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
 )
@@ -328,7 +362,7 @@ def test_sft_on_beams_by_likelihood(place, cli):
     assert verdict.startswith("held-out cross-entropy ")
     lines = place.metrics()
     assert lines[-1]["held_out_cross_entropy"] < lines[0]["held_out_cross_entropy"]
-    assert all(line["tied_groups"] == 0 for line in lines)
+    assert all(line["zero_variance_groups"] == 0 for line in lines)
     bundle = load_bundle(place.folder / "out")
     assert bundle.info.training["options"]["contrast"] == 0
     metrics = bundle.info.training["metrics"]
@@ -474,10 +508,10 @@ def test_online_resumes_after_an_interruption(online, monkeypatch, until):
     monkeypatch.setattr(CopyBackend, "run", interrupted)
     result = online.run()
     assert result.exit_code == 130
-    assert "interrupted: --resume goes on from" in result.output
-    one_line(online.run("--resume", "--pointers", "3"), "had another online")
-    one_line(online.run("--resume", "--prompt-opt", "instructions="), "had another prompt")
-    succeeds(online.run("--resume"))
+    assert "interrupted: the same command continues from" in result.output
+    one_line(online.run("--pointers", "3"), "had another online")
+    one_line(online.run("--prompt-opt", "instructions="), "had another prompt")
+    succeeds(online.run())
     whole, resumed = online.written("whole"), online.written()
     assert whole.keys() == resumed.keys(), "nothing is left lying about"
     for name, content in whole.items():
@@ -514,7 +548,7 @@ def test_online_takes_its_shots_from_the_data(online):
 def test_online_when_every_trial_fails(online):
     for number in range(8):
         (online.world.folder / f"{number}.png").write_bytes(b"no picture")
-    one_line(online.run(), "round 1: all 48 trials failed, the first with: ", "--resume")
+    one_line(online.run(), "round 1: all 48 trials failed, the first with: ", "the same command")
     assert not list((online.world.folder / "policy" / "rounds").glob("*.json"))
 
 
@@ -544,7 +578,7 @@ def test_a_tied_first_round_is_told_and_the_next_one_is_asked(online, cli, monke
     second = json.loads(rounds[1].read_text())["_meta"]
     assert second["generators"][0]["options"]["by"] == "similarity", "the policy knows nothing yet"
     (online.world.folder / "policy" / "bundle.json").unlink()
-    again = succeeds(online.run("--resume"))
+    again = succeeds(online.run())
     assert online.asked() == 0
     assert again[0] == output[0]
     assert again[1:] == output[-3:]
@@ -552,9 +586,9 @@ def test_a_tied_first_round_is_told_and_the_next_one_is_asked(online, cli, monke
 
 def test_online_when_every_round_is_tied(online, monkeypatch):
     answers_nonsense(monkeypatch, CopyBackend, 1000)
-    for args in ((), ("--resume",)):
+    for _ in range(2):
         one_line(
-            online.run(*args),
+            online.run(),
             *("nothing was learned in 2 rounds: ", "(0 of 24 have such)", "policy/rounds"),
         )
     assert online.asked() <= 96, "the second time nothing is asked"

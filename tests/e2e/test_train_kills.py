@@ -20,7 +20,7 @@ import torch
 from training_worlds import class_groups
 
 from pointer_rl.datasets.embeddings import save_embeddings
-from pointer_rl.session.store import ResponseStore
+from pointer_rl.session.cache import ResponseCache
 
 PROGRAM = [sys.executable, "-c", "from pointer_rl.cli.main import main; main()", "train"]
 EPOCHS = ("--rce-epochs", "60", "--grpo-epochs", "60", "--layers", "1", "--held-out", "0.3")
@@ -171,7 +171,7 @@ def test_kills_while_asking(asking, tmp_path):
         return checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
 
     def stored():
-        return sum(tally.entries for tally in ResponseStore(tmp_path / "killed.sqlite").tallies())
+        return sum(each.responses for each in ResponseCache(tmp_path / "killed.sqlite").summaries())
 
     run(*asking("whole"))
     needed = asked()

@@ -11,7 +11,7 @@ from local_backend_checks import ANSWERS, BEAM, GREEDY, PROMPTS, answers
 from tiny_models import make_tiny_model
 
 from pointer_rl.types import Request
-from pointer_rl_hf import HFOptions, create_backend
+from pointer_rl_hf import HFBackendOptions, create_backend
 from pointer_rl_hf.checkpoint import load_checkpoint
 from pointer_rl_hf.model import make_backend
 
@@ -28,8 +28,8 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def test_a_gpu_answers_as_a_cpu_does(folder):
     options = {"model": str(folder), "dtype": "float32"}
-    on_cpu = create_backend(HFOptions(**options, device="cpu"))
-    on_gpu = create_backend(HFOptions(**options, device="cuda"))
+    on_cpu = create_backend(HFBackendOptions(**options, device="cpu"))
+    on_gpu = create_backend(HFBackendOptions(**options, device="cuda"))
     assert on_gpu.fingerprint == on_cpu.fingerprint
     for gpu, cpu in zip(answers(on_gpu, REQUESTS), answers(on_cpu, REQUESTS), strict=True):
         assert (gpu.text, gpu.usage) == (cpu.text, cpu.usage)
@@ -37,7 +37,7 @@ def test_a_gpu_answers_as_a_cpu_does(folder):
 
 
 def test_auto_is_bfloat16_on_cuda(folder):
-    checkpoint = load_checkpoint(HFOptions(model=str(folder)))
+    checkpoint = load_checkpoint(HFBackendOptions(model=str(folder)))
     assert checkpoint.model.device.type == "cuda"
     assert checkpoint.model.dtype == torch.bfloat16
     for result in answers(make_backend(checkpoint, None), REQUESTS):
@@ -45,7 +45,7 @@ def test_auto_is_bfloat16_on_cuda(folder):
 
 
 def test_memory_that_runs_out_for_real_halves_the_batch(folder):
-    checkpoint = load_checkpoint(HFOptions(model=str(folder), dtype="float32"))
+    checkpoint = load_checkpoint(HFBackendOptions(model=str(folder), dtype="float32"))
     backend = make_backend(checkpoint, None)
     expected = answers(backend, REQUESTS)
 

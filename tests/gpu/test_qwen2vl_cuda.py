@@ -34,14 +34,14 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def requests() -> list[Request]:
     rng = np.random.default_rng(0)
 
-    def picture(width: int, height: int) -> ImageBytes:
+    def make_image(width: int, height: int) -> ImageBytes:
         file = io.BytesIO()
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(file, "PNG")
         return ImageBytes(file.getvalue(), "noise")
 
     prompts = [
-        Prompt((Message("user", (*(picture(50 + 9 * n, 60) for n in range(images)), "a dog?")),))
+        Prompt((Message("user", (*(make_image(50 + 9 * n, 60) for n in range(images)), "a dog?")),))
         for images in (3, 0, 1)
     ]
     decodings = (Decoding(max_new_tokens=6), Decoding(max_new_tokens=6, num_beams=3))

@@ -25,7 +25,7 @@ from local_backend_checks import (
     answers,
 )
 from PIL import Image
-from qwen_reference import ask, picture
+from qwen_reference import ask, make_image
 
 from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.local.batching import LocalBackend
@@ -171,7 +171,9 @@ def test_an_image_is_opened_and_encoded_once(model, monkeypatch):
     model.model.vision_encoder.register_forward_pre_hook(
         lambda module, args, named: encoded.append(len(named["pixel_values"])), with_kwargs=True
     )
-    requests = [Request(ask(picture(1), f"Question:{n}? Short answer:"), GREEDY) for n in range(5)]
+    requests = [
+        Request(ask(make_image(1), f"Question:{n}? Short answer:"), GREEDY) for n in range(5)
+    ]
     answers(backend_of(model), requests)
     assert len(opened) == len(encoded) == 1
 
@@ -201,7 +203,7 @@ def test_any_size_becomes_a_square(width, height):
 def test_what_cannot_be_shown_fails_alone(model):
     requests = [
         Request(PROMPTS[0], GREEDY),
-        Request(ask(picture(1), "what is <image>?"), GREEDY),
+        Request(ask(make_image(1), "what is <image>?"), GREEDY),
         Request(ask("what? " * 300), GREEDY),
     ]
     results = answers(backend_of(model), requests)
@@ -226,7 +228,7 @@ def test_a_prompt_that_leaves_just_enough_room_is_answered(model, decoding):
 
 
 def example(name: str, answer: str) -> Example:
-    return Example(name, 0, picture(len(name)), f"what is {name}?", (answer,) * 3)
+    return Example(name, 0, make_image(len(name)), f"what is {name}?", (answer,) * 3)
 
 
 def test_the_short_answer_prompt_is_that_of_openflamingo():
@@ -266,7 +268,7 @@ def test_a_conversation_is_written_chunk_by_chunk():
 def test_any_prompt_has_a_text(messages, text):
     prompt = Prompt(
         tuple(
-            Message(role, tuple(picture(p) if isinstance(p, int) else p for p in parts))
+            Message(role, tuple(make_image(p) if isinstance(p, int) else p for p in parts))
             for role, parts in messages
         )
     )
@@ -279,7 +281,7 @@ ROLES = st.sampled_from(["system", "user", "assistant"])
 
 @given(st.lists(st.tuples(ROLES, PARTS), max_size=5))
 def test_texts_and_images_keep_their_order(messages):
-    image = picture(0)
+    image = make_image(0)
     prompt = Prompt(
         tuple(Message(role, tuple(part or image for part in parts)) for role, parts in messages)
     )

@@ -328,8 +328,15 @@ def test_a_vision_model_that_is_no_clip_is_refused(mpt, tmp_path):
 def test_a_model_of_another_family_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
     message = refusal(FlamingoOptions(model=str(tmp_path), device="cpu"))
-    assert "is a llava model" in message
-    assert "idefics2" in message
+    assert "is a llava model; the backend flamingo runs open_flamingo, idefics" in message
+
+
+@pytest.mark.parametrize("model_type", ["idefics2", "idefics3"])
+def test_the_successors_of_idefics_are_left_to_hf(tmp_path, model_type):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    message = refusal(FlamingoOptions(model=str(tmp_path), device="cpu"))
+    assert f"is an {model_type} model" in message
+    assert message.endswith("use --backend hf")
 
 
 def test_a_saved_folder_with_another_tokenizer_is_refused(mpt, tmp_path):

@@ -1,7 +1,7 @@
 """A tiny OpenFlamingo, trained, answers from demonstrations: gradients and masks are right.
 
 The words are drawn anew for each question, so nothing but the demonstrations can tell the answer,
-and nothing but the pictures can tell which demonstration is the one.
+and nothing but the images can tell which demonstration is the one.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ CASES = 200
 
 
 def accuracy(folder: Path, shown: int, relevant: bool) -> float:
-    """Of answers to pictures that were not trained on, after demonstrations in random order."""
+    """Of answers to images that were not trained on, after demonstrations in random order."""
     backend = registry().create("backend", "flamingo", {"model": str(folder), "device": "cpu"})
     builder = registry().create("prompt", "short-answer", {"instructions": ""})
     rng = random.Random(99)
 
     def example(color: str, word: str) -> Example:
-        picture = GlyphImage.draw_at_random(rng, color=color)
-        return Example(word, 0, picture, QUESTION, (word,))
+        image = GlyphImage.draw_at_random(rng, color=color)
+        return Example(word, 0, image, QUESTION, (word,))
 
     requests, expected = [], []
     for _ in range(CASES):
@@ -65,7 +65,7 @@ def test_a_few_steps_move_every_tensor():
     tokenizer = make_tokenizer()
     model = make_model(tokenizer, "mpt")
     before = {name: each.clone() for name, each in model.named_parameters()}
-    train(model, Episodes(tokenizer, seed=0, pictures=2), steps=3)
+    train(model, Episodes(tokenizer, seed=0, images=2), steps=3)
     for name, parameter in model.named_parameters():
         assert parameter.isfinite().all(), name
         if "post_layernorm" not in name:  # of the class token, which is not used

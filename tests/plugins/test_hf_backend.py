@@ -22,16 +22,17 @@ from local_backend_checks import (
     check_images,
     check_single,
 )
-from qwen_reference import ask, picture
+from qwen_reference import ask, make_image
 from tiny_models import NEEDED
 
 from pointer_rl.types import BackendError, Request
-from pointer_rl_hf import HFOptions, create_backend
+from pointer_rl_hf import HFBackendOptions, create_backend
 from pointer_rl_hf.checkpoint import load_checkpoint
 from pointer_rl_hf.model import HFModel, make_backend
 
 SPECIAL = {
     "llava": "<image>",
+    "idefics2": "<end_of_utterance>",
     "idefics3": "<end_of_utterance>",
     "gemma3": "<end_of_turn>",
     "internvl": "<IMG_CONTEXT>",
@@ -43,7 +44,7 @@ PALIGEMMA = pytest.mark.filterwarnings("ignore:__array__ implementation:Deprecat
 
 
 def load(folder: Path, **options: str):
-    return load_checkpoint(HFOptions(model=str(folder), device="cpu", **options))
+    return load_checkpoint(HFBackendOptions(model=str(folder), device="cpu", **options))
 
 
 @pytest.mark.parametrize("family", SPECIAL)
@@ -153,7 +154,7 @@ def test_beams_that_would_see_other_images_are_refused(tiny_model, monkeypatch):
 
 def test_no_family_with_ordinary_padding_goes_one_at_a_time(tiny_model, caplog):
     for family in SPECIAL:
-        create_backend(HFOptions(model=str(tiny_model(family)), device="cpu"))
+        create_backend(HFBackendOptions(model=str(tiny_model(family)), device="cpu"))
     assert not caplog.records
 
 
@@ -168,8 +169,8 @@ def test_a_model_that_takes_no_prompt_without_an_image_fails_it_alone(tiny_model
 @pytest.mark.parametrize(
     ("prompt", "why"),
     [
-        (ask(picture(1), "what is <image>?"), "refuses the prompt"),
-        (ask(picture(1), "a dog " * 2000), "tokens, the model takes 2048; use fewer"),
+        (ask(make_image(1), "what is <image>?"), "refuses the prompt"),
+        (ask(make_image(1), "a dog " * 2000), "tokens, the model takes 2048; use fewer"),
     ],
     ids=["image token in the text", "too long"],
 )

@@ -14,14 +14,14 @@ import pytest
 import torch
 from hf_reference import HFReference
 from local_backend_checks import PROMPTS
-from qwen_reference import ask, picture
+from qwen_reference import ask, make_image
 from safetensors.torch import load_file, save_file
 from tiny_models import NEEDED
 
 from pointer_rl.errors import InputError, MissingExtraError
 from pointer_rl.registry import registry
 from pointer_rl.types import Decoding, Request
-from pointer_rl_hf import HFOptions, create_backend
+from pointer_rl_hf import HFBackendOptions, create_backend
 from pointer_rl_hf.checkpoint import load_checkpoint
 
 
@@ -32,7 +32,7 @@ def folder(tiny_model, tmp_path: Path) -> Path:
 
 
 def load(folder: Path | str, **options: object):
-    return load_checkpoint(HFOptions(model=str(folder), **{"device": "cpu", **options}))
+    return load_checkpoint(HFBackendOptions(model=str(folder), **{"device": "cpu", **options}))
 
 
 def edit_json(path: Path, **values: object) -> None:
@@ -40,7 +40,7 @@ def edit_json(path: Path, **values: object) -> None:
 
 
 def test_the_backend_is_registered():
-    assert registry().find("backend", "hf").options is HFOptions
+    assert registry().find("backend", "hf").options is HFBackendOptions
 
 
 def test_the_entry_module_is_light():
@@ -70,7 +70,7 @@ def test_images_stay_where_they_stand_in_the_prompt(tiny_model, family):
 def test_an_image_is_marked_as_the_template_marks_it_whatever_stands_around_it(tiny_model):
     """LLaVA-OneVision's begins every text on a line of its own."""
     chat = load(tiny_model("llava_onevision")).chat
-    prompt = ask(picture(1), "a cat", picture(2), "this?")
+    prompt = ask(make_image(1), "a cat", make_image(2), "this?")
     assert chat.render(prompt) == (
         "<|im_start|>user \n<image>\na cat\n<image>\nthis?<|im_end|><|im_start|>assistant\n"
     )
@@ -84,7 +84,7 @@ def test_a_template_of_the_users_is_taken_and_changes_the_fingerprint(folder, tm
         "{% endfor %}{% endfor %}"
     )
     checkpoint = load(folder, chat_template=str(path))
-    prompt = ask(picture(1), "what? ", picture(2))
+    prompt = ask(make_image(1), "what? ", make_image(2))
     assert checkpoint.chat.render(prompt) == "[<image>]what? [<image>]"
     assert checkpoint.fingerprint != load(folder).fingerprint
     (folder / "chat_template.jinja").unlink()
@@ -177,7 +177,7 @@ def test_a_processor_of_another_model_is_refused(folder):
     """LLaVA's patches are counted by its processor and made by its model."""
     edit_json(folder / "processor_config.json", patch_size=14)
     with pytest.raises(InputError, match=r"cannot take a prompt with an image \(the model refuses"):
-        create_backend(HFOptions(model=str(folder), device="cpu"))
+        create_backend(HFBackendOptions(model=str(folder), device="cpu"))
 
 
 @pytest.mark.parametrize(("family", "package"), NEEDED.items())
@@ -243,7 +243,7 @@ def test_an_adapter_changes_the_answers_and_the_fingerprint(folder, tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     results = []
     for options in ({}, {"adapter": str(tmp_path / "adapter")}):
-        backend = create_backend(HFOptions(model=str(folder), device="cpu", **options))
+        backend = create_backend(HFBackendOptions(model=str(folder), device="cpu", **options))
         [(_, response)] = backend.run([Request(PROMPTS[0], Decoding(max_new_tokens=6), ("a",))])
         results.append((backend.fingerprint, response))
     (without_adapter, plain), (with_adapter, adapted) = results

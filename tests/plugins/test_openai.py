@@ -20,8 +20,8 @@ from fault_server import (
 )
 
 from pointer_rl.registry import registry
-from pointer_rl.session.caching import StoredBackend
-from pointer_rl.session.store import ResponseStore
+from pointer_rl.session.cache import ResponseCache
+from pointer_rl.session.caching import CachedBackend
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response, Usage
 from pointer_rl_openai import OpenAIOptions, create_backend, transport
 from pointer_rl_openai.backend import OpenAIBackend
@@ -185,12 +185,12 @@ def test_the_whole_script_at_once():
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_that_stays_is_a_value_and_is_asked_again_by_the_next_run(fault, tmp_path):
     requests = [ask(f"question {number}") for number in range(3)]
-    store = ResponseStore(tmp_path / "store.sqlite")
+    store = ResponseCache(tmp_path / "store.sqlite")
     timeout = 0.15 if fault in ("hang", "trickle") else 5.0
     with FaultServer([None]) as server:
         server.always = fault
         backend = connect(server, retries=1, max_concurrency=1, timeout=timeout)
-        first = answers(StoredBackend(backend, store), requests)
+        first = answers(CachedBackend(backend, store), requests)
         assert sorted(isinstance(each, BackendError) for each in first) == [False, True, True]
         for each in first:
             if isinstance(each, BackendError):
@@ -198,7 +198,7 @@ def test_a_fault_that_stays_is_a_value_and_is_asked_again_by_the_next_run(fault,
                 assert f"(asked {2 + (fault[:3] in ('429', '503'))} times)" in each.message
                 assert "\n" not in each.message
         server.always = None
-        again = StoredBackend(backend, store)
+        again = CachedBackend(backend, store)
         assert texts(answers(again, requests)) == [f"re: question {n}" for n in range(3)]
         assert (again.hits, again.asked) == (1, 2)
     store.close()
@@ -380,13 +380,13 @@ def test_cost_is_by_the_prices_and_none_without():
 
 def test_the_store_counts_what_was_asked_and_not_what_was_kept(tmp_path):
     requests = [ask(f"question {number}") for number in range(3)]
-    store = ResponseStore(tmp_path / "store.sqlite")
+    store = ResponseCache(tmp_path / "store.sqlite")
     with FaultServer() as server:
         priced = connect(server, prompt_price=1e6)
-        first, second = StoredBackend(priced, store), StoredBackend(priced, store)
+        first, second = CachedBackend(priced, store), CachedBackend(priced, store)
         results = answers(first, requests)
         answers(second, requests)
-        assert StoredBackend(connect(server)).cost is None
+        assert CachedBackend(connect(server)).cost is None
     assert first.used == sum((each.usage for each in results), Usage())
     assert first.cost == first.used.prompt_tokens > 0
     assert (second.used, second.cost) == (Usage(), 0.0)

@@ -16,8 +16,8 @@ from PIL import Image
 from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.errors import InputError
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request
-from pointer_rl_openai import OpenAIOptions, create_backend, pictures, protocol
-from pointer_rl_openai.pictures import ImageUrls
+from pointer_rl_openai import OpenAIOptions, create_backend, images, protocol, scoring
+from pointer_rl_openai.images import ImageUrls
 from pointer_rl_openai.transport import BadReplyError
 
 # --- images ---
@@ -86,14 +86,14 @@ class Drawn:
     ],
     ids=["alpha", "gif", "palette", "cmyk", "bmp", "transparency", "turned"],
 )
-def test_what_decoders_read_differently_is_sent_as_the_picture_that_others_see(data):
+def test_what_decoders_read_differently_is_sent_as_the_image_that_others_see(data):
     for image in (ImageBytes(data, "an image"), Drawn(data, [])):
         head, sent = data_of(ImageUrls("data").url(image))
         assert head == "data:image/png"
-        with Image.open(io.BytesIO(sent)) as picture:
-            assert picture.mode == "RGB"
-            assert "transparency" not in picture.info
-            assert picture.tobytes() == image.open().tobytes()
+        with Image.open(io.BytesIO(sent)) as decoded:
+            assert decoded.mode == "RGB"
+            assert "transparency" not in decoded.info
+            assert decoded.tobytes() == image.open().tobytes()
 
 
 def test_an_image_is_encoded_once_while_there_is_room(monkeypatch):
@@ -103,7 +103,7 @@ def test_an_image_is_encoded_once_while_there_is_room(monkeypatch):
     for _ in range(3):
         urls.url(one), urls.url(other)
     assert len(opened) == 2
-    monkeypatch.setattr(pictures, "_CAPACITY", len(urls.url(one)))
+    monkeypatch.setattr(images, "_CAPACITY", len(urls.url(one)))
     urls = ImageUrls("data")
     opened.clear()
     for image in (one, one, other, other, one):
@@ -193,7 +193,7 @@ def test_any_reply_is_a_completion_or_an_error(reply):
 def test_any_log_probability_is_a_number_or_an_error(entry, value):
     for each in (entry, {"7": entry}, {"7": {"logprob": value}}):
         try:
-            logprob = protocol.logprob_of(each, 7)
+            logprob = scoring.logprob_of(each, 7)
         except BadReplyError:
             continue
         assert abs(logprob) < float("inf")
@@ -203,17 +203,7 @@ def test_any_log_probability_is_a_number_or_an_error(entry, value):
 def test_any_tokens_are_integers_or_an_error(reply, tokens):
     for each in (reply, {"tokens": tokens}):
         try:
-            read = protocol.read_tokens(each)
+            read = scoring.read_tokens(each)
         except BadReplyError:
             continue
         assert all(isinstance(token, int) for token in read)
-
-
-@given(st.text("ab,"), st.lists(st.text("ab,", min_size=1), max_size=3))
-def test_a_text_is_cut_at_the_first_stop_string(text, stop):
-    kept = protocol.cut(text, tuple(stop))
-    assert text.startswith(kept)
-    naive = next(
-        (text[:at] for at in range(len(text)) if any(text.startswith(s, at) for s in stop)), text
-    )
-    assert kept == naive

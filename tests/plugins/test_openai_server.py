@@ -188,8 +188,8 @@ def test_a_providers_name_counts_and_a_nodes_does_not(url, provider):
 
 
 def test_what_is_beside_the_api():
-    assert Address("http://a:1/v1").beside("tokenize") == "http://a:1/tokenize"
-    assert Address("http://a:1/api").beside("tokenize") == "http://a:1/api/tokenize"
+    assert Address("http://a:1/v1").next_to_api("tokenize") == "http://a:1/tokenize"
+    assert Address("http://a:1/api").next_to_api("tokenize") == "http://a:1/api/tokenize"
 
 
 def test_showing_the_options_imports_no_http_client():

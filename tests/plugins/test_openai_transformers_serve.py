@@ -145,17 +145,17 @@ def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
     raise AssertionError(log.read_text())
 
 
-def picture(seed: int) -> ImageBytes:
+def make_image(seed: int) -> ImageBytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    return ImageBytes(file.getvalue(), f"picture {seed}")
+    return ImageBytes(file.getvalue(), f"image {seed}")
 
 
 def prompts() -> list[Prompt]:
     return [
-        Prompt((Message("user", (picture(1), "what? red ", picture(2), "this?")),)),
-        Prompt((Message("system", ("Answer.",)), Message("user", (picture(3), "a cat?")))),
+        Prompt((Message("user", (make_image(1), "what? red ", make_image(2), "this?")),)),
+        Prompt((Message("system", ("Answer.",)), Message("user", (make_image(3), "a cat?")))),
         Prompt((Message("user", ("What is a dog?",)),)),
     ]
 

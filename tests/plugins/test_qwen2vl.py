@@ -9,13 +9,15 @@ import shutil
 import pytest
 import torch
 import transformers
-from qwen_reference import Reference, ask, picture
+from qwen_reference import Reference, ask, make_image
 
 from pointer_rl.types import Decoding, Message, Prompt, Request, Response
-from pointer_rl_qwen2vl import Qwen2VLOptions, create_backend, inputs, padded
+from pointer_rl_qwen2vl import Qwen2VLOptions, create_backend, inputs
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend
 from pointer_rl_qwen2vl.checkpoint import load_checkpoint
-from pointer_rl_qwen2vl.patches import PatchStore
+from pointer_rl_qwen2vl.patches import PatchCache
+from pointer_rl_qwen2vl.plain import PlainEngine
+from pointer_rl_qwen2vl.requests import TokenisedRequest
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 GREEDY = Decoding(max_new_tokens=6)
@@ -26,18 +28,23 @@ ANSWERS = ("red cat", "a", "")
 # 3, 0, 1 and 2 images, of different sizes; the first and the last share one.
 PROMPTS = [
     ask(
-        picture(1), "what? red\n", picture(2, 90, 30), "what? cat\n", picture(3, 200, 180), "this?"
+        make_image(1),
+        "what? red\n",
+        make_image(2, 90, 30),
+        "what? cat\n",
+        make_image(3, 200, 180),
+        "this?",
     ),
     ask("Question: what is a dog? Short answer:"),
     Prompt(
         (
             Message("system", ("Answer.",)),
-            Message("user", (picture(4, 31, 80), "is this a cat?")),
+            Message("user", (make_image(4, 31, 80), "is this a cat?")),
             Message("assistant", ("red",)),
             Message("user", ("and this?",)),
         )
     ),
-    ask("a dog? ", picture(1), picture(5, 64, 64)),
+    ask("a dog? ", make_image(1), make_image(5, 64, 64)),
 ]
 
 
@@ -201,12 +208,12 @@ def test_inputs_are_the_official_processors(checkpoint, tiny_qwen):
     folder = tiny_qwen("qwen2_5_vl")
     processor = transformers.AutoProcessor.from_pretrained(folder, backend="pil")
     encoder = inputs.PromptEncoder(checkpoint)
+    engine = PlainEngine(checkpoint, PatchCache(checkpoint), 1024)
     for prompt in PROMPTS:
         [token_ids] = encoder.encode([prompt])
-        images = tuple(PatchStore(checkpoint).find([(each.key, each) for each in prompt.images]))
-        pad = checkpoint.image_token_id
-        whole = inputs.expand(token_ids, pad, ([pad] * image.tokens for image in images))
-        ours = padded.left_pad([(padded.EncodedPrompt(whole, images), ())], checkpoint)
+        images = tuple((each.key, each) for each in prompt.images)
+        encoded = engine.encode(TokenisedRequest(0, token_ids, images, []))
+        ours = engine.arguments([(encoded.prompt, ())])
         conversation = [
             {
                 "role": message.role,

@@ -1,4 +1,4 @@
-"""Pictures are cut to the official processor's floats, bit for bit."""
+"""Images are cut to the official processor's floats, bit for bit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROCESSORS = [
 ]
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def make_image(width: int, height: int, seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -39,7 +39,7 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 @given(width=st.integers(1, 200), height=st.integers(1, 200), seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=30)
 def test_the_floats_are_the_official_processors(processor, width, height, seed):
-    image = picture(width, height, seed)
+    image = make_image(width, height, seed)
     expected = processor(images=[image], return_tensors="np")
     patches, grid = PatchCutter(processor).cut(image)
     assert patches.dtype == expected["pixel_values"].dtype
@@ -47,14 +47,14 @@ def test_the_floats_are_the_official_processors(processor, width, height, seed):
     assert list(grid) == expected["image_grid_thw"][0].tolist()
 
 
-def test_a_picture_that_is_not_resized_must_be_cut_evenly():
+def test_an_image_that_is_not_resized_must_be_cut_evenly():
     cutter = PatchCutter(Qwen2VLImageProcessorPil(do_resize=False))
-    patches, grid = cutter.cut(picture(84, 56))
+    patches, grid = cutter.cut(make_image(84, 56))
     assert (len(patches), grid) == (24, (1, 4, 6))
     with pytest.raises(ValueError, match="reshape"):
-        cutter.cut(picture(85, 56))
+        cutter.cut(make_image(85, 56))
 
 
 def test_what_the_official_processor_refuses_is_refused():
     with pytest.raises(ValueError, match="aspect ratio"):
-        PatchCutter(PROCESSORS[0]).cut(picture(402, 2))
+        PatchCutter(PROCESSORS[0]).cut(make_image(402, 2))

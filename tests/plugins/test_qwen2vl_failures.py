@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
+from qwen_reference import ask, make_image
 
 from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response
@@ -23,22 +22,11 @@ GREEDY = Decoding(max_new_tokens=6)
 ANSWERS = ("red cat", "a", "")
 
 
-def picture(seed: int, width: int = 60, height: int = 45) -> ImageBytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return ImageBytes(file.getvalue(), f"picture {seed}")
-
-
-def ask(*parts: ImageBytes | str) -> Prompt:
-    return Prompt((Message("user", parts),))
-
-
 PROMPTS = [
-    ask(picture(1), "what? red\n", picture(2, 90, 30), "this?"),
+    ask(make_image(1), "what? red\n", make_image(2, 90, 30), "this?"),
     ask("Question: what is a dog? Short answer:"),
-    Prompt((Message("system", ("Answer.",)), Message("user", (picture(3, 31, 80), "a cat?")))),
-    ask("a dog? ", picture(1), picture(4, 64, 64)),
+    Prompt((Message("system", ("Answer.",)), Message("user", (make_image(3, 31, 80), "a cat?")))),
+    ask("a dog? ", make_image(1), make_image(4, 64, 64)),
 ]
 
 
@@ -79,8 +67,8 @@ class CountedImage:
 
 def test_an_image_is_opened_once_while_it_fits_the_cache(checkpoint, engine, monkeypatch):
     opened: list[str] = []
-    one, other = (CountedImage(picture(seed), opened) for seed in (1, 2))
-    again = CountedImage(picture(1), opened)
+    one, other = (CountedImage(make_image(seed), opened) for seed in (1, 2))
+    again = CountedImage(make_image(1), opened)
     prompts = [ask(one, other, "this?"), ask(again, "this?"), ask(other, one, "this?")]
     requests = [Request(prompt, GREEDY) for prompt in prompts]
     backend = Qwen2VLBackend(checkpoint, engine=engine)
@@ -98,9 +86,9 @@ def test_an_image_is_opened_once_while_it_fits_the_cache(checkpoint, engine, mon
     ("prompt", "why"),
     [
         (ask(ImageBytes(b"no image", "broken.png"), "this?"), "broken.png"),
-        (ask(picture(1), ImageFile(Path("/nowhere/gone.png")), "this?"), "gone.png"),
-        (ask(picture(1), picture(9, width=402, height=2), "this?"), "aspect ratio"),
-        (ask(picture(1), "what is <|image_pad|>?"), "contains that token"),
+        (ask(make_image(1), ImageFile(Path("/nowhere/gone.png")), "this?"), "gone.png"),
+        (ask(make_image(1), make_image(9, width=402, height=2), "this?"), "aspect ratio"),
+        (ask(make_image(1), "what is <|image_pad|>?"), "contains that token"),
     ],
     ids=["unreadable", "no file, thus no key", "too narrow", "pad in the text"],
 )
@@ -141,7 +129,7 @@ def test_what_the_chat_template_refuses_fails_alone(tiny_qwen, tmp_path):
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_max_pixels_and_min_pixels_set_the_number_of_image_tokens(tiny_qwen, family):
     folder, side = str(tiny_qwen(family)), 32 if family == "qwen3_vl" else 28
-    prompt = ask(picture(3, 3 * side, 3 * side), "this?")
+    prompt = ask(make_image(3, 3 * side, 3 * side), "this?")
 
     def prompt_tokens(**pixels: int) -> int:
         backend = create_backend(Qwen2VLOptions(model=folder, device="cpu", **pixels))

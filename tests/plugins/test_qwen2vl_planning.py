@@ -39,8 +39,8 @@ def path(plan, parent: int | None) -> list[int]:
 
 
 @given(PROMPTS, st.sampled_from([1, 3, 8, 1000]))
-def test_prefixes_and_what_follows_make_up_each_prompt(prompts, worth):
-    plan = find_prefixes(prompts, width, worth)
+def test_prefixes_and_what_follows_make_up_each_prompt(prompts, min_saving):
+    plan = find_prefixes(prompts, width, min_saving)
     assert len(plan.parents) == len(prompts)
     for prompt, parent in zip(prompts, plan.parents, strict=True):
         built: list[int] = []
@@ -66,12 +66,12 @@ def test_with_no_threshold_nothing_is_computed_twice(prompts):
 
 
 @given(PROMPTS, st.integers(1, 30))
-def test_a_prefix_saves_what_it_has_to(prompts, worth):
-    plan = find_prefixes(prompts, width, worth)
+def test_a_prefix_saves_what_it_has_to(prompts, min_saving):
+    plan = find_prefixes(prompts, width, min_saving)
     for index, node in enumerate(plan.nodes):
         users = plan.parents.count(index) + [n.parent for n in plan.nodes].count(index)
         size = sum(map(width, prompts[node.row][node.start : node.end]))
-        assert size * (users - 1) >= worth
+        assert size * (users - 1) >= min_saving
 
 
 @given(st.lists(st.lists(st.integers(0, 2), max_size=5), max_size=8))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from qwen_reference import Reference, ask, picture
+from qwen_reference import Reference, ask, make_image
 
 from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.errors import InputError
@@ -15,14 +15,14 @@ from pointer_rl_qwen2vl import Qwen2VLOptions, chunk, create_backend, shared, vi
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend
 from pointer_rl_qwen2vl.checkpoint import load_checkpoint
 from pointer_rl_qwen2vl.inputs import PromptEncoder
-from pointer_rl_qwen2vl.patches import PatchStore
+from pointer_rl_qwen2vl.patches import PatchCache
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 GREEDY = Decoding(max_new_tokens=5)
 ANSWERS = ("red cat", "red dog", "red", "", "a", "red cat")
 
-ONE, OTHER = picture(1), picture(2)  # of one size: as tokens they are alike
-WIDE, TALL = picture(3, 120, 50), picture(4, 31, 90)
+ONE, OTHER = make_image(1), make_image(2)  # of one size: as tokens they are alike
+WIDE, TALL = make_image(3, 120, 50), make_image(4, 31, 90)
 SYSTEM = Message("system", ("Answer the question.",))
 
 
@@ -59,7 +59,7 @@ def requests(prompts: list[Prompt] = SHARING) -> list[Request]:
 
 @pytest.fixture(autouse=True)
 def _share_whatever_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunk, "WORTH", 1)
+    monkeypatch.setattr(chunk, "MIN_SAVING", 1)
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_each_image_and_each_shared_token_is_computed_once(checkpoint):
     second = len(checkpoint.tokenizer("<|vision_end|>what? cat\n<|vision_start|>")["input_ids"])
     sizes = {image.key: 0 for image in (ONE, WIDE)}
     for image in (ONE, WIDE):
-        [cut] = PatchStore(checkpoint).find([(image.key, image)])
+        [cut] = PatchCache(checkpoint).find([(image.key, image)])
         sizes[image.key] = cut.tokens
     saved = 2 * (common + sizes[ONE.key]) + second + sizes[WIDE.key]
     assert sum(tokens) == alone - saved + len(SHARING[:3])  # and an answer of one token each
@@ -174,7 +174,7 @@ def test_images_may_be_opened_ahead(checkpoint, monkeypatch, ahead):
     monkeypatch.setattr(vision, "_BLOCK_IMAGES", 2)
     broken = ImageBytes(b"no image", "broken.png")
     images = [(each.key, each) for each in (ONE, broken, WIDE, OTHER, TALL)]
-    store = vision.FeatureStore(checkpoint, PatchStore(checkpoint), 0, ahead=ahead)
+    store = vision.FeatureStore(checkpoint, PatchCache(checkpoint), 0, ahead=ahead)
     for _ in range(2):
         store.begin(images)
         sizes = [
@@ -204,7 +204,7 @@ def test_a_row_has_nothing_of_its_neighbours(checkpoint):
     first = ask_with(OTHER, "who am I not?")
     results(backend, requests(SHARING))
     results(backend, requests(others))
-    assert ask_with(picture(9), "who am I not?") == first
+    assert ask_with(make_image(9), "who am I not?") == first
     assert (
         results(Qwen2VLBackend(checkpoint), requests([*mine, chat(OTHER, "who am I not?")]))[:2]
         == first
@@ -271,7 +271,7 @@ def test_tokens_are_counted_as_distinct_beginnings(checkpoint):
     backend = Qwen2VLBackend(checkpoint)
     asked = requests()
     encoder = PromptEncoder(checkpoint)
-    patches = PatchStore(checkpoint)
+    patches = PatchCache(checkpoint)
     whole = unique = 0
     beginnings: set[tuple[object, ...]] = set()
     for request, tokens in zip(asked, encoder.encode([r.prompt for r in asked]), strict=True):
@@ -301,10 +301,10 @@ def test_tokens_are_counted_as_distinct_beginnings(checkpoint):
     assert backend.count([]) == Count(0, 0)
 
 
-@pytest.mark.parametrize("worth", [1, 16, 1000])
-def test_tokens_are_counted_as_the_model_is_fed_them(checkpoint, monkeypatch, worth):
+@pytest.mark.parametrize("min_saving", [1, 16, 1000])
+def test_tokens_are_counted_as_the_model_is_fed_them(checkpoint, monkeypatch, min_saving):
     """A piece a pass: nothing is padded; one token each: no decoding step."""
-    monkeypatch.setattr(chunk, "WORTH", worth)
+    monkeypatch.setattr(chunk, "MIN_SAVING", min_saving)
     asked = [Request(prompt, Decoding(max_new_tokens=1), ("red cat",)) for prompt in SHARING]
     fed = 0
 
@@ -318,4 +318,4 @@ def test_tokens_are_counted_as_the_model_is_fed_them(checkpoint, monkeypatch, wo
     counted = backend.count(asked)
     results(backend, asked)
     assert fed == counted.unique_tokens
-    assert (fed == counted.prompt_tokens) == (worth == 1000)
+    assert (fed == counted.prompt_tokens) == (min_saving == 1000)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = {
-    *("types", "errors", "hookspecs", "options", "registry", "devices"),
+    *("types", "errors", "hookspecs", "options", "registry", "devices", "json_stream"),
     *("datasets", "local", "selectors", "session", "evaluate"),
 }
 """Parts of the engine that plugins may import."""
 LAYERS = [
     {"types", "errors"},
-    {"files", "options", "devices", "hookspecs"},
+    {"files", "json_stream", "options", "devices", "hookspecs"},
     {"registry"},
     {"local", "datasets"},
     {"records", "selectors", "validate"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"generate", "beams", "evaluate"},
     {"train"},
     {"testing", "scaffold", "report"},
-    {"api", "installation"},
+    {"api"},
     {"cli", "__main__"},
 ]
 """Parts of the engine, lowest first. Each may import lower parts, its own, and parts beside it."""

@@ -21,6 +21,7 @@ from pointer_rl.selectors import (
     PointerSelector,
     SelectorConfig,
     SelectorPolicy,
+    initial_state,
     load_selector,
     log_prob,
     save_selector,
@@ -162,7 +163,7 @@ class Killed(BaseException):
     """As SIGKILL: nothing tidies up after it."""
 
 
-WRITES = ("save_selector", "save_embeddings", "_write_text", "_write_text", "_write_text")
+WRITES = ("save_selector", "save_embeddings", "write_text", "write_text", "write_text")
 
 
 @pytest.mark.parametrize("survived", range(len(WRITES)))
@@ -296,7 +297,7 @@ def test_it_chooses_as_the_selector_decodes(policy: Policy, monkeypatch) -> None
     trained = selector().eval()
     for shots, width in ((None, 1), (3, 1), (3, 4), (SIZE, 2)):
         chosen = policy.select(queries, shots, width)
-        state = trained.encode(queries, vectors(SIZE, 1))
+        state = initial_state(trained, queries, vectors(SIZE, 1))
         expected = pointer_rl.selectors.beam_search(trained, state, shots=shots or 2, width=width)
         assert [each.rows for each in chosen] == [tuple(r) for r in expected.rows[:, 0].tolist()]
         rows = torch.tensor([each.rows for each in chosen]).unsqueeze(1)

@@ -4,14 +4,28 @@ import json
 import logging
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from toy_selectors import StoppingSelector, ToyConfig, ToySelector, installed
 
-from pointer_rl.errors import InputError
-from pointer_rl.selectors import PointerSelector, SelectorConfig, load_selector, save_selector
+from pointer_rl.errors import InputError, PluginError
+from pointer_rl.selectors import (
+    PointerSelector,
+    SelectorConfig,
+    SelectorPolicy,
+    create_selector,
+    load_selector,
+    save_selector,
+)
+from pointer_rl.selectors.bundle import load_bundle, read_query_ids
+from pointer_rl.types import Pool, QueryBatch
+
+OLD = Path(__file__).parents[1] / "data" / "versions" / "policies"
+"""What 57b4359 wrote."""
 
 
 def make(**changes):
@@ -252,12 +266,109 @@ def test_files_that_are_none_are_refused(tmp_path):
     ("text", "words"),
     [
         ("{", "not readable as JSON"),
-        ('{"architecture": "pointer_selector", "d_model": 12}', "not a selector's configuration"),
-        ('{"architecture": "pointer_selector", "d_model": 12, "hidden_dim": 8, "num_layers": 2, '
-         '"num_heads": 3, "history": "gated"}', "no multiple of 3 heads"),
+        ("[]", "not a selector's"),
+        ('{"selector": "pointer", "config": 3}', "not a selector's"),
+        ('{"architecture": "pointer_selector", "num_heads": 2}', "not a selector's configuration"),
+        ('{"selector": "pointer", "config": {"d_model": 12, "hidden_dim": 8, "num_layers": 2, '
+         '"num_heads": 3, "history": "gated"}}', "no multiple of 3 heads"),
+        ('{"selector": "pointer", "config": {"d_model": 12, "depth": 3}}', "no option 'depth'"),
     ],
 )  # fmt: skip
 def test_a_broken_config_is_refused(tmp_path, text, words):
     save_selector(tmp_path, make())
     (tmp_path / "config.json").write_text(text)
     expect_refused(tmp_path, "config.json", words)
+
+
+# --- what 57b4359 wrote ----------------------------------------------------------------------
+
+BEAMS = {
+    "selector": [[[3, 0], [0, 3]], [[2, 4], [1, 4]], [[4, 2], [2, 4]]],
+    "bundle": [[[3, 0], [0, 3]], [[2, 1], [2, 4]], [[2, 4], [4, 2]]],
+}
+HASHES = {
+    "selector": "4d576682ee5a2fa2c0e85ed86b89f466a7ffce51d44dc2cb6a34d78199947759",
+    "bundle": "417a0e6a976fa7a0fb5d944a5c4d4b51abd9951e192d11b9186cb99c4e9bee81",
+}
+
+
+@pytest.mark.parametrize("name", ["selector", "bundle"])
+def test_a_folder_of_57b4359_is_read_and_decodes_as_it_did(name):
+    policy = SelectorPolicy(load_selector(OLD / name))
+    assert policy.hash == HASHES[name]
+    pool = Pool((), torch.randn(5, 4, generator=torch.Generator().manual_seed(1)))
+    queries = QueryBatch(
+        (),
+        torch.randn(3, 4, generator=torch.Generator().manual_seed(2)),
+        torch.ones(3, 5, dtype=torch.bool),
+        shots=2,
+    )
+    assert policy.beam(queries, pool, 2).rows.tolist() == BEAMS[name]
+
+
+def test_a_bundle_of_57b4359_is_read():
+    bundle = load_bundle(OLD / "bundle")
+    assert bundle.policy.hash == HASHES["bundle"]
+    assert bundle.info.shots == 2
+    assert bundle.info.training["metrics"] == {"held_out_reward": 0.75, "tied_groups": 0.25}
+    assert bundle.pool_ids == ("p0", "p1", "p2", "p3", "p4")
+    assert read_query_ids(OLD / "bundle") == ("q1", "q2")
+
+
+def test_a_checkpoint_of_lever_plus_is_read():
+    selector = load_selector(OLD / "lever_plus.ckpt", num_heads=2)
+    expected = SelectorConfig(d_model=4, hidden_dim=8, num_layers=1, num_heads=2, history="gated")
+    expect_same(selector, PointerSelector.seeded(expected, 2))
+    assert selector.config == expected
+
+
+# --- third parties' --------------------------------------------------------------------------
+
+
+def test_any_registered_selector_is_saved_and_loaded(tmp_path):
+    toy = ToySelector.seeded(ToyConfig(d_model=5, widths=(4, 1)), 0)
+    stopping = StoppingSelector.seeded(SelectorConfig(d_model=4, num_heads=2), 1)
+    with installed():
+        for selector in (toy, stopping):
+            save_selector(tmp_path, selector)
+            loaded = load_selector(tmp_path)
+            assert type(loaded) is type(selector)
+            assert loaded.config == selector.config
+            expect_same(loaded, selector)
+            assert SelectorPolicy(loaded).hash == SelectorPolicy(selector).hash
+    with pytest.raises(PluginError, match=r"config\.json: unknown selector 'stopping'"):
+        load_selector(tmp_path)
+
+
+def test_equal_weights_of_different_selectors_have_different_hashes():
+    class Renamed(ToySelector):
+        name = "renamed"
+
+    one, other = (cls.seeded(ToyConfig(d_model=4), 0) for cls in (ToySelector, Renamed))
+    assert SelectorPolicy(one).hash != SelectorPolicy(other).hash
+
+
+def test_a_selector_is_created_by_its_name():
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    with installed():
+        one, again = (create_selector("toy", {"d_model": 4, "scale": "2"}, 3) for _ in range(2))
+        expect_same(one.eval(), again)
+        assert one.config == ToyConfig(d_model=4, scale=2.0)
+        with pytest.raises(InputError, match=r"selector toy needs the option d_model"):
+            create_selector("toy", {})
+        with pytest.raises(PluginError, match=r"unknown selector 'tow'; did you mean 'toy'"):
+            create_selector("tow", {"d_model": 4})
+    assert torch.equal(torch.rand(1), expected), "the global random state stays"
+    pointer = create_selector("pointer", {"d_model": 16}, 3)
+    expect_same(pointer.eval(), PointerSelector.seeded(SelectorConfig(d_model=16), 3))
+    assert pointer.config.hidden_dim == 16
+
+
+def test_a_factory_that_makes_something_else_is_refused():
+    with installed(dict=lambda options: {}, other=lambda options: ToySelector(options)):
+        with pytest.raises(PluginError, match=r"selector dict: its factory returns a dict"):
+            create_selector("dict", {"d_model": 4})
+        with pytest.raises(PluginError, match=r"other: its class has name = 'toy'.* 'other'"):
+            create_selector("other", {"d_model": 4})

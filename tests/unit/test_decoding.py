@@ -16,6 +16,7 @@ from pointer_rl.selectors import (
     SelectorState,
     beam_search,
     greedy,
+    initial_state,
     log_prob,
     sample,
 )
@@ -40,7 +41,7 @@ class World:
 
     @property
     def state(self) -> SelectorState:
-        return self.selector.encode(self.query, self.pool, self.allowed)
+        return initial_state(self.selector, self.query, self.pool, self.allowed)
 
     def rows(self, b):
         return self.allowed[b].nonzero().flatten().tolist()
@@ -52,7 +53,7 @@ class World:
     def step(self, b, chosen, temperature=1.0, top_p=1.0):
         """{row: probability} of the next row of one query, by the definitions."""
         pool = self.pool[b] if self.pool.dim() == 3 else self.pool
-        state = self.selector.encode(self.query[b : b + 1], pool, self.allowed[b : b + 1])
+        state = initial_state(self.selector, self.query[b : b + 1], pool, self.allowed[b : b + 1])
         for row in chosen:
             state = self.selector.advance(state, torch.tensor([[row]]))
         logits = self.selector.step_logits(state)[0, 0].tolist()
@@ -193,7 +194,7 @@ def test_log_prob_has_the_right_gradient(own, top_p):
     ).rows
 
     def total(query, pool):
-        state = world.selector.encode(query, pool, world.allowed)
+        state = initial_state(world.selector, query, pool, world.allowed)
         return log_prob(world.selector, state, rows, temperature=1.3, top_p=top_p)
 
     inputs = (world.query.requires_grad_(), world.pool.requires_grad_())
@@ -264,7 +265,8 @@ def test_a_querys_draws_do_not_depend_on_the_batch(own):
     options = {"shots": 2, "num_samples": 5, "temperature": 1.3, "top_p": 0.9}
     together = sample(world.selector, world.state, rngs=world.rngs(), **options)
     for b in range(16):
-        state = world.selector.encode(
+        state = initial_state(
+            world.selector,
             world.query[b : b + 1],
             world.pool[b : b + 1] if own else world.pool,
             world.allowed[b : b + 1],

@@ -11,11 +11,24 @@ import torch
 
 from pointer_rl.errors import InputError
 from pointer_rl.evaluate import arms as arms_module
-from pointer_rl.evaluate.arms import Arms, Chooser, Space, choose, zero_shot
+from pointer_rl.evaluate.arms import (
+    OracleArm,
+    PolicyArm,
+    RandomArm,
+    Setting,
+    SimilarityArm,
+    VoteArm,
+    ZeroShotArm,
+    choose,
+    majority,
+)
 from pointer_rl.evaluate.conclusions import conclude
 from pointer_rl.evaluate.evaluation import Evaluation, Leakage
-from pointer_rl.evaluate.measure import Measured, ask, majority, measure
+from pointer_rl.evaluate.measure import Asked, EvaluationJob, Measured, measure, pointers_to_ask
 from pointer_rl.session.judge import Judge
+from pointer_rl.session.observer import Observer
+from pointer_rl.session.similarity import Space
+from pointer_rl.session.windows import windows_of
 from pointer_rl.testing import EqualMetric, FakeBackend, PlainPrompt, example
 from pointer_rl.types import BackendError, Decoded, Pool
 
@@ -38,24 +51,44 @@ def space(seed=0, pool=POOL):
     return Space(of_queries, Pool(pool, of_pool))
 
 
-def chosen(shots=2, oracle_random=4, oracle_retrieval=2, **chooser):
-    return choose(
-        Chooser(**{"queries": QUERIES, "pool": POOL, "shots": shots, "seed": 0, **chooser}),
-        {"image": space(1), "mixed": space(2)},
-        {"RL": Odd()},
-        space(),
-        random_seeds=3,
-        oracle_random=oracle_random,
-        oracle_retrieval=oracle_retrieval,
+def make_arms(oracle_random=4, oracle_retrieval=2):
+    return {
+        "zero-shot": ZeroShotArm(),
+        "random": RandomArm(3),
+        "image": SimilarityArm("image"),
+        "mixed": SimilarityArm("mixed"),
+        "RL": PolicyArm(Odd()),
+        "vote mixed": VoteArm("mixed"),
+        "vote RL": VoteArm("RL"),
+        "oracle": OracleArm(oracle_random, oracle_retrieval),
+    }
+
+
+def setting(shots=2, **more):
+    similar = {"image": space(1), "mixed": space(2)}
+    defaults = {"queries": QUERIES, "pool": POOL, "seed": 0, "space": space(), "similar": similar}
+    return Setting(shots=shots, **{**defaults, **more})
+
+
+def chosen(shots=2, oracle_random=4, oracle_retrieval=2, **more):
+    arms = make_arms(oracle_random, oracle_retrieval)
+    return choose(setting(shots, **more), arms).chosen
+
+
+def ask(settings, backend):
+    """What the backend answers in these settings, through the job of an evaluation."""
+    examples = settings[0].queries
+    session = SimpleNamespace(
+        dataset=SimpleNamespace(pool=POOL),
+        observer=Observer(),
+        judge=lambda: Judge(prompt=PlainPrompt(), backend=backend, metric=EqualMetric()),
     )
-
-
-def judge(backend):
-    return Judge(prompt=PlainPrompt(), backend=backend, metric=EqualMetric())
-
-
-def nothing(*_):
-    return None
+    job = EvaluationJob(session=session, queries=examples, pointers=pointers_to_ask(settings))
+    asked = Asked()
+    for window in windows_of(len(examples), 4):
+        for query, record in job.run(window).items():
+            asked.add(query, record)
+    return asked
 
 
 # --- what is shown --------------------------------------------------------------------------------
@@ -63,97 +96,89 @@ def nothing(*_):
 
 def test_every_arm_shows_what_its_name_says():
     found = chosen()
-    assert list(found.pointers) == ["random", "image", "mixed", "RL"]
-    for pointers in found.pointers.values():
+    assert list(found) == ["random", "image", "mixed", "RL", "vote mixed", "vote RL", "oracle"]
+    assert chosen(shots=0) == {"zero-shot": [((),)] * len(QUERIES)}
+    for pointers in found.values():
         assert len(pointers) == len(QUERIES)
-    assert all(len(each) == 3 for each in found.pointers["random"])
-    assert found.pointers["RL"] == [((7, 6),)] * 6
+    assert all(len(each) == 3 for each in found["random"])
+    assert found["RL"] == [((7, 6),)] * 6
     for name, at in (("image", space(1)), ("mixed", space(2))):
         cosine = torch.cosine_similarity(at.queries[:, None], at.pool.embeddings[None], dim=-1)
         nearest = cosine.argsort(dim=1, descending=True)[:, :2].flip(1)  # most similar last
-        assert found.pointers[name] == [(tuple(rows),) for rows in nearest.tolist()]
+        assert found[name] == [(tuple(rows),) for rows in nearest.tolist()]
 
 
 def test_the_oracle_has_every_arms_pointers_and_a_fixed_number_more():
-    def size(**more):
-        return sum(map(len, chosen(**more).oracle))
+    def asked(**more):
+        arms = make_arms(**more)
+        return pointers_to_ask([choose(setting(), arms)])
 
-    found, alone = chosen(), chosen(oracle_random=0, oracle_retrieval=0)
+    def size(**more):
+        return sum(map(len, asked(**more)))
+
     assert size(oracle_random=0) < size(oracle_random=1) < size(oracle_random=4)
     assert size(oracle_retrieval=0) < size(oracle_retrieval=2) < size(oracle_retrieval=4)
-    for number, pointers in enumerate(found.oracle):
-        shown = [each for of_arm in found.pointers.values() for each in of_arm[number]]
+    found, alone = asked(), asked(oracle_random=0, oracle_retrieval=0)
+    for number, pointers in enumerate(found):
+        shown = [
+            each for name, of_arm in chosen().items() if name != "oracle" for each in of_arm[number]
+        ]
         assert len(set(pointers)) == len(pointers)
-        assert set(shown) == set(alone.oracle[number])
+        assert set(shown) == set(alone[number])
         assert set(shown) < set(pointers)
         assert len(pointers) <= len(set(shown)) + 4 + 1  # the first retrieved is mixed's own
 
 
 def test_random_pointers_depend_on_nothing_but_seed_and_query(monkeypatch):
-    found = chosen().pointers["random"]
+    found = chosen()["random"]
     monkeypatch.setattr(arms_module, "WINDOW", 4)
-    assert chosen().pointers["random"] == found
-    assert chosen(seed=1).pointers["random"] != found
+    assert chosen()["random"] == found
+    assert chosen(seed=1)["random"] != found
     assert len({pointer for each in found for pointer in each}) > 10
 
 
 def test_no_arm_shows_a_query_its_own_image():
     pool = [*POOL[:7], example(9, "0", image=QUERIES[3].image)]
     mine = space(pool=pool)
-    found = choose(
-        Chooser(QUERIES, pool, 2, 0),
-        {"mixed": mine},
-        {"RL": Odd()},
-        mine,
-        random_seeds=8,
-        oracle_random=8,
-        oracle_retrieval=8,
-    )
-    assert all(7 not in pointer for pointer in found.oracle[3])
-    assert any(7 in pointer for pointer in found.oracle[2])
+    arms = {**make_arms(8, 8), "random": RandomArm(8)}
+    about = {"pool": pool, "space": mine, "similar": {"image": mine, "mixed": mine}}
+    found = pointers_to_ask([choose(setting(**about), arms)])
+    assert all(7 not in pointer for pointer in found[3])
+    assert any(7 in pointer for pointer in found[2])
 
 
-def test_a_policy_that_cannot_choose_is_named():
+def test_an_arm_that_cannot_choose_is_named():
     class Refusing:
         def beam(self, *_):
             raise InputError("embeddings of 8 dimensions")
 
-    with pytest.raises(InputError, match=r"policy RL: embeddings of 8 dimensions"):
-        Chooser(QUERIES, POOL, 2, 0).greedy("RL", Refusing(), space())
+    with pytest.raises(InputError, match=r"arm RL: embeddings of 8 dimensions"):
+        choose(setting(), {"RL": PolicyArm(Refusing())})
+    with pytest.raises(InputError, match=r"arm x: no similarity 'text' \(there are: image, mixed"):
+        choose(setting(), {"x": SimilarityArm("text")})
+
+
+def test_a_policy_that_stops_shows_fewer_demonstrations():
+    class Stopping:
+        def beam(self, queries, pool, width):
+            rows = torch.tensor([[[3, -1]]]).expand(len(queries.examples), 1, 2)
+            return Decoded(rows, torch.zeros(len(rows), 1))
+
+    assert PolicyArm(Stopping()).choose(setting()) == [((3,),)] * 6
 
 
 # --- what comes out -------------------------------------------------------------------------------
 
 
 def test_a_trial_that_arms_share_is_asked_once():
-    arms = [zero_shot(QUERIES), chosen(1), chosen(2)]
-    backend, done = FakeBackend(lambda text: "x"), []
-    asked = ask(QUERIES, POOL, arms, judge(backend), lambda: done.append(1), nothing)
+    arms, backend = make_arms(), FakeBackend(lambda text: "x")
+    settings = [choose(setting(shots), arms) for shots in (0, 1, 2)]
+    asked = ask(settings, backend)
     texts = [request.prompt.text for request in backend.asked]
-    assert len(backend.asked) == len(asked.accuracies) == sum(map(len, arms_oracles(arms)))
+    assert len(backend.asked) == len(asked.accuracies)
+    assert len(asked.accuracies) == sum(map(len, pointers_to_ask(settings)))
     assert sum(text.startswith(" |") for text in texts) == len(QUERIES)  # zero-shot
-    assert len(done) == len(QUERIES)
     assert asked.failed == 0
-
-
-def arms_oracles(arms):
-    return [pointers for each in arms for pointers in each.oracle]
-
-
-def by_hand():
-    """Two queries (answers 0 and 1), two shots; the model copies the demonstration shown last."""
-    return Arms(
-        2,
-        {
-            "random": [((0, 1), (1, 0), (2, 4)), ((0, 1), (1, 0), (2, 4))],
-            "mixed": [((1, 2),), ((1, 2),)],
-            "RL": [((0, 2),), ((4, 3),)],
-        },
-        [
-            ((0, 1), (1, 0), (2, 4), (1, 2), (0, 2)),
-            ((0, 1), (1, 0), (2, 4), (1, 2), (4, 3), (5, 7)),
-        ],
-    )
 
 
 def copying(text):
@@ -162,9 +187,18 @@ def copying(text):
 
 
 def measured_by_hand(answer=copying):
-    arms, queries = by_hand(), QUERIES[:2]
-    asked = ask(queries, POOL, [arms], judge(FakeBackend(answer)), nothing, nothing)
-    return measure(arms, asked, queries, POOL, EqualMetric(), ["mixed", "RL"]), asked
+    """Two queries (answers 0 and 1), two shots; the model copies the demonstration shown last."""
+    shown = {
+        "random": [((0, 1), (1, 0), (2, 4)), ((0, 1), (1, 0), (2, 4))],
+        "mixed": [((1, 2),), ((1, 2),)],
+        "RL": [((0, 2),), ((4, 3),)],
+        "vote mixed": [(), ()],
+        "vote RL": [(), ()],
+        "oracle": [(), ((5, 7),)],
+    }
+    at = setting(queries=QUERIES[:2], chosen=shown)
+    asked = ask([at], FakeBackend(answer))
+    return measure(at, make_arms(), asked, EqualMetric()), asked
 
 
 def test_accuracies_by_hand():
@@ -365,7 +399,7 @@ def test_where_every_query_fails_nothing_is_concluded():
 def test_json_holds_everything_and_the_same_bytes_come_out():
     lost = world(lost=[3])
     text = evaluation(lost).to_json()
-    assert evaluation(lost, from_store=5).to_json() == text
+    assert evaluation(lost, from_cache=5).to_json() == text
     content = json.loads(text)
     assert content["verdict"] == evaluation(lost).verdict
     assert content["comparisons"][0]["primary"] is True

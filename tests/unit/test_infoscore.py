@@ -166,7 +166,7 @@ def test_a_failed_trial_takes_its_row_from_its_beam_at_its_step():
         range(6),
         shots=2,
         beam_size=720,
-        on_trial=lambda result: isinstance(result, BackendError) and failures.append(result),
+        on_trial=lambda query, result: isinstance(result, BackendError) and failures.append(result),
     )
     assert [beam.pointer for beam in results[0].beams] == best[1:]
     assert any(first in beam.pointer for beam in results[0].beams)

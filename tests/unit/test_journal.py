@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 
 from pointer_rl.errors import InputError
 from pointer_rl.records.records import as_line, encode_record, split_line
-from pointer_rl.session.journal import Journal, partial_path
-from pointer_rl.testing import example
+from pointer_rl.session.journal import RUN, Journal, partial_path
 
 META = {"schema_version": "1.0", "seed": 0, "dataset": {"name": "d", "rows_sha256": "ab"}}
-QUERIES = [example(row, id=f"q{row}") for row in range(6)]
+IDS = [f"q{row}" for row in range(6)]
 
 
 def record(row, failed=False):
@@ -29,12 +28,12 @@ def output(tmp_path):
 
 
 def opened(output, meta=META, **options):
-    return Journal(output, meta, QUERIES, **options)
+    return Journal(output, meta, IDS, **options)
 
 
 def whole(output):
     with opened(output) as journal:
-        journal.append([(row, record(row)) for row in range(6)])
+        journal.append({row: record(row) for row in range(6)})
         journal.finish()
     return output.read_bytes()
 
@@ -43,12 +42,12 @@ def test_the_finished_file_is_in_the_queries_order_whatever_was_done_first(outpu
     once = whole(output)
     with opened(output, overwrite=True) as journal:
         for row in (5, 0, 3):
-            journal.append([(row, record(row))])
+            journal.append({row: record(row)})
     assert not list(output.parent.glob("*.tmp"))
     with opened(output) as journal:
         assert [journal.is_done(row) for row in range(6)] == [1, 0, 0, 1, 0, 1]
         assert (len(journal), journal.left) == (3, 3)
-        journal.append([(row, record(row)) for row in (4, 2, 1)])
+        journal.append({row: record(row) for row in (4, 2, 1)})
         journal.finish()
     assert output.read_bytes() == once
     assert [path.name for path in output.parent.iterdir()] == ["rl.json"]
@@ -59,7 +58,7 @@ def test_the_finished_file_is_in_the_queries_order_whatever_was_done_first(outpu
 
 def test_until_then_it_is_rl_data_itself(output):
     with opened(output) as journal:
-        journal.append([(0, record(0))])
+        journal.append({0: record(0)})
     first, second = map(json.loads, partial_path(output).read_text("utf-8").splitlines())
     assert first == {"_meta": META}
     assert second == {"query_id": "q0", **record(0)}
@@ -69,7 +68,7 @@ def test_until_then_it_is_rl_data_itself(output):
 def test_cut_anywhere_it_goes_on_from_the_last_whole_line(output):
     once = whole(output)
     with opened(output, overwrite=True) as journal:
-        journal.append([(row, record(row)) for row in range(3)])
+        journal.append({row: record(row) for row in range(3)})
     partial = partial_path(output)
     content = partial.read_bytes()
     ends = [end + 1 for end, byte in enumerate(content) if byte == 10]
@@ -79,14 +78,14 @@ def test_cut_anywhere_it_goes_on_from_the_last_whole_line(output):
             # A file that has a head and no line is as good as none: then the finished one counts.
             left = sum(end <= cut for end in ends[1:])
             assert len(journal) == (left or 6), cut
-            journal.append([(row, record(row)) for row in range(6)])
+            journal.append({row: record(row) for row in range(6)})
             journal.finish()
         assert output.read_bytes() == once
 
 
 def test_a_damaged_line_is_asked_anew_and_the_others_are_kept(output, caplog):
     with opened(output) as journal:
-        journal.append([(row, record(row)) for row in range(3)])
+        journal.append({row: record(row) for row in range(3)})
     partial = partial_path(output)
     lines = partial.read_bytes().splitlines(keepends=True)
     lines[2] = b"\0" * (len(lines[2]) - 1) + b"\n"
@@ -98,12 +97,12 @@ def test_a_damaged_line_is_asked_anew_and_the_others_are_kept(output, caplog):
 
 def test_failed_trials_are_not_done_and_their_next_line_counts(output):
     with opened(output) as journal:
-        journal.append([(row, record(row, failed=row == 4)) for row in range(6)])
+        journal.append({row: record(row, failed=row == 4) for row in range(6)})
         assert (journal.has(4), journal.is_done(4)) == (True, False)
         journal.finish()
     with opened(output) as journal:  # a finished file is gone on with, too
         assert [journal.is_done(row) for row in range(6)] == [1, 1, 1, 1, 0, 1]
-        journal.append([(4, record(4))])
+        journal.append({4: record(4)})
         journal.finish()
     assert output.read_bytes() == whole(output.with_name("other.json"))
 
@@ -131,7 +130,7 @@ def test_what_another_run_left_is_refused_and_kept(output, changed, says, finish
         whole(output)
     else:
         with opened(output) as journal:
-            journal.append([(0, record(0))])
+            journal.append({0: record(0)})
     before = {path: path.read_bytes() for path in output.parent.iterdir()}
     with pytest.raises(InputError) as error:
         opened(output, META | changed)
@@ -145,6 +144,32 @@ def test_a_file_that_is_no_journal_is_kept(output):
     with pytest.raises(InputError, match=r"rl\.partial\.jsonl: is what another run left"):
         opened(output)
     assert partial_path(output).read_text() == "my notes\nof today\n"
+
+
+def test_a_beam_file_leaves_out_queries_without_a_beam_and_asks_them_again(tmp_path):
+    output = tmp_path / "beams.json"
+    beam = {"pointer": [1], "score": 0.5, "step_scores": [0.5]}
+    records = {
+        row: {"query": {"query_id": f"q{row}"}, "beams": [beam] if row else [], RUN: {"trials": 3}}
+        for row in range(6)
+    }
+    with opened(output) as journal:
+        journal.append(records)
+        assert [journal.is_done(row) for row in range(6)] == [0, 1, 1, 1, 1, 1]
+        assert not journal.left
+        journal.finish()
+    found = json.loads(output.read_text())
+    assert list(found) == ["_meta", *IDS[1:]]
+    assert all(RUN not in record for record in found.values())
+    with opened(output) as journal:
+        assert (len(journal), journal.left, journal.changed) == (5, 1, False)
+
+
+def test_a_finished_file_of_something_else_is_not_taken_over(tmp_path):
+    output = tmp_path / "evaluation.json"
+    output.write_text("{}")
+    with opened(output, take_over=False) as journal:
+        assert len(journal) == 0
 
 
 def test_two_processes_do_not_write_one_file(output):

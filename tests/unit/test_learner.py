@@ -9,22 +9,23 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from toy_selectors import StoppingSelector, ToyConfig, ToySelector
 from training_worlds import class_groups, learner_for, ragged_groups, selector_for, worth
 
 from pointer_rl.errors import InputError
-from pointer_rl.selectors import SelectorPolicy, decoding
+from pointer_rl.selectors import (
+    PointerSelector,
+    SelectorConfig,
+    SelectorPolicy,
+    decoding,
+    initial_state,
+)
 from pointer_rl.testing import example
 from pointer_rl.train import losses
-from pointer_rl.train.config import FAULTS, RECIPES, TrainConfig
-from pointer_rl.train.learner import (
-    Schedule,
-    frozen,
-    pointer_logprobs,
-    step_logprobs,
-    without_history,
-)
+from pointer_rl.train.config import TrainConfig
+from pointer_rl.train.learner import Schedule, frozen, pointer_logprobs, step_logprobs
 from pointer_rl.train.trainer import Trainer, round_stages
-from pointer_rl.types import Pool, QueryBatch
+from pointer_rl.types import NO_ROW, Pool, QueryBatch
 from pointer_rl_standard.generators import BeamGenerator, SampleGenerator
 from pointer_rl_standard.options import BeamOptions, SampleOptions
 
@@ -59,11 +60,10 @@ def changed(selector, before):
 
 
 @pytest.mark.parametrize("history", ["static", "gated"])
-@pytest.mark.parametrize("own_pools", [False, True])
-@pytest.mark.parametrize("kl", ["exact", "sampled"])
-def test_at_the_first_step_after_rce_the_ratio_is_one_and_kl_is_zero(history, own_pools, kl):
-    groups = ragged_groups(own_pools=own_pools, sizes=(3, 4, 5, 2, 6, 3))
-    learner = learner_for(groups, selector_for(groups, history), kl=kl, batch_size=64, contrast=0.0)
+@pytest.mark.parametrize("per_query_pool", [False, True])
+def test_at_the_first_step_after_rce_the_ratio_is_one_and_kl_is_zero(history, per_query_pool):
+    groups = ragged_groups(per_query_pool=per_query_pool, sizes=(3, 4, 5, 2, 6, 3))
+    learner = learner_for(groups, selector_for(groups, history), batch_size=64, contrast=0.0)
     start = frozen(learner.selector)
     rce(learner, epochs=3)
     old, reference = frozen(learner.selector), frozen(learner.selector)
@@ -90,6 +90,17 @@ def test_the_trainers_old_policy_is_refreshed_and_its_reference_is_grpos_start(t
     assert (first["ratio"], first["kl"]) == (1.0, 0.0), "one step an epoch: before any update"
     assert second["ratio"] == 1.0, "old: the policy at this epoch's start"
     assert second["kl"] > 0, "the reference: still the policy at GRPO's start"
+
+
+def test_the_guides_old_policy_and_reference_are_the_start_of_training(tmp_path):
+    groups = class_groups(0, 40)
+    config = TrainConfig(rce_epochs=2, grpo_epochs=2, batch_size=64, old_policy="start")
+    trainer = Trainer(selector_for(groups), config, CPU, tmp_path / "c.safetensors", {})
+    trainer.fit(groups, round_stages(config, 0), first=0)
+    for line in trainer.log[3:]:
+        assert line["stage"] == "grpo"
+        assert line["kl"] > 0
+        assert line["ratio"] != 1.0
 
 
 @pytest.mark.parametrize("method", ["beam", "sample"])
@@ -121,7 +132,7 @@ def test_a_recorded_logprob_is_what_training_computes(method, history):
     )
     (batch,) = recorded.batches(np.arange(8), 8, CPU)
     found = pointer_logprobs(batch, step_logprobs(selector, batch))
-    state = selector.encode(batch.queries, batch.pool, batch.allowed)
+    state = initial_state(selector, batch.queries, batch.pool, batch.allowed)
     checked = 0
     for b, own in enumerate(proposals):
         for n, each in enumerate(own):
@@ -146,10 +157,10 @@ def test_only_the_taught_steps_are_summed():
     torch.testing.assert_close(pointer_logprobs(batch, steps, first) + rest, whole)
 
 
-@pytest.mark.parametrize("own_pools", [False, True])
-def test_what_follows_the_last_taught_step_is_left_out_and_changes_nothing(own_pools):
+@pytest.mark.parametrize("per_query_pool", [False, True])
+def test_what_follows_the_last_taught_step_is_left_out_and_changes_nothing(per_query_pool):
     """The second row is the same in all candidates of a query, as in probes."""
-    groups = ragged_groups(sizes=(3, 4, 5, 3), own_pools=own_pools, excluding=False)
+    groups = ragged_groups(sizes=(3, 4, 5, 3), per_query_pool=per_query_pool, excluding=False)
     pointers = groups.pointers.copy()
     for query, (start, end) in enumerate(itertools.pairwise(groups.offsets)):
         rows = np.arange(9) if groups.pools[query] is None else groups.pools[query]
@@ -185,17 +196,17 @@ def test_embeddings_are_looked_at_once_where_they_come_in():
             learner_for(spoilt, selector_for(groups))
 
 
-@pytest.mark.parametrize("own_pools", [False, True])
-def test_the_frozen_policies_encode_a_shared_pool_once_an_epoch(own_pools):
-    groups = ragged_groups(sizes=(3,) * 12, own_pools=own_pools)
-    learner = learner_for(groups, selector_for(groups), batch_size=2, own_pools=own_pools)
+@pytest.mark.parametrize("per_query_pool", [False, True])
+def test_the_frozen_policies_encode_a_shared_pool_once_an_epoch(per_query_pool):
+    groups = ragged_groups(sizes=(3,) * 12, per_query_pool=per_query_pool)
+    learner = learner_for(groups, selector_for(groups), batch_size=2, per_query_pool=per_query_pool)
     old, reference = frozen(learner.selector), frozen(learner.selector)
     encoded = []
     for each in (old, reference):
         each.cand_proj.register_forward_hook(lambda *_: encoded.append(1))
     grpo(learner, old, reference)
     assert learner.steps_per_epoch == 4
-    assert len(encoded) == (2 * 4 if own_pools else 2)
+    assert len(encoded) == (2 * 4 if per_query_pool else 2)
 
 
 # --- what teaches ----------------------------------------------------------------------------
@@ -221,15 +232,15 @@ def without(groups, queries):
 
 
 @pytest.mark.parametrize("kind", ["rce", "grpo"])
-@pytest.mark.parametrize("own_pools", [False, True])
-def test_tied_groups_change_nothing_and_are_counted(kind, own_pools):
-    groups = ragged_groups(2, sizes=(3, 4, 2, 5, 4, 3), own_pools=own_pools)
-    spread = np.flatnonzero(groups.spread)
-    assert len(spread) == 4
+@pytest.mark.parametrize("per_query_pool", [False, True])
+def test_zero_variance_groups_change_nothing_and_are_counted(kind, per_query_pool):
+    groups = ragged_groups(2, sizes=(3, 4, 2, 5, 4, 3), per_query_pool=per_query_pool)
+    varied = np.flatnonzero(~groups.zero_variance)
+    assert len(varied) == 4
     weights = []
-    for each, share in ((groups, 2 / 6), (without(groups, spread), 0.0)):
+    for each, share in ((groups, 2 / 6), (without(groups, varied), 0.0)):
         learner = learner_for(each, selector_for(each), batch_size=2, kl_beta=0.5)
-        assert learner.tied_share == pytest.approx(share)
+        assert learner.excluded_share == pytest.approx(share)
         start = frozen(selector_for(each, seed=1))
         rce(learner, epochs=2) if kind == "rce" else grpo(learner, start, start, epochs=2)
         weights.append(learner.selector.state_dict())
@@ -237,10 +248,10 @@ def test_tied_groups_change_nothing_and_are_counted(kind, own_pools):
         assert torch.equal(tensor, weights[1][key]), key
 
 
-def test_to_be_imitated_tied_groups_teach():
+def test_zero_variance_groups_can_be_included():
     groups = ragged_groups(sizes=(3, 4, 2, 5))
-    learner = learner_for(groups, selector_for(groups), imitate=True, batch_size=2)
-    assert learner.tied_share == 0
+    learner = learner_for(groups, selector_for(groups), include_zero_variance=True, batch_size=2)
+    assert learner.excluded_share == 0
     assert learner.steps_per_epoch == 2
     assert learner_for(groups, selector_for(groups), batch_size=2).steps_per_epoch == 1
 
@@ -262,7 +273,7 @@ def test_grpo_on_sampled_leaves_the_others_to_rce():
         assert changed(learner.selector, before) is teaches
 
 
-def test_sampled_candidates_that_are_tied_have_no_kl_either():
+def test_sampled_candidates_with_equal_rewards_add_no_kl():
     """Of each group one candidate is sampled: nothing is compared, nothing is held back."""
     groups = ragged_groups(sizes=(4, 4, 4, 4, 4, 4))
     one = dataclasses.replace(groups, sampled=np.arange(24) % 4 == 0)
@@ -293,10 +304,10 @@ def test_a_high_weight_of_kl_keeps_the_policy_near_the_reference():
 
 
 def test_what_held_out_groups_say():
-    """Means over the groups with spread; the losses are tested by themselves."""
+    """Means over the groups that are not zero-variance; the losses are tested by themselves."""
     groups = ragged_groups(sizes=(3, 4, 5, 2, 6, 3))
     learner = learner_for(groups, selector_for(groups), batch_size=2, all_steps=True)
-    (batch,) = groups.batches(np.flatnonzero(groups.spread), 9, CPU)
+    (batch,) = groups.batches(np.flatnonzero(~groups.zero_variance), 9, CPU)
     with torch.no_grad():
         logprobs = pointer_logprobs(batch, step_logprobs(learner.selector, batch))
     scored = (logprobs, batch.rewards, batch.valid)
@@ -309,91 +320,140 @@ def test_what_held_out_groups_say():
     assert found["best"] == 2.0
 
 
+# --- pointers of any length ------------------------------------------------------------------
+
+
+def lengths_groups(seed=0, *, per_query_pool=False, shots=3):
+    """Ragged groups whose pointers were cut to 0 to 3 rows."""
+    groups = ragged_groups(
+        seed, sizes=(4, 5, 3, 6, 4, 5), shots=shots, per_query_pool=per_query_pool
+    )
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, shots + 1, len(groups.pointers))
+    groups.pointers[np.arange(shots) >= lengths[:, None]] = NO_ROW
+    return groups
+
+
+def selector_that_may_stop(kind, dim=6):
+    if kind == "toy":
+        return ToySelector.seeded(ToyConfig(d_model=dim), 0).eval()
+    if kind == "pointer":  # which never stops
+        return PointerSelector.seeded(SelectorConfig(d_model=dim, num_heads=2, history="gated"), 0)
+    return StoppingSelector.seeded(SelectorConfig(d_model=dim, num_heads=2, history=kind), 0).eval()
+
+
+@pytest.mark.parametrize("kind", ["toy", "static", "gated", "pointer"])
+@pytest.mark.parametrize("per_query_pool", [False, True])
+def test_training_computes_the_log_probability_that_decoding_does(kind, per_query_pool):
+    groups = lengths_groups(per_query_pool=per_query_pool)
+    selector = selector_that_may_stop(kind).eval()
+    for batch in groups.batches(np.arange(6), 4, CPU):
+        found = pointer_logprobs(batch, step_logprobs(selector, batch))
+        pool = batch.pool if batch.own is None else batch.pool[batch.own]
+        state = initial_state(selector, batch.queries, pool, batch.allowed)
+        expected = decoding.log_prob(selector, state, batch.pointers)
+        torch.testing.assert_close(
+            found[batch.valid], expected[batch.valid].float(), rtol=0, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("kind", ["toy", "gated", "pointer"])
+@pytest.mark.parametrize("per_query_pool", [False, True])
+def test_padding_changes_nothing(kind, per_query_pool):
+    """A wider batch has the log-probabilities, steps and divergences of a narrow one."""
+    groups = lengths_groups(per_query_pool=per_query_pool, shots=2)
+    stops = kind != "pointer"
+    wide = np.full((len(groups.pointers), 4), NO_ROW)
+    wide[:, :2] = groups.pointers
+    if stops:  # a pointer of two rows ends with a stop only where a third was possible
+        groups = dataclasses.replace(groups, pointers=wide[:, :3])
+    wider = dataclasses.replace(groups, pointers=wide)
+    selector = selector_that_may_stop(kind)
+    other = type(selector).seeded(selector.config, 1).eval()
+    for batch, padded in zip(
+        groups.batches(np.arange(6), 4, CPU), wider.batches(np.arange(6), 4, CPU), strict=True
+    ):
+        one, two = step_logprobs(selector, batch), step_logprobs(selector, padded)
+        torch.testing.assert_close(pointer_logprobs(padded, two), pointer_logprobs(batch, one))
+        masked = pointer_logprobs(batch, one, batch.varied)
+        torch.testing.assert_close(pointer_logprobs(padded, two, padded.varied), masked)
+        kls = [
+            sum(losses.exact_kl(p, q).expand(batch.valid.shape) for p, q in zip(*pair, strict=True))
+            for pair in ((one, step_logprobs(other, batch)), (two, step_logprobs(other, padded)))
+        ]
+        torch.testing.assert_close(kls[0][batch.valid], kls[1][batch.valid])
+        total = pointer_logprobs(padded, two).sum()
+        gradients = torch.autograd.grad(total, list(selector.parameters()), allow_unused=True)
+        assert all(each.isfinite().all() for each in gradients if each is not None)
+
+
+def test_kl_has_the_stop_among_its_choices():
+    groups = lengths_groups()
+    selector = selector_that_may_stop("toy")
+    other = copy.deepcopy(selector)
+    with torch.no_grad():
+        other.stop += 1.0
+    (batch,) = groups.batches(np.array([1]), 1, CPU)
+    steps = [step_logprobs(each, batch) for each in (selector, other)]
+    for step, (log_p, log_q) in enumerate(zip(*steps, strict=True)):
+        kl = losses.exact_kl(log_p, log_q).expand(batch.valid.shape)
+        over = batch.pointers[..., step - 1] == NO_ROW if step else torch.zeros(1, 5).bool()
+        assert (kl[over] == 0).all()
+        assert (kl[~over] > 0).all()
+
+
+def test_a_policy_learns_how_many_rows_to_choose(tmp_path):
+    """A query's first value says whether demonstrations help; only their number matters."""
+    rng = np.random.default_rng(0)
+    groups = class_groups(0, 240, size=6)
+    lengths = np.tile([0, 0, 1, 1, 2, 2], 240)
+    pointers = groups.pointers.copy()
+    pointers[np.arange(2) >= lengths[:, None]] = NO_ROW
+    helps = rng.random(240) < 0.5
+    wanted = np.where(helps, 2, 0).repeat(6)
+    queries = groups.queries.clone()
+    queries[:, 0] = torch.from_numpy(np.where(helps, 3.0, -3.0))
+    groups = dataclasses.replace(
+        groups,
+        pointers=pointers,
+        queries=queries,
+        rewards=(2 - np.abs(lengths - wanted)).astype(np.float32),
+    )
+    selector = StoppingSelector.seeded(
+        SelectorConfig(d_model=12, num_layers=1, num_heads=2, history="gated"), 0
+    )
+    config = TrainConfig(rce_epochs=15, grpo_epochs=3, rce_lr=3e-3)
+    trainer = Trainer(selector, config, CPU, tmp_path / "c.safetensors", {})
+    trainer.fit(groups, round_stages(config, 0), first=0)
+    queries = QueryBatch((), groups.queries, torch.ones(240, 24, dtype=torch.bool), 2)
+    found = SelectorPolicy(trainer.best).greedy(queries, Pool((), groups.pool)).pointers()
+    chosen = np.array([len(pointer) for (pointer,) in found])
+    assert (chosen[helps] == 2).mean() > 0.9
+    assert (chosen[~helps] == 0).mean() > 0.9
+
+
 # --- it learns -------------------------------------------------------------------------------
 
 
-def trained(tmp_path, name="default", **options):
-    """The start's and the kept policy's worth on fresh queries."""
+def trained(tmp_path, **options):
+    """What the starting policy and the kept one are worth on fresh queries."""
     groups, fresh = class_groups(0, 240), class_groups(1, 400)
-    config = TrainConfig(**{**RECIPES[name], "batch_size": 32, **options})
-    trainer = Trainer(selector_for(groups), config, CPU, tmp_path / f"{name}.safetensors", {})
+    config = TrainConfig(batch_size=32, **options)
+    trainer = Trainer(selector_for(groups), config, CPU, tmp_path / "c.safetensors", {})
     before = worth(trainer.policy, fresh)
     trainer.fit(groups, round_stages(config, 0), first=0)
-    return before, worth(trainer.best, fresh), trainer
+    return before, worth(trainer.best, fresh)
 
 
-def test_the_default_recipe_learns_and_the_ancestors_does_not(tmp_path):
-    before, after, _ = trained(tmp_path)
+def test_the_default_recipe_learns(tmp_path):
+    before, after = trained(tmp_path)
     assert before < 0.45
     assert after > 0.8
-    # Of the ancestor, what GRPO adds: its RCE is sound.
-    _, gained, trainer = trained(tmp_path, "ancestor", rce_epochs=0)
-    assert abs(gained - before) < 0.1
-    assert trainer.kept["stage"] == "start" or gained < after - 0.3
 
 
 def test_grpo_alone_learns(tmp_path):
-    before, after, _ = trained(tmp_path, rce_epochs=0, grpo_epochs=20, grpo_lr=3e-3)
+    before, after = trained(tmp_path, rce_epochs=0, grpo_epochs=20, grpo_lr=3e-3)
     assert after > before + 0.25
-
-
-@pytest.mark.parametrize("fault", sorted(FAULTS))
-def test_each_fault_changes_the_result(tmp_path, fault):
-    groups = class_groups(0, 48, size=5)
-    results = []
-    for faults in (frozenset(), frozenset({fault})):
-        config = TrainConfig(
-            rce_epochs=3,
-            grpo_epochs=2,
-            rce_lr=1e-2,
-            batch_size=16,
-            faults=faults,
-            rce_temperatures=(2.0, 0.5),
-            held_out=0.3,
-        )
-        path = tmp_path / f"{len(results)}.safetensors"
-        trainer = Trainer(selector_for(groups), config, CPU, path, {})
-        trainer.fit(groups, round_stages(config, 0), first=0)
-        results.append(trainer)
-    plain, faulty = results
-    if fault == "cross-entropy":  # the same epochs, another of them kept
-        assert plain.log == faulty.log
-        by = {name: [line[name] for line in plain.log] for name in plain.log[0]}
-        least = int(np.argmin(by["held_out_cross_entropy"]))
-        assert faulty.kept is faulty.log[least]
-        assert plain.kept is plain.log[int(np.argmax(by["held_out_reward"]))]
-    else:
-        assert changed(faulty.policy, plain.policy.state_dict())
-
-
-def test_the_fault_dropout_draws_from_the_seed_alone(tmp_path):
-    groups = class_groups(0, 48)
-    config = TrainConfig(rce_epochs=2, grpo_epochs=1, faults=frozenset({"dropout"}))
-    weights = []
-    for name in ("one", "two"):
-        torch.manual_seed(len(name) + len(weights))
-        state = torch.get_rng_state()
-        trainer = Trainer(selector_for(groups), config, CPU, tmp_path / name, {})
-        trainer.fit(groups, round_stages(config, 0), first=0)
-        assert torch.equal(torch.get_rng_state(), state), "the caller's random state stays"
-        assert not trainer.policy.training
-        weights.append(trainer.policy.state_dict())
-    assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
-
-
-def test_a_policy_without_history_scores_as_a_static_one():
-    groups = ragged_groups(sizes=(3, 3))
-    gated = selector_for(groups)
-    blind = without_history(gated)
-    (batch,) = groups.batches(np.arange(2), 2, CPU)
-    with torch.no_grad():
-        first, second = step_logprobs(blind, batch)
-        assert torch.equal(first, next(iter(step_logprobs(gated, batch))))
-        # The same logits, less the row chosen.
-        rows = batch.pointers[..., :1]
-        expected = first.expand_as(second).scatter(-1, rows, -torch.inf).log_softmax(-1)
-    torch.testing.assert_close(second, expected)
-    assert gated.config.history == "gated"
 
 
 def test_the_learning_rate_warms_up_and_falls():

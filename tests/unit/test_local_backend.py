@@ -1,4 +1,4 @@
-"""The loop of local backends, on a model that is no model."""
+"""Batching of local backends, with a fake model."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ class Words:
 
 @dataclass
 class WordModel:
-    """Answers with the number of words, scores an answer by the lengths; so much memory it has."""
+    """Answers with the number of words and scores by lengths, within a limited memory."""
 
     memory: int = 10**9
     longest: int = 10**9
-    """No longer row fits, however few there are."""
+    """Longest row that fits."""
     passes: list[list[int]] = field(default_factory=list)
-    """Of each pass the lengths of its rows."""
+    """Lengths of the rows of each forward pass."""
     encoded: int = 0
 
     def encode(self, prompt: Prompt) -> Words:
         self.encoded += 1
         if "unreadable" in prompt.text:
-            raise InputError("no picture")
+            raise InputError("no image")
         return Words(tuple(prompt.text.split()))
 
     def encode_answer(self, answer: str) -> list[int]:
@@ -156,7 +156,7 @@ def test_what_cannot_be_read_refused_or_overflows_fails_alone():
     results = dict(backend(WordModel()).run(requests))
     failed = {i: r.message for i, r in results.items() if isinstance(r, BackendError)}
     assert failed.pop(5).startswith("the model's output overflows")
-    assert failed == {1: "no picture", 3: "refused by the model", 4: "no answer"}
+    assert failed == {1: "no image", 3: "refused by the model", 4: "no answer"}
     for index in (0, 2, 6):
         text, scores = expected(requests[index])
         assert results[index].text == text

@@ -58,7 +58,7 @@ def per_group(found, expected):
     assert found.tolist() == pytest.approx(expected, abs=1e-9, rel=1e-9)
 
 
-def spread_evenly(found, valid, expected):
+def per_candidate(found, valid, expected):
     """[B, N] against one list a group; padding is 0."""
     assert (found[~valid] == 0).all()
     assert found[valid].tolist() == pytest.approx(
@@ -83,7 +83,7 @@ def naive_weights(group, temperature):
 def test_rce_is_the_weighted_cross_entropy(data, temperature):
     rewards, logprobs, _, valid = data.tensors()
     weights = [naive_weights(group, temperature) for group in data.groups]
-    spread_evenly(losses.rce_weights(rewards, valid, temperature), valid, weights)
+    per_candidate(losses.rce_weights(rewards, valid, temperature), valid, weights)
     expected = [
         -sum(w * logprob for w, (_, logprob, _) in zip(own, group, strict=True))
         for own, group in zip(weights, data.groups, strict=True)
@@ -109,15 +109,14 @@ def test_contrast_is_the_log_of_what_is_earned_between_worst_and_best(data):
     found = losses.contrast_loss(logprobs, rewards, valid)
     per_group(found, [naive_contrast(group) for group in data.groups])
     gradient_is_finite(found, logprobs, valid)
-    tied = ~losses.has_spread(rewards, valid)
-    assert (logprobs.grad[tied] == 0).all()
+    assert (logprobs.grad[losses.zero_variance(rewards, valid)] == 0).all()
 
 
 @given(ragged)
-def test_spread_is_two_different_rewards(data):
+def test_zero_variance_is_fewer_than_two_different_rewards(data):
     rewards, _, _, valid = data.tensors()
-    expected = [len({reward for reward, *_ in group}) > 1 for group in data.groups]
-    assert losses.has_spread(rewards, valid).tolist() == expected
+    expected = [len({reward for reward, *_ in group}) < 2 for group in data.groups]
+    assert losses.zero_variance(rewards, valid).tolist() == expected
 
 
 def naive_moments(group):
@@ -135,17 +134,7 @@ def test_advantages_are_centred_once_and_bounded(data, divide):
         mean, std = naive_moments(group)
         scale = max(std, 0.1) if divide else 1.0
         expected.append([min(5.0, max(-5.0, (each[0] - mean) / scale)) for each in group])
-    spread_evenly(losses.advantages(rewards, valid, divide_by_std=divide), valid, expected)
-
-
-@given(ragged)
-def test_z_scores(data):
-    rewards, _, _, valid = data.tensors()
-    expected = []
-    for group in data.groups:
-        mean, std = naive_moments(group)
-        expected.append([(each[0] - mean) / (std + 1e-6) for each in group])
-    spread_evenly(losses.standardise(rewards, valid), valid, expected)
+    per_candidate(losses.advantages(rewards, valid, divide_by_std=divide), valid, expected)
 
 
 @given(ragged, st.sampled_from([0.1, 0.2]))
@@ -190,18 +179,6 @@ def test_exact_kl_is_summed_over_the_rows_that_may_be_chosen(logits):
 
 
 @given(ragged)
-def test_sampled_kl_is_the_ancestors_estimate(data):
-    _, logprobs, references, valid = data.tensors()
-    expected = [
-        [math.exp(own - other) - 1 - (own - other) for _, own, other in group]
-        for group in data.groups
-    ]
-    found = losses.sampled_kl(logprobs, references, valid)
-    spread_evenly(found, valid, expected)
-    gradient_is_finite(found, logprobs, valid)
-
-
-@given(ragged)
 def test_expected_reward_is_that_of_choosing_among_the_judged(data):
     rewards, logprobs, _, valid = data.tensors()
     expected = []
@@ -229,7 +206,6 @@ def test_padding_of_minus_infinity_reaches_no_gradient():
     for loss in (
         lambda x: losses.rce_loss(x, rewards, valid, 0.1),
         lambda x: losses.contrast_loss(x, rewards, valid),
-        lambda x: losses.sampled_kl(x, x.detach() - 1, valid),
         lambda x: losses.clipped_ratio_loss(x, x.detach(), rewards, valid, 0.2)[0],
         lambda x: losses.expected_reward(x, rewards, valid),
     ):
@@ -278,6 +254,7 @@ class Recorded:
             sampled=every,
             varied=torch.ones(len(rewards), self.values["group_pointers"].shape[-1]).bool(),
             depth=self.values["group_pointers"].shape[-1],
+            padded=False,
             own=None,
         )
         return pointer_logprobs(batch, step_logprobs(self.selector, batch))
@@ -298,7 +275,8 @@ def test_the_ancestors_losses(name, source):
     torch.testing.assert_close(rce, values["rce_loss_temperature_1_3"][0], rtol=1e-5, atol=1e-5)
     advantage = losses.advantages(rewards, valid, divide_by_std=True)
     ppo = losses.clipped_ratio_loss(logprobs, olds, advantage, valid, file.clip)[0].mean()
-    kl = losses.sampled_kl(logprobs, olds, valid).mean()
+    log_ratio = logprobs - olds
+    kl = (log_ratio.exp() - 1 - log_ratio).mean()
     torch.testing.assert_close(ppo, values["grpo_ppo_loss"][0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(kl, values["grpo_kl"][0], rtol=1e-4, atol=1e-5)
     total = ppo + file.kl_beta * kl

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import PluginError
-from pointer_rl.session.proposing import deduplicate, propose, random_source
+from pointer_rl.session.proposing import propose, random_source
 from pointer_rl.testing import batch, example, pool
 from pointer_rl.types import Candidate
 
@@ -119,11 +119,20 @@ def test_the_first_named_generator_keeps_a_pointer():
     assert [c.pointer for c in unordered] == [(0, 1), (2, 3)]
 
 
-@given(st.lists(st.lists(st.integers(0, 4), min_size=2, max_size=2, unique=True)))
+@given(st.lists(st.lists(st.integers(0, 4), max_size=2, unique=True)))
 def test_deduplication_keeps_the_first_of_each(pointers):
     candidates = [Candidate(tuple(p), str(i)) for i, p in enumerate(pointers)]
+    generator = Fixed()
+    generator.candidates = candidates
     for mode, key in (("ordered", tuple), ("unordered", frozenset)):
-        kept = deduplicate(candidates, mode)
+        [kept] = propose(
+            None,
+            batch([example(100)], 6),
+            pool([example(row) for row in range(6)]),
+            {"fixed": generator},
+            0,
+            mode,
+        )
         keys = [key(candidate.pointer) for candidate in kept]
         assert len(keys) == len(set(keys))
         assert set(keys) == {key(p) for p in pointers}
@@ -131,7 +140,7 @@ def test_deduplication_keeps_the_first_of_each(pointers):
         assert [int(candidate.gen_method) for candidate in kept] == firsts == sorted(firsts)
 
 
-@pytest.mark.parametrize("pointer", [(0,), (0, 0), (0, 6), (-1, 0), (0, 5)])
+@pytest.mark.parametrize("pointer", [(0, 1, 2), (0, 0), (0, 6), (-1, 0), (0, 5)])
 def test_a_generator_that_breaks_the_rules_is_named(pointer):
     asked = batch([example(100)], 6)
     asked.allowed[0, 5] = False

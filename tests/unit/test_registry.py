@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+import subprocess
 import sys
 from importlib.metadata import Distribution, EntryPoint
 from types import ModuleType
@@ -117,6 +119,138 @@ def test_a_misspelt_hook_is_an_error(monkeypatch):
     plugin = point(monkeypatch, "typo", "d", pointer_rl_register_metric=registers("m"))
     (loaded,) = Registry([plugin]).plugins
     assert "pointer_rl_register_metric" in loaded.error
+
+
+def test_a_function_without_the_marker_is_named(monkeypatch):
+    plugin = point(monkeypatch, "a", "d", pointer_rl_register_rewards=registers("r"))
+    module = plugin.load()
+    module.pointer_rl_register_metrics = registers("m")  # not marked
+    made = Registry([plugin])
+    assert [each.error for each in made.plugins] == [
+        "PluginError: pointer_rl_register_metrics is not marked with @hookimpl"
+    ]
+    assert made.entries("reward") == made.entries("metric") == []
+
+
+def test_hooks_are_called_as_pluggy_calls_them(monkeypatch):
+    """Arguments are passed by name: a hook may leave some out, and may not invent any."""
+
+    def pointer_rl_register_metrics(registrar):
+        raise AssertionError("called")
+
+    wrong = point(
+        monkeypatch, "wrong", "d", pointer_rl_register_metrics=pointer_rl_register_metrics
+    )
+    bare = point(monkeypatch, "bare", "d", pointer_rl_register_metrics=lambda: None)
+    fine = point(monkeypatch, "fine", "d", pointer_rl_register_metrics=registers("m"))
+    made = Registry([wrong, bare, fine])
+    errors = {plugin.name: plugin.error for plugin in made.plugins}
+    assert errors.pop("wrong").endswith(
+        "{'registrar'} are declared in the hookimpl but can not be found in the hookspec"
+    )
+    assert errors == {"bare": None, "fine": None}
+    assert [entry.name for entry in made.entries("metric")] == ["m"]
+
+
+def test_a_module_that_is_two_plugins_is_loaded_once(monkeypatch):
+    one = point(monkeypatch, "one", "d", pointer_rl_register_metrics=registers("m"))
+    two = EntryPoint("two", one.module, "pointer_rl")._for(FakeDistribution("e"))
+    made = Registry([one, two])
+    assert [plugin.error for plugin in made.plugins] == [
+        None,
+        f"PluginError: the module {one.module} is a plugin already",
+    ]
+    assert made.create("metric", "m") == "M"
+
+
+FILE = """
+from dataclasses import dataclass
+
+from pointer_rl import hookimpl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    word: str = "mine"
+    \"\"\"What it says.\"\"\"
+
+
+@hookimpl
+def pointer_rl_register_metrics(register):
+    register("mine", lambda options: options.word, options=Options, summary="s")
+"""
+
+
+@pytest.fixture
+def plugin_file(tmp_path):
+    path = tmp_path / "my_plugin.py"
+    path.write_text(FILE)
+    yield path
+    sys.modules.pop("pointer_rl_plugin_file_my_plugin", None)
+
+
+def test_a_file_is_a_plugin(plugin_file, monkeypatch):
+    made = Registry([point(monkeypatch, "a", "d", pointer_rl_register_metrics=registers("m"))])
+    made.load_file(plugin_file)
+    made.load_file(plugin_file)  # once is enough
+    assert made.files == [plugin_file]
+    assert made.create("metric", "mine", {"word": "yours"}) == "yours"
+    assert made.find("metric", "mine").plugin.origin == str(plugin_file)
+    assert [plugin.name for plugin in made.plugins] == ["a", "my_plugin"]
+
+
+def test_another_process_that_loads_the_files_can_unpickle_their_options(plugin_file):
+    made = Registry([])
+    made.load_file(plugin_file)
+    pickled = pickle.dumps(made.configure("metric", "mine", {"word": "sent"}).options)
+    code = (
+        "import pathlib, pickle, sys\n"
+        "from pointer_rl.registry import registry\n"
+        "registry().load_file(pathlib.Path(sys.argv[1]))\n"
+        "print(pickle.loads(sys.stdin.buffer.read()).word)"
+    )
+    command = [sys.executable, "-c", code, str(made.files[0])]
+    assert subprocess.run(command, input=pickled, capture_output=True).stdout == b"sent\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("x = 1\nx / 0\n", ", line 2: cannot be loaded (ZeroDivisionError: division by zero)"),
+        ("f(\n", ": cannot be loaded (SyntaxError: '(' was never closed"),
+        ("raise SystemExit('no licence')", "SystemExit: no licence"),
+        (FILE.replace("@hookimpl", ""), "is not marked with @hookimpl"),
+        (FILE.replace('"mine", l', '"m", l'), ", line 15: cannot be loaded (PluginError: metric m"),
+        (None, "no such file"),
+    ],
+)
+def test_a_file_that_fails_is_one_line_and_leaves_nothing_behind(
+    plugin_file, monkeypatch, content, says
+):
+    plugin_file.unlink()
+    if content is not None:
+        plugin_file.write_text(content)
+    made = Registry([point(monkeypatch, "a", "d", pointer_rl_register_metrics=registers("m"))])
+    with pytest.raises(PluginError) as caught:
+        made.load_file(plugin_file)
+    assert str(caught.value).startswith(f"--plugin {plugin_file}")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [entry.name for entry in made.entries("metric")] == ["m"]
+    assert (len(made.plugins), made.files) == (1, [])
+    plugin_file.write_text(FILE)
+    made.load_file(plugin_file)
+    assert made.create("metric", "mine") == "mine"
+
+
+def test_files_of_one_name_are_refused(plugin_file, tmp_path):
+    made = Registry([])
+    made.load_file(plugin_file)
+    other = tmp_path / "other" / plugin_file.name
+    other.parent.mkdir()
+    other.write_text(FILE)
+    with pytest.raises(PluginError, match=f"{plugin_file} has the same name; rename one"):
+        made.load_file(other)
 
 
 def test_only_and_blocked(monkeypatch):

@@ -10,7 +10,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 from pointer_rl.errors import InputError
-from pointer_rl.selectors import PointerSelector, SelectorConfig, SelectorState, log_prob
+from pointer_rl.selectors import (
+    PointerSelector,
+    SelectorConfig,
+    SelectorState,
+    initial_state,
+    log_prob,
+)
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -38,7 +44,7 @@ class Reference:
         )
 
     def encode(self) -> SelectorState:
-        return self.selector.encode(self.tensors["query"], self.tensors["candidates"])
+        return initial_state(self.selector, self.tensors["query"], self.tensors["candidates"])
 
 
 @pytest.fixture(params=["a", "b"])
@@ -133,7 +139,7 @@ def test_each_step_equals_the_naive_forward_pass(history, own, num_heads, d_mode
     # Two hypotheses have fewer rows than the pool, seven have more: both forms of the gate.
     for hypotheses in (1, 7):
         rows = torch.rand(3, hypotheses, 6).argsort(-1)[..., :3]
-        state = selector.encode(query, pool)
+        state = initial_state(selector, query, pool)
         for step in range(3):
             logits = selector.step_logits(state).expand(-1, hypotheses, -1)
             for b in range(3):
@@ -150,9 +156,9 @@ def test_float32_stays_within_1e5_of_float64():
     sizes = config(d_model=256, hidden_dim=256, num_layers=3, num_heads=4)
     selector = PointerSelector.seeded(sizes, 0).eval()
     query, pool = torch.randn(16, 256), torch.randn(16, 64, 256)
-    single = selector.step_logits(selector.encode(query, pool))
+    single = selector.step_logits(initial_state(selector, query, pool))
     selector.double()
-    double = selector.step_logits(selector.encode(query.double(), pool.double()))
+    double = selector.step_logits(initial_state(selector, query.double(), pool.double()))
     torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-5)
 
 
@@ -161,14 +167,14 @@ def test_a_shared_pool_is_projected_once():
     shapes = []
     for module in (selector.input_proj, selector.cand_proj):
         module.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
-    selector.encode(torch.randn(5, 12), torch.randn(7, 12))
+    initial_state(selector, torch.randn(5, 12), torch.randn(7, 12))
     assert sorted(shapes) == [(5, 12), (7, 8), (7, 12)]
 
 
 def test_rows_that_are_not_allowed_or_chosen_are_minus_infinity():
     selector = PointerSelector.seeded(config(), 0)
     allowed = torch.tensor([[True, False, True, True], [True, True, True, False]])
-    state = selector.encode(torch.randn(2, 12), torch.randn(4, 12), allowed)
+    state = initial_state(selector, torch.randn(2, 12), torch.randn(4, 12), allowed)
     first = selector.step_logits(state)
     assert torch.equal(first[:, 0].isfinite(), allowed)
     after = selector.step_logits(selector.advance(state, torch.tensor([[0, 3], [1, 0]])))
@@ -181,7 +187,7 @@ def test_rows_that_are_not_allowed_or_chosen_are_minus_infinity():
 
 def test_static_history_scores_every_step_alike():
     selector = perturbed(PointerSelector.seeded(config(history="static"), 0))
-    state = selector.encode(torch.randn(2, 12), torch.randn(4, 12))
+    state = initial_state(selector, torch.randn(2, 12), torch.randn(4, 12))
     first = selector.step_logits(state)
     second = selector.step_logits(selector.advance(state, torch.tensor([[2], [2]])))
     kept = [0, 1, 3]
@@ -232,7 +238,7 @@ def test_dropout_acts_in_training_alone():
     query, pool = torch.randn(2, 12), torch.randn(4, 12)
 
     def logits():
-        return selector.step_logits(selector.encode(query, pool))
+        return selector.step_logits(initial_state(selector, query, pool))
 
     assert not torch.equal(logits(), logits())
     selector.eval()
@@ -245,18 +251,18 @@ def test_embeddings_that_are_not_finite_are_refused_by_row(bad):
     query, pool, own = torch.randn(3, 12), torch.randn(5, 12), torch.randn(3, 5, 12)
     pool[4, 7] = own[2, 1, 0] = bad
     with pytest.raises(InputError, match=r"^pool embeddings, row 4: .*not.*finite"):
-        selector.encode(query, pool)
+        initial_state(selector, query, pool)
     with pytest.raises(InputError, match=r"^pool embeddings, row 2, 1: "):
-        selector.encode(query, own)
+        initial_state(selector, query, own)
     query[1, 0] = bad
     with pytest.raises(InputError, match=r"^query embeddings, row 1: "):
-        selector.encode(query, torch.randn(5, 12))
+        initial_state(selector, query, torch.randn(5, 12))
 
 
 def test_embeddings_of_another_encoder_are_refused():
     selector = PointerSelector.seeded(config(), 0)
     with pytest.raises(InputError, match=r"pool embeddings have 9 values a row.*takes 12"):
-        selector.encode(torch.randn(3, 12), torch.randn(5, 9))
+        initial_state(selector, torch.randn(3, 12), torch.randn(5, 9))
 
 
 @pytest.mark.parametrize(

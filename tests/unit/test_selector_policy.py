@@ -11,6 +11,7 @@ from pointer_rl.selectors import (
     SelectorConfig,
     SelectorPolicy,
     beam_search,
+    initial_state,
     log_prob,
     sample,
 )
@@ -45,7 +46,7 @@ def rngs():
 def test_it_decodes_as_the_selector_does_without_dropout(selector, queries, pool):
     policy = SelectorPolicy(selector)
     selector.eval()
-    state = selector.encode(queries.embeddings, pool.embeddings, queries.allowed)
+    state = initial_state(selector, queries.embeddings, pool.embeddings, queries.allowed)
     beams = beam_search(selector, state, shots=2, width=3)
     drawn = sample(selector, state, shots=2, num_samples=4, rngs=rngs(), temperature=1.3, top_p=0.9)
     for found, expected in (

@@ -1,31 +1,48 @@
-"""Plugins with one fault each: the kit finds it, and its sentence says what to mend."""
+"""Plugins with one fault each: the kit finds it, and its message says what to fix."""
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
+import subprocess
 import sys
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import pytest
 import torch
+from plugin_folder import install
 
 from pointer_rl.datasets.images import ImageBytes
+from pointer_rl.errors import InputError
+from pointer_rl.evaluate.arms import Arm
+from pointer_rl.registry import registry
 from pointer_rl.testing import (
-    ContractError,
+    ArmTests,
+    BackendTests,
+    DatasetTests,
+    EncoderTests,
     EqualMetric,
+    ExecutorTests,
     FakeBackend,
+    GeneratorTests,
+    MetricTests,
     PlainPrompt,
-    check_backend,
-    check_dataset,
-    check_encoder,
-    check_generator,
-    check_metric,
-    check_prompt_builder,
-    check_reward,
+    PromptTests,
+    RewardTests,
+    SearchTests,
+    batch,
+    fake_policy,
+    find_tests,
+    pool,
     tiny_dataset,
 )
 from pointer_rl.types import BackendError, Candidate, Count, Dataset, Judgement, Response, Usage
+
+
+def broken(results):
+    return [each for each in results if each.state == "broken"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,9 +221,9 @@ def local_options():
     @dataclass(frozen=True, kw_only=True)
     class Local:
         word: str = "red"
-        """Of a class that no other process can import."""
+        """An option of a class that no other process can import."""
 
-    return Local()
+    return Local
 
 
 @dataclass
@@ -380,7 +397,7 @@ def unpicklable():
 
 
 def damaged():
-    return with_pool(replace(tiny_dataset().pool[0], image=ImageBytes(b"no picture", "x.png")))
+    return with_pool(replace(tiny_dataset().pool[0], image=ImageBytes(b"not an image", "x.png")))
 
 
 class Colours:
@@ -432,171 +449,446 @@ class Blank(Colours):
             return torch.zeros(len(examples), self.dim)
 
 
+# --- searches ---------------------------------------------------------------------------------
+
+
+class Climb:
+    """Swaps rows of the best pointer so far, until nothing new is left or the budget is spent."""
+
+    def __init__(self, rows, shots, budget):
+        self.rows, self.shots, self.budget = rows, shots, budget
+        self.accuracies = {}
+
+    def ask(self):
+        best = max(self.accuracies, key=self.accuracies.get, default=tuple(self.rows[: self.shots]))
+        near = [best, *((*best[:-1], row) for row in self.rows if row not in best)]
+        new = [each for each in dict.fromkeys(near) if each not in self.accuracies]
+        return [Candidate(each, "climb") for each in new[: self.budget - len(self.accuracies)][:2]]
+
+    def tell(self, outcomes):
+        for candidate, outcome in outcomes:
+            self.accuracies[candidate.pointer] = -1 if outcome.failure else outcome.accuracy
+
+
+class Climbs:
+    budget = 6
+    search = Climb
+
+    def start(self, policy, queries, pool, rngs):
+        return [
+            self.search(allowed.nonzero()[:, 0].tolist(), queries.shots, self.budget)
+            for allowed in queries.allowed
+        ]
+
+
+class Enumerate(Climb):
+    def ask(self):
+        new = set(itertools.permutations(self.rows, self.shots)) - self.accuracies.keys()
+        return [Candidate(each, "enumerate") for each in sorted(new)[:4]]
+
+
+class Endless(Climbs):
+    search = Enumerate
+
+
+class Unbudgeted(Climbs):
+    budget = None
+
+    def start(self, policy, queries, pool, rngs):
+        self.budget = 6
+        return super().start(policy, queries, pool, rngs)
+
+
+class Forget(Climb):
+    def ask(self):
+        return [] if self.accuracies else super().ask()[:1] * 2
+
+
+class Forgets(Climbs):
+    search = Forget
+
+
+class Trust(Climb):
+    def tell(self, outcomes):
+        for candidate, outcome in outcomes:
+            self.accuracies[candidate.pointer] = outcome.accuracy * 1.0
+
+
+class TrustsOutcomes(Climbs):
+    search = Trust
+
+
+class Gossip(Climb):
+    """Starts where all searches together have told it to."""
+
+    told = 0
+
+    def ask(self):
+        self.rows = self.rows[Gossip.told % 2 :]
+        return super().ask()
+
+    def tell(self, outcomes):
+        super().tell(outcomes)
+        Gossip.told += 1
+
+
+class Gossips(Climbs):
+    search = Gossip
+
+
+class OneSearch(Climbs):
+    def start(self, policy, queries, pool, rngs):
+        return super().start(policy, queries, pool, rngs)[:1]
+
+
+# --- executors --------------------------------------------------------------------------------
+
+
+class InOrder:
+    def run(self, job, windows):
+        for window in windows:
+            yield window, job.run(window)
+
+
+class InPairs:
+    """The second of two windows first."""
+
+    def run(self, job, windows):
+        windows = iter(windows)
+        while pair := list(itertools.islice(windows, 2)):
+            for window in reversed(pair):
+                yield window, job.run(window)
+
+
+class RunsTwice(InOrder):
+    def run(self, job, windows):
+        for result in super().run(job, windows):
+            yield from (result, result)
+
+
+class Loses(InOrder):
+    def run(self, job, windows):
+        return itertools.islice(super().run(job, windows), 1, None)
+
+
+class Mixes(InOrder):
+    def run(self, job, windows):
+        records = {}
+        for window, new in super().run(job, windows):
+            records = {**records, **new}
+            yield window, records
+
+
+class Eager(InOrder):
+    def run(self, job, windows):
+        return super().run(job, list(windows))
+
+
+class Forgives(InOrder):
+    def run(self, job, windows):
+        for window in windows:
+            try:
+                records = job.run(window)
+            except Exception:
+                continue
+            yield window, records
+
+
+class Wraps(InOrder):
+    def run(self, job, windows):
+        try:
+            yield from super().run(job, windows)
+        except Exception as error:
+            raise RuntimeError("a worker failed") from error
+
+
+class Stale(InOrder):
+    """Keeps the windows of its first run."""
+
+    def __init__(self):
+        self.windows = None
+
+    def run(self, job, windows):
+        self.windows = self.windows or iter(windows)
+        return super().run(job, self.windows)
+
+
+# --- arms -------------------------------------------------------------------------------------
+
+
+class First(Arm):
+    """The first rows that a query may see."""
+
+    def choose(self, setting):
+        return [
+            (tuple(allowed.nonzero()[: setting.shots, 0].tolist()),)
+            for batch in setting.batches(setting.space)
+            for allowed in batch.allowed
+        ]
+
+
+class SeesItself(First):
+    def choose(self, setting):
+        return [(tuple(range(setting.shots)),)] * len(setting.queries)
+
+
+class TooMany(First):
+    def choose(self, setting):
+        return super().choose(replace(setting, shots=setting.shots + 1))
+
+
+class OneForAll(First):
+    def choose(self, setting):
+        return super().choose(setting)[:1]
+
+
+class ShowsNothing(First):
+    def choose(self, setting):
+        return [()] * len(setting.queries)
+
+
+class Shuffles(First):
+    def choose(self, setting):
+        return [(tuple(random.sample(range(4, 8), setting.shots)),) for _ in setting.queries]
+
+
+class Percentages(First):
+    def accuracies(self, setting, shown, outcomes, metric):
+        return 1 + 100 * super().accuracies(setting, shown, outcomes, metric)
+
+
+class Overall(First):
+    def accuracies(self, setting, shown, outcomes, metric):
+        return super().accuracies(setting, shown, outcomes, metric).mean()
+
+
 FAULTS = [
-    (check_backend, (Raises,), r"run raised InputError .*: yield \(index, BackendError\(why\)\)"),
-    (check_backend, (Twice,), r"two results for request \d: yield one for each"),
-    (check_backend, (OutOfRange,), r"request 5 of 5: give the place of the request"),
-    (check_backend, (Missing,), r"no result for 1 of 5 requests .*: yield a Response or"),
-    (check_backend, (Longest,), "among others and .* alone: mask the padding"),
-    (check_backend, (ByPlace,), "yield each result with the index of its own request"),
-    (check_backend, (SortedScores,), "give score_logprobs in the order of Request.score"),
-    (check_backend, (Probabilities,), "no log-probabilities: give natural logarithms"),
-    (check_backend, (Deaf,), "end the text before the first of Decoding.stop"),
-    (check_backend, (Swallows,), "cannot be read is answered 'blue': yield a BackendError"),
-    (check_backend, (Draws,), "asked again it answers .*: decode as Decoding says"),
-    (check_backend, (Refuses,), r"plain question about a picture failed \(no key\)"),
-    (check_backend, (Says, Options()), "with loud=True .* put that option into it"),
-    (check_backend, (OtherEachTime,), "another fingerprint: leave out what changes by itself"),
-    (check_backend, (SaysLoud, Options(), Options(word="blue")), "put every option that decides"),
+    (BackendTests, (Raises,), r"run raised InputError .*: yield \(index, BackendError\(why\)\)"),
+    (BackendTests, (Twice,), r"two results for request \d: yield one for each"),
+    (BackendTests, (OutOfRange,), r"request 5 of 5: give the position of the request"),
+    (BackendTests, (Missing,), r"no result for 1 of 5 requests .*: yield a Response or"),
+    (BackendTests, (Longest,), "in a batch and .* alone: mask the padding"),
+    (BackendTests, (ByPlace,), "yield each result with the index of its own request"),
+    (BackendTests, (SortedScores,), "give score_logprobs in the order of Request.score"),
+    (BackendTests, (Probabilities,), "no log-probabilities: give natural logarithms"),
+    (BackendTests, (Deaf,), "end the text before the first of Decoding.stop"),
+    (BackendTests, (Swallows,), "cannot be read is answered 'blue': yield a BackendError"),
+    (BackendTests, (Draws,), "asked again it answers .*: decode as Decoding says"),
+    (BackendTests, (Refuses,), r"plain question about an image failed \(no key\)"),
+    (BackendTests, (Says, Options), "with loud=True .* include that option"),
+    (BackendTests, (OtherEachTime,), "another fingerprint: leave out what changes by itself"),
+    (BackendTests, (SaysLoud, Options, {"word": "blue"}), "include every option that decides"),
     (
-        check_backend,
+        BackendTests,
         (lambda options: FakeBackend(), local_options()),
         "options cannot be pickled .*:",
     ),
-    (check_backend, (SaysLoose, Loose()), r"no frozen dataclass: write @dataclass\(frozen=True"),
-    (check_backend, (LastDigit,), "mask the padding, .*, or do not say batch_invariant"),
-    (check_backend, (Numpyish,), "batch_invariant is 1: make it True where"),
-    (check_backend, (CountsUsage,), r"count gave a Usage: return pointer_rl.types.Count\(…\)"),
-    (check_backend, (CountsPadding,), "count each prompt whole, without padding"),
-    (check_backend, (CountsUpsideDown,), "more unique_tokens than prompt_tokens: what prompts"),
-    (check_backend, (CountsByRunning,), r"count ran \['run'\]: let it look at the requests"),
-    (check_backend, (CountsByComputing,), r"count ran \['Linear'\]: let it look"),
-    (check_backend, (PaysBack,), "cost gave -0.001: return a float of at least 0"),
-    (check_prompt_builder, (ShowsAnswer,), "shows the query's own answer: leave query.answer and"),
-    (check_prompt_builder, (Backwards,), "not shown in the order given: keep it"),
-    (check_prompt_builder, (FirstAnnotator,), "is not in the prompt: show Example.answer"),
-    (check_prompt_builder, (ParsesOneForm,), "raised IndexError: return what can be read"),
-    (check_metric, (Percent,), r"accuracy=100.0: make it a float from 0 to 1"),
-    (check_metric, (Moody,), "and then .*: let a judgement depend on the two answers"),
-    (check_metric, (Generous,), "tell them apart"),
-    (check_metric, (Sorts,), "changed the annotators' answers: copy them first"),
-    (check_generator, (GlobalRandomness,), r"draw from rngs\[b\] alone"),
-    (check_generator, (BreaksTheMask,), "choose among queries.allowed, or a query sees itself"),
-    (check_generator, (SharesAnRng,), "let them depend on its own embedding, mask and rngs"),
-    (check_generator, (Repeats,), "a pointer is queries.shots rows, all different"),
-    (check_generator, (Greedy,), "changes the embeddings or the mask .*: clone them first"),
-    (check_generator, (NoTemperature,), "do not fit the schema of RL data .*temperature"),
-    (check_generator, (FourOfThem,), "propose raised ValueError .*: give what exists and no more"),
-    (check_reward, (not_a_number,), "it gave nan: return a finite number"),
-    (check_reward, (needs_probability,), "raised TypeError .* are None; count them as 0"),
-    (check_reward, (upside_down,), "a right one -1.0 .*: training maximises it, so turn its sign"),
-    (check_dataset, (duplicate_ids,), "rows 0 and 1 of the pool have one id, 'same': give each"),
-    (check_dataset, (rows_from_one,), "says row=1: count each split from 0"),
-    (check_dataset, (unanswered,), "no answers: a demonstration shows one, so leave it out"),
-    (check_dataset, (shuffled,), "are others, or in another order: sort what a folder"),
-    (check_dataset, (unpicklable,), "cannot be pickled .*: let an image hold a path or bytes"),
-    (check_dataset, (damaged,), "cannot be opened .*: mend the data"),
-    (check_encoder, (Centred, Options()), "another vector alone than among others: mask"),
-    (check_encoder, (Doubles, Options()), r"encode gave torch.float64: return float32"),
-    (check_encoder, (ByQuestion, Options()), "return row i for example i"),
-    (check_encoder, (Scaled, Options()), "with size=large .* put that option into it"),
-    (check_encoder, (Blank, Options()), r"got a vector: let the InputError of image.open\(\) pass"),
+    (BackendTests, (SaysLoose, Loose), r"Loose is not frozen: write @dataclass\(frozen=True"),
+    (BackendTests, (LastDigit,), "mask the padding, .*, or do not declare batch_invariant"),
+    (BackendTests, (Numpyish,), "batch_invariant is 1: make it True if"),
+    (BackendTests, (CountsUsage,), r"count gave a Usage: return pointer_rl.types.Count\(…\)"),
+    (BackendTests, (CountsPadding,), "count each prompt whole, without padding"),
+    (BackendTests, (CountsUpsideDown,), "more unique_tokens than prompt_tokens: what prompts"),
+    (BackendTests, (CountsByRunning,), "count ran run: let it look at the requests"),
+    (BackendTests, (CountsByComputing,), "count ran Linear: let it look"),
+    (BackendTests, (PaysBack,), "cost gave -0.001: return a float of at least 0"),
+    (PromptTests, (ShowsAnswer,), "shows the query's own answer: leave query.answer and"),
+    (PromptTests, (Backwards,), "not shown in the order given: keep it"),
+    (PromptTests, (FirstAnnotator,), "is not in the prompt: show Example.answer"),
+    (PromptTests, (ParsesOneForm,), "raised IndexError: return what can be read"),
+    (MetricTests, (Percent,), r"accuracy=100.0: make it a float from 0 to 1"),
+    (MetricTests, (Moody,), "and then .*: let a judgement depend on the two answers"),
+    (MetricTests, (Generous,), "tell them apart"),
+    (MetricTests, (Sorts,), "changed the annotators' answers: copy them first"),
+    (GeneratorTests, (GlobalRandomness,), r"draw from rngs\[b\] alone"),
+    (GeneratorTests, (BreaksTheMask,), "choose among the allowed rows, or a query sees itself"),
+    (GeneratorTests, (SharesAnRng,), "let them depend on its own embedding, mask and rngs"),
+    (GeneratorTests, (Repeats,), "a pointer is at most `shots` rows, all different"),
+    (GeneratorTests, (Greedy,), "changes the embeddings or the mask .*: clone them first"),
+    (GeneratorTests, (NoTemperature,), "do not fit the schema of RL data .*temperature"),
+    (GeneratorTests, (FourOfThem,), "it raised ValueError .*: propose fewer candidates"),
+    (RewardTests, (not_a_number,), "it gave nan: return a finite number"),
+    (RewardTests, (needs_probability,), "raised TypeError .* are None; count them as 0"),
+    (RewardTests, (upside_down,), "a right one -1.0 .*: training maximises it, so turn its sign"),
+    (DatasetTests, (duplicate_ids,), "rows 0 and 1 of the pool have one id, 'same': give each"),
+    (DatasetTests, (rows_from_one,), "says row=1: count each split from 0"),
+    (DatasetTests, (unanswered,), "no answers: a demonstration shows one, so leave it out"),
+    (DatasetTests, (shuffled,), "are others, or in another order: sort what a folder"),
+    (DatasetTests, (unpicklable,), "cannot be pickled .*: let an image hold a path or bytes"),
+    (DatasetTests, (damaged,), "cannot be opened .*: repair the data"),
+    (EncoderTests, (Centred, Options), "another vector alone than in a batch: mask"),
+    (EncoderTests, (Doubles, Options), r"encode gave torch.float64: return float32"),
+    (EncoderTests, (ByQuestion, Options), "return row i for example i"),
+    (EncoderTests, (Scaled, Options), "with size=large .* include that option"),
+    (EncoderTests, (Blank, Options), r"got a vector: let the InputError of image.open\(\) pass"),
+    (SearchTests, (Endless,), r"asked for \d+ candidates with budget=6: return an empty list"),
+    (SearchTests, (Unbudgeted,), "its budget is None: make it an int"),
+    (SearchTests, (Forgets,), "asked for .* again: remember its outcome"),
+    (SearchTests, (TrustsOutcomes,), "told of failed trials it raised TypeError .*: check outcome"),
+    (SearchTests, (Gossips,), "gets other candidates alone than in a batch"),
+    (SearchTests, (OneSearch,), "start gave 1 searches for 4 queries: give one for each"),
+    (ArmTests, (SeesItself,), "choose among the allowed rows, or a query sees itself"),
+    (ArmTests, (TooMany,), "a pointer is at most `shots` rows, all different"),
+    (ArmTests, (OneForAll,), "did not give a list with an entry for each of 4 queries"),
+    (ArmTests, (ShowsNothing,), "no pointer for a query: give at least one, or override"),
+    (ArmTests, (Shuffles,), "asked again it chooses other pointers: draw from the setting's seed"),
+    (ArmTests, (Percentages,), "return numbers from 0 to 1"),
+    (ArmTests, (Overall,), r"accuracies gave the shape \(\): return one number per query"),
+    (ExecutorTests, (RunsTwice,), "came back 2 times: give each once"),
+    (ExecutorTests, (Loses,), "came back 0 times: give each once"),
+    (ExecutorTests, (Mixes,), "other records than job.run gave: pair each window with its own"),
+    (ExecutorTests, (Eager,), "took all of 1000 windows before it gave a result: take the next"),
+    (ExecutorTests, (Forgives,), "of a window was lost, and 3 windows came back: raise it"),
+    (ExecutorTests, (Wraps,), "became RuntimeError .*: raise the same error"),
+    (ExecutorTests, (Stale,), "came back 0 times: give each once"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("check", "given", "sentence"),
+    ("cls", "given", "sentence"),
     FAULTS,
-    ids=[f"{check.__name__} {given[0].__name__}" for check, given, _ in FAULTS],
+    ids=[f"{cls.__name__} {given[0].__name__}" for cls, given, _ in FAULTS],
 )
-def test_a_fault_is_found_and_said(check, given, sentence):
+def test_a_fault_is_found_and_explained(check, cls, given, sentence):
     factory, *options = given
     more = {"variants": options[1:]} if options[1:] else {}
-    with pytest.raises(ContractError, match=sentence) as caught:
-        check(factory, *options[:1], **more)
-    assert len(caught.value.findings) == 1, caught.value
+    first, *_ = broken(check(cls, factory, *options[:1], **more))
+    assert re.search(sentence, first.message)
 
 
 @pytest.mark.parametrize(
-    ("check", "given"),
+    ("cls", "given"),
     [
-        (check_backend, (FakeBackend,)),
-        (check_backend, (Counts,)),
-        (check_backend, (Priced,)),
-        (check_prompt_builder, (PlainPrompt,)),
-        (check_metric, (EqualMetric,)),
-        (check_generator, (Chooses,)),
-        (check_reward, (lambda: lambda outcome, candidate: outcome.accuracy,)),
-        (check_dataset, (tiny_dataset,)),
-        (check_encoder, (Colours, Options())),
+        (BackendTests, (FakeBackend,)),
+        (BackendTests, (Counts,)),
+        (BackendTests, (Priced,)),
+        (PromptTests, (PlainPrompt,)),
+        (MetricTests, (EqualMetric,)),
+        (GeneratorTests, (Chooses,)),
+        (SearchTests, (Climbs,)),
+        (RewardTests, (lambda: lambda outcome, candidate: outcome.accuracy,)),
+        (DatasetTests, (tiny_dataset,)),
+        (EncoderTests, (Colours, Options)),
+        (ArmTests, (First,)),
+        (ExecutorTests, (InOrder,)),
+        (ExecutorTests, (InPairs,)),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_what_the_faulty_ones_are_made_of_passes(check, given):
-    check(*given)
+def test_what_the_faulty_ones_are_made_of_passes(check, cls, given):
+    results = check(cls, *given)
+    assert broken(results) == []
+    assert sum(each.state == "ok" for each in results) >= 4
 
 
-def test_every_finding_is_in_the_one_error():
+def test_every_fault_is_reported(check):
     class Both(Deaf, Swallows):
         pass
 
-    with pytest.raises(ContractError) as caught:
-        check_backend(Both)
-    assert len(caught.value.findings) == 2
-    assert str(caught.value).startswith("backend Both breaks its contract:\n- ends before a stop")
+    assert [each.check for each in broken(check(BackendTests, Both))] == [
+        "ends before a stop string",
+        "failures are values",
+    ]
 
 
-def test_what_the_plugin_raised_is_the_cause():
-    with pytest.raises(ContractError) as caught:
-        check_prompt_builder(ParsesOneForm)
+def test_a_fault_that_others_depend_on_is_reported_once(check):
+    results = check(BackendTests, Twice)
+    assert [each.check for each in broken(results)] == ["answers each request once"]
+    assert results[-3].message == "an earlier check failed on what this one needs"
+
+
+def test_what_the_plugin_raised_is_the_cause(register):
+    register("prompt", ParsesOneForm)
+    with pytest.raises(AssertionError) as caught:
+        find_tests("prompt", "mine", {}).test_parses_an_answer_from_any_text()
     assert isinstance(caught.value.__cause__, IndexError)
 
 
-def install(folder, monkeypatch, source):
-    """Makes a distribution `heavy-dist` with the plugin `heavy`, as if installed."""
-    from pointer_rl.registry import registry
+def test_a_factory_refuses_what_it_cannot_use_or_is_broken(check):
+    def refuse():
+        raise InputError("no model at that place")
 
-    (folder / "heavy_plugin.py").write_text(source)
-    info = folder / "heavy_dist-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: heavy-dist\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[pointer_rl]\nheavy = heavy_plugin\n")
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("POINTER_RL_PLUGINS", "heavy")
-    monkeypatch.delitem(sys.modules, "heavy_plugin", raising=False)
-    registry.cache_clear()
-    import heavy_plugin
+    def fail():
+        raise KeyError("model")
 
-    return heavy_plugin
+    with pytest.raises(InputError, match="no model at that place"):
+        check(MetricTests, refuse)
+    (found,) = broken(check(MetricTests, fail))
+    assert found.check == "is made"
+    assert "the factory raised KeyError (no 'model'): raise InputError or" in found.message
+
+
+def test_the_tests_of_a_search_are_found_by_what_it_has(register):
+    register("generator", Climbs)
+    assert type(find_tests("generator", "mine", {})) is SearchTests
+    register("generator", Chooses)
+    assert type(find_tests("generator", "mine", {})) is GeneratorTests
+
+
+def test_pytest_runs_inherited_tests(tmp_path):
+    path = tmp_path / "test_vqa.py"
+    path.write_text(
+        "from pointer_rl.testing import MetricTests\n"
+        "class TestVqa(MetricTests):\n"
+        "    name = 'vqa'\n"
+        "    def test_one_more(self):\n"
+        "        assert self.made.judge('red', ['blue'] * 10).accuracy == 1\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, path], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "1 failed, 7 passed, 2 skipped" in done.stdout
+    assert "FAILED test_vqa.py::TestVqa::test_one_more" in done.stdout
 
 
 PLUGIN = """
 IMPORT
 from pointer_rl import hookimpl
-from pointer_rl.testing.fakes import EqualMetric
+from pointer_rl.types import Judgement
 
-class Heavy(EqualMetric):
-    pass
+class Equal:
+    version = "1"
+
+    def normalise(self, answer):
+        return answer
+
+    def judge(self, answer, answers):
+        return Judgement(answer in answers, float(answer in answers))
 
 @hookimpl
 def pointer_rl_register_metrics(register):
-    register("heavy", Heavy, summary="equal")
+    register("heavy", Equal, summary="equal")
 """
 
 
 @pytest.fixture
-def forget_plugins():
-    from pointer_rl.registry import registry
+def installed(tmp_path, monkeypatch):
+    """Installs a plugin of that source, as `heavy`."""
 
-    yield
+    def install_plugin(source):
+        install(tmp_path / "site", "heavy", source)
+        monkeypatch.syspath_prepend(tmp_path / "site")
+        monkeypatch.setenv("POINTER_RL_PLUGINS", "heavy")
+        registry.cache_clear()
+
+    yield install_plugin
     registry.cache_clear()
+    sys.modules.pop("heavy_plugin", None)
 
 
-@pytest.mark.usefixtures("forget_plugins")
 @pytest.mark.parametrize("heavy", [True, False])
-def test_a_module_that_imports_torch_is_found(tmp_path, monkeypatch, heavy):
-    source = PLUGIN.replace("IMPORT", "import torch" if heavy else "")
-    module = install(tmp_path, monkeypatch, source)
-    if not heavy:
-        check_metric(module.Heavy)
-        return
-    with pytest.raises(
-        ContractError, match=r"loading heavy_plugin imports torch, numpy, .*: import them inside"
-    ):
-        check_metric(module.Heavy)
+def test_a_module_that_imports_torch_is_found(installed, heavy):
+    installed(PLUGIN.replace("IMPORT", "import torch" if heavy else ""))
+    messages = [each.message for each in broken(find_tests("metric", "heavy", {}).run_checks())]
+    if heavy:
+        (message,) = messages
+        assert message.startswith("loading heavy_plugin imports torch, numpy")
+        assert "import them inside the factory" in message
+    else:
+        assert messages == []
 
 
-def test_a_backend_without_scores_says_so_for_all_or_none():
+def test_a_backend_without_scores_says_so_for_all_or_none(check):
     class Half(FakeBackend):
         def run(self, requests):
             for index, result in super().run(requests):
@@ -608,12 +900,12 @@ def test_a_backend_without_scores_says_so_for_all_or_none():
             for index, result in super().run(requests):
                 yield index, BackendError("cannot score") if requests[index].score else result
 
-    check_backend(No)
-    with pytest.raises(ContractError, match="score all, or fail all"):
-        check_backend(Half)
+    assert broken(check(BackendTests, No)) == []
+    (found,) = broken(check(BackendTests, Half))
+    assert "score all, or fail all" in found.message
 
 
-def test_a_response_of_another_type_is_named():
+def test_a_response_of_another_type_is_named(check):
     class Strings(FakeBackend):
         def run(self, requests):
             return ((index, "red") for index in range(len(requests)))
@@ -623,28 +915,13 @@ def test_a_response_of_another_type_is_named():
             for index, request in enumerate(requests):
                 yield index, Response("red", tuple(torch.zeros(len(request.score))))
 
-    with pytest.raises(ContractError, match=r"gave a str: yield \(index, Response"):
-        check_backend(Strings)
-    with pytest.raises(ContractError, match=r"not a tuple of Python floats: call tolist\(\)"):
-        check_backend(Tensors)
+    first, *_ = broken(check(BackendTests, Strings))
+    assert "gave a str: yield (index, Response" in first.message
+    first, *_ = broken(check(BackendTests, Tensors))
+    assert "not a tuple of Python floats: call tolist()" in first.message
 
 
-def test_the_kit_and_its_pytest_plugin_import_nothing_heavy():
-    import subprocess
-
-    code = (
-        "import sys, pointer_rl.testing, pointer_rl.testing.pytest_plugin\n"
-        "heavy = {'torch', 'numpy', 'PIL', 'click', 'pluggy'} & sys.modules.keys()\n"
-        "sys.exit(str(heavy - {'pluggy'}) if heavy - {'pluggy'} else 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def test_the_fixtures(tiny_dataset, fake_backend, fake_policy):
-    from pointer_rl.testing import batch, pool
-
-    assert len(tiny_dataset.pool) == 8
-    assert fake_backend.asked == []
-    queries = batch(tiny_dataset.queries, 8)
-    assert fake_policy.beam(queries, pool(tiny_dataset.pool), 3).rows.shape == (4, 3, 2)
+def test_the_fakes():
+    assert len(tiny_dataset().pool) == 8
+    queries = batch(tiny_dataset().queries, 8)
+    assert fake_policy().beam(queries, pool(tiny_dataset().pool), 3).rows.shape == (4, 3, 2)

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from toy_selectors import ToyConfig, ToySelector, installed
 from training_worlds import class_groups, selector_for
 
 from pointer_rl.errors import InputError
@@ -129,3 +130,31 @@ def test_too_high_a_learning_rate_stops_even_when_the_last_step_broke_it(tmp_pat
     with pytest.raises(InputError, match=r"^rce epoch 1: held_out_reward is nan; stopped, and the"):
         run(path, config)
     assert not path.exists()
+
+
+def test_any_registered_selector_is_resumed(tmp_path):
+    def fit(path, stop_at=math.inf):
+        def line_written(line):
+            if len(trainer.log) == stop_at:
+                raise StoppedError
+
+        selector = ToySelector.seeded(ToyConfig(d_model=12), 0)
+        trainer = Trainer(selector, CONFIG, CPU, path, {}, line_written)
+        trainer.fit(GROUPS, round_stages(CONFIG, 0), first=0)
+        return path.read_bytes()
+
+    with installed():
+        whole = fit(tmp_path / "whole.safetensors")
+        with pytest.raises(StoppedError):
+            fit(tmp_path / "c.safetensors", stop_at=6)
+        assert fit(tmp_path / "c.safetensors") == whole
+
+
+def test_a_selector_without_parameters_is_refused(tmp_path):
+    class Fixed(ToySelector):
+        def parameters(self, recurse=True):
+            return iter(())
+
+    trainer = Trainer(Fixed(ToyConfig(d_model=12)), CONFIG, CPU, tmp_path / "c", {})
+    with pytest.raises(InputError, match="the selector toy has no parameters"):
+        trainer.fit(GROUPS, round_stages(CONFIG, 0), first=0)

@@ -24,6 +24,14 @@ CPU = torch.device("cpu")
 def naive(groups, query):
     """What one query's part of a batch is to say, in rows of the whole pool."""
     own = slice(groups.offsets[query], groups.offsets[query + 1])
+    choices = [
+        [
+            row if row != -1 else "stop" if -1 not in pointer[:step] else "over"
+            for step, row in steps
+        ]
+        for pointer in groups.pointers[own].tolist()
+        for steps in [list(enumerate(pointer))]
+    ]
     rows = np.arange(len(groups.pool)) if groups.pools[query] is None else groups.pools[query]
     blocked = groups.excluded[query]
     return {
@@ -32,7 +40,7 @@ def naive(groups, query):
         "sampled": groups.sampled[own].tolist(),
         "pool": rows.tolist(),
         "allowed": [row for row in rows.tolist() if blocked is None or row not in blocked],
-        "varied": [len(set(step)) > 1 for step in groups.pointers[own].T.tolist()],
+        "varied": [len(set(step)) > 1 for step in zip(*choices, strict=True)],
     }
 
 
@@ -47,7 +55,10 @@ def view(groups, batch, index):
     assert (batch.rewards[index][~valid] == 0).all()
     assert not batch.sampled[index][~valid].any()
     return {
-        "pointers": [[rows[place] for place in each] for each in batch.pointers[index][valid]],
+        "pointers": [
+            [rows[place] if place >= 0 else place for place in each]
+            for each in batch.pointers[index][valid].tolist()
+        ],
         "rewards": batch.rewards[index][valid].tolist(),
         "sampled": batch.sampled[index][valid].tolist(),
         "pool": rows,
@@ -61,14 +72,18 @@ def view(groups, batch, index):
     seed=st.integers(0, 999),
     sizes=st.lists(st.integers(1, 5), min_size=1, max_size=7),
     size=st.integers(1, 4),
-    own_pools=st.booleans(),
+    per_query_pool=st.booleans(),
     excluding=st.booleans(),
     shuffled=st.booleans(),
+    cut=st.booleans(),
 )
 def test_batches_are_what_the_queries_are_by_themselves(
-    seed, sizes, size, own_pools, excluding, shuffled
+    seed, sizes, size, per_query_pool, excluding, shuffled, cut
 ):
-    groups = ragged_groups(seed, sizes=sizes, own_pools=own_pools, excluding=excluding)
+    groups = ragged_groups(seed, sizes=sizes, per_query_pool=per_query_pool, excluding=excluding)
+    if cut:
+        lengths = np.random.default_rng(seed).integers(0, 3, len(groups.pointers))
+        groups.pointers[np.arange(2) >= lengths[:, None]] = -1
     rng = np.random.default_rng(seed) if shuffled else None
     seen = []
     for batch in groups.batches(np.arange(len(groups)), size, CPU, rng):
@@ -99,8 +114,8 @@ def test_batches_come_in_random_order_only_where_asked():
     assert one != other != list(range(12))
 
 
-def test_own_pools_of_any_order_are_found():
-    groups = ragged_groups(own_pools=True)
+def test_per_query_pool_of_any_order_are_found():
+    groups = ragged_groups(per_query_pool=True)
     backwards = dataclasses.replace(groups, pools=[rows[::-1].copy() for rows in groups.pools])
     for batch in backwards.batches(np.arange(len(groups)), 3, CPU):
         for index, vector in enumerate(batch.queries):
@@ -108,11 +123,17 @@ def test_own_pools_of_any_order_are_found():
             assert view(groups, batch, index)["pointers"] == naive(groups, query)["pointers"]
 
 
-def test_spread_and_what_teaches():
+def test_zero_variance_groups_are_not_trained_on_unless_included():
     groups = ragged_groups(sizes=(3, 3, 1, 3, 2))
-    assert groups.spread.tolist() == [False, True, False, False, True]
-    assert groups.teaching(imitate=False).tolist() == groups.spread.tolist()
-    assert groups.teaching(imitate=True).all()
+    assert groups.zero_variance.tolist() == [True, False, True, True, False]
+    assert groups.trainable(include_zero_variance=False).tolist() == [
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert groups.trainable(include_zero_variance=True).all()
 
 
 def test_joined_groups_are_both():
@@ -156,7 +177,7 @@ def test_of_few_queries_one_image_is_held_out():
     groups = many(queries=20)
     training, held_out = split_by_image(groups, 1e-9, 0)
     assert len({groups.images[query] for query in held_out}) == 1
-    assert groups.spread[held_out].any()
+    assert not groups.zero_variance[held_out].all()
     assert len(training) == 18
 
 
@@ -166,7 +187,7 @@ def test_a_side_with_nothing_to_tell_is_refused():
     tied = dataclasses.replace(many(queries=4), rewards=np.ones(8, dtype=np.float32))
     with pytest.raises(InputError, match=r"no query is left to hold out .* \(0 of 4 have such\)"):
         split_by_image(tied, 0.3, 0)
-    training, held_out = split_by_image(tied, 0.3, 0, imitate=True)
+    training, held_out = split_by_image(tied, 0.3, 0, include_zero_variance=True)
     assert len(training) + len(held_out) == 4
     assert 0 < len(held_out) < 4
 
@@ -215,9 +236,9 @@ def test_of_a_file(tmp_path):
     assert groups.excluded[1] is None
 
 
-def test_own_pools_are_the_files(tmp_path):
+def test_per_query_pool_are_the_files(tmp_path):
     record = {"pointer_candidates": [candidate([3, 1])], "pool": [1, 3, 5]}
-    assert read(tmp_path, {"q0": record}, own_pools=True).pools[0].tolist() == [1, 3, 5]
+    assert read(tmp_path, {"q0": record}, per_query_pool=True).pools[0].tolist() == [1, 3, 5]
 
 
 def test_where_one_matrix_embeds_both_a_query_may_not_choose_itself(tmp_path):
@@ -235,12 +256,42 @@ def test_a_pointer_outside_its_pool_is_refused(tmp_path, extra):
         read(tmp_path, {"q0": {"pointer_candidates": [candidate([3, 1])], **extra}})
 
 
-def test_one_number_of_shots_at_a_time(tmp_path):
+def test_pointers_may_have_any_length_up_to_the_shots(tmp_path):
     two = {"q0": {"pointer_candidates": [candidate([3, 1])]}}
     assert read(tmp_path, two, shots=2).shots == 2
+    mixed = {
+        "q0": {"pointer_candidates": [candidate([3, 1]), candidate([3])], "pool": [1, 3, 5]},
+    }
+    assert read(tmp_path, mixed).pointers.tolist() == [[3, 1], [3, -1]]
+    assert read(tmp_path, mixed, shots=3).pointers.tolist() == [[3, 1, -1], [3, -1, -1]]
+    assert read(tmp_path, {"_meta": {"max_shots": 3}, **two}).shots == 3
+    assert read(tmp_path, {"_meta": {"max_shots": 3}, **two}, shots=4).shots == 4
+
+
+def test_pointers_of_another_number_of_shots_are_refused(tmp_path):
+    two = {"q0": {"pointer_candidates": [candidate([3, 1])]}}
     with pytest.raises(InputError, match="have 2 demonstrations and --shots 3 cannot"):
         read(tmp_path, two, shots=3)
     mixed = {"q0": {"pointer_candidates": [candidate([3, 1]), candidate([3])]}}
-    for shots, given_ in ((None, "more than one"), (2, "--shots 2")):
-        with pytest.raises(InputError, match=f"have 1 and 2 demonstrations and {given_} cannot"):
-            read(tmp_path, mixed, shots=shots)
+    with pytest.raises(InputError, match="have 1 and 2 demonstrations and --shots 1 cannot"):
+        read(tmp_path, mixed, shots=1)
+
+
+def test_steps_are_varied_in_their_rows_and_in_whether_they_stop():
+    groups = ragged_groups(sizes=(2, 3, 2, 2), shots=3, excluding=False)
+    groups.pointers[:] = [
+        *([1, -1, -1], [1, 2, -1]),  # stops against a second row, which then stops by itself
+        *([4, 2, -1], [5, 2, -1], [6, 2, -1]),  # all stop alike
+        *([-1, -1, -1], [3, 2, 1]),
+        *([3, 2, 1], [3, 2, 4]),
+    ]
+    (batch,) = groups.batches(np.arange(4), 4, CPU)
+    assert batch.varied.tolist() == [
+        *([False, True, True], [True, False, False], [True, True, True], [False, False, True])
+    ]
+    assert batch.padded
+    assert batch.pointers[0].tolist() == [[1, -1, -1], [1, 2, -1], [0, 0, 0]]
+    (batch,) = groups.batches(np.array([1]), 4, CPU)
+    assert batch.depth == 1
+    (batch,) = groups.batches(np.array([3]), 4, CPU)
+    assert not batch.padded

@@ -14,7 +14,7 @@ class FolderOptions:
     """Options of the dataset."""
 
     path: str
-    """A folder of pictures, each named after its answer, as in red-3.png."""
+    """A folder of images, each named after its answer, as in red-3.png."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,23 @@ class CopyOptions:
     """Options of the backend."""
 
     default: str = "unknown"
-    """What it answers where nothing was shown."""
+    """What it answers if there is no demonstration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """Options of the search."""
+
+    budget: int = 4
+    """Most trials per query."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectorOptions:
+    """Options of the selector."""
+
+    d_model: int
+    """Size of the embeddings. Training fills it in."""
 
 
 def _backend(options):
@@ -47,6 +63,30 @@ def _generator():
     from acme_vqa.generator import Ends
 
     return Ends()
+
+
+def _search(options):
+    from acme_vqa.search import Swaps
+
+    return Swaps(options)
+
+
+def _selector(options):
+    from acme_vqa.selector import StoppingSelector
+
+    return StoppingSelector(options)
+
+
+def _executor():
+    from acme_vqa.executor import PickledPairs
+
+    return PickledPairs()
+
+
+def _arm():
+    from acme_vqa.arm import LastRows
+
+    return LastRows()
 
 
 def _dataset(options):
@@ -80,11 +120,27 @@ def pointer_rl_register_metrics(register):
 @hookimpl
 def pointer_rl_register_generators(register):
     register("acme", _generator, summary="the first and the last rows")
+    register("acme-swaps", _search, options=SearchOptions, summary="swaps rows of the best pointer")
 
 
 @hookimpl
 def pointer_rl_register_datasets(register):
-    register("acme", _dataset, options=FolderOptions, summary="a folder of pictures")
+    register("acme", _dataset, options=FolderOptions, summary="a folder of images")
+
+
+@hookimpl
+def pointer_rl_register_selectors(register):
+    register("acme", _selector, options=SelectorOptions, summary="dot products, and a stop")
+
+
+@hookimpl
+def pointer_rl_register_executors(register):
+    register("acme-pairs", _executor, summary="the second of two windows first, of a pickled job")
+
+
+@hookimpl
+def pointer_rl_register_arms(register):
+    register("acme-last", _arm, summary="the last rows of the pool")
 
 
 @hookimpl

@@ -4,7 +4,7 @@ from pointer_rl.types import BackendError, Response
 
 
 class CopyBackend:
-    """Repeats the answer that was shown last; needs to see every picture."""
+    """Repeats the answer that was shown last; needs to open every image."""
 
     def __init__(self, options):
         self.fingerprint = f"acme copy 1 default={options.default}"
@@ -16,7 +16,7 @@ class CopyBackend:
                 for image in request.prompt.images:
                     image.open()
             except Exception as error:
-                yield index, BackendError(f"picture: {error}")
+                yield index, BackendError(f"image: {error}")
                 continue
             shown = [line for line in request.prompt.text.splitlines() if "-> " in line]
             text = shown[-1].split("-> ")[1] if shown else self._default

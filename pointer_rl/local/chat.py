@@ -1,0 +1,79 @@
+"""Prompts as chats: the message format that chat templates and the OpenAI API share.
+
+A chat is a list of `{"role": …, "content": …}`, whose content is a list of parts: texts
+(`{"type": "text", "text": …}`) and images, in reading order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+
+from pointer_rl.errors import InputError, first_line
+from pointer_rl.types import ImageRef, Prompt
+
+__all__ = ["chat_messages", "image_placeholder", "render_chat", "text_part"]
+
+
+def text_part(text: str) -> dict[str, Any]:
+    """The part that shows a text."""
+    return {"type": "text", "text": text}
+
+
+def image_placeholder(image: ImageRef) -> dict[str, Any]:
+    """The part by which a chat template knows where an image goes."""
+    return {"type": "image"}
+
+
+def chat_messages(
+    prompt: Prompt,
+    image: Callable[[ImageRef], dict[str, Any] | None] = image_placeholder,
+    *,
+    merge_text: bool = False,
+) -> list[dict[str, Any]]:
+    """Convert a prompt to a chat.
+
+    `image` makes the part of an image; if it returns None, the image is left out. `merge_text`
+    joins adjacent texts, and makes the content of a message without images a string.
+    """
+    messages: list[dict[str, Any]] = []
+    for message in prompt.messages:
+        parts: list[dict[str, Any]] = []
+        for each in message.parts:
+            part = text_part(each) if isinstance(each, str) else image(each)
+            if part is None:
+                continue
+            if merge_text and parts and part["type"] == parts[-1]["type"] == "text":
+                parts[-1] = text_part(parts[-1]["text"] + part["text"])
+            else:
+                parts.append(part)
+        content: object = parts
+        if merge_text and all(part["type"] == "text" for part in parts):
+            content = parts[0]["text"] if parts else ""
+        messages.append({"role": message.role, "content": content})
+    return messages
+
+
+def render_chat(
+    tokenizer: Any,
+    messages: Sequence[dict[str, Any]],
+    template: str | None = None,
+    *,
+    add_generation_prompt: bool = True,
+) -> str:
+    """Render a chat with the template, or with the tokenizer's own template.
+
+    Raises InputError if the template refuses the chat.
+    """
+    try:
+        text: str = tokenizer.apply_chat_template(
+            messages,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+    except (TemplateError, TypeError) as error:
+        raise InputError(f"the chat template refuses the prompt: {first_line(error)}") from error
+    return text

@@ -1,0 +1,216 @@
+"""Tests of a selector: `pointer_rl.selectors.Selector`.
+
+Shapes: B queries, K pool rows, N hypotheses of a query, S shots, d embedding size.
+"""
+
+from __future__ import annotations
+
+import math
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pointer_rl.registry import ConfiguredEntry, registry
+from pointer_rl.selectors import Selector, decoding, load_selector, save_selector
+from pointer_rl.selectors.selector import create_selector
+from pointer_rl.testing.plugin import PluginTests
+
+__all__ = ["SelectorTests"]
+
+_BATCH, _POOL, _SHOTS = 3, 5, 2
+
+
+class SelectorTests(PluginTests[Selector]):
+    """Builds an untrained selector, and lets it choose for three queries from a pool of five."""
+
+    kind = "selector"
+    d_model: int = 8
+    """Size of the embeddings."""
+    tolerance: float = 1e-4
+    """Largest difference of a logit or log-probability between two ways to compute it."""
+
+    def configure(self, **changes: object) -> ConfiguredEntry:
+        """The registered selector for embeddings of size `d_model`."""
+        options = {"d_model": self.d_model, **self.options, **changes}
+        return registry().configure(self.kind, self.name, options)
+
+    def make(self, **changes: object) -> Selector:
+        """Build the selector, in evaluation mode; its weights depend on a seed."""
+        options = {"d_model": self.d_model, **self.options, **changes}
+        return create_selector(self.name, options, seed=0).eval()
+
+    def embeddings(self, *shape: int, seed: int) -> Tensor:
+        """Random embeddings [*shape, d]."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(*shape, self.d_model, generator=generator)
+
+    def state(self, selector: Selector | None = None, allowed: Tensor | None = None) -> Any:
+        """The state before the first choice."""
+        selector = selector or self.made
+        pool = selector.encode_pool(self.embeddings(_POOL, seed=1))
+        return selector.encode(self.embeddings(_BATCH, seed=0), pool, allowed)
+
+    @torch.no_grad()
+    def logits(self, state: Any, selector: Selector | None = None) -> Tensor:
+        """The logits of a state's rows, and last that of the stop if it has one."""
+        selector = selector or self.made
+        rows_BNK, stop_BN = selector.step_logits(state), selector.stop_logit(state)
+        return rows_BNK if stop_BN is None else torch.cat([rows_BNK, stop_BN[..., None]], -1)
+
+    def close(self, one: Tensor, other: Tensor) -> bool:
+        """Whether two tensors agree within the tolerance."""
+        return one.shape == other.shape and torch.allclose(
+            one, other, rtol=self.tolerance, atol=self.tolerance
+        )
+
+    def test_scores_the_allowed_rows(self) -> None:
+        """Logits are [B, 1, K], finite for allowed rows and -inf for others."""
+        allowed_BK = torch.arange(_POOL).expand(_BATCH, -1) != torch.arange(_BATCH)[:, None]
+        own_BKd = self.embeddings(_BATCH, _POOL, seed=2)
+        own = self.made.encode(
+            self.embeddings(_BATCH, seed=0), self.made.encode_pool(own_BKd), allowed_BK
+        )
+        for state in (self.state(allowed=allowed_BK), own):
+            _check_logits(self.made.step_logits(state), allowed_BK[:, None])
+        _check_logits(self.made.step_logits(self.state()), torch.ones(_BATCH, 1, _POOL).bool())
+
+    def test_offers_no_row_twice(self) -> None:
+        """After `advance` with rows [B, N], logits are [B, N, K] and the chosen rows -inf."""
+        rows_BN = torch.tensor([[0, 1, 2, 4]]).expand(_BATCH, -1)
+        logits_BNK = self.made.step_logits(self.made.advance(self.state(), rows_BN))
+        _check_logits(logits_BNK, torch.arange(_POOL) != rows_BN[..., None])
+
+    def test_may_stop_at_every_step_or_never(self) -> None:
+        """`stop_logit` is None at every step, or [B, N] and finite."""
+        rows_BN = torch.tensor([[0, 1]]).expand(_BATCH, -1)
+        state = self.state()
+        first = self.made.stop_logit(state)
+        later = self.made.stop_logit(self.made.advance(state, rows_BN))
+        assert (first is None) == (later is None), (
+            "stop_logit is None at one step and a tensor at another: give a tensor at each, or None"
+        )
+        for stop_BN, shape in ((first, (_BATCH, 1)), (later, (_BATCH, 2))):
+            assert stop_BN is None or (stop_BN.shape == shape and stop_BN.isfinite().all()), (
+                f"stop_logit is not a finite tensor of shape {list(shape)}: return a logit for "
+                "each hypothesis of each query"
+            )
+
+    def test_builds_the_same_from_the_same_seed(self) -> None:
+        """Weights come from torch's generator, and evaluation mode is deterministic."""
+        expected = self.logits(self.state())
+        again = self.make()
+        assert self.logits(self.state()).equal(expected), (
+            "asked again it gives other logits: let nothing be drawn in evaluation mode"
+        )
+        assert self.logits(self.state(again), again).equal(expected), (
+            "built again from the same seed it gives other logits: initialise weights from torch's "
+            "generator alone"
+        )
+
+    def test_scores_queries_alone_as_in_a_batch(self) -> None:
+        """Which queries share a batch does not matter."""
+        together = self.logits(self.state())
+        pool = self.made.encode_pool(self.embeddings(_POOL, seed=1))
+        for query, embedding in enumerate(self.embeddings(_BATCH, seed=0)):
+            alone = self.logits(self.made.encode(embedding[None], pool))
+            assert self.close(alone, together[query : query + 1]), (
+                f"query {query} gets other logits alone than in a batch: keep queries independent"
+            )
+
+    def test_leaves_states_as_they_are(self) -> None:
+        """`advance` and `select` return new states, because decodings share the old one."""
+        state = self.state()
+        before = self.logits(state)
+        advanced = self.made.advance(state, torch.tensor([[0, 1]]).expand(_BATCH, -1))
+        after = self.logits(advanced)
+        self.made.advance(
+            advanced.select(torch.tensor([[1, 0]]).expand(_BATCH, -1)),
+            torch.tensor([[2, 2]]).expand(_BATCH, -1),
+        )
+        assert self.logits(state).equal(before) and self.logits(advanced).equal(after), (
+            "a state gives other logits after advance or select: return a new state, and change "
+            "no tensor in place"
+        )
+
+    def test_selects_hypotheses(self) -> None:
+        """Hypothesis n of `state.select(parents)` is hypothesis `parents[b, n]` of the state."""
+        state = self.made.advance(self.state(), torch.tensor([[0, 1, 2]]).expand(_BATCH, -1))
+        parents_BM = torch.tensor([[2, 0], [1, 1], [0, 2]])
+        expected = torch.stack(
+            [own[parents] for own, parents in zip(self.logits(state), parents_BM, strict=True)]
+        )
+        assert self.close(self.logits(state.select(parents_BM)), expected), (
+            "state.select(parents) does not give the hypotheses that parents name: index each "
+            "tensor of the state by parents [B, M]"
+        )
+
+    def test_gives_each_query_a_pool_of_its_own(self) -> None:
+        """`encode_pool(pool).of(rows)` is a pool for each query, its rows in that order."""
+        rows_BK = torch.stack([torch.arange(_POOL).roll(query + 1) for query in range(_BATCH)])
+        pools = self.made.encode_pool(self.embeddings(_POOL, seed=1)).of(rows_BK)
+        logits_BNK = self.made.step_logits(self.made.encode(self.embeddings(_BATCH, seed=0), pools))
+        expected = self.made.step_logits(self.state()).gather(-1, rows_BK[:, None])
+        assert self.close(logits_BNK, expected), (
+            "encode_pool(pool).of(rows) does not score the rows in that order: index each tensor "
+            "of the encoded pool by rows [B, M]"
+        )
+
+    @torch.no_grad()
+    def test_decodes_consistently(self) -> None:
+        """Beam search and sampling report the log-probability of what they choose."""
+        rngs = [np.random.default_rng(query) for query in range(_BATCH)]
+        state = self.state()
+        found = decoding.beam_search(self.made, state, shots=_SHOTS, width=4)
+        drawn = decoding.sample(self.made, state, shots=_SHOTS, num_samples=8, rngs=rngs)
+        for how, decoded in (("beam search", found), ("sampling", drawn)):
+            recomputed = decoding.log_prob(self.made, state, decoded.rows)
+            assert self.close(recomputed, decoded.logprobs), (
+                f"{how} gives its pointers other log-probabilities than log_prob: let advance and "
+                "select treat every hypothesis alike"
+            )
+
+    def test_passes_gradients_to_its_weights(self) -> None:
+        """Log-probabilities are differentiable, with finite gradients."""
+        selector = self.make()
+        rows_BNS = torch.tensor([[[0, 1], [2, 3]]]).expand(_BATCH, -1, -1)
+        logprobs_BN = decoding.log_prob(selector, self.state(selector), rows_BNS)
+        assert logprobs_BN.requires_grad, (
+            "its logits require no gradient, so it cannot be trained: compute them from its "
+            "parameters, outside no_grad"
+        )
+        logprobs_BN.sum().backward()  # type: ignore[no-untyped-call]
+        gradients = [each.grad for each in selector.parameters() if each.grad is not None]
+        assert all(each.isfinite().all() for each in gradients), (
+            "a gradient is NaN or infinite: check each division and square root"
+        )
+        assert any(each.abs().max() > 0 for each in gradients), "every gradient is 0"
+
+    def test_survives_a_checkpoint(self) -> None:
+        """A saved selector is loaded with its configuration and its weights."""
+        with TemporaryDirectory() as folder:
+            save_selector(folder, self.made)
+            loaded = load_selector(folder)
+        assert loaded.config == self.made.config, (
+            f"saved with {self.made.config} it comes back with {loaded.config}: set self.config to "
+            "the options that it was built from"
+        )
+        assert self.logits(self.state(loaded), loaded).equal(self.logits(self.state())), (
+            "saved and loaded it gives other logits: keep its state in parameters and buffers"
+        )
+
+
+def _check_logits(logits_BNK: Tensor, offered_BNK: Tensor) -> None:
+    """Fail unless logits are finite for offered rows and -inf for others."""
+    assert isinstance(logits_BNK, Tensor) and logits_BNK.shape == offered_BNK.shape, (
+        f"step_logits gave the shape {list(getattr(logits_BNK, 'shape', ()))}: return "
+        f"{list(offered_BNK.shape)}, queries × hypotheses × rows"
+    )
+    assert logits_BNK[offered_BNK].isfinite().all(), (
+        "a row that is allowed has a logit that is NaN or infinite"
+    )
+    assert (logits_BNK[~offered_BNK] == -math.inf).all(), (
+        "a row that is not allowed or already chosen has a logit: make it -inf"
+    )
