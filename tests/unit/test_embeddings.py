@@ -92,7 +92,7 @@ def test_what_embeds_is_kept_where_it_is_known(tmp_path: Path) -> None:
 def test_metadata_that_is_no_object_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "e.safetensors"
     save_file({"embeddings": VECTORS}, path, metadata={"pointer_rl_embeddings": "[1]"})
-    refused(path, "no object")
+    refused(path, "is not an object")
 
 
 def test_ids_that_are_not_one_of_a_kind_are_refused(tmp_path: Path) -> None:
