@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pointer_rl.types import Prompt, PromptBuilder
+from pointer_rl.local.chat import chat_messages, render_chat
+from pointer_rl.types import PromptBuilder
 from pointer_rl_glyphs.images import SIZE, GlyphImage
 from pointer_rl_glyphs.lexicon import COLORS, KEYS, PATTERNS, SHAPES
 from pointer_rl_glyphs.training.episodes import Episode
@@ -127,9 +128,7 @@ def tokenise(
     texts = []
     for episode in episodes:
         prompt = builder.build(episode[-1].example, [block.example for block in episode[:-1]])
-        text = str(
-            tokenizer.apply_chat_template(_chat(prompt), tokenize=False, add_generation_prompt=True)
-        )
+        text = render_chat(tokenizer, chat_messages(prompt))
         text = text.replace("<|image_pad|>", "<|image_pad|>" * IMAGE_TOKENS)
         texts.append(text + episode[-1].answer + "<|im_end|>")
     encoded = tokenizer(
@@ -181,17 +180,3 @@ def tokenise(
         weights=torch.tensor(weights),
         target_blocks=torch.tensor(target_blocks, dtype=torch.long),
     )
-
-
-def _chat(prompt: Prompt) -> list[dict[str, object]]:
-    """The messages in the form that chat templates read."""
-    return [
-        {
-            "role": message.role,
-            "content": [
-                {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
-                for part in message.parts
-            ],
-        }
-        for message in prompt.messages
-    ]
