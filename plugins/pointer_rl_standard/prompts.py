@@ -35,7 +35,7 @@ class ShortAnswerPromptBuilder:
         return Prompt((*self._system, Message("user", tuple(parts))))
 
     def parse(self, text: str) -> str:
-        """Return the text before another block ("Question", "Answer", "Short") and the first ", "."""
+        """Return the text up to another block ("Question", "Answer", "Short") or the first ", "."""
         return _NEXT_BLOCK.split(text, maxsplit=1)[0].split(", ", maxsplit=1)[0].strip()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from pointer_rl.beams.infoscore import AnswerScorer, Found, most_trials, search
 from pointer_rl.beams.sub_pools import Sampler, SubPool, SubPools, similarity_space
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
-from pointer_rl.records.beams import BeamWriter
-from pointer_rl.records.records import to_record
+from pointer_rl.files import check_writable
+from pointer_rl.records.beams import to_beam_record
+from pointer_rl.records.formats import open_writer
+from pointer_rl.records.records import describe_query
+from pointer_rl.records.writer import RecordWriter
 from pointer_rl.session.caching import StoredBackend
 from pointer_rl.session.session import Named, TrialOptions, Workbench
 from pointer_rl.types import BackendError, Example
@@ -167,7 +171,8 @@ def run_beams(
     PointerRLError, before the first trial, for anything that is missing or does not fit, and
     InputError when every trial of the first window fails (a backend that cannot score).
     """
-    BeamWriter(run.output_path, overwrite=run.overwrite).discard()
+    check_writable(run.output_path, overwrite=run.overwrite)
+    open_writer(run.output_path).discard()
     workbench = Workbench(run.trials)
     config, queries, pool = run.config, workbench.queries, workbench.dataset.pool
     if not any(query.answers for query in queries):
@@ -194,7 +199,7 @@ def run_beams(
         on_trial(result)
 
     on_start(len(queries))
-    with BeamWriter(run.output_path, meta, overwrite=run.overwrite) as writer:
+    with _kept(open_writer(run.output_path, meta), summary) as writer:
         for window in _windows(run, queries, sub_pools, workbench.backend):
             found = search(
                 [query for query, _ in window],
@@ -214,12 +219,25 @@ def run_beams(
                 summary.add(each)
                 if each is not None:
                     rows = None if sub_pool.is_whole else sub_pool.rows
-                    about = to_record(query, ())["query"]
-                    writer.add(query.id, about, each.beams, rows, allowed.excluded(query))
+                    about, excluded = describe_query(query), allowed.excluded(query)
+                    writer.write(query.id, to_beam_record(about, each.beams, rows, excluded))
                 on_query()
     summary.not_begun = len(queries) - summary.queries - summary.left_out
     summary.asked, summary.from_store = workbench.backend.asked, workbench.backend.hits
     return summary
+
+
+@contextmanager
+def _kept(writer: RecordWriter, summary: BeamSummary) -> Iterator[RecordWriter]:
+    """The writer of a file that keeps the queries that were written, if the run is interrupted."""
+    try:
+        yield writer
+    except BaseException:
+        if not summary.queries:
+            writer.discard()
+        raise
+    finally:
+        writer.close()
 
 
 def _most_trials(run: BeamRun, sub_pool: SubPool) -> int:

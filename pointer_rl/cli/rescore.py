@@ -52,25 +52,23 @@ def rescore(
     """Judge the recorded generations of SOURCE again, without calling a VLM.
 
     Uses another metric, or extracts the answers in another way. Also computes vqa_rel_score, the
-    similarity of each answer to the annotators' answers. Failed candidates stay failed. Rewards need
-    no rescoring: `train --reward-mode` computes them from the recorded outcomes.
+    similarity of each answer to the annotators' answers. Failed candidates stay failed. Rewards
+    need no rescoring: `train --reward-mode` computes them from the recorded outcomes.
     """
     from pointer_rl.options import parse_assignments
-    from pointer_rl.records.rescore import RescoreRun, rescore_file
+    from pointer_rl.records.rescore import rescore_file
 
     for flag, name, options in (("metric", metric, metric_opt), ("prompt", prompt, prompt_opt)):
         if options and name is None:
             raise click.UsageError(f"--{flag}-opt sets options of --{flag}: name one")
     done = rescore_file(
-        RescoreRun(
-            source=source,
-            output_path=output_path,
-            metric=metric,
-            metric_options=parse_assignments(metric_opt, "--metric-opt"),
-            prompt=prompt,
-            prompt_options=parse_assignments(prompt_opt, "--prompt-opt"),
-            overwrite=overwrite,
-        )
+        source,
+        output_path,
+        metric=metric,
+        metric_options=parse_assignments(metric_opt, "--metric-opt"),
+        prompt=prompt,
+        prompt_options=parse_assignments(prompt_opt, "--prompt-opt"),
+        overwrite=overwrite,
     )
     _print(source, output_path, done)
 
@@ -95,7 +93,7 @@ def _print(source: Path, target: Path, done: Rescored) -> None:
     click.echo(accuracies)
     if done.other_normalisation:
         click.echo(
-            f"note: vqa_gt_prob of {counted(done.other_normalisation, 'candidate')} still refers to "
-            "the answers as the previous metric normalised them"
+            f"note: vqa_gt_prob of {counted(done.other_normalisation, 'candidate')} still refers "
+            "to the answers as the previous metric normalised them"
         )
     click.echo(f"wrote {target}")

@@ -13,7 +13,9 @@ __all__ = ["validate"]
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--pool-size", type=int, help="Number of rows in the pool  [default: the number in _meta].")
+@click.option(
+    "--pool-size", type=int, help="Number of rows in the pool  [default: the number in _meta]."
+)
 @click.option(
     "--recompute/--no-recompute",
     default=True,

@@ -19,12 +19,12 @@ import torch
 
 from pointer_rl.datasets.embeddings import (
     Embeddings,
-    atomic_write,
     load_embeddings,
     save_embeddings,
 )
 from pointer_rl.datasets.examples import values
 from pointer_rl.errors import InputError, PluginError
+from pointer_rl.files import write_text
 from pointer_rl.types import Dataset, Encoder, Example
 
 __all__ = ["digest", "digest_examples", "digest_ids", "embed_dataset", "encode_batch"]
@@ -129,8 +129,7 @@ def _finished(path: Path, examined: str, encoder: Encoder) -> Embeddings:
 def _begin_or_resume(partial: Path, plan: dict[str, str | int]) -> None:
     file = partial / "plan.json"
     if not file.exists():
-        with atomic_write(file) as temporary:
-            temporary.write_text(json.dumps(plan, indent=1))
+        write_text(file, json.dumps(plan, indent=1))
         return
     try:
         there = json.loads(file.read_text())

@@ -10,12 +10,10 @@ Shapes: N rows, B queries, K pool rows, d embedding size.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +21,15 @@ from typing import Any
 import numpy as np
 import safetensors
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pointer_rl.datasets.examples import values
 from pointer_rl.errors import InputError, first_line
+from pointer_rl.files import write_tensors
 from pointer_rl.types import Example
 
 __all__ = [
     "Embeddings",
-    "atomic_write",
     "check_dims",
     "digest_vectors",
     "load_embeddings",
@@ -116,24 +113,7 @@ def save_embeddings(
     if encoder_plugin is not None:
         about["encoder_plugin"] = encoder_plugin
     metadata = {METADATA: json.dumps(about, ensure_ascii=False)}
-    with atomic_write(path) as temporary:
-        save_file({TENSOR: vectors.to(torch.float32).contiguous()}, temporary, metadata=metadata)
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; on success it is synced and takes its place."""
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path}: cannot be written ({first_line(error)})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_tensors(path, {TENSOR: vectors.to(torch.float32).contiguous()}, metadata)
 
 
 def load_embeddings(path: Path) -> Embeddings:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pointer_rl.generate.run import GenerateRun, Prepared, prepare
-from pointer_rl.records.records import RecordWriter
+from pointer_rl.records.formats import open_writer
 from pointer_rl.session.journal import Journal
 from pointer_rl.types import BackendError, Count, Request
 
@@ -113,7 +113,7 @@ def make_plan(run: GenerateRun) -> Plan:
 
     Raises PointerRLError as `run_generate` does.
     """
-    RecordWriter(run.output_path).discard()
+    open_writer(run.output_path).discard()
     ready = prepare(run)
     with Journal(run.output_path, ready.meta, ready.queries, overwrite=False) as journal:
         done = [journal.is_done(index) for index in range(len(ready.queries))]

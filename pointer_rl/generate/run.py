@@ -20,7 +20,8 @@ from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
 from pointer_rl.generate.pipeline import GenerateConfig, Generation, Proposed
 from pointer_rl.generate.summary import Summary
-from pointer_rl.records.records import RecordWriter, stream_members, to_record
+from pointer_rl.records.formats import open_writer, stream_members
+from pointer_rl.records.records import to_record
 from pointer_rl.records.shards import Shard
 from pointer_rl.registry import registry
 from pointer_rl.session.journal import Journal
@@ -162,7 +163,7 @@ def run_generate(
     and for a journal or a file of another run.
     """
     begun = time.monotonic()
-    RecordWriter(run.output_path).discard()  # found before anything is loaded
+    open_writer(run.output_path).discard()  # found before anything is loaded
     ready = prepare(run)
     backend = ready.workbench.backend
     summary = Summary()

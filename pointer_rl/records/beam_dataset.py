@@ -1,7 +1,7 @@
-"""RL data and beam data for training: compact arrays, each query's candidates side by side.
+"""RL data and beam data for training, as compact arrays in which a query's candidates are adjacent.
 
-A file is read once, a record at a time; older layouts are upgraded on the way. What is kept is a
-few bytes a candidate, no objects.
+A file is read once, record by record; older layouts are upgraded on the way. A candidate takes a
+few bytes and no Python object.
 
 Shapes: Q queries, C candidates of all queries, N candidates of one query, S_max longest pointer.
 """
@@ -20,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pointer_rl.errors import InputError
-from pointer_rl.records.candidate_arrays import NO_ROW, CandidateReader
+from pointer_rl.records.candidate_arrays import CandidateReader
 from pointer_rl.records.columns import RowLists, gather
-from pointer_rl.records.records import stream_records
+from pointer_rl.records.formats import stream_records
 from pointer_rl.registry import registry
+from pointer_rl.types import NO_ROW
 
 if TYPE_CHECKING:
     from pointer_rl.datasets.embeddings import Embeddings
@@ -33,81 +34,84 @@ __all__ = ["BeamDataset", "BeamDatasetWithEmbedding", "Group"]
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int32]
 
+_OF_CANDIDATES = ("rewards", "accuracies", "methods", "logprobs", "temperatures", "top_ps")
+"""The arrays with a number per candidate."""
+
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """One query and its candidates; the arrays are views of the dataset's."""
+    """One query and its candidates. The arrays are views of the dataset's arrays."""
 
     id: str
     pointers: Rows
-    """[N, S_max] rows in the order shown, padded with -1."""
+    """[N, S_max] rows in the order shown, padded with NO_ROW."""
     rewards: Floats
     """[N]"""
     accuracies: Floats
-    """[N]; NaN where unknown."""
+    """[N]; NaN if unknown."""
     methods: npt.NDArray[np.uint8]
     """[N] indices into the dataset's `method_names`."""
     logprobs: Floats
-    """[N]; NaN where none is recorded."""
+    """[N]; NaN if none is recorded."""
     pool: Rows | None
-    """The rows that this query could choose from; None: those of the whole pool."""
+    """The rows that this query could choose from; None: the whole pool."""
     excluded: Rows | None
-    """The rows that it may not choose; None where the file does not say."""
+    """The rows that it may not choose; None if the file does not say."""
     query_embedding: Floats | None = None
     """[d]; None in a dataset without embeddings."""
 
 
 class BeamDataset:
-    """The candidates of a file of RL data or beam data, with a reward each, by query.
+    """The candidates of a file of RL data or beam data and their rewards, grouped by query.
 
-    `len` is the number of queries and `dataset[i]` a `Group`: a torch DataLoader takes it with a
-    `collate_fn`. Candidates without a reward are left out and counted, and so are queries that no
-    candidate is left of.
+    `len` is the number of queries and `dataset[i]` a `Group`, so a torch DataLoader accepts it with
+    a `collate_fn`. Candidates without a reward are left out and counted, and so are queries that
+    have no candidate left.
 
-    `reward_mode` names the reward and `reward_options` are its options (`pointer-rl plugins`); beam
-    data has its scores for rewards, whatever the mode.
-    Raises InputError, naming the query, for what is neither kind of data or no sound record of it;
-    for a query that occurs twice; and where no candidate has a reward.
+    `reward_mode` names the reward and `reward_options` are its options (`pointer-rl plugins`). In
+    beam data the scores are the rewards, whatever the mode.
+    Raises InputError, naming the query, for a record that is neither kind of data or is malformed;
+    for a query that occurs twice; and if no candidate has a reward.
     """
 
     ids: list[str]
     """The queries, in the file's order."""
     image_ids: list[str | None]
     recorded_rows: npt.NDArray[np.int64]
-    """[Q] the queries' own rows (`query.row`), -1 where the file does not say."""
+    """[Q] the queries' own rows (`query.row`), NO_ROW if the file does not say."""
     offsets: npt.NDArray[np.int64]
     """[Q+1]: the candidates of query i are offsets[i]:offsets[i+1]."""
     pointers: Rows
-    """[C, S_max] pool rows in the order shown, padded with -1."""
+    """[C, S_max] pool rows in the order shown, padded with NO_ROW."""
     rewards: Floats
     """[C], all finite."""
     accuracies: Floats
-    """[C]; NaN where unknown, as in all beam data."""
+    """[C]; NaN if unknown, as in all beam data."""
     methods: npt.NDArray[np.uint8]
     """[C] indices into `method_names`."""
     logprobs: Floats
-    """[C] recorded log-probability under what drew it; NaN where there is none."""
+    """[C] recorded log-probability under the distribution that drew it; NaN if there is none."""
     temperatures: Floats
-    """[C]; NaN where there is none."""
+    """[C]; NaN if there is none."""
     top_ps: Floats
-    """[C]; NaN where there is none."""
+    """[C]; NaN if there is none."""
     pools: RowLists
-    """For each query the rows that it could choose from; None: those of the whole pool."""
+    """For each query the rows that it could choose from; None: the whole pool."""
     excluded: RowLists
-    """For each query the rows that it may not choose; None where the file does not say."""
+    """For each query the rows that it may not choose; None if the file does not say."""
 
     method_names: tuple[str, ...]
     kind: Literal["rl", "beam"]
     meta: dict[str, Any]
-    """The file's `_meta`; empty where there is none."""
+    """The file's `_meta`; empty if it has none."""
     sha256: str
-    """Of the file."""
+    """Hash of the file."""
     failed: int
-    """Candidates whose evaluation failed: left out."""
+    """Number of candidates left out because their evaluation failed."""
     without_reward: int
-    """Other candidates left out: never judged, or with a reward that is not finite."""
+    """Number of other candidates left out: never judged, or with a reward that is not finite."""
     empty: int
-    """Queries left out, since they have no candidate left."""
+    """Number of queries left out because they have no candidate left."""
 
     def __init__(
         self,
@@ -125,15 +129,11 @@ class BeamDataset:
         if not reader.ids:
             raise InputError(f"{self.path}: no candidate with a reward in it ({reader.left_out()})")
         self.ids, self.image_ids = reader.ids, reader.image_ids
-        self.recorded_rows = reader.own_rows.array()
+        self.recorded_rows = reader.recorded_rows.array()
         self.offsets = reader.offsets.array()
         self.pointers = reader.pointers()
-        self.rewards = reader.rewards.array()
-        self.accuracies = reader.accuracies.array()
-        self.methods = reader.methods.array()
-        self.logprobs = reader.logprobs.array()
-        self.temperatures = reader.temperatures.array()
-        self.top_ps = reader.top_ps.array()
+        for name in _OF_CANDIDATES:
+            setattr(self, name, getattr(reader, name).array())
         self.pools, self.excluded = reader.pools(), reader.excluded()
         self.method_names = tuple(reader.method_names)
         self.kind, self.meta = reader.kind, reader.meta
@@ -143,7 +143,7 @@ class BeamDataset:
 
     @property
     def shots(self) -> tuple[int, ...]:
-        """The lengths that pointers have, each once, the shortest first."""
+        """The different lengths of the pointers, ascending."""
         return tuple(np.unique((self.pointers != NO_ROW).sum(axis=1)).tolist())
 
     def __len__(self) -> int:
@@ -153,7 +153,7 @@ class BeamDataset:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Group:
-        """The group of query `index`. Raises IndexError where there is none."""
+        """The group of query `index`. Raises IndexError."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"query {index} of {len(self)}")
         index %= len(self)
@@ -174,21 +174,16 @@ class BeamDataset:
         return None
 
     def select(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> BeamDataset:
-        """The queries at these indices, in this order; counts and `meta` stay the file's."""
+        """The queries at these indices, in this order. Counts and `meta` stay those of the file."""
         chosen = copy(self)
-        # By operator.index, for a mask would otherwise be taken for the indices 0 and 1.
+        # operator.index refuses a boolean mask, which would pass for the indices 0 and 1.
         chosen._keep(np.array(list(map(operator.index, indices)), dtype=np.int64))
         return chosen
 
     def _keep(self, queries: npt.NDArray[np.int64]) -> None:
         self.offsets, candidates = gather(self.offsets, queries)
-        self.pointers = self.pointers[candidates]
-        self.rewards = self.rewards[candidates]
-        self.accuracies = self.accuracies[candidates]
-        self.methods = self.methods[candidates]
-        self.logprobs = self.logprobs[candidates]
-        self.temperatures = self.temperatures[candidates]
-        self.top_ps = self.top_ps[candidates]
+        for name in ("pointers", *_OF_CANDIDATES):
+            setattr(self, name, getattr(self, name)[candidates])
         self.recorded_rows = self.recorded_rows[queries]
         self.ids = [self.ids[query] for query in queries]
         self.image_ids = [self.image_ids[query] for query in queries]
@@ -197,10 +192,10 @@ class BeamDataset:
 
 
 class BeamDatasetWithEmbedding(BeamDataset):
-    """A `BeamDataset` that finds its queries' and its pool's embeddings.
+    """A `BeamDataset` with the embeddings of its queries and its pool.
 
-    Queries are found by id or, in embeddings without ids, by `query.row` (else by their id, where
-    all ids are numbers, as in Lever-LM's files). Raises InputError, beside what `BeamDataset` does,
+    Queries are found by id or, in embeddings without ids, by `query.row`. If the file has no rows
+    and all ids are numbers, as in Lever-LM's files, the ids are the rows. Also raises InputError
     for embeddings of other queries or of another pool than the file's.
     """
 

@@ -1,4 +1,4 @@
-"""Records, one after the other, into arrays: what `BeamDataset` is read with."""
+"""Collects the candidates of a file in compact arrays, for `BeamDataset`."""
 
 from __future__ import annotations
 
@@ -10,46 +10,42 @@ import numpy as np
 import numpy.typing as npt
 
 from pointer_rl.errors import InputError
-from pointer_rl.records.beams import beams_of
+from pointer_rl.records.beams import read_beams
 from pointer_rl.records.columns import Column, RowLists, RowListsColumn
+from pointer_rl.records.fields import CANDIDATE
 from pointer_rl.records.layouts import detect_layout, read_rows, upgrade_record
-from pointer_rl.types import Candidate, Outcome, Reward
+from pointer_rl.records.records import Judged, Record, read_candidate
+from pointer_rl.types import NO_ROW, Candidate, Outcome, Reward
 
-__all__ = ["NO_ROW", "CandidateReader"]
+__all__ = ["CandidateReader"]
 
-NO_ROW = -1
-"""Pads pointers; and a query's own row where it is not recorded."""
 _MAX_ROW = 2**31 - 1
 _MAX_FLOAT = float(np.finfo(np.float32).max)
-_NUMBERS = (
-    "beam_score",
-    "logprob_score",
-    "temperature",
-    "top_p",
-    "vqa_correct",
-    "vqa_acc_score",
-    "vqa_gt_prob",
-    "vqa_rel_score",
+_NUMBERS = tuple(
+    field.key
+    for field in CANDIDATE.values()
+    if field.attribute is not None and {"number", "integer"} & set(field.type.json)
+    if not field.type.is_list
 )
+"""Fields of a candidate that hold a number, which must be finite."""
 
 
 class CandidateReader:
-    """Takes records in; holds what `BeamDataset` is made of."""
+    """Takes records one by one and collects the arrays of a `BeamDataset`, named as there."""
 
     def __init__(self, reward: Reward) -> None:
         self._reward = reward
-        self._seen: set[str] = set()
         self._kind: Literal["rl", "beam"] | None = None
         self._excluded = RowListsColumn()
         self._rows = Column("i", np.int32)
         self._lengths = Column("i", np.int32)
         self._count = 0
         self._method_of: dict[str, int] = {}
-        self.meta: dict[str, Any] = {}
+        self.meta: Record = {}
         self.ids: list[str] = []
         self.image_ids: list[str | None] = []
         self._pools = RowListsColumn()
-        self.own_rows = Column("q", np.int64)
+        self.recorded_rows = Column("q", np.int64)
         self.offsets = Column("q", np.int64)
         self.offsets.append(0)
         self.rewards = Column("f", np.float32)
@@ -63,10 +59,7 @@ class CandidateReader:
     # --- reading ---
 
     def add(self, key: str, record: Any) -> None:
-        """Take a member of the file in. Raises InputError, which names neither file nor query."""
-        if key in self._seen:
-            raise InputError("it occurs twice; keep one of its records")
-        self._seen.add(key)
+        """Add a member of the file. Raises InputError, which names neither file nor query."""
         if key.startswith("_"):
             if key == "_meta" and isinstance(record, dict):
                 self.meta = record
@@ -94,12 +87,12 @@ class CandidateReader:
         image_id = query.get("image_id")
         self.ids.append(key)
         self.image_ids.append(None if image_id is None else str(image_id))
-        self.own_rows.append(own_row)
+        self.recorded_rows.append(own_row)
         self.offsets.append(self._count)
         self._pools.append(pool_rows)
         self._excluded.append(excluded_rows)
 
-    def _add_candidates(self, record: dict[str, Any]) -> None:
+    def _add_candidates(self, record: Record) -> None:
         judged = _beams(record) if self._kind == "beam" else _candidates(record)
         for candidate, outcome in judged:
             if outcome.failure is not None:
@@ -111,7 +104,7 @@ class CandidateReader:
                 reward = float(self._reward(outcome, candidate))
             else:
                 reward = math.nan
-            if not abs(reward) <= _MAX_FLOAT:  # NaN is not either
+            if not abs(reward) <= _MAX_FLOAT:  # true of NaN as well
                 self.without_reward += 1
                 continue
             self._rows.extend(candidate.pointer)
@@ -127,46 +120,46 @@ class CandidateReader:
     def _method(self, name: str) -> int:
         index = self._method_of.setdefault(name, len(self._method_of))
         if index > 255:
-            raise InputError("more than 256 gen_methods in one file: it names no methods")
+            raise InputError("more than 256 gen_methods in one file: are they names of methods?")
         return index
 
-    # --- what came out ---
+    # --- the arrays ---
 
     @property
     def kind(self) -> Literal["rl", "beam"]:
-        """Of the data; known once a query is in."""
+        """The kind of the data, known once a query was added."""
         assert self._kind is not None
         return self._kind
 
     @property
     def method_names(self) -> list[str]:
-        """By the indices in `methods`."""
+        """The names that `methods` indexes."""
         return list(self._method_of)
 
     def left_out(self) -> str:
-        """In words."""
+        """How many candidates were left out and why, for a message."""
         return f"failed: {self.failed:,}, without an outcome: {self.without_reward:,}"
 
     def pointers(self) -> npt.NDArray[np.int32]:
         """[C, S_max], padded with NO_ROW."""
         lengths, rows = self._lengths.array(), self._rows.array()
         width = int(lengths.max(initial=0))
-        if len(rows) == len(lengths) * width:
-            return rows.reshape(-1, width)  # as most files have it: not copied
+        if len(rows) == len(lengths) * width:  # all have the same length: no copy
+            return rows.reshape(len(lengths), width)
         padded = np.full((len(lengths), width), NO_ROW, dtype=np.int32)
         padded[np.arange(width) < lengths[:, None]] = rows
         return padded
 
     def pools(self) -> RowLists:
-        """For each query: the rows that its record offers."""
+        """For each query, the rows that its record says it could choose from."""
         return self._pools.lists()
 
     def excluded(self) -> RowLists:
-        """For each query: the rows its record excludes, and its own where queries are the pool."""
+        """For each query, the rows its record excludes, and its own if queries and pool are one."""
         dataset = self.meta.get("dataset")
         shared = isinstance(dataset, dict) and dataset.get("shared_pool") is True
         lists = RowListsColumn()
-        for own, recorded in zip(self.own_rows.array(), self._excluded.lists(), strict=True):
+        for own, recorded in zip(self.recorded_rows.array(), self._excluded.lists(), strict=True):
             known = set(() if recorded is None else recorded.tolist())
             if shared and own != NO_ROW:
                 known.add(int(own))
@@ -177,65 +170,40 @@ class CandidateReader:
 # --- one record -------------------------------------------------------------------------------
 
 
-def _candidates(record: dict[str, Any]) -> Iterator[tuple[Candidate, Outcome]]:
+def _candidates(record: Record) -> Iterator[Judged]:
     for index, value in enumerate(record["pointer_candidates"]):
-        pointer = _pointer(value.get("pointer"), f"candidate {index}")
-        method = value.get("gen_method")
-        if not isinstance(method, str):
+        _check_pointer(value.get("pointer"), f"candidate {index}")
+        if not isinstance(value.get("gen_method"), str):
             raise InputError(f"candidate {index}: gen_method is no string")
-        beam, logprob, temperature, top_p, correct, accuracy, gt_prob, rel = numbers = [
-            value.get(name) for name in _NUMBERS
-        ]
-        for name, number in zip(_NUMBERS, numbers, strict=True):
+        for key in _NUMBERS:
+            number = value.get(key)
             if number is None or (isinstance(number, (int, float)) and abs(number) <= _MAX_FLOAT):
                 continue
-            raise InputError(f"candidate {index}: {name} is no finite number")
-        candidate = Candidate(
-            pointer=pointer,
-            gen_method=method,
-            beam_score=beam,
-            logprob_score=logprob,
-            temperature=temperature,
-            top_p=top_p,
-        )
-        if value.get("eval_failed"):
-            yield candidate, Outcome(failure="recorded as failed")
-            continue
-        yield (
-            candidate,
-            Outcome(
-                correct=None if correct is None else bool(correct),
-                accuracy=accuracy,
-                gt_prob=gt_prob,
-                rel_score=rel,
-            ),
-        )
+            raise InputError(f"candidate {index}: {key} is no finite number")
+        yield read_candidate(value)
 
 
-def _beams(record: dict[str, Any]) -> Iterator[tuple[Candidate, Outcome]]:
-    for index, beam in enumerate(beams_of(record)):
-        pointer = _pointer(list(beam.pointer), f"beam {index}")
-        yield Candidate(pointer, "beam", beam_rank=index, beam_score=beam.score), Outcome()
+def _beams(record: Record) -> Iterator[Judged]:
+    for index, beam in enumerate(read_beams(record)):
+        _check_pointer(list(beam.pointer), f"beam {index}")
+        yield Candidate(beam.pointer, "beam", beam_rank=index, beam_score=beam.score), Outcome()
 
 
-def _pointer(value: Any, what: str) -> tuple[int, ...]:
+def _check_pointer(value: Any, what: str) -> None:
     rows = _rows(value, f"{what}: pointer")
-    if not rows:
-        raise InputError(f"{what}: an empty pointer")
     if len(set(rows)) < len(rows):
         raise InputError(f"{what}: a row twice in the pointer {rows}")
-    return tuple(rows)
 
 
 def _rows(value: Any, what: str) -> list[int]:
     rows = read_rows(value, what)
     if max(rows, default=0) > _MAX_ROW:
-        raise InputError(f"{what} has the row {max(rows)}: no pool is as large")
+        raise InputError(f"{what} has the row {max(rows)}: no pool is that large")
     return rows
 
 
 def _is_judged(outcome: Outcome) -> bool:
-    """Whether there is anything to reward: what never was asked is no wrong answer."""
+    """Whether there is anything to reward. A candidate that was never asked is not a wrong one."""
     known = (outcome.correct, outcome.accuracy, outcome.gt_prob)
     return any(each is not None for each in known)
 

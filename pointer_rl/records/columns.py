@@ -1,4 +1,4 @@
-"""Columns of numbers, and of lists of rows, that grow while a file is read: arrays, no objects."""
+"""Growing columns of numbers, and of lists of rows, that take no Python object per value."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class Column(Generic[Scalar]):
-    """A column of numbers that grows: compact, as an array's are."""
+    """A column of numbers that can be appended to."""
 
     def __init__(self, code: str, dtype: type[Scalar]) -> None:
         self._values: array[Any] = array(code)
@@ -30,19 +30,19 @@ class Column(Generic[Scalar]):
         return len(self._values)
 
     def array(self) -> npt.NDArray[Scalar]:
-        """The values, not copied: nothing can be appended any more."""
+        """The values, without a copy. Nothing can be appended afterwards."""
         return np.frombuffer(self._values, dtype=self._dtype)
 
 
 class RowLists(Sequence[Rows | None]):
-    """A list of rows for each query, or None, one after the other in one array."""
+    """For each query a list of rows or None, all stored in one array."""
 
     def __init__(self, rows: Rows, offsets: Indices, known: npt.NDArray[np.bool_]) -> None:
         self._rows = rows
         self._offsets = offsets
         """[Q+1]: the rows of query i are offsets[i]:offsets[i+1]."""
         self._known = known
-        """[Q] false: None."""
+        """[Q] false if the query has None."""
 
     def __len__(self) -> int:
         return len(self._known)
@@ -54,19 +54,19 @@ class RowLists(Sequence[Rows | None]):
     def __getitem__(self, index: int | slice) -> Rows | RowLists | None:
         if isinstance(index, slice):
             return self.select(np.arange(len(self))[index])
-        if not self._known[index]:  # IndexError where there is none
+        if not self._known[index]:  # raises IndexError
             return None
         index %= len(self)
         return self._rows[self._offsets[index] : self._offsets[index + 1]]
 
     def select(self, queries: Indices) -> RowLists:
-        """Those of the queries at these indices, in this order."""
+        """The lists of the queries at these indices, in this order."""
         offsets, members = gather(self._offsets, queries)
         return RowLists(self._rows[members], offsets, self._known[queries])
 
 
 class RowListsColumn:
-    """`RowLists` while they grow."""
+    """`RowLists` that can be appended to."""
 
     def __init__(self) -> None:
         self._rows = Column("i", np.int32)
@@ -75,18 +75,18 @@ class RowListsColumn:
         self._known = Column("b", np.bool_)
 
     def append(self, rows: Sequence[int] | None) -> None:
-        """Add the next query's."""
+        """Add the list of the next query."""
         self._known.append(rows is not None)
         self._rows.extend(rows or ())
         self._offsets.append(len(self._rows))
 
     def lists(self) -> RowLists:
-        """What was appended: nothing can be appended any more."""
+        """All lists. Nothing can be appended afterwards."""
         return RowLists(self._rows.array(), self._offsets.array(), self._known.array())
 
 
 def gather(offsets: Indices, groups: Indices) -> tuple[Indices, Indices]:
-    """Of members side by side, group i being offsets[i]:offsets[i+1], those of some groups.
+    """Choose G groups of adjacent members, where group i is offsets[i]:offsets[i+1].
 
     Returns the offsets [G+1] of the chosen groups and the indices of their members.
     """

@@ -1,15 +1,15 @@
-"""The layouts that the ancestors (Lever-LM, Lever-Plus) wrote, told apart and upgraded."""
+"""Detect the layouts that Lever-LM and Lever-Plus wrote, and upgrade them to the current one."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 from pointer_rl.errors import InputError
+from pointer_rl.records.fields import FAILED, OUTCOME_KEYS
 
 __all__ = [
     "LAYOUTS",
     "Layout",
-    "check_query_id",
     "detect_layout",
     "read_rows",
     "upgrade_record",
@@ -28,23 +28,11 @@ LAYOUTS: dict[Layout, str] = {
     "beam": "beam data of Lever-LM (id_list, score_list): demonstrations scored for SFT, with no "
     "answers; it is not RL data",
 }
-"""Layout → what it is. `pointer_candidates` and `beams` are the current ones."""
-
-_OUTCOME = (
-    "vqa_pred_answer",
-    "vqa_correct",
-    "vqa_acc_score",
-    "vqa_raw_generation",
-    "vqa_gt_prob",
-    "vqa_rel_token_f1",
-    "vqa_rel_edit_sim",
-    "vqa_rel_score",
-)
-"""Fields that a candidate whose evaluation failed does not have, by the schema."""
+"""Layout → its description. `pointer_candidates` and `beams` are the current ones."""
 
 
 def detect_layout(record: Any) -> Layout:
-    """The layout of one query's record; "pointer_candidates" for what bears no other one's mark."""
+    """The layout of a query's record; "pointer_candidates" if nothing tells another one."""
     if not isinstance(record, dict):
         return "pointer_candidates"
     candidates = record.get("pointer_candidates")
@@ -64,17 +52,8 @@ def _first_has(candidates: Any, key: str) -> bool:
     return isinstance(first, dict) and key in first
 
 
-def check_query_id(key: str) -> None:
-    """Raise InputError for an id that cannot be the key of a record."""
-    if not key or key.startswith("_"):
-        raise InputError(
-            f"query id {key!r}: RL data keeps keys that begin with _ for what is no query;"
-            " give the query another id"
-        )
-
-
 def read_rows(value: Any, what: str) -> list[int]:
-    """A list of pool rows: whole numbers from 0, also where they are written as 7.0.
+    """A list of pool rows: whole numbers from 0, which may be written as 7.0.
 
     Raises InputError, naming `what`, for anything else.
     """
@@ -90,11 +69,11 @@ def read_rows(value: Any, what: str) -> list[int]:
 
 
 def upgrade_record(record: Any, layout: Layout) -> Record:
-    """The record in the current layout of its kind, `layout` being what `detect_layout` says.
+    """The record in the current layout of its kind. `layout` is the result of `detect_layout`.
 
-    Nothing is lost: what the current layout has no place for keeps its value, under another key
-    where its own would be misread. A current record is returned as it is. Raises InputError, which
-    names no file and no query, for a record of no layout and for one that contradicts itself.
+    Nothing is lost: a field that the current layout lacks keeps its value, under another key if its
+    own would be misread. A current record is returned as it is. Raises InputError, which names
+    neither file nor query, for a record of no layout and for one that contradicts itself.
     """
     kind = "beams" if layout in ("beams", "beam") else "pointer_candidates"
     if not isinstance(record, dict) or (layout == kind and kind not in record):
@@ -127,7 +106,7 @@ def upgrade_record(record: Any, layout: Layout) -> Record:
 def _upgrade_candidate(
     candidate: Record, index: int, layout: Layout, pool: list[int] | None
 ) -> Record:
-    """With pool rows in `pointer`, and the positions in the query's own pool beside it."""
+    """Put pool rows into `pointer`, and positions in the query's own pool into `pool_positions`."""
     upgraded = dict(candidate)
     pointer = read_rows(upgraded.get("pointer"), f"candidate {index}: pointer")
     listed = upgraded.pop("pointer_pos", None)
@@ -163,16 +142,16 @@ def _at(pool: list[int], positions: list[int], index: int) -> list[int]:
 
 
 def _without_failed_outcome(candidate: Record) -> Record:
-    """Lever-Plus wrote a wrong answer where an evaluation had failed: it is put aside."""
-    if candidate.get("eval_failed") is not True and candidate.get("vqa_eval_mode") != "error":
+    """Lever-Plus wrote a wrong answer for a failed evaluation; move it to `failed_outcome`."""
+    if candidate.get(FAILED) is not True and candidate.get("vqa_eval_mode") != "error":
         return candidate
-    kept = {key: value for key, value in candidate.items() if key not in _OUTCOME}
-    aside = {key: candidate[key] for key in _OUTCOME if key in candidate}
-    return {**kept, "eval_failed": True, **({"failed_outcome": aside} if aside else {})}
+    kept = {key: value for key, value in candidate.items() if key not in OUTCOME_KEYS}
+    aside = {key: candidate[key] for key in OUTCOME_KEYS if key in candidate}
+    return {**kept, FAILED: True, **({"failed_outcome": aside} if aside else {})}
 
 
 def _upgrade_lever_beams(record: Record) -> Record:
-    """`id_list` is in the order shown, and each of its lists ends with the query's own row."""
+    """Each list of `id_list` is in the order shown and ends with the query's own row."""
     lists, scores = record["id_list"], record.get("score_list")
     if not isinstance(lists, list) or not isinstance(scores, list) or len(lists) != len(scores):
         raise InputError("id_list and score_list are no lists of the same length")
@@ -180,7 +159,7 @@ def _upgrade_lever_beams(record: Record) -> Record:
     if not all(sequences) or len({rows[-1] for rows in sequences}) > 1:
         raise InputError("the lists of id_list do not all end with the query's own row")
     upgraded = {k: v for k, v in record.items() if k not in ("id_list", "score_list", "beams")}
-    if "beams" in record:  # theirs: the same, in the order chosen
+    if "beams" in record:  # the same rows, in the order in which Lever-LM chose them
         upgraded["lever_beams"] = record["beams"]
     upgraded["beams"] = [
         {"pointer": rows[:-1], "score": score, "step_scores": []}

@@ -1,10 +1,10 @@
-"""Files of one run as one: the shards of `generate --shard i/n`, or files that follow one another.
+"""Join the files of one run: shards (`generate --shard i/n`), or parts that follow one another.
 
-Shard i of n has every n-th window of the run's queries, from the i-th. So a window from each in
-turn is the dataset's order, and what comes out is, to the byte, what the run would have written
-without shards. Files that are no shards stand one after the other, in the order given.
+Shard i of n has every n-th window of the run's queries, starting with the i-th. Taking a window of
+each shard in turn therefore gives the dataset's order, and the result is, byte for byte, the file
+of a run without shards. Files that are not shards follow one another in the order given.
 
-Read record by record, all files side by side; of each query its id and a hash are remembered.
+All files are read side by side, record by record; of each query, its id and a hash are remembered.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from pointer_rl.errors import InputError
-from pointer_rl.records.convert import Converted, Rewriter, whole_file
+from pointer_rl.files import check_writable
+from pointer_rl.records.convert import Converted, Rewriter
+from pointer_rl.records.formats import open_writer, read_meta, stream_sound_members
 from pointer_rl.records.provenance import differences
-from pointer_rl.records.records import read_meta, stream_records
 from pointer_rl.records.shards import Shard, window_of
 
 __all__ = ["Merged", "merge_files"]
@@ -30,35 +31,34 @@ _Member = tuple[int, str, Any]
 
 @dataclass
 class Merged:
-    """What was read."""
+    """What the merged files contained."""
 
     converted: Converted
     repeated: int = 0
-    """Queries that stood, equal, in more than one file: kept once."""
+    """Number of queries that occurred, equal, in more than one file and were kept once."""
     short: list[tuple[Path, int, int]] = field(default_factory=list)
-    """(shard that a run ended early, its queries, those that belong to it)"""
+    """(shard whose run ended early, its number of queries, the number that belongs to it)"""
 
 
 def merge_files(sources: Sequence[Path], target: Path, overwrite: bool = False) -> Merged:
     """Write the data of all `sources` to `target`; all of it, or nothing.
 
-    Raises InputError where they are not of one run (`_meta`, but for `shard`, is the same in all),
-    where a shard is missing, where a query has different records, and as `convert_file` does.
+    Raises InputError if they are not of one run (`_meta`, except for `shard`, is the same in all),
+    if a shard is missing, if a query has different records, and as `convert_file` does.
     """
-    if target.exists() and not overwrite:
-        raise InputError(f"{target}: exists; remove it, or give --overwrite")
+    check_writable(target, overwrite=overwrite)
     metas = {source: read_meta(source) for source in sources}
     if len(metas) < len(sources):
         raise InputError("a file is given twice: name each once")
     shards = _shards(metas)
     meta = _common_meta(metas, ignored="shard" if shards else None)
     ordered = sorted(shards, key=shards.__getitem__) if shards else list(sources)
-    with whole_file(target, meta) as writer:
+    with open_writer(target, meta) as writer:
         return _Merge(Rewriter(writer), ordered, shards, meta).run()
 
 
 class _Merge:
-    """A merge under way."""
+    """The state of one merge."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class _Merge:
         self._merged = Merged(rewriter.converted)
         self._known: dict[str, int] = {}  # key → hash · number of sources + index of the source
         self._queries = dict.fromkeys(sources, 0)
-        self._conflict = ""  # the first one, in words
+        self._conflict = ""  # describes the first one
         self._conflicts = 0
 
     def run(self) -> Merged:
@@ -90,14 +90,14 @@ class _Merge:
         return self._merged
 
     def _stream(self, index: int) -> Iterator[_Member]:
-        for key, value in stream_records(self._sources[index]):
+        for key, value in stream_sound_members(self._sources[index]):
             if key != "_meta":
                 yield index, key, value
             elif self._meta is None:
                 raise InputError(f"{self._sources[index]}: '_meta' is no object")
 
     def _in_turn(self, streams: Sequence[Iterator[_Member]]) -> Iterator[_Member]:
-        """A window of each, the next of each, …; those that have ended are passed over."""
+        """The first window of each stream, then the second of each, until all have ended."""
         size = window_of(self._meta)
         left = list(streams)
         while left:
@@ -137,11 +137,11 @@ class _Merge:
                     yield source, found, own
 
 
-# --- are they of one run ------------------------------------------------------------------------
+# --- do the files belong to one run -------------------------------------------------------------
 
 
 def _shards(metas: Mapping[Path, Mapping[str, Any] | None]) -> dict[Path, Shard]:
-    """Which shard each file is; empty where none is one. Raises InputError unless all are there."""
+    """The shard that each file is; empty if none is one. Raises InputError if one is missing."""
     shards: dict[Path, Shard] = {}
     numbers: dict[int, Path] = {}
     for source, meta in metas.items():
@@ -176,7 +176,7 @@ def _shards(metas: Mapping[Path, Mapping[str, Any] | None]) -> dict[Path, Shard]
 def _common_meta(
     metas: Mapping[Path, Mapping[str, Any] | None], ignored: str | None
 ) -> dict[str, Any] | None:
-    """The `_meta` of all, without what shards differ in. Raises InputError where there is none."""
+    """The `_meta` of all files, without the key `ignored`. Raises InputError if they differ."""
     (first, expected), *others = (
         (source, None if meta is None else {k: v for k, v in meta.items() if k != ignored})
         for source, meta in metas.items()

@@ -1,8 +1,14 @@
-"""RL data and beam data as Parquet: a row a query, for pandas, polars, DuckDB and the Hub.
+"""Records as Parquet: one row per query, for pandas, polars, DuckDB and the Hugging Face Hub.
 
-`query_id` is the first column; the others are those of `parquet_columns`, in nested form: `query`
-is a struct, `pointer_candidates` (or `beams`) a list of structs. `_meta` and what else is no query
-stand in the file's own metadata, as JSON.
+The columns are `query_id` and those of `records/fields.py`, nested: `query` is a struct, and
+`pointer_candidates` (or `beams`) a list of structs. One further column, `extra`, is null or a JSON
+object with what these columns cannot hold, arranged as in the record, with list positions as keys:
+
+    {"mood": "odd", "query": {"question_id": 17}, "pointer_candidates": {"0": {"mine": [1]}}}
+
+`_meta` and other keys that are not queries stand in the file's metadata, as JSON. Files of versions
+before had two columns in each struct instead of `extra`: `_rest`, which held the same, and `_keys`,
+the object's keys in their order. They are still read.
 
 Needs pyarrow, which is imported when it is first used.
 """
@@ -10,6 +16,7 @@ Needs pyarrow, which is imported when it is first used.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -17,54 +24,126 @@ from pathlib import Path
 from typing import Any
 
 from pointer_rl.errors import InputError, MissingExtraError, first_line
-from pointer_rl.records.layouts import check_query_id
-from pointer_rl.records.parquet_columns import KEYS, LAYOUTS, REST, Kind, ListOf, Scalar, Struct
-from pointer_rl.records.pending_file import PendingFile
+from pointer_rl.files import cannot_be_written
+from pointer_rl.records.fields import ID, RECORDS, TEXT, Field, Objects, Type
+from pointer_rl.records.records import Record
+from pointer_rl.records.writer import RecordWriter
 
 __all__ = ["ParquetWriter", "read_parquet_meta", "stream_parquet"]
 
+Kinds = Mapping[str, Type | Objects | Field]
+"""Key of an object → the type of its value."""
+
+_EXTRA = "extra"
+_KEYS, _REST = "_keys", "_rest"
 _ASIDES = b"pointer_rl"
-"""The name in the metadata under which all that is no query stands: they keep no order."""
+"""The metadata key under which everything that is not a query stands."""
 _GROUP = 8_192
-"""Candidates of a row group: what is held in memory."""
+"""Candidates in a row group, which is held in memory."""
+_MAX_EXACT = 2**53
+"""Every whole number up to this one is a float64."""
 _ROWS = 256
 """Rows read at a time."""
+
+
+def _type_of(kind: Type | Objects | Field) -> Type | Objects:
+    return kind.type if isinstance(kind, Field) else kind
 
 
 # --- reading ----------------------------------------------------------------------------------
 
 
 def stream_parquet(path: Path) -> Iterator[tuple[str, Any, int]]:
-    """(key, value, row from 1): `_meta` and its like (in row 1) first, then the records.
+    """(key, value, row from 1): first `_meta` and other keys that begin with _, then the records.
 
-    Raises InputError for a file that is not of this form, MissingExtraError without pyarrow.
+    Raises InputError for a file without our columns, MissingExtraError without pyarrow.
     """
     row = 1
     with _opened(path) as file:
-        yield from ((key, value, row) for key, value in _asides(path, file).items())
-        record = _record_of(path, file.schema_arrow)
+        yield from ((key, value, row) for key, value in _read_asides(path, file).items())
+        kinds = _kinds_of(path, file.schema_arrow)
         for batch in file.iter_batches(batch_size=_ROWS):
             for cells in batch.to_pylist():
                 key = cells["query_id"]
                 try:
                     if not isinstance(key, str):
                         raise InputError("its query_id is no string")
-                    yield key, record.unpack(cells), row
-                except InputError as error:
+                    extra = _parse_object(_EXTRA, cells.get(_EXTRA))
+                    yield key, _read_object(kinds, cells, extra), row
+                except (InputError, ValueError) as error:
                     raise InputError(f"{path}: row {row}: {error}") from error
                 row += 1
 
 
-def read_parquet_meta(path: Path) -> dict[str, Any] | None:
-    """The file's `_meta`; None where there is none (or it is no object)."""
+def read_parquet_meta(path: Path) -> Record | None:
+    """The file's `_meta`; None if it has none, or one that is not an object."""
     with _opened(path) as file:
-        meta = _asides(path, file).get("_meta")
+        meta = _read_asides(path, file).get("_meta")
     return meta if isinstance(meta, dict) else None
+
+
+def _read_object(kinds: Kinds, cells: Mapping[str, Any], extra: Record) -> Record:
+    """The object of a row or struct. Where `extra` and a column differ, the column was changed."""
+    extra = {**extra, **_parse_object(_REST, cells.get(_REST))}
+    keys = [key for key, kind in kinds.items() if _is_present(kind, key, cells) or key in extra]
+    keys += [key for key in extra if key not in kinds]
+    if cells.get(_KEYS) is not None:
+        keys = list(_parse_keys(cells[_KEYS]))
+    return {
+        key: _read_value(kinds[key], cells.get(key), extra.get(key)) if key in kinds else extra[key]
+        for key in keys
+    }
+
+
+def _is_present(kind: Type | Objects | Field, key: str, cells: Mapping[str, Any]) -> bool:
+    nullable = isinstance(kind, Field) and kind.presence == "nullable"
+    return cells.get(key) is not None or (nullable and key in cells)
+
+
+def _read_value(kind: Type | Objects | Field, cell: Any, extra: Any) -> Any:
+    kind = _type_of(kind)
+    if cell is None:
+        return extra
+    if isinstance(kind, Type):
+        if extra is not None and _cell(kind, extra) == cell:
+            return extra
+        for each in cell if kind.is_list else (cell,):
+            if isinstance(each, float) and not math.isfinite(each):
+                raise InputError("a number that is not finite, which JSON lacks")
+        return cell
+    parts = extra if isinstance(extra, dict) else {}
+    if not kind.is_list:
+        return _read_object(kind.fields, cell, parts)
+    return [
+        _read_object(kind.fields, each, parts.get(str(index), {}))
+        for index, each in enumerate(cell)
+    ]
+
+
+def _parse_object(column: str, text: str | None) -> Record:
+    value = {} if text is None else _parse(column, text)
+    if not isinstance(value, dict):
+        raise InputError(f"{column} is no JSON object")
+    return value
+
+
+def _parse_keys(text: str) -> list[str]:
+    keys = _parse(_KEYS, text)
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise InputError(f"{_KEYS} is no JSON list of keys")
+    return keys
+
+
+def _parse(column: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{column} is no JSON ({error})") from error
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A pyarrow ParquetFile, whose errors become ours."""
+    """A pyarrow ParquetFile; pyarrow's errors become InputError."""
     arrow = _pyarrow()
     try:
         with arrow.parquet.ParquetFile(path) as file:
@@ -73,7 +152,7 @@ def _opened(path: Path) -> Iterator[Any]:
         raise InputError(f"{path}: cannot read it as Parquet ({first_line(error)})") from error
 
 
-def _asides(path: Path, file: Any) -> dict[str, Any]:
+def _read_asides(path: Path, file: Any) -> Record:
     try:
         found = json.loads((file.metadata.metadata or {}).get(_ASIDES, b"{}"))
     except ValueError:
@@ -83,117 +162,119 @@ def _asides(path: Path, file: Any) -> dict[str, Any]:
     return found
 
 
-def _record_of(path: Path, schema: Any) -> Struct:
-    """The layout that the columns are of; another is refused whole rather than read in part."""
-    record = next((each for kind, each in LAYOUTS.items() if kind in schema.names), None)
-    if record is None or "query_id" not in schema.names:
+# --- the columns ------------------------------------------------------------------------------
+
+
+def _kinds_of(path: Path, schema: Any) -> Kinds:
+    """The types of the record's keys. A file with other columns is refused, lest they be lost."""
+    kinds = next((each for kind, each in RECORDS.items() if kind in schema.names), None)
+    if kinds is None or "query_id" not in schema.names:
         raise InputError(
-            f"{path}: no RL data or beam data: it lacks columns query_id and {' or '.join(LAYOUTS)}"
+            f"{path}: no RL data or beam data: it lacks columns query_id and {' or '.join(RECORDS)}"
         )
-    for field in schema:
-        if field.name != "query_id":
-            _check(path, field.name, field.type, _kind_of(field.name, record))
-    return record
+    for column in schema:
+        if column.name not in ("query_id", _EXTRA):
+            _check_column(path, column, column.name, kinds)
+    return kinds
 
 
-def _check(path: Path, column: str, type_: Any, kind: Kind | None) -> None:
-    """Raise InputError for a column that is not ours, and would be lost, or of another type."""
-    if kind is None:
-        raise InputError(f"{path}: the column {column} is none of pointer-rl's: drop it")
+def _check_column(path: Path, column: Any, name: str, kinds: Kinds) -> None:
     types = _pyarrow().types
-    if types.is_null(type_):
+    kind: Type | Objects | None = TEXT
+    if column.name not in (_KEYS, _REST):
+        kind = _type_of(kinds[column.name]) if column.name in kinds else None
+    if kind is None:
+        raise InputError(f"{path}: the column {name} is none of pointer-rl's: drop it")
+    found = column.type
+    if kind.is_list and (types.is_list(found) or types.is_large_list(found)):
+        found = found.value_type
+    elif kind.is_list and not types.is_null(found):
+        raise InputError(f"{path}: the column {name} is of the type {found}, not a list")
+    if types.is_null(found):
         return
-    if isinstance(kind, Struct) and types.is_struct(type_):
-        for field in type_:
-            _check(path, f"{column}.{field.name}", field.type, _kind_of(field.name, kind))
-    elif isinstance(kind, ListOf) and (types.is_list(type_) or types.is_large_list(type_)):
-        _check(path, column, type_.value_type, kind.item)
-    elif not isinstance(kind, Scalar) or not any(
-        is_type(type_)
+    if isinstance(kind, Objects) and types.is_struct(found):
+        for field in found:
+            _check_column(path, field, f"{name}.{field.name}", kind.fields)
+    elif isinstance(kind, Objects) or not any(
+        is_type(found)
         for is_type in (
             *(types.is_string, types.is_large_string, types.is_string_view),
             *(types.is_integer, types.is_floating, types.is_boolean),
         )
     ):
-        raise InputError(f"{path}: the column {column} is of the type {type_}, not as it was made")
+        raise InputError(f"{path}: the column {name} is of the type {found}, not as it was made")
 
 
-def _kind_of(name: str, struct: Struct) -> Kind | None:
-    return Scalar("string") if name in (KEYS, REST) else struct.fields.get(name)
+def _schema(arrow: Any, kinds: Kinds) -> Any:
+    """The Arrow schema of a file of such records."""
+
+    def fields(kinds: Kinds) -> list[Any]:
+        return [arrow.field(key, type_of(_type_of(kind))) for key, kind in kinds.items()]
+
+    def type_of(kind: Type | Objects) -> Any:
+        item = (
+            arrow.type_for_alias(kind.arrow)
+            if isinstance(kind, Type)
+            else arrow.struct(fields(kind.fields))
+        )
+        return arrow.list_(item) if kind.is_list else item
+
+    text = arrow.string()
+    return arrow.schema([arrow.field("query_id", text), *fields(kinds), arrow.field(_EXTRA, text)])
 
 
 # --- writing ----------------------------------------------------------------------------------
 
 
-class ParquetWriter:
-    """Writes a file record by record; it appears, whole, when it is closed.
-
-    Raises InputError at once where the folder cannot be written, MissingExtraError without pyarrow.
-    """
+class ParquetWriter(RecordWriter):
+    """Writes `.parquet`. Raises MissingExtraError without pyarrow."""
 
     def __init__(self, path: Path, meta: Mapping[str, Any] | None = None) -> None:
         self._arrow = _pyarrow()
-        self.path = path
-        self._pending = PendingFile(path)
+        super().__init__(path)
         self._asides: list[str] = []
         self._writer: Any = None
-        self._kind = ""
-        self._rows: list[dict[str, Any]] = []
-        self._members = 0  # of the rows
+        self._kind = next(iter(RECORDS))
+        self._rows: list[Record] = []
+        self._members = 0  # in the rows
         if meta is not None:
-            self._keep("_meta", dict(meta))
+            self._add_aside("_meta", meta)
 
-    def write(self, query_id: str, record: Mapping[str, Any]) -> None:
-        """Append a query's record: one of RL data or beam data, like those before it.
-
-        Raises ValueError for NaN, as RecordWriter does.
-        """
-        check_query_id(query_id)
+    def _add(self, query_id: str, record: Mapping[str, Any]) -> None:
         if self._writer is None:
-            self._kind = next(kind for kind in LAYOUTS if kind in record)
-            self._writer = self._open()
-        cells, _ = LAYOUTS[self._kind].pack(record)
-        self._rows.append({"query_id": query_id, **cells})
+            self._open(next(kind for kind in RECORDS if kind in record))
+        cells, extra = _to_cells(RECORDS[self._kind], record)
+        text = json.dumps(extra, allow_nan=False) if extra else None
+        self._rows.append({"query_id": query_id, **cells, _EXTRA: text})
         self._members += len(record[self._kind])
         if self._members + len(self._rows) > _GROUP:
             self._flush()
 
-    def write_aside(self, key: str, value: Any) -> None:
-        """Keep what is no query, under a key of another program's that begins with _."""
-        assert key.startswith("_")
-        assert key != "_meta", "which is given first"
-        self._keep(key, value)
-
-    def _keep(self, key: str, value: Any) -> None:
+    def _add_aside(self, key: str, value: Any) -> None:
         self._asides.append(f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}")
 
-    def close(self) -> None:
-        """Complete the file and put it in place of what was there. Again: does nothing."""
-        if self._pending.file.closed:
-            return
+    def _finish(self) -> None:
+        if self._writer is None:
+            self._open(self._kind)
+        self._flush()
         try:
-            if self._writer is None:
-                self._kind = next(iter(LAYOUTS))
-                self._writer = self._open()
-            self._flush()
             self._writer.add_key_value_metadata({_ASIDES: f"{{{', '.join(self._asides)}}}"})
             self._writer.close()
         except OSError as error:
-            self.discard()
-            raise self._unwritable(error) from error
-        self._pending.commit()
+            raise cannot_be_written(self.path, error) from error
 
     def discard(self) -> None:
-        """Leave nothing behind, and what was there as it was."""
         if self._writer is not None:
             with suppress(OSError):  # it would try again when it is collected
                 self._writer.close()
-        self._pending.discard()
+        super().discard()
 
-    def _open(self) -> Any:
-        fields = {"query_id": Scalar("string"), **LAYOUTS[self._kind].fields}
-        schema = self._arrow.schema(_arrow_columns(self._arrow, fields))
-        return self._arrow.parquet.ParquetWriter(self._pending.file, schema, compression="zstd")
+    def _open(self, kind: str) -> None:
+        self._kind = kind
+        schema = _schema(self._arrow, RECORDS[kind])
+        self._writer = self._arrow.parquet.ParquetWriter(
+            self._target.file, schema, compression="zstd"
+        )
 
     def _flush(self) -> None:
         if not self._rows:
@@ -203,30 +284,78 @@ class ParquetWriter:
                 self._arrow.Table.from_pylist(self._rows, schema=self._writer.schema)
             )
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise cannot_be_written(self.path, error) from error
         except UnicodeEncodeError as error:
             raise InputError(f"{self.path}: Parquet cannot hold such a query id") from error
         self._rows.clear()
         self._members = 0
 
-    def _unwritable(self, error: OSError) -> InputError:
-        return InputError(f"{self.path}: cannot write it ({error.strerror or first_line(error)})")
+
+def _to_cells(kinds: Kinds, value: Mapping[str, Any]) -> tuple[Record, Record]:
+    """The cells of an object's columns, and what they cannot hold."""
+    cells: Record = {}
+    extra: Record = {}
+    for key, item in value.items():
+        kind = _type_of(kinds[key]) if key in kinds else None
+        rest = item
+        if isinstance(kind, Type):
+            cells[key] = None if item is None else _cell(kind, item)
+            is_held = cells[key] is not None and (kind is not ID or isinstance(item, str))
+            rest = None if is_held else item
+        elif kind is not None and kind.is_list and _is_list_of_objects(item):
+            members = [_to_cells(kind.fields, each) for each in item]
+            cells[key] = [own for own, _ in members]
+            rest = {str(index): left for index, (_, left) in enumerate(members) if left} or None
+        elif kind is not None and not kind.is_list and isinstance(item, dict):
+            cells[key], left = _to_cells(kind.fields, item)
+            rest = left or None
+        if rest is not None or kind is None:
+            extra[key] = rest
+    return cells, extra
 
 
-def _arrow_columns(arrow: Any, fields: Mapping[str, Kind]) -> list[Any]:
-    columns = [arrow.field(name, _arrow_type(arrow, kind)) for name, kind in fields.items()]
-    return [*columns, arrow.field(KEYS, arrow.string()), arrow.field(REST, arrow.string())]
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
 
 
-def _arrow_type(arrow: Any, kind: Kind) -> Any:
-    match kind:
-        case ListOf():
-            return arrow.list_(_arrow_type(arrow, kind.item))
-        case Struct():
-            return arrow.struct(_arrow_columns(arrow, kind.fields))
-        case Scalar():
-            return arrow.type_for_alias(kind.arrow)
-    raise AssertionError(kind)
+def _cell(kind: Type, value: Any) -> Any:
+    """The value of a column; None if it cannot hold the value.
+
+    2 and 2.0 are the same number, and an id of 17 becomes "17". Raises ValueError for NaN and
+    infinity, which JSON lacks.
+    """
+    if not kind.is_list:
+        return _item(kind, value)
+    cells = [_item(kind, each) for each in value] if isinstance(value, list) else [None]
+    return None if None in cells else cells
+
+
+def _item(kind: Type, value: Any) -> Any:
+    match kind.arrow, value:
+        case "bool", bool():
+            return value
+        case _, bool():
+            return None
+        case "string", str():
+            return value if _is_encodable(value) else None
+        case "string", int() if kind is ID:
+            return str(value)
+        case "double", float() if not math.isfinite(value):
+            raise ValueError("a number that is not finite")
+        case "double", int() | float() if abs(value) <= _MAX_EXACT or isinstance(value, float):
+            return float(value)
+        case "int64", int() | float() if value % 1 == 0 and -(2**63) <= value < 2**63:
+            return int(value)
+    return None
+
+
+def _is_encodable(text: str) -> bool:
+    """Whether UTF-8 can hold it. It lacks lone surrogates, which JSON can escape."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _pyarrow() -> Any:

@@ -1,4 +1,4 @@
-"""What the `_meta` of two files, or of a run and a file, differ in."""
+"""Compare the `_meta` of two files, or of a run and a file."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["differences"]
 def differences(
     first: Mapping[str, Any], second: Mapping[str, Any], inside: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """(key, its value in the first, in the second), None for none; keys of keys with a dot."""
+    """(dotted key, first value, second value) of each difference; None for a missing value."""
     for key in dict.fromkeys([*first, *second]):
         one, other = first.get(key), second.get(key)
         if isinstance(one, dict) and isinstance(other, dict):
             yield from differences(one, other, f"{inside}{key}.")
-        elif json.dumps(one) != json.dumps(other):  # to which 1, 1.0 and true are three values
+        elif json.dumps(one) != json.dumps(other):  # where 1, 1.0 and true are three values
             yield f"{inside}{key}", one, other

@@ -1,4 +1,4 @@
-"""Windows of queries, and parts of a run for several machines."""
+"""Split the queries of a run into windows, and its windows into shards for several machines."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from pointer_rl.errors import InputError
 __all__ = ["WINDOW", "Shard", "window_of", "windows"]
 
 WINDOW = 128
-"""Queries that are asked together, where nothing else is said."""
+"""Default number of queries that are proposed for and judged together."""
 _SHARD = re.compile(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,8})")
 
 
 def windows(queries: int, size: int) -> Iterator[range]:
-    """So many queries' indices, `size` at a time."""
+    """The indices of so many queries, `size` at a time."""
     for start in range(0, queries, size):
         yield range(start, min(start + size, queries))
 
 
 def window_of(meta: Mapping[str, Any] | None) -> int:
-    """The size of a run's windows, by the file's `_meta`."""
+    """The size of a run's windows, as the file's `_meta` states it."""
     size = (meta or {}).get("window")
     return size if isinstance(size, int) and size > 0 else WINDOW
 
 
 @dataclass(frozen=True, order=True)
 class Shard:
-    """Every `count`-th window of a run, from the `number`-th, 1 being the first.
+    """Every `count`-th window of a run, starting with the `number`-th; 1 is the first.
 
-    Whole windows, so that what shares a batch is the same with shards and without.
+    A shard has whole windows, so that the same queries share a batch with and without shards.
     """
 
     number: int
@@ -47,7 +47,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Of "number/count". Raises InputError for anything else."""
+        """Parse "number/count". Raises InputError for anything else."""
         found = _SHARD.fullmatch(text)
         if found is None:
             raise InputError(f"shard {text!r}: write I/N, as in 1/4")
@@ -55,7 +55,7 @@ class Shard:
 
     @classmethod
     def of(cls, meta: Mapping[str, Any] | None) -> Shard | None:
-        """The one that a file is, by its `_meta`; None where that names none."""
+        """The shard that a file is, as its `_meta` states it; None if it is not a shard."""
         text = (meta or {}).get("shard")
         try:
             return cls.parse(text) if isinstance(text, str) else None
@@ -63,10 +63,10 @@ class Shard:
             return None
 
     def rows(self, queries: int, size: int) -> list[int]:
-        """The indices of its queries, of so many in windows of `size`."""
+        """The indices of the shard's queries, of `queries` in windows of `size`."""
         mine = list(windows(queries, size))[self.number - 1 :: self.count]
         return [index for window in mine for index in window]
 
     def size(self, queries: int, size: int) -> int:
-        """How many these are."""
+        """The number of the shard's queries."""
         return len(self.rows(queries, size))

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pointer_rl.datasets.embeddings import atomic_write
 from pointer_rl.errors import InputError, MissingExtraError
 from pointer_rl.evaluate.arms import ORACLE, RANDOM, VOTE, ZERO_SHOT
 from pointer_rl.evaluate.evaluation import Evaluation
+from pointer_rl.files import AtomicFile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,10 +33,10 @@ def draw(evaluation: Evaluation, path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context({"text.parse_math": False}), atomic_write(path) as temporary:
+    with rc_context({"text.parse_math": False}), AtomicFile(path) as file:
         figure = Figure(figsize=(8, 5), layout="constrained")
         _fill(figure.add_subplot(), evaluation)
-        figure.savefig(temporary, format="png", dpi=150)
+        figure.savefig(file, format="png", dpi=150)
 
 
 def _fill(axes: Axes, evaluation: Evaluation) -> None:

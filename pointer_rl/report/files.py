@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pointer_rl.datasets.embeddings import atomic_write
-from pointer_rl.errors import InputError, first_line
+from pointer_rl.errors import InputError
 from pointer_rl.evaluate.evaluation import Evaluation
+from pointer_rl.files import check_writable, write_text
 from pointer_rl.report.figure import check_drawable, draw
 
 __all__ = ["ReportFiles"]
@@ -36,24 +35,12 @@ class ReportFiles:
             raise InputError(f"{self.output_path}: the result is a .json file; name one")
         for path in (self.output_path, self.plot):
             if path is not None:
-                self._check(path)
-
-    def _check(self, path: Path) -> None:
-        if path.exists() and not self.overwrite:
-            raise InputError(f"{path}: exists; remove it, or give --overwrite")
-        probe = path.with_name(f"{path.name}.tmp{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({first_line(error)})") from error
+                check_writable(path, overwrite=self.overwrite)
 
     def write(self, evaluation: Evaluation) -> list[Path]:
         """The files written."""
         if self.output_path is not None:
-            with atomic_write(self.output_path) as temporary:
-                temporary.write_text(evaluation.to_json(), encoding="utf-8", newline="\n")
+            write_text(self.output_path, evaluation.to_json())
         if self.plot is not None:
             draw(evaluation, self.plot)
         return [path for path in (self.output_path, self.plot) if path is not None]

@@ -28,11 +28,11 @@ from torch import Tensor
 from pointer_rl.datasets.embed import digest_ids
 from pointer_rl.datasets.embeddings import (
     Embeddings,
-    atomic_write,
     load_embeddings,
     save_embeddings,
 )
 from pointer_rl.errors import InputError, first_line
+from pointer_rl.files import write_text
 from pointer_rl.selectors.card import write_card
 from pointer_rl.selectors.checkpoints import load_selector, save_selector
 from pointer_rl.selectors.pointer import PointerSelector
@@ -138,7 +138,7 @@ def save_bundle(
     save_embeddings(
         folder / _POOL, pool_embeddings.detach().cpu(), pool_ids, info.encoder.fingerprint
     )
-    _write_text(folder / _QUERY_IDS, "".join(_quote(each) + "\n" for each in query_ids))
+    write_text(folder / _QUERY_IDS, "".join(_quote(each) + "\n" for each in query_ids))
     policy = SelectorPolicy(load_selector(folder))  # read back: as float32, whatever it was
     document = {
         "bundle_version": BUNDLE_VERSION,
@@ -158,13 +158,8 @@ def update_evaluation(folder: Path, evaluation: Mapping[str, Any] | None) -> Non
 
 
 def _write_documents(folder: Path, document: dict[str, Any]) -> None:
-    _write_text(folder / _CARD, write_card(document))
-    _write_text(folder / _DOCUMENT, json.dumps(document, indent=2, allow_nan=False) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+    write_text(folder / _CARD, write_card(document))
+    write_text(folder / _DOCUMENT, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pointer_rl.errors import InputError, first_line
+from pointer_rl.files import write_tensors, write_text
 from pointer_rl.selectors.pointer import PointerSelector, SelectorConfig
 
 __all__ = ["load_selector", "save_selector"]
@@ -51,11 +51,10 @@ _SAFE_GLOBALS: list[Any] = [
 def save_selector(folder: str | Path, selector: PointerSelector) -> None:
     """Write `model.safetensors` and `config.json` into a folder (made if need be), each whole."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: each.detach().contiguous() for name, each in selector.state_dict().items()}
     config = {"architecture": _ARCHITECTURE, **dataclasses.asdict(selector.config)}
-    _write(folder / _WEIGHTS, safetensors.torch.save(tensors))
-    _write(folder / _CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    write_tensors(folder / _WEIGHTS, tensors)
+    write_text(folder / _CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def load_selector(
@@ -84,15 +83,6 @@ def load_selector(
     _fill(selector, tensors, file)
     _log.info("%s: %d tensors of other models ignored", file, len(found) - len(tensors))
     return selector.to(device).eval()
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pointer_rl.errors import InputError, first_line
+from pointer_rl.files import AtomicFile, check_writable
 from pointer_rl.session.store import Entry, ResponseStore
 
 __all__ = ["export_responses"]
@@ -22,24 +20,12 @@ def export_responses(store: ResponseStore, path: Path, overwrite: bool = False) 
     At `path` there is all of it or what was there. Raises InputError where `path` exists (unless
     `overwrite`) or cannot be written.
     """
-    if path.exists() and not overwrite:
-        raise InputError(f"{path}: exists; remove it, or give --overwrite")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    check_writable(path, overwrite=overwrite)
     count = 0
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            for entry in store.entries():
-                file.write(json.dumps(_describe(entry), allow_nan=False) + "\n")
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({first_line(error)})") from error
-    finally:
-        with contextlib.suppress(OSError):  # it may be that the folder is none
-            temporary.unlink()
+    with AtomicFile(path) as file:
+        for entry in store.entries():
+            file.write((json.dumps(_describe(entry), allow_nan=False) + "\n").encode())
+            count += 1
     return count
 
 

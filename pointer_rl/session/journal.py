@@ -10,7 +10,6 @@ order, and the file takes its place.
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import logging
 import os
@@ -24,16 +23,14 @@ import numpy.typing as npt
 
 from pointer_rl.datasets.examples import KeyIndex, values
 from pointer_rl.errors import InputError
+from pointer_rl.records.formats import open_writer, read_meta, stream_records
 from pointer_rl.records.provenance import differences
 from pointer_rl.records.records import (
     Judged,
-    RecordWriter,
     as_line,
     encode_record,
     from_record,
-    read_meta,
     split_line,
-    stream_records,
 )
 from pointer_rl.types import Example
 
@@ -78,7 +75,7 @@ class Journal:
         self._failed = np.zeros(len(queries), dtype=bool)
         self._fresh = True
         """Whether it holds more than the finished file."""
-        RecordWriter(output).discard()  # a place that cannot be written is found at once
+        open_writer(output).discard()  # a place that cannot be written is found at once
         try:
             # Unbuffered: what a full disk refused must not be tried again when the file is closed.
             self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 (closed in close)
@@ -91,8 +88,6 @@ class Journal:
             self._file.close()
             raise
         try:
-            for left in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
-                left.unlink()  # by a run that was killed while it finished
             if overwrite:
                 self._file.truncate(0)
             self._end = self._file.seek(0, os.SEEK_END)
@@ -182,14 +177,9 @@ class Journal:
         """Write the finished file, and remove the journal. Every query has its line."""
         assert not self.left
         if self._fresh or not self.output.exists():
-            writer = RecordWriter(self.output, self._meta)
-            try:
+            with open_writer(self.output, self._meta) as writer:
                 for key, record in self._lines():
                     writer.write_encoded(key, record)
-            except BaseException:
-                writer.discard()
-                raise
-            writer.close()
         self.path.unlink()
 
     def close(self) -> None:

@@ -9,7 +9,6 @@ something to tell to train on and one to hold out, a round is only asked.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,8 @@ from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
 from pointer_rl.generate.pipeline import GenerateConfig, Generation, generate
 from pointer_rl.generate.run import SCHEMA_VERSION
-from pointer_rl.records.records import RecordWriter, to_record
+from pointer_rl.records.formats import open_writer
+from pointer_rl.records.records import to_record
 from pointer_rl.registry import registry
 from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.selectors.bundle import DataFile
@@ -278,9 +278,7 @@ class _Asking:
             **asdict(config),
         }
         failures: list[str | None] = []
-        partial = path.with_name(f".{path.name.removesuffix('.json')}.partial.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with RecordWriter(partial, meta) as writer:
+        with open_writer(path, meta) as writer:
             generation = Generation(
                 queries,
                 vectors,
@@ -301,10 +299,8 @@ class _Asking:
                 writer.write(judged.query.id, record)
                 failures += [outcome.failure for _, outcome in judged.candidates]
                 on_query()
-        if all(failures):
-            partial.unlink()
-            raise InputError(
-                f"round {number}: all {len(failures):,} trials failed, the first with: "
-                f"{failures[0]}; --resume asks them again"
-            )
-        os.replace(partial, path)
+            if all(failures):
+                raise InputError(
+                    f"round {number}: all {len(failures):,} trials failed, the first with: "
+                    f"{failures[0]}; --resume asks them again"
+                )

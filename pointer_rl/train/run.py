@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -11,9 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pointer_rl.datasets.embeddings import atomic_write, digest_vectors
+from pointer_rl.datasets.embeddings import digest_vectors
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError, MissingExtraError
+from pointer_rl.files import remove_leftovers, write_text
 from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
 from pointer_rl.selectors import PointerSelector, SelectorPolicy
 from pointer_rl.selectors.bundle import (
@@ -37,11 +37,6 @@ CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 ROUNDS = "rounds"
 EVENTS = "tensorboard"
-_LEFTOVER = re.compile(
-    r"\.*(checkpoint|model|pool|config|bundle|metrics|query_ids|README|round-\d+(\.partial)?)\.[a-z]+"
-    r"\.(tmp)?\d+(\.tmp)?|\.round-\d+\.partial\.json"
-)
-"""What a run that was killed was writing: files under temporary names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +81,8 @@ class Output:
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in [*self.folder.iterdir(), *self.folder.glob(f"{ROUNDS}/*")]:
-                if _LEFTOVER.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
+            remove_leftovers(self.folder)
+            remove_leftovers(self.folder / ROUNDS)
         except OSError as error:
             raise InputError(f"{self.folder}: cannot be written ({error.strerror})") from error
 
@@ -301,8 +295,7 @@ class Recorder(AbstractContextManager["Recorder"]):
 
     def epoch(self, line: EpochLine) -> None:
         text = "".join(json.dumps(each) + "\n" for each in self.log)
-        with atomic_write(self._path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(self._path, text)
         if self._events is not None:
             for name, value in _numbers(line).items():
                 self._events.add_scalar(name, value, len(self.log) - 1)

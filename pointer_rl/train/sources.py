@@ -12,7 +12,7 @@ from torch import Tensor
 from pointer_rl.datasets.embeddings import Embeddings, load_embeddings
 from pointer_rl.errors import InputError
 from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
-from pointer_rl.records.records import read_meta
+from pointer_rl.records.formats import read_meta
 from pointer_rl.registry import registry
 from pointer_rl.selectors.bundle import EncoderInfo, is_bundle, load_bundle
 from pointer_rl.selectors.checkpoints import load_selector

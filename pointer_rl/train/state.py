@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from pointer_rl.datasets.embeddings import atomic_write
 from pointer_rl.errors import InputError, first_line
+from pointer_rl.files import write_tensors
 from pointer_rl.selectors.pointer import PointerSelector, SelectorConfig
 
 __all__ = ["TrainState", "load_state", "new_optimizer", "save_state"]
@@ -73,8 +72,7 @@ def save_state(path: Path, state: TrainState) -> None:
         "best_reward": state.best_reward,
         "log": state.log,
     }
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={_METADATA: json.dumps(about)})
+    write_tensors(path, tensors, {_METADATA: json.dumps(about)})
 
 
 def load_state(path: Path, device: torch.device) -> TrainState:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 import pointer_rl_schemas
 from pointer_rl.errors import InputError, PointerRLError
 from pointer_rl.json_stream import Flaw, Member
+from pointer_rl.records.formats import read_meta, stream_members
 from pointer_rl.records.layouts import LAYOUTS, Layout, detect_layout
-from pointer_rl.records.records import read_meta, stream_members
 from pointer_rl.records.shards import Shard, window_of
 from pointer_rl.registry import registry
 from pointer_rl.types import Metric

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pointer_rl.records.records import RecordWriter
+from pointer_rl.records.formats import open_writer
 
 POOL = 9_000
 SMALL = 2_000
@@ -52,8 +52,8 @@ STREAMS = {
         "merge_files([source / '1.jsonl', source / '2.jsonl'], target / 'out.json')"
     ),
     "rescore": (
-        "from pointer_rl.records.rescore import RescoreRun, rescore_file\n"
-        "rescore_file(RescoreRun(source=source / 'rl.json', output_path=target / 'out.json'))"
+        "from pointer_rl.records.rescore import rescore_file\n"
+        "rescore_file(source / 'rl.json', target / 'out.json')"
     ),
 }
 
@@ -68,10 +68,10 @@ def write(folder: Path, queries: int, candidates: int) -> None:
         "shots": 2,
     }
     shards = [
-        RecordWriter(folder / f"{number}.jsonl", {**meta, "shard": f"{number}/2"})
+        open_writer(folder / f"{number}.jsonl", {**meta, "shard": f"{number}/2"})
         for number in (1, 2)
     ]
-    with RecordWriter(folder / "rl.json", meta) as writer:
+    with open_writer(folder / "rl.json", meta) as writer:
         for index in range(queries):
             record = _record(index, candidates, rng)
             for each in (writer, shards[index % 2]):

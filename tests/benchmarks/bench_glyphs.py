@@ -15,7 +15,8 @@ from pointer_rl.cli.tables import format_table
 from pointer_rl.generate.pipeline import GenerateConfig
 from pointer_rl.generate.run import GenerateRun, run_generate
 from pointer_rl.generate.summary import Tally
-from pointer_rl.records.records import from_record, stream_records
+from pointer_rl.records.formats import stream_records
+from pointer_rl.records.records import from_record
 from pointer_rl.registry import registry
 from pointer_rl.session.session import Named, TrialOptions
 

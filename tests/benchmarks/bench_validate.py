@@ -17,7 +17,8 @@ from pathlib import Path
 from statistics import median
 
 from pointer_rl.datasets.images import ImageBytes
-from pointer_rl.records.records import RecordWriter, to_record
+from pointer_rl.records.formats import open_writer
+from pointer_rl.records.records import to_record
 from pointer_rl.types import Candidate, Example, Outcome
 
 POOL = 9_000
@@ -55,7 +56,7 @@ def write(path: Path, queries: int) -> None:
         "metric": {"name": "exact", "version": "1"},
         "shots": 2,
     }
-    with RecordWriter(path, meta) as writer:
+    with open_writer(path, meta) as writer:
         for number in range(queries):
             answers = tuple(rng.choices(ANSWERS, k=10))
             image = ImageBytes(b"", "none")

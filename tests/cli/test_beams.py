@@ -297,7 +297,7 @@ def test_help_imports_nothing_heavy(command):
         (("--store", "a", "--no-store"), ("exclude each other",)),
         (("--output-path", "data.jsonl"), ("data.jsonl", "exists", "--overwrite")),
         (("--output-path", "a.txt"), ("a.txt", ".json")),
-        (("--output-path", "data.jsonl/a.json"), ("a.json", "cannot write")),
+        (("--output-path", "data.jsonl/a.json"), ("a.json", "cannot be written")),
     ],
     ids=lambda value: " ".join(value),
 )

@@ -13,10 +13,14 @@ from hypothesis import strategies as st
 from pointer_rl import BeamDataset
 from pointer_rl.errors import InputError
 from pointer_rl.records.convert import convert_file
-from pointer_rl.records.records import RecordWriter
+from pointer_rl.records.formats import open_writer
+from pointer_rl.records.writer import RecordWriter
 
 OUTCOME = {"vqa_pred_answer": "x", "vqa_correct": 1, "vqa_acc_score": 1.0}
-BEAM = {"gen_method": "beam", "beam_rank": 0, "beam_score": 2.13, "logprob_score": -1.5, **OUTCOME}
+BEAM = {
+    **{"gen_method": "beam", "beam_rank": 0, "beam_score": 2.13, "logprob_score": -1.5},
+    **{"temperature": None, **OUTCOME},
+}
 
 OLD = {
     "guide": {
@@ -178,7 +182,7 @@ files = st.dictionaries(
 @given(data=files, meta=st.none() | st.dictionaries(st.text(), values, max_size=3))
 def test_there_and_back_gives_the_same_bytes(tmp_path_factory, data, meta):
     folder = tmp_path_factory.mktemp("data")
-    with RecordWriter(folder / "a.json", meta) as writer:
+    with open_writer(folder / "a.json", meta) as writer:
         for key, record in data.items():
             writer.write(key, record)
     convert_file(folder / "a.json", folder / "b.jsonl")
@@ -219,7 +223,7 @@ def test_a_records_own_query_id_gives_way_to_the_lines(dump, cli):
     dump({"17": {**record, "query_id": 18}})
     result = cli("convert", "old.json", "new.jsonl", "--overwrite")
     assert result.exit_code == 2
-    assert "'17': its query_id 18 has no room in .jsonl" in result.stderr
+    assert "'17': its query_id 18 has no place in .jsonl" in result.stderr
 
 
 def test_what_other_programs_keep_beside_the_queries_stays(dump, cli):
@@ -337,3 +341,15 @@ def test_converting_imports_no_torch(dump):
     for args in (["convert", "old.json", "new.jsonl"], ["convert", "--help"]):
         done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_run_writes_any_container_and_converting_it_gives_its_json(world, cli, suffix):
+    assert world.generate().exit_code == 0
+    expected = world.output.read_bytes()
+    world.output = world.folder / f"rl{suffix}"
+    assert world.generate().exit_code == 0
+    assert cli("validate", str(world.output)).exit_code == 0
+    converted = world.folder / "converted.json"
+    assert cli("convert", str(world.output), str(converted)).exit_code == 0
+    assert converted.read_bytes() == expected

@@ -292,7 +292,7 @@ class TestRefusals:
     def test_an_output_folder_that_cannot_be_written(self, world, backends):
         (world.folder / "file").write_text("")
         world.output = world.folder / "file" / "rl.json"
-        refused(world.generate(), "cannot write there", backends)
+        refused(world.generate(), "cannot be written", backends)
         assert backends == []
 
     def test_no_generator(self, world, backends):

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pointer_rl.errors import InputError
+from pointer_rl.records.formats import open_writer, stream_records
 from pointer_rl.records.merge import merge_files
-from pointer_rl.records.records import RecordWriter, open_writer, stream_records
 from pointer_rl.records.shards import Shard
+from pointer_rl.records.writer import RecordWriter
 
 META = {
     **{"schema_version": "1.0", "dataset": {"name": "d", "num_queries": 7}, "seed": 1},
@@ -21,15 +22,18 @@ META = {
 }
 
 
+NULL = dict.fromkeys(("beam_rank", "beam_score", "logprob_score", "temperature"))
+
+
 def record(row):
-    return {"pointer_candidates": [{"pointer": [row], "gen_method": "x", "score": row / 3}]}
+    candidate = {"pointer": [row], "gen_method": "x", **NULL, "score": row / 3}
+    return {"pointer_candidates": [candidate]}
 
 
 def write(path, meta, rows):
-    writer = open_writer(path, meta)
-    for row in rows:
-        writer.write(f"q{row}", record(row))
-    writer.close()
+    with open_writer(path, meta) as writer:
+        for row in rows:
+            writer.write(f"q{row}", record(row))
     return path
 
 

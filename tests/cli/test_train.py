@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,10 +189,10 @@ def test_what_a_killed_run_was_writing_is_removed(place):
     succeeds(place.run())
     out = place.folder / "out"
     (out / "rounds").mkdir()
+    dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True).stdout.strip()
     names = [
-        *("checkpoint.safetensors.tmp12", "metrics.jsonl.tmp3", "bundle.json.tmp1234"),
-        *(".model.safetensors.77", "README.md.tmp5", "rounds/..round-02.partial.json.9.tmp"),
-        "rounds/.round-02.partial.json",
+        str(Path(name).with_name(f".{Path(name).name}.{dead}@{platform.node().split('.')[0]}.tmp"))
+        for name in ("checkpoint.safetensors", "bundle.json", "rounds/round-02.json")
     ]
     mine = ["notes.tmp1", "model.safetensors.old", "rounds/round-01.json", "checkpoint.tmp"]
     for name in [*names, *mine]:

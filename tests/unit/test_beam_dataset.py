@@ -17,9 +17,10 @@ from pointer_rl import BeamDataset, BeamDatasetWithEmbedding
 from pointer_rl.datasets.embed import digest_ids
 from pointer_rl.datasets.embeddings import Embeddings
 from pointer_rl.errors import InputError, PluginError
-from pointer_rl.records.beams import Beam, BeamWriter
+from pointer_rl.records.beams import Beam, to_beam_record
 from pointer_rl.records.columns import RowListsColumn
-from pointer_rl.records.records import RecordWriter, to_record
+from pointer_rl.records.formats import open_writer
+from pointer_rl.records.records import to_record
 from pointer_rl.testing import example
 from pointer_rl.types import Candidate, Outcome
 
@@ -219,7 +220,7 @@ def test_a_reward_that_does_not_exist_is_one_line(rl):
 numbers = st.floats(-1e3, 0, width=32)
 candidates = st.builds(
     Candidate,
-    pointer=st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5, unique=True).map(tuple),
+    pointer=st.lists(st.integers(0, 2**31 - 1), max_size=5, unique=True).map(tuple),
     gen_method=st.sampled_from(["beam", "sample", "random", "new"]),
     beam_rank=st.none() | st.integers(0, 9),
     beam_score=st.none() | numbers,
@@ -240,7 +241,7 @@ groups = st.lists(
 @given(st.dictionaries(st.text(min_size=1).filter(lambda key: key[0] != "_"), groups, max_size=4))
 def test_what_generate_writes_comes_back(tmp_path_factory, suffix, data):
     path = tmp_path_factory.mktemp("data") / f"rl{suffix}"
-    with RecordWriter(path, {"seed": 1}) as writer:
+    with open_writer(path, {"seed": 1}) as writer:
         for row, (key, judged) in enumerate(data.items()):
             writer.write(key, to_record(example(row, id=key, image_id=row), judged))
     kept = {
@@ -323,9 +324,10 @@ def test_a_query_is_excluded_where_it_is_in_the_pool(tmp_path):
 
 def test_beam_data_has_its_scores_for_rewards(tmp_path):
     path = tmp_path / "beams.json"
-    with BeamWriter(path, {}) as writer:
-        writer.add("q", {"row": 3}, [Beam((4, 5), 2.5, (1.0, 1.5)), Beam((4,), 0.5, (0.5,))], [4])
-        writer.add("r", {}, [])
+    beams = [Beam((4, 5), 2.5, (1.0, 1.5)), Beam((4,), 0.5, (0.5,))]
+    with open_writer(path, {}) as writer:
+        writer.write("q", to_beam_record({"row": 3}, beams, [4]))
+        writer.write("r", to_beam_record({}, []))
     dataset = BeamDataset(path)
     assert (dataset.kind, dataset.method_names, dataset.empty) == ("beam", ("beam",), 1)
     assert dataset.rewards.tolist() == [2.5, 0.5]
@@ -354,13 +356,13 @@ def test_lever_lms_beam_data_excludes_the_query(tmp_path):
         ({"pointer_candidates": 3}, "pointer_candidates is no list of objects"),
         ({"pointer_candidates": [3]}, "pointer_candidates is no list of objects"),
         ({"pointer_candidates": [{}]}, "candidate 0: pointer is no list of rows"),
-        ({"pointer_candidates": [candidate([])]}, "candidate 0: an empty pointer"),
         ({"pointer_candidates": [candidate([1, 2, 1])]}, "candidate 0: a row twice"),
-        ({"pointer_candidates": [candidate([2**31])]}, "no pool is as large"),
+        ({"pointer_candidates": [candidate([2**31])]}, "no pool is that large"),
         ({"pointer_candidates": [candidate([-1])]}, "no list of rows"),
         ({"pointer_candidates": [candidate([True])]}, "no list of rows"),
         ({"pointer_candidates": [candidate([1], 3)]}, "gen_method is no string"),
         ({"pointer_candidates": [candidate([1], temperature="1")]}, "temperature is no finite"),
+        ({"pointer_candidates": [candidate([1], beam_rank=[0])]}, "beam_rank is no finite"),
         ({"pointer_candidates": [candidate([1], vqa_acc_score=10**99)]}, "vqa_acc_score is no"),
         ({"pointer_candidates": [candidate([1])], "query": 3}, "`query` is no object"),
         ({"pointer_candidates": [candidate([1])], "query": {"row": -2}}, "query.row is no list"),
@@ -399,11 +401,43 @@ def test_as_many_methods_as_a_byte_can_number(tmp_path):
         BeamDataset(dump(tmp_path, {"a": {"pointer_candidates": methods}}))
 
 
+@pytest.mark.parametrize("lengths", [(0,), (0, 0), (2, 0, 1)])
+def test_pointers_have_any_length(tmp_path, lengths):
+    pointers = [list(range(length)) for length in lengths]
+    record = {"pointer_candidates": [candidate(each) for each in pointers]}
+    dataset = BeamDataset(dump(tmp_path, {"a": record}))
+    width = max(lengths)
+    assert dataset.pointers.tolist() == [each + [-1] * (width - len(each)) for each in pointers]
+    assert dataset.shots == tuple(sorted(set(lengths)))
+    queries, pool = embeddings(1, ("a",)), embeddings(2)
+    assert len(BeamDatasetWithEmbedding(tmp_path / "rl.json", queries, pool).select([0])) == 1
+
+
+def test_a_reward_sees_the_whole_outcome(tmp_path, monkeypatch):
+    """Also fields that are in no array, such as the answer."""
+    outcome = {"vqa_raw_generation": "x Question", "vqa_gt_prob": 0.5, "vqa_rel_score": 0.25}
+    record = {"pointer_candidates": [candidate([1], similarity_score=0.75, **outcome)]}
+    seen = []
+
+    class Recording:
+        def create(self, kind, name, options):
+            return lambda outcome, candidate: seen.append((outcome, candidate)) or 1.0
+
+    monkeypatch.setattr("pointer_rl.records.beam_dataset.registry", Recording)
+    BeamDataset(dump(tmp_path, {"a": record}))
+    assert seen == [
+        (
+            Outcome("x Question", "x", True, 0.6, gt_prob=0.5, rel_score=0.25),
+            Candidate((1,), "random", similarity_score=0.75),
+        )
+    ]
+
+
 def test_a_query_that_occurs_twice_is_refused(tmp_path):
     path = tmp_path / "rl.json"
     record = json.dumps({"pointer_candidates": [candidate([1])]})
     path.write_text(f'{{"a": {record}, "b": {record}, "a": {record}}}')
-    with pytest.raises(InputError, match="query 'a': it occurs twice"):
+    with pytest.raises(InputError, match="'a' occurs twice"):
         BeamDataset(path)
 
 

@@ -1,4 +1,4 @@
-"""Beam data: the writer, the reader, and Lever-LM's layout."""
+"""Beam data: records written and read, and Lever-LM's layout."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pointer_rl import BeamDataset
 from pointer_rl.errors import InputError
-from pointer_rl.records.beams import Beam, BeamRecord, BeamWriter, stream_beams
+from pointer_rl.records.beams import Beam, read_beams, to_beam_record
+from pointer_rl.records.formats import open_writer
+from pointer_rl.records.layouts import detect_layout, upgrade_record
 from pointer_rl.validate import validate_file
 
 numbers = st.floats(-1e6, 1e6)
@@ -20,13 +23,6 @@ beams = st.builds(
     score=numbers,
     step_scores=st.lists(numbers, max_size=4).map(tuple),
 )
-records = st.builds(
-    BeamRecord,
-    query_id=st.text(min_size=1).filter(lambda key: key[0] != "_"),
-    query=st.dictionaries(st.text(), st.integers() | st.text()),
-    beams=st.lists(beams, max_size=3).map(tuple),
-    pool=st.none() | st.lists(st.integers(0, 99)).map(tuple),
-)
 GOOD = {"pointer": [3, 1], "score": 1.5, "step_scores": [1.0, 0.5]}
 
 
@@ -35,90 +31,65 @@ def write(path, content):
     return path
 
 
+def upgraded(record):
+    return upgrade_record(record, detect_layout(record))
+
+
 # --- our own layout ---
 
 
-@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
-@given(st.lists(records, max_size=4, unique_by=lambda record: record.query_id))
-def test_what_is_written_is_read_back(tmp_path_factory, suffix, given_records):
-    path = tmp_path_factory.mktemp("data") / f"beams{suffix}"
-    with BeamWriter(path, {"seed": 0}) as writer:
-        for each in given_records:
-            writer.add(each.query_id, each.query, each.beams, each.pool)
-    assert list(stream_beams(path)) == given_records
+@given(st.lists(beams, max_size=3))
+def test_what_is_written_is_read_back(given_beams):
+    record = json.loads(json.dumps(to_beam_record({}, given_beams)))
+    assert list(read_beams(upgraded(record))) == given_beams
 
 
-def test_the_format_is_the_documented_one(tmp_path):
-    path = tmp_path / "beams.json"
-    with BeamWriter(path, {"seed": 0}) as writer:
-        writer.add("a", {"row": 4}, [Beam((3, 1), 1.5, (1.0, 0.5))], [1, 3, 7])
-        writer.add("b", {}, [], None)
-    assert json.loads(path.read_text()) == {
-        "_meta": {"seed": 0},
-        "a": {"query": {"row": 4}, "beams": [GOOD], "pool": [1, 3, 7]},
-        "b": {"query": {}, "beams": []},
+def test_the_layout_is_the_documented_one():
+    beam = Beam((3, 1), 1.5, (1.0, 0.5))
+    assert to_beam_record({"row": 4}, [beam], [1, 3, 7], [4]) == {
+        "query": {"row": 4},
+        "beams": [GOOD],
+        "pool": [1, 3, 7],
+        "excluded": [4],
     }
-
-
-def test_an_existing_file_is_replaced_only_when_asked(tmp_path):
-    path = tmp_path / "beams.json"
-    path.write_text("before")
-    with pytest.raises(InputError, match=r"beams\.json: exists"):
-        BeamWriter(path)
-    with BeamWriter(path, overwrite=True) as writer:
-        writer.add("a", {}, [])
-        assert path.read_text() == "before"
-    assert [each.query_id for each in stream_beams(path)] == ["a"]
-
-
-def _write_and_raise(writer):
-    with writer:
-        writer.add("a", {}, [])
-        raise KeyboardInterrupt
-
-
-def test_an_interrupt_keeps_what_is_done(tmp_path):
-    path = tmp_path / "beams.json"
-    with pytest.raises(KeyboardInterrupt):
-        _write_and_raise(BeamWriter(path))
-    assert [each.query_id for each in stream_beams(path)] == ["a"]
-    BeamWriter(tmp_path / "other.json").discard()
-    assert [each.name for each in tmp_path.iterdir()] == ["beams.json"]
+    assert to_beam_record({}, []) == {"query": {}, "beams": []}
 
 
 @pytest.mark.parametrize("beam", [Beam((1,), math.nan, ()), Beam((1,), 1.0, (math.inf,))])
 def test_scores_that_are_not_finite_are_not_written(tmp_path, beam):
-    with (
-        pytest.raises(ValueError, match="InfoScores are finite"),
-        BeamWriter(tmp_path / "x.json") as writer,
-    ):
-        writer.add("a", {}, [beam])
+    with pytest.raises(ValueError, match="JSON"), open_writer(tmp_path / "x.json") as writer:
+        writer.write("a", to_beam_record({}, [beam]))
     assert list(tmp_path.iterdir()) == []
 
 
 # --- Lever-LM's ---
 
 
-def test_lever_lms_layout_is_read(tmp_path):
-    path = write(
-        tmp_path / "lever.json",
-        {
-            "_stats": 1,
-            "17": {"id_list": [[3, 1, 17], [5, 3, 17]], "score_list": [0.5, 2], "few_shot_num": 2},
-            "18": {"id_list": [], "score_list": []},
-            "19": {
+@pytest.mark.parametrize(
+    ("record", "query", "expected"),
+    [
+        (
+            {"id_list": [[3, 1, 17], [5, 3, 17]], "score_list": [0.5, 2], "few_shot_num": 2},
+            {"row": 17},
+            [Beam((3, 1), 0.5, ()), Beam((5, 3), 2.0, ())],
+        ),
+        ({"id_list": [], "score_list": []}, None, []),
+        (
+            {
                 "id_list": [[2, 19]],
                 "score_list": [-1.5],
                 "beams": [{"shots": [2]}],
                 "query": {"question": "What?"},
             },
-        },
-    )
-    assert list(stream_beams(path)) == [
-        BeamRecord("17", {"row": 17}, (Beam((3, 1), 0.5, ()), Beam((5, 3), 2.0, ())), None),
-        BeamRecord("18", {}, (), None),
-        BeamRecord("19", {"question": "What?", "row": 19}, (Beam((2,), -1.5, ()),), None),
-    ]
+            {"question": "What?", "row": 19},
+            [Beam((2,), -1.5, ())],
+        ),
+    ],
+)
+def test_lever_lms_layout_is_read(record, query, expected):
+    record = upgraded(record)
+    assert record.get("query") == query
+    assert list(read_beams(record)) == expected
 
 
 @pytest.mark.parametrize(
@@ -139,14 +110,12 @@ def test_lever_lms_layout_is_read(tmp_path):
         ({"beams": [{**GOOD, "score": 10**400}]}, "beam 0: score and step_scores are no"),
         ({"beams": [{**GOOD, "step_scores": 1}]}, "beam 0: score and step_scores are no"),
         ({"beams": [GOOD], "pool": ["a"]}, "pool is no list of rows"),
-        ({"pointer_candidates": []}, "this is no beam data"),
-        ([], "this is no beam data"),
     ],
 )
-def test_what_is_no_beam_data_is_said_in_a_line(tmp_path, record, message):
+def test_malformed_beam_data_is_refused_in_a_line(tmp_path, record, message):
     path = write(tmp_path / "x.json", {"good": {"beams": [GOOD]}, "17": record})
     with pytest.raises(InputError) as caught:
-        list(stream_beams(path))
+        BeamDataset(path)
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"{path}: query '17': ")
     assert "\n" not in str(caught.value)
@@ -156,7 +125,7 @@ def test_a_score_too_large_for_a_float_is_refused(tmp_path):
     path = tmp_path / "x.json"
     path.write_text('{"a": {"beams": [{"pointer": [1], "score": 1e999}]}}')
     with pytest.raises(InputError, match="no finite numbers"):
-        list(stream_beams(path))
+        BeamDataset(path)
 
 
 # --- validating ---
@@ -164,9 +133,10 @@ def test_a_score_too_large_for_a_float_is_refused(tmp_path):
 
 def test_what_the_writer_writes_is_valid(tmp_path):
     path = tmp_path / "beams.jsonl"
-    with BeamWriter(path, {"schema_version": "1.0"}) as writer:
-        writer.add("a", {"row": 4}, [Beam((3, 1), 1.5, (1.0, 0.5)), Beam((3,), 1, ())], [1, 3, 7])
-        writer.add("b", {}, [])
+    found = [Beam((3, 1), 1.5, (1.0, 0.5)), Beam((3,), 1, ())]
+    with open_writer(path, {"schema_version": "1.0"}) as writer:
+        writer.write("a", to_beam_record({"row": 4}, found, [1, 3, 7]))
+        writer.write("b", to_beam_record({}, []))
     report = validate_file(path)
     assert (report.num_findings, report.queries, report.candidates) == (0, 2, {"beam": 2})
     assert report.notes == ["beam data: its form is checked, not its rows"]
@@ -178,7 +148,6 @@ def test_what_the_writer_writes_is_valid(tmp_path):
         ({"beams": 3}, "/a/beams"),
         ({"beams": [{"score": 1}]}, "/a/beams/0"),
         ({"beams": [{**GOOD, "pointer": [1, 1]}]}, "/a/beams/0/pointer"),
-        ({"beams": [{**GOOD, "pointer": []}]}, "/a/beams/0/pointer"),
         ({"beams": [{**GOOD, "score": None}]}, "/a/beams/0/score"),
         ({"beams": [{**GOOD, "step_scores": ["x"]}]}, "/a/beams/0/step_scores/0"),
         ({"beams": [GOOD], "pool": [1, 1]}, "/a/pool"),

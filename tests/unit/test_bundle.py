@@ -162,7 +162,7 @@ class Killed(BaseException):
     """As SIGKILL: nothing tidies up after it."""
 
 
-WRITES = ("save_selector", "save_embeddings", "_write_text", "_write_text", "_write_text")
+WRITES = ("save_selector", "save_embeddings", "write_text", "write_text", "write_text")
 
 
 @pytest.mark.parametrize("survived", range(len(WRITES)))

@@ -13,24 +13,22 @@ from hypothesis import strategies as st
 
 from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.errors import InputError
+from pointer_rl.records.formats import FORMATS, open_writer, read_meta, stream_records
 from pointer_rl.records.layouts import detect_layout
-from pointer_rl.records.records import (
-    RecordWriter,
-    from_record,
-    open_writer,
-    read_meta,
-    stream_records,
-    to_record,
-)
+from pointer_rl.records.records import from_record, to_record
 from pointer_rl.types import Candidate, Example, Outcome
 
 QUERY = Example("q/1", 4, ImageBytes(b"", "none"), "What?", ("Yes", "yes"), 11, "i1")
 RECORD = {"pointer_candidates": []}
+JUDGED = [
+    (Candidate((7, 22), "beam", 0, 2.5, -1.5), Outcome("a", "a", False, 0.0, 0.5, 0.25)),
+    (Candidate((1,), "sample", None, None, -2.0, 1.0, 0.9, 0.5), Outcome(failure="timeout")),
+]
 
 numbers = st.floats(-1e6, 1e6)
 candidates = st.builds(
     Candidate,
-    pointer=st.lists(st.integers(0, 2**40), min_size=1, max_size=4, unique=True).map(tuple),
+    pointer=st.lists(st.integers(0, 2**40), max_size=4, unique=True).map(tuple),
     gen_method=st.text(min_size=1, max_size=6),
     beam_rank=st.none() | st.integers(0, 9),
     beam_score=st.none() | numbers,
@@ -48,6 +46,7 @@ outcomes = st.one_of(
         correct=st.booleans(),
         accuracy=st.floats(0, 1),
         gt_prob=st.none() | st.floats(0, 1),
+        rel_score=st.none() | st.floats(0, 1),
     ),
 )
 
@@ -57,7 +56,7 @@ outcomes = st.one_of(
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(candidates, outcomes), max_size=4))
-def test_a_record_holds_all_there_is_to_know(judged):
+def test_a_record_holds_everything_about_its_candidates(judged):
     record = json.loads(json.dumps(to_record(QUERY, judged), allow_nan=False))
     assert from_record(record) == judged
 
@@ -73,7 +72,7 @@ def test_a_judged_candidate_is_written_as_in_the_seed_format():
     )
 
 
-def test_what_is_known_beyond_the_seed_format_comes_after_it():
+def test_fields_that_the_seed_format_lacks_come_after_it():
     candidate = Candidate((1,), "sample", temperature=1.0, top_p=0.9, similarity_score=0.5)
     outcome = Outcome("a book Question", "a book", False, 0.0, gt_prob=0.25, rel_score=0.5)
     (value,) = to_record(QUERY, [(candidate, outcome)])["pointer_candidates"]
@@ -85,9 +84,17 @@ def test_what_is_known_beyond_the_seed_format_comes_after_it():
 def test_a_failed_evaluation_has_no_outcome():
     failed = (Candidate((1,), "random"), Outcome(failure="timeout"))
     (value,) = to_record(QUERY, [failed])["pointer_candidates"]
-    assert value["eval_failed"] is True
-    assert value["eval_error"] == "timeout"
-    assert not [key for key in value if key.startswith("vqa_")]
+    assert list(value)[6:] == ["eval_failed", "eval_error"]
+    assert (value["eval_failed"], value["eval_error"]) == (True, "timeout")
+
+
+def test_a_candidate_that_was_never_judged_has_an_empty_outcome():
+    values = [{"pointer": [], "gen_method": "x"}, {"pointer": [1], "gen_method": "x"}]
+    (shown, outcome), (_, failed) = from_record(
+        {"pointer_candidates": [values[0], {**values[1], "eval_failed": True, "eval_error": None}]}
+    )
+    assert (shown.pointer, outcome) == ((), Outcome())
+    assert failed == Outcome(failure="unknown")
 
 
 def test_the_query_is_described():
@@ -128,7 +135,7 @@ def test_rows_written_as_floats_are_read_as_rows():
 )
 def test_what_is_written_is_read_back(tmp_path_factory, suffix, data, meta):
     path = tmp_path_factory.mktemp("data") / f"rl{suffix}"
-    with RecordWriter(path, meta) as writer:
+    with open_writer(path, meta) as writer:
         for key, record in data.items():
             writer.write(key, record)
     expected = list(data.items())
@@ -140,7 +147,7 @@ def test_what_is_written_is_read_back(tmp_path_factory, suffix, data, meta):
 
 def test_a_record_is_a_line(tmp_path):
     path = tmp_path / "rl.json"
-    with RecordWriter(path, {"seed": 0}) as writer:
+    with open_writer(path, {"seed": 0}) as writer:
         writer.write("é", RECORD)
         writer.write("b", RECORD)
     assert path.read_bytes().decode() == (
@@ -152,7 +159,7 @@ def test_a_record_is_a_line(tmp_path):
 
 def test_half_a_surrogate_pair_survives(tmp_path):
     path = tmp_path / "rl.json"
-    with RecordWriter(path) as writer:
+    with open_writer(path) as writer:
         writer.write("q", {"raw": "\ud83d"})
     assert dict(stream_records(path)) == {"q": {"raw": "\ud83d"}}
 
@@ -160,7 +167,7 @@ def test_half_a_surrogate_pair_survives(tmp_path):
 def test_nothing_appears_before_it_is_whole(tmp_path):
     path = tmp_path / "rl.json"
     path.write_text("before")
-    writer = RecordWriter(path)
+    writer = open_writer(path)
     writer.write("q", RECORD)
     assert path.read_text() == "before"
     writer.close()
@@ -168,75 +175,71 @@ def test_nothing_appears_before_it_is_whole(tmp_path):
     assert dict(stream_records(path)) == {"q": RECORD}
 
 
-def _write_and_raise(writer, error):
-    with writer:
-        writer.write("q", RECORD)
-        raise error
-
-
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
-def test_an_exception_before_the_first_record_leaves_things_as_they_were(tmp_path, error):
-    path = tmp_path / "rl.json"
-    path.write_text("before")
-    with pytest.raises(error), RecordWriter(path, {"seed": 1}):
-        raise error
-    assert path.read_text() == "before"
-    assert [each.name for each in tmp_path.iterdir()] == ["rl.json"]
-
-
-@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
-@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
-def test_an_exception_keeps_what_is_done(tmp_path, suffix, error):
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_an_exception_leaves_what_was_there(tmp_path, suffix, error):
     path = tmp_path / f"rl{suffix}"
+    path.write_text("before")
+
+    def write():
+        with open_writer(path, {"seed": 1}) as writer:
+            writer.write("q", RECORD)
+            raise error
+
     with pytest.raises(error):
-        _write_and_raise(RecordWriter(path, {"seed": 1}), error)
-    assert list(stream_records(path)) == [("_meta", {"seed": 1}), ("q", RECORD)]
+        write()
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [(path.name, "before")]
 
 
-def test_a_suffix_of_another_format_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"written as \.json or \.jsonl"):
-        RecordWriter(tmp_path / "rl.parquet")
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_container_holds_the_same_records(tmp_path, suffix):
+    """With candidates of every kind, an empty pointer among them."""
+    path = tmp_path / f"rl{suffix}"
+    record = to_record(QUERY, [(Candidate((), "zero"), Outcome(None, "x", True, 1.0)), *JUDGED])
+    with open_writer(path, {"seed": 1}) as writer:
+        writer.write("q/1", record)
+        writer.write_encoded("q/2", json.dumps(record).encode())
+    assert list(stream_records(path)) == [("_meta", {"seed": 1}), ("q/1", record), ("q/2", record)]
+    assert json.dumps(dict(stream_records(path))["q/1"]) == json.dumps(record)
+    assert read_meta(path) == {"seed": 1}
 
 
-def test_an_interrupt_in_the_middle_of_a_write_leaves_valid_json(tmp_path):
-    path = tmp_path / "rl.json"
-    writer = RecordWriter(path)
-    writer.write("a", RECORD)
-    file = writer._file
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_query_that_occurs_twice_is_refused(tmp_path, suffix):
+    path = tmp_path / f"rl{suffix}"
+    with open_writer(path) as writer:
+        writer.write("q", RECORD)
+        writer.write("q", RECORD)
+    with pytest.raises(InputError, match=f"rl{suffix}: 'q' occurs twice; keep one of them"):
+        list(stream_records(path))
 
-    class Interrupted:
-        def write(self, data: bytes) -> None:
-            file.write(data[:9])
-            writer._file = file
-            raise KeyboardInterrupt
 
-    writer._file = Interrupted()
-    with pytest.raises(KeyboardInterrupt), writer:
-        writer.write("b", RECORD)
-    assert list(stream_records(path)) == [("a", RECORD)]
+def test_other_suffixes_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"name a \.json, \.jsonl or \.parquet file to write"):
+        open_writer(tmp_path / "rl.csv")
 
 
 def test_missing_folders_are_made(tmp_path):
     path = tmp_path / "a" / "b" / "rl.json"
-    RecordWriter(path).close()
+    open_writer(path).close()
     assert json.loads(path.read_text()) == {}
 
 
 def test_a_folder_that_cannot_be_written_is_found_at_once(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"rl\.json: cannot write there"):
-        RecordWriter(tmp_path / "file" / "rl.json")
+    with pytest.raises(InputError, match=r"rl\.json: cannot be written"):
+        open_writer(tmp_path / "file" / "rl.json")
     with pytest.raises(InputError, match="is a folder"):
-        RecordWriter(tmp_path)
+        open_writer(tmp_path)
 
 
 @pytest.mark.parametrize("key", ["_q", ""])
 def test_an_id_that_would_be_no_query_is_refused(tmp_path, key):
-    with pytest.raises(InputError, match="another id"), RecordWriter(tmp_path / "x.json") as writer:
+    with pytest.raises(InputError, match="another id"), open_writer(tmp_path / "x.json") as writer:
         writer.write(key, RECORD)
 
 
-@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", FORMATS)
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, suffix):
     path = tmp_path / f"rl{suffix}"
     path.write_text("before")
@@ -246,14 +249,14 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, suffix):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pointer_rl.records.pending_file.os.fsync", full)
-    with pytest.raises(InputError, match=r"cannot write it \(No space left"):
+    monkeypatch.setattr("pointer_rl.files.os.fsync", full)
+    with pytest.raises(InputError, match=r"cannot be written \(No space left"):
         writer.close()
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [(path.name, "before")]
 
 
 def test_nan_is_not_written(tmp_path):
-    with pytest.raises(ValueError, match="not JSON"), RecordWriter(tmp_path / "x.json") as writer:
+    with pytest.raises(ValueError, match="not JSON"), open_writer(tmp_path / "x.json") as writer:
         writer.write("q", {"score": math.nan})
     assert list(tmp_path.iterdir()) == []
 
@@ -270,7 +273,7 @@ def test_meta_is_found_wherever_it_stands(tmp_path):
 
 
 def test_meta_is_found_across_the_blocks_that_are_searched(tmp_path, monkeypatch):
-    monkeypatch.setattr("pointer_rl.records.records.WINDOW", 4)
+    monkeypatch.setattr("pointer_rl.records.formats.WINDOW", 4)
     path = tmp_path / "rl.json"
     path.write_text('{"a": {}, "_meta": {"seed": 3}}')
     assert read_meta(path) == {"seed": 3}

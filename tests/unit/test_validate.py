@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.errors import InputError
-from pointer_rl.records.records import RecordWriter, to_record
+from pointer_rl.records.formats import open_writer
+from pointer_rl.records.records import to_record
 from pointer_rl.registry import Registry
 from pointer_rl.types import Candidate, Example, Outcome
 from pointer_rl.validate import Report, ValidationConfig, validate_file
@@ -107,7 +108,7 @@ def test_a_sound_file_has_no_findings_and_leaves_nothing_unchecked(path):
 def test_jsonl_is_validated_in_the_same_way(tmp_path):
     document = _document()
     document["q2"]["pointer_candidates"][0]["vqa_correct"] = 7
-    with RecordWriter(tmp_path / "rl.jsonl", document.pop("_meta")) as writer:
+    with open_writer(tmp_path / "rl.jsonl", document.pop("_meta")) as writer:
         for key, record in document.items():
             writer.write(key, record)
     report = validate_file(tmp_path / "rl.jsonl")
@@ -155,7 +156,7 @@ groups = st.lists(st.tuples(proposals, trials), max_size=4, unique_by=lambda eac
 @given(st.dictionaries(st.sampled_from(["a", "é/~", "0"]), groups, min_size=1, max_size=2))
 def test_whatever_is_written_is_sound(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("data") / "rl.json"
-    with RecordWriter(path) as writer:
+    with open_writer(path) as writer:
         for key, judged in data.items():
             query = Example(key, 0, ImageBytes(b"", "none"), "What?", ("a",))
             writer.write(key, to_record(query, judged, normalise=str.upper))

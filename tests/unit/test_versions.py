@@ -1,7 +1,8 @@
-"""The promise of docs/explanation/compatibility.md: what any version wrote is read, and valid.
+"""The promise of docs/explanation/compatibility.md: files of every version stay readable and valid.
 
-tests/data/versions has, for each version of the schema, small files that it describes, and the
-schema as it was; `older` has the layouts that came before. Files are added, never changed.
+tests/data/versions has, for each version of the schema, small files that follow it and the schema
+as it was; `older` has the layouts before the first version. Files are added, never changed. A
+Parquet file has the same content as the JSON file of its name.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,11 +21,12 @@ from hypothesis import strategies as st
 import pointer_rl_schemas
 from pointer_rl.records.beam_dataset import BeamDataset
 from pointer_rl.records.convert import convert_file
-from pointer_rl.records.records import stream_records
+from pointer_rl.records.formats import stream_records
 from pointer_rl.validate import ValidationConfig, validate_file
 
 VERSIONS = Path(__file__).parents[1] / "data" / "versions"
-STORED = sorted(path for path in VERSIONS.glob("*.*/*.json*") if path.is_file())
+STORED = sorted(path for path in VERSIONS.glob("*.*/*") if path.is_file())
+PARQUET = [path for path in STORED if path.suffix == ".parquet"]
 OLDER = sorted(VERSIONS.glob("older/*.json"))
 SCHEMAS = sorted(VERSIONS.glob("*.*/schemas/*.schema.json"))
 NAMES = [str(path.relative_to(VERSIONS)) for path in STORED]
@@ -50,6 +53,15 @@ def test_a_stored_file_is_read_and_converted_as_it_is(path, tmp_path):
     assert not converted.upgraded
     assert list(stream_records(tmp_path / "new.jsonl")) == list(stream_records(path))
     assert BeamDataset(tmp_path / "new.jsonl").rewards.tolist() == dataset.rewards.tolist()
+
+
+@pytest.mark.parametrize("path", PARQUET, ids=lambda path: path.stem)
+def test_parquet_holds_what_its_json_file_holds(path):
+    """These have the columns `_keys` and `_rest`, which are not written any more."""
+    columns = pyarrow.parquet.read_schema(path).names
+    assert {"_keys", "_rest"} <= set(columns)
+    found, expected = (list(stream_records(each)) for each in (path, path.with_suffix(".json")))
+    assert json.dumps(found) == json.dumps(expected)  # with types of numbers and order of keys
 
 
 @pytest.mark.parametrize("path", OLDER, ids=lambda path: path.stem)
@@ -99,7 +111,7 @@ VALUES = st.one_of(
 @pytest.mark.parametrize("path", SCHEMAS, ids=lambda path: str(path.relative_to(VERSIONS)))
 @settings(max_examples=150)
 @given(data=st.data())
-def test_whatever_an_earlier_schema_accepts_todays_accepts(path, data):
+def test_today_accepts_what_an_earlier_schema_accepts(path, data):
     name = path.name.removesuffix(".schema.json")
     earlier, today = (
         jsonschema_rs.Draft202012Validator(each)

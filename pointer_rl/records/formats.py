@@ -1,0 +1,202 @@
+"""Files of records, read and written record by record.
+
+The suffix of a file names its container, of which `FORMATS` has one entry each. To add a container,
+write its two functions and its writer, and add it to the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pointer_rl.errors import InputError
+from pointer_rl.json_stream import WINDOW, Member
+from pointer_rl.json_stream import stream_members as stream_json
+from pointer_rl.records.parquet import ParquetWriter, read_parquet_meta, stream_parquet
+from pointer_rl.records.records import Record, as_line, check_query_id, encode_record
+from pointer_rl.records.writer import RecordWriter
+
+__all__ = [
+    "FORMATS",
+    "Format",
+    "JsonLinesWriter",
+    "JsonWriter",
+    "open_writer",
+    "read_meta",
+    "stream_members",
+    "stream_records",
+    "stream_sound_members",
+]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A container of records."""
+
+    suffix: str
+    stream: Callable[[Path], Iterator[Member]]
+    """The members of a file, `_meta` included, in its order."""
+    read_meta: Callable[[Path], Record | None]
+    """The file's `_meta`; None if it has none, or one that is not an object."""
+    open: Callable[[Path, Mapping[str, Any] | None], RecordWriter]
+    """A writer of a file with this `_meta`."""
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def stream_members(path: Path) -> Iterator[Member]:
+    """The members of a file in its order, with their lines and with what JSON forbids in them.
+
+    A key that occurs twice comes out twice. A suffix that is unknown is read as .json. Raises
+    InputError, naming the place, for content that cannot be parsed.
+    """
+    return _format_of(path).stream(path)
+
+
+def stream_sound_members(path: Path) -> Iterator[tuple[str, Any]]:
+    """(key, value) of each member; like `stream_members`, but NaN and repeated keys are errors."""
+    for member in stream_members(path):
+        for flaw in member.flaws:
+            raise InputError(
+                f"{path}: line {member.line}: {flaw.describe(member.key)}; correct it (pointer-rl "
+                "validate lists all there are)"
+            )
+        yield member.key, member.value
+
+
+def stream_records(path: Path) -> Iterator[tuple[str, Any]]:
+    """(query id, record), and ("_meta", …) and other keys that begin with _, in the file's order.
+
+    Raises InputError for content that cannot be parsed or would have to be guessed: NaN, a
+    repeated key, a query that occurs twice.
+    """
+    seen: set[str] = set()
+    for key, value in stream_sound_members(path):
+        if key in seen:
+            raise InputError(f"{path}: {key!r} occurs twice; keep one of them")
+        seen.add(key)
+        yield key, value
+
+
+def read_meta(path: Path) -> Record | None:
+    """The file's `_meta`, wherever it stands; None if it has none, or one that is not an object."""
+    return _format_of(path).read_meta(path)
+
+
+def _format_of(path: Path) -> Format:
+    return FORMATS.get(path.suffix, FORMATS[".json"])
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+def open_writer(path: Path, meta: Mapping[str, Any] | None = None) -> RecordWriter:
+    """The writer of the container that the suffix names.
+
+    `open_writer(path).discard()` checks early that a file can be written. Raises InputError for an
+    unknown suffix or a path that cannot be written, MissingExtraError for Parquet without pyarrow.
+    """
+    if path.suffix not in FORMATS and not path.is_dir():
+        *others, last = FORMATS
+        raise InputError(f"{path}: name a {', '.join(others)} or {last} file to write")
+    return _format_of(path).open(path, meta)
+
+
+class JsonWriter(RecordWriter):
+    """Writes `.json`: one object, one record per line."""
+
+    def __init__(self, path: Path, meta: Mapping[str, Any] | None = None) -> None:
+        super().__init__(path)
+        self._separator = b"{\n"
+        if meta is not None:
+            self._append("_meta", encode_record(meta))
+
+    def write_encoded(self, query_id: str, record: bytes) -> None:
+        check_query_id(query_id)
+        self._append(query_id, record)
+
+    def _add(self, query_id: str, record: Mapping[str, Any]) -> None:
+        self._append(query_id, encode_record(record))
+
+    def _add_aside(self, key: str, value: Any) -> None:
+        self._append(key, encode_record(value))
+
+    def _append(self, key: str, value: bytes) -> None:
+        self._target.write(self._separator + encode_record(key) + b": " + value)
+        self._separator = b",\n"
+
+    def _finish(self) -> None:
+        self._target.write(b"\n}\n" if self._separator == b",\n" else b"{}\n")
+
+
+class JsonLinesWriter(JsonWriter):
+    """Writes `.jsonl`: on each line `{"_meta": …}`, or a record with its `query_id`."""
+
+    def _add(self, query_id: str, record: Mapping[str, Any]) -> None:
+        self._append(query_id, encode_record(_without_query_id(query_id, record)))
+
+    def _add_aside(self, key: str, value: Any) -> None:
+        raise InputError(f"{self.path}: .jsonl has no line for {key!r}; write a .json file")
+
+    def _append(self, key: str, value: bytes) -> None:
+        self._target.write(as_line(key, value))
+
+    def _finish(self) -> None:
+        pass
+
+
+def _without_query_id(key: str, record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The record without a field `query_id` of its own, which moves to `query`.
+
+    In a line that field is the key.
+    """
+    if "query_id" not in record:
+        return record
+    query = record.get("query", {})
+    if str(record["query_id"]) != key or not isinstance(query, dict):
+        raise InputError(f"its query_id {record['query_id']!r} has no place in .jsonl")
+    others = {name: value for name, value in record.items() if name != "query_id"}
+    return {**others, "query": {"query_id": record["query_id"], **query}}
+
+
+# --- the table --------------------------------------------------------------------------------
+
+
+def _read_json_meta(path: Path) -> Record | None:
+    for index, member in enumerate(stream_json(path)):
+        if member.key == "_meta":
+            return member.value if isinstance(member.value, dict) else None
+        if index == 0 and not _mentions_meta(path):
+            return None
+    return None
+
+
+def _mentions_meta(path: Path) -> bool:
+    """Whether the text `"_meta"` occurs at all: faster than parsing a large file without it."""
+    needle = b'"_meta"'
+    tail = b""
+    with open(path, "rb") as file:
+        while data := file.read(WINDOW):
+            data = tail + data
+            if needle in data:
+                return True
+            tail = data[-len(needle) :]
+    return False
+
+
+def _stream_parquet(path: Path) -> Iterator[Member]:
+    return (Member(key, value, row) for key, value, row in stream_parquet(path))
+
+
+FORMATS = {
+    each.suffix: each
+    for each in (
+        Format(".json", stream_json, _read_json_meta, JsonWriter),
+        Format(".jsonl", stream_json, _read_json_meta, JsonLinesWriter),
+        Format(".parquet", _stream_parquet, read_parquet_meta, ParquetWriter),
+    )
+}
+"""Suffix → container."""
