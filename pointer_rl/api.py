@@ -219,6 +219,12 @@ def evaluate_pointer_candidate(
     return outcome
 
 
+_GUIDE_WEIGHTS = {
+    *("hard_weight", "soft_weight", "rel_weight"),
+    *("alpha", "beta", "correctness_mode", "use_logprob"),
+}
+
+
 def compute_reward_for_candidate(
     *,
     beam_score: float | None = None,
@@ -232,9 +238,16 @@ def compute_reward_for_candidate(
 ) -> float:
     """The reward `reward_mode` of a candidate's fields, in [-5, 5]; a missing field counts 0.
 
-    `weights` are the reward's options (hard_weight, soft_weight, rel_weight; for the guide's own
-    mode `legacy`: alpha, beta, correctness_mode, use_logprob).
+    `weights` are the reward's options. Those of the guide (hard_weight, soft_weight, rel_weight,
+    alpha, beta, correctness_mode, use_logprob) are accepted for every mode; a mode ignores those
+    that its formula does not use.
     """
+    reward = registry().find("reward", reward_mode)
+    options = {
+        name: value
+        for name, value in weights.items()
+        if name not in _GUIDE_WEIGHTS or reward.has_option(name)
+    }
     outcome = Outcome(
         correct=None if vqa_correct is None else bool(vqa_correct),
         accuracy=vqa_acc_score,
@@ -244,4 +257,4 @@ def compute_reward_for_candidate(
     candidate = Candidate(
         pointer=(), gen_method="", beam_score=beam_score, logprob_score=logprob_score
     )
-    return float(registry().create("reward", reward_mode, weights)(outcome, candidate))
+    return float(registry().create("reward", reward_mode, options)(outcome, candidate))

@@ -142,6 +142,14 @@ def _type_name(hint: Any) -> str:
 
 def _field_docstrings(cls: type) -> dict[str, str]:
     """The string literal under each field. Absent where the source is (a frozen program)."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(base):
+            docs |= _own_docstrings(base)
+    return docs
+
+
+def _own_docstrings(cls: type) -> dict[str, str]:
     try:
         body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     except (OSError, TypeError, SyntaxError):

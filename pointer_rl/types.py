@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -77,25 +77,36 @@ class ImageRef(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
-    """One VQA item: an image, a question, and what the annotators answered."""
+    """One VQA item: an image, a question and the annotators' answers.
+
+    Examples that show the same image should share its reference: its key is then computed once.
+    """
 
     id: str
-    """Unique in its dataset; the key of its record in RL data."""
+    """Unique within its split; the key of its record in RL data."""
     row: int
-    """Its row in the embeddings of the split that it belongs to."""
+    """Its position in its split, and its row in the split's embeddings."""
     image: ImageRef
     question: str
     answers: tuple[str, ...]
-    """One string an annotator, repeats included."""
+    """One string per annotator, repeats included; empty if nobody has answered yet."""
     question_id: int | str | None = None
     image_id: int | str | None = None
 
-    @cached_property
+    @property
     def answer(self) -> str:
-        """The most frequent answer (the first given among equals): what a demonstration shows."""
-        return max(dict.fromkeys(self.answers), key=self.answers.count) if self.answers else ""
+        """The most frequent answer (of equally frequent ones, the first); "" without answers.
+
+        This is the answer that a demonstration shows.
+        """
+        return _most_frequent(tuple(self.answers))
+
+
+@lru_cache(maxsize=4096)  # every trial asks for the answers of its demonstrations
+def _most_frequent(answers: tuple[str, ...]) -> str:
+    return max(dict.fromkeys(answers), key=answers.count) if answers else ""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ what their pictures show. So a right answer needs the picture of the query, thos
 demonstrations, and each seen from its own place in the text.
 
 While it is trained, two linear probes read the colour off a middle layer, as for the glyph model
-(facts in pointer_rl_glyphs/train.py); they are thrown away.
+(facts in pointer_rl_glyphs/training/train.py); they are thrown away.
 
 Shapes: B episodes, K blocks, L tokens, W width.
 """
@@ -28,9 +28,9 @@ from torch.nn.functional import cross_entropy
 from pointer_rl_flamingo.model import OpenFlamingoConfig, OpenFlamingoModel
 from pointer_rl_flamingo.openflamingo import add_special_tokens, save
 from pointer_rl_flamingo.pixels import pixels
+from pointer_rl_glyphs.images import GlyphImage
 from pointer_rl_glyphs.lexicon import COLORS
-from pointer_rl_glyphs.muon import Muon
-from pointer_rl_glyphs.pictures import Picture
+from pointer_rl_glyphs.training.muon import Muon
 
 SIDE = 28
 WORDS = [first + second for first in ("ba", "do", "ki", "lu", "me") for second in ("n", "p", "s")]
@@ -110,7 +110,7 @@ class Episodes:
         self._rng = random.Random(seed)
         self.pixels = torch.stack(
             [
-                pixels(Picture.draw_at_random(self._rng, color=color).open(), SIDE)
+                pixels(GlyphImage.draw_at_random(self._rng, color=color).open(), SIDE)
                 for color in COLORS
                 for _ in range(pictures)
             ]

@@ -15,8 +15,7 @@ from tiny_models import make_tiny_model
 
 from pointer_rl.cli.main import cli
 from pointer_rl.selectors import PointerSelector, SelectorConfig, save_selector
-from pointer_rl_glyphs.checkpoint import MODEL_DIR
-from pointer_rl_glyphs.dataset import draw_split
+from pointer_rl_glyphs.dataset import MODEL_DIR, draw_split
 from pointer_rl_glyphs.options import GlyphsOptions
 
 CLIP_DIM = 24

@@ -18,6 +18,11 @@ for entry in shared.iterdir():
     if "pointer_rl" not in entry.name and not (pathlib.Path(sys.argv[1]) / entry.name).exists():
         (pathlib.Path(sys.argv[1]) / entry.name).symlink_to(entry)
 PYTHON
+test -d "$site/pointer_rl_glyphs/model"
+if [ -e "$site/pointer_rl_glyphs/training" ]; then
+    echo "the wheel contains the training code of the glyph model" >&2
+    exit 1
+fi
 cd "$work"
 export POINTER_RL_CACHE="$work/cache"
 "$work/venv/bin/python" -c "

@@ -1,4 +1,7 @@
-"""The embedded world: a small VQA dataset and a small VLM, so that everything runs offline."""
+"""The embedded world: a small VQA dataset and a small VLM, so that everything runs offline.
+
+Every command loads this module, so the factories import what is heavy.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +30,18 @@ def _load_encoder(options: GlyphsEncoderOptions) -> Encoder:
 
 @hookimpl
 def pointer_rl_register_datasets(register: Register) -> None:
-    """The glyph world."""
+    """The glyph dataset."""
     register(
         "glyphs",
         _load_dataset,
         options=GlyphsOptions,
-        summary="pictures of shapes, questions answered in made-up words; brings its own model",
+        summary="images of shapes, questions answered in made-up words; brings its own model",
     )
 
 
 @hookimpl
 def pointer_rl_register_encoders(register: Register) -> None:
-    """Its model's embeddings."""
+    """The encoder of the glyph model."""
     register(
         "glyphs",
         _load_encoder,

@@ -18,12 +18,12 @@ from pointer_rl_glyphs.options import GlyphsOptions
     "assignments",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Option of the dataset glyphs (pointer-rl plugins show dataset:glyphs lists them).",
+    help="Option of the dataset glyphs; pointer-rl plugins show dataset:glyphs lists them.",
 )
 def glyphs(folder: Path, assignments: tuple[str, ...]) -> None:
-    """Write the glyph dataset to FOLDER: images, and questions and annotations as VQAv2 has them.
+    """Write the glyph dataset to FOLDER: images, and questions and annotations in VQAv2's format.
 
-    All splits are written; `--dataset vqa` reads them back.
+    All splits are written; `--dataset vqa` reads them.
     """
     from pointer_rl_glyphs.vqa_export import export_vqa, reading_options
 

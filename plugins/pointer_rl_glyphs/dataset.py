@@ -1,22 +1,23 @@
-"""The dataset: pool and queries, drawn example by example from a seed."""
+"""The dataset: pool and queries, each example drawn from the seed, the split and its row."""
 
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 from pointer_rl.types import Companions, Dataset, Example
-from pointer_rl_glyphs.checkpoint import MODEL_DIR
-from pointer_rl_glyphs.episodes import random_key
-from pointer_rl_glyphs.lexicon import DATASET_WORDS, Lexicon
+from pointer_rl_glyphs.images import GlyphImage
+from pointer_rl_glyphs.lexicon import DATASET_WORDS, Lexicon, random_key
 from pointer_rl_glyphs.options import GlyphsOptions
-from pointer_rl_glyphs.pictures import Picture
 from pointer_rl_glyphs.questions import ask
 
+MODEL_DIR = Path(__file__).parent / "model"
+"""The trained checkpoint, part of the package."""
 SPLITS = ("pool", "train", "validation", "test")
 
 
 def draw_split(options: GlyphsOptions, split: str) -> tuple[Example, ...]:
-    """The examples of one split. The first n are the same whatever the split's size."""
+    """The examples of one split. The first n examples do not depend on the split's size."""
     lexicon = Lexicon.draw(random.Random(f"lexicon/{options.lexicon_seed}"), DATASET_WORDS)
     return tuple(_draw(options.seed, lexicon, split, row) for row in range(options.size(split)))
 
@@ -24,12 +25,12 @@ def draw_split(options: GlyphsOptions, split: str) -> tuple[Example, ...]:
 def _draw(seed: int, lexicon: Lexicon, split: str, row: int) -> Example:
     rng = random.Random(f"glyphs/{seed}/{split}/{row}")
     key = random_key(rng)
-    picture = Picture.draw_for(key, rng)
+    image = GlyphImage.draw_for(key, rng)
     number = 1_000_000 * (SPLITS.index(split) + 1) + row
     return Example(
         id=str(number),
         row=row,
-        image=picture,
+        image=image,
         question=ask(key.attribute, rng),
         answers=lexicon.annotate(key, rng),
         question_id=number,
@@ -38,7 +39,7 @@ def _draw(seed: int, lexicon: Lexicon, split: str, row: int) -> Example:
 
 
 def load_glyphs(options: GlyphsOptions) -> Dataset:
-    """The queries of the chosen split, and the pool."""
+    """The queries of the chosen split and the pool."""
     return Dataset(
         name="glyphs",
         queries=draw_split(options, options.split),

@@ -1,4 +1,4 @@
-"""Embeddings from the glyph model's own vision tower and token embeddings."""
+"""Embeddings from the glyph model's vision tower and token embeddings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from pointer_rl.errors import InputError
 from pointer_rl.types import Example
-from pointer_rl_glyphs.checkpoint import MODEL_DIR
+from pointer_rl_glyphs.dataset import MODEL_DIR
 from pointer_rl_glyphs.options import GlyphsEncoderOptions
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class GlyphsEncoder:
     """Image: mean of the merged vision tokens. Text: mean of the question's token embeddings.
 
-    Each is a unit vector; `both` joins them, image first.
+    Each is a unit vector; `both` concatenates them, image first.
     """
 
     def __init__(self, options: GlyphsEncoderOptions) -> None:
@@ -46,7 +46,7 @@ class GlyphsEncoder:
 
     @torch.no_grad()
     def encode(self, examples: Sequence[Example]) -> Tensor:
-        """[N, 256] float32 (128 where only image or text); its parts are unit vectors."""
+        """[N, 256] float32 (128 for mode image or text), of concatenated unit vectors."""
         parts = []
         if self._mode != "text":
             parts.append(normalize(self._images(examples), dim=-1))

@@ -1,8 +1,8 @@
-"""Made-up words: which exist, who may use them, and what they mean in one lexicon.
+"""Made-up words, and what they mean in a lexicon.
 
-A word is two of 48 syllables. The words are split once and for all: TRAINING_WORDS are what the
-embedded model was trained on, DATASET_WORDS are all that any dataset, whatever its seed, can use.
-So nobody can answer a dataset's question without having seen the word used in a demonstration.
+A word is two of 48 syllables. The words are split once: the embedded model was trained on
+TRAINING_WORDS, and datasets, whatever their seed, only use DATASET_WORDS. So a question of a
+dataset cannot be answered without a demonstration that shows the word.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ SYLLABLES = tuple(consonant + vowel for consonant in "bdfgklmnprst" for vowel in
 
 
 class Key(NamedTuple):
-    """What an answer word names: a value, in the community that stamps its pictures or not."""
+    """What a word means: a value of an attribute, in one of the two communities.
+
+    One community stamps its images, the other does not.
+    """
 
     attribute: str
     value: str
@@ -34,6 +37,12 @@ KEYS = tuple(
     for value in values
     for stamped in (False, True)
 )
+
+
+def random_key(rng: random.Random, attribute: str | None = None) -> Key:
+    """A key, uniform over attributes (or of the given one), then over values."""
+    attribute = attribute or rng.choice(tuple(VALUES))
+    return Key(attribute, rng.choice(VALUES[attribute]), rng.random() < 0.5)
 
 
 def _split_words() -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -52,7 +61,7 @@ TRAINING_WORDS, DATASET_WORDS = _split_words()
 
 @dataclass(frozen=True)
 class Lexicon:
-    """For each key the usual word and a rarer synonym; no word means two things."""
+    """The usual word and a rarer synonym of each key; no word has two meanings."""
 
     words: dict[Key, tuple[str, str]]
 
@@ -63,9 +72,9 @@ class Lexicon:
         return cls(dict(zip(KEYS, zip(drawn[::2], drawn[1::2], strict=True), strict=True)))
 
     def annotate(self, key: Key, rng: random.Random, annotators: int = 10) -> tuple[str, ...]:
-        """What the annotators answer: each the usual word, or with chance 0.15 its synonym.
+        """The annotators' answers: the usual word or, each with probability 0.15, its synonym.
 
-        The usual word keeps the majority: it is what a demonstration shows.
+        The usual word keeps the majority, because a demonstration shows the most frequent answer.
         """
         usual, synonym = self.words[key]
         rare = min(sum(rng.random() < 0.15 for _ in range(annotators)), (annotators - 1) // 2)

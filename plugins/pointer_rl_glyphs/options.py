@@ -8,14 +8,14 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class GlyphsOptions:
-    """Which glyph dataset: everything in it is drawn from these."""
+    """Everything in a glyph dataset is determined by these."""
 
     split: Literal["train", "validation", "test"] = "train"
-    """Which queries; the pool is the same for all."""
+    """Split of the queries; all have the same pool."""
     seed: int = 0
-    """Decides pictures, questions and annotators."""
+    """Seed of images, questions and annotators."""
     lexicon_seed: int = 0
-    """Decides the words of the two communities."""
+    """Seed of the two communities' words."""
     pool_size: int = 512
     """Examples that may be demonstrations."""
     train_size: int = 2000
@@ -31,7 +31,7 @@ class GlyphsOptions:
             raise ValueError("pool_size, train_size, validation_size and test_size start at 1")
 
     def size(self, split: str) -> int:
-        """How many examples a split has (`pool` is one too)."""
+        """Number of examples in a split, or in the pool (`pool`)."""
         return {
             "pool": self.pool_size,
             "train": self.train_size,
@@ -42,7 +42,7 @@ class GlyphsOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class GlyphsEncoderOptions:
-    """How examples are embedded with the glyph model."""
+    """Options of the encoder `glyphs`."""
 
     mode: Literal["image", "text", "both"] = "both"
     """Mean image tokens of the vision tower, mean token embedding of the question, or both."""

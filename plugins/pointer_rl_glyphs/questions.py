@@ -1,5 +1,8 @@
-"""Question wordings. Most are shared between attributes but for one word, which is the point:
-questions that read alike ask about different things, and unlike ones about the same."""
+"""Question wordings.
+
+Wordings of different attributes mostly differ in one word, while those of the same attribute differ
+a lot: similar questions may ask about different attributes, and dissimilar ones about the same.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,9 @@ WORDINGS = {
     + _OWN[attribute]
     for attribute, nouns in _NOUNS.items()
 }
-"""Attribute → the ways to ask for it."""
+"""Attribute → its questions."""
 
 
 def ask(attribute: str, rng: random.Random, english: bool = False) -> str:
-    """A question about an attribute, for a word of the made-up language or for the English one."""
+    """A question about an attribute, to be answered in the made-up language or in English."""
     return rng.choice(WORDINGS[attribute]) + (IN_ENGLISH if english else "")

@@ -1,4 +1,4 @@
-"""The dataset as files: images, and questions and annotations in VQAv2's format."""
+"""Writes the dataset as files: images, and questions and annotations in VQAv2's format."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _write(path: Path, content: object) -> None:
 
 
 def reading_options(folder: Path, split: str) -> list[str]:
-    """The `--dataset-opt` values with which the `vqa` loader reads a split back."""
+    """The `--dataset-opt` values with which the `vqa` loader reads a split."""
     return [
         f"root={folder}",
         f"questions={split}_questions.json",

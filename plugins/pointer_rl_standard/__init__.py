@@ -1,6 +1,6 @@
 """The standard plugin: prompts, metrics, generators, rewards, datasets and the clip encoder.
 
-Light to import, for every command loads it: all but the options is imported by the factories.
+Every command loads this module, so the factories import what is heavy.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pointer_rl_standard.options import (
     ProbeOptions,
     RandomOptions,
     RetrievalOptions,
-    RewardOptions,
     SampleOptions,
     ShortAnswerOptions,
 )
+from pointer_rl_standard.rewards import FORMULAS, FormulaReward
 
 if TYPE_CHECKING:
     from pointer_rl.types import (
@@ -30,27 +30,12 @@ if TYPE_CHECKING:
         Metric,
         PromptBuilder,
         Register,
-        Reward,
     )
-
-REWARDS = {
-    "hard_plus_soft": "correct + accuracy",
-    "hard_plus_soft_v2": "2·correct + accuracy",
-    "hard_only": "correct",
-    "soft_only": "accuracy",
-    "separated": "2·correct + accuracy, so that right and wrong answers never overlap",
-    "hard01_plus_gtprob": "correct + probability of the annotators' answers",
-    "hard01_plus_gtprob_separated": "2·correct + probability of the annotators' answers",
-    "hard_plus_gtprob_plus_rel": (
-        "correct + probability of the annotators' answers + likeness to them where wrong"
-    ),
-    "legacy": "alpha·(score under the policy) + beta·correctness, as in the first Lever-Plus",
-}
 
 
 @hookimpl
 def pointer_rl_register_prompt_builders(register: Register) -> None:
-    """The layouts."""
+    """Two layouts."""
     register(
         "short-answer",
         _short_answer,
@@ -67,23 +52,24 @@ def pointer_rl_register_prompt_builders(register: Register) -> None:
 
 @hookimpl
 def pointer_rl_register_metrics(register: Register) -> None:
-    """The comparisons with annotators' answers."""
+    """Two comparisons with the annotators' answers."""
     register("vqa", _vqa_accuracy, summary="The official VQA accuracy over several annotators")
     register(
-        "exact", _exact_match, summary="Equal to an annotator's answer, but for case and spaces"
+        "exact", _exact_match, summary="Equal to an annotator's answer, ignoring case and spaces"
     )
 
 
 @hookimpl
 def pointer_rl_register_rewards(register: Register) -> None:
     """The formulas of Lever-Plus."""
-    for name, summary in REWARDS.items():
-        register(name, partial(_reward, name), options=RewardOptions, summary=summary)
+    for name, formula in FORMULAS.items():
+        make = partial(FormulaReward, formula)
+        register(name, make, options=formula.options, summary=formula.summary)
 
 
 @hookimpl
 def pointer_rl_register_generators(register: Register) -> None:
-    """The ways to propose candidates."""
+    """Five ways to propose candidates."""
     register(
         "beam", _beam, options=BeamOptions, summary="The policy's best pointers, by beam search"
     )
@@ -106,7 +92,7 @@ def pointer_rl_register_generators(register: Register) -> None:
         "probe",
         _probe,
         options=ProbeOptions,
-        summary="Pointers that differ in one row: the likeliest, each beside the same random rows",
+        summary="Pointers that differ in one row: the best rows, each with the same random others",
     )
 
 
@@ -165,12 +151,6 @@ def _exact_match() -> Metric:
     from pointer_rl_standard.metrics import ExactMatch
 
     return ExactMatch()
-
-
-def _reward(name: str, options: RewardOptions) -> Reward:
-    from pointer_rl_standard.rewards import FORMULAS, FormulaReward
-
-    return FormulaReward(FORMULAS[name], options)
 
 
 def _beam(options: BeamOptions) -> Generator:

@@ -1,6 +1,6 @@
-"""CLIP and SigLIP as encoders, through transformers.
+"""The `clip` encoder: CLIP or SigLIP through transformers.
 
-Shapes: N examples, d_i and d_t the sizes of the image's and the question's vector.
+Shapes: N examples; d_i and d_t, the sizes of an image's and a question's vector.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ WHAT = "give a folder with a CLIP or SigLIP checkpoint, or its id on the Hugging
 
 
 class ClipEncoder:
-    """Unit vectors of images, of questions, or both joined (image first).
+    """Unit vectors of images, of questions, or of both, concatenated with the image first.
 
-    mode image: [N, d_i]; text: [N, d_t]; both: [N, d_i + d_t], of norm √2. Questions are cut at
-    the model's length.
+    Mode image: [N, d_i]; text: [N, d_t]; both: [N, d_i + d_t], of norm √2. Questions are truncated
+    to the model's maximum length.
     """
 
     fingerprint: str
     dim: int
 
     def __init__(self, options: ClipOptions) -> None:
-        """Raises InputError for what is no CLIP or SigLIP checkpoint, or lacks a part."""
+        """Raises InputError if `model` is not a complete CLIP or SigLIP checkpoint."""
         self._mode = options.mode
         self._device = resolve_device(options.device)
         folder = checkpoint_folder(options.model, options.revision, FILES)
@@ -56,11 +56,11 @@ class ClipEncoder:
                 output_loading_info=True,
             )
             if self._mode != "text":
-                # Pillow decides the pixels, so that they are the same with and without torchvision.
+                # Pillow, so that pixels are the same with and without torchvision.
                 self._processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
             if self._mode != "image":
                 self._tokenizer = AutoTokenizer.from_pretrained(folder)
-                # What transformers makes up where a folder has no tokenizer.
+                # transformers makes up an empty tokenizer if the folder has none.
                 if len(self._tokenizer) <= len(self._tokenizer.all_special_ids):
                     raise ValueError("no tokenizer files")
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
@@ -91,7 +91,7 @@ class ClipEncoder:
 
     @torch.inference_mode()
     def encode(self, examples: Sequence[Example]) -> Tensor:
-        """[N, dim] float32 on the CPU. Raises InputError for an image that is none."""
+        """[N, dim] float32 on the CPU. Raises InputError for an unreadable image."""
         encode = {"image": self._encode_images, "text": self._encode_questions}
         vectors = [
             torch.nn.functional.normalize(encode[kind](examples).float(), dim=-1)
@@ -107,8 +107,8 @@ class ClipEncoder:
         return features
 
     def _encode_questions(self, examples: Sequence[Example]) -> Tensor:
-        # SigLIP was trained on questions padded to full length and without a mask: it reads its
-        # vector off the last position.
+        # SigLIP was trained on text padded to full length, without a mask: its vector is that of
+        # the last position.
         tokens = self._tokenizer(
             [example.question for example in examples],
             padding="max_length" if self._siglip else True,
@@ -131,7 +131,7 @@ def _dims(config: Any) -> dict[str, int]:
 
 
 def _digest(folder: Path) -> str:
-    """Hash of the files that decide a vector."""
+    """Hash of the files that determine the vectors."""
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.suffix in (".json", ".safetensors", ".txt", ".model"):

@@ -1,4 +1,4 @@
-"""Options of the dataset loaders. Light: reading them imports no loader."""
+"""Options of the dataset loaders. Every command imports them, so they import no loader."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OKVQA: Mapping[str, object] = {
     "questions": "OpenEnded_mscoco_train2014_questions.json",
     "annotations": "mscoco_train2014_annotations.json",
 }
-"""Where OK-VQA's file names differ from VQAv2's: option values of `vqa`."""
+"""Options of `vqa` for OK-VQA, whose file names differ from VQAv2's."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -27,13 +27,13 @@ class VQAOptions:
     images: str = "train2014"
     """Folder of the queries' images."""
     image_name: str = "COCO_{data_subtype}_{image_id:012d}.jpg"
-    """Name of an image's file, from the questions file's data_subtype and the image_id."""
+    """Pattern of image file names, from the questions file's data_subtype and the image_id."""
     pool_questions: str | None = None
     """Questions file of the pool (default: the pool is the queries themselves)."""
     pool_annotations: str | None = None
-    """Annotations file of the pool; goes with pool_questions."""
+    """Annotations file of the pool; required with pool_questions."""
     pool_images: str | None = None
-    """Folder of the pool's images; goes with pool_questions."""
+    """Folder of the pool's images; required with pool_questions."""
 
     def __post_init__(self) -> None:
         try:
@@ -57,7 +57,7 @@ class HFOptions:
     path: str
     """Hub id, folder made by save_to_disk, or folder of Parquet files."""
     name: str | None = None
-    """Configuration of the dataset, where it has several."""
+    """Configuration of the dataset, if it has several."""
     split: str = "validation"
     """Split of the queries."""
     pool_split: str | None = None
@@ -67,9 +67,9 @@ class HFOptions:
     image_column: str = "image"
     """Column of images: encoded bytes or paths."""
     answers_column: str = "answers"
-    """Column of the annotators' answers: strings, {"answer": string}, or one string a row."""
+    """Column of the annotators' answers: strings, {"answer": string}, or one string per row."""
     id_column: str | None = "question_id"
-    """Column of the questions' ids, unique in the split (none: the row number)."""
+    """Column of the questions' ids, unique in the split (none: row numbers are the ids)."""
     image_id_column: str | None = None
     """Column of the images' ids."""
     revision: str | None = None
@@ -78,13 +78,13 @@ class HFOptions:
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class JSONLOptions:
-    """One JSON object a line: image, question, answers (or answer), and optionally ids."""
+    """One JSON object per line: image, question, answers (or answer), and optionally ids."""
 
     path: str
     """File of the queries."""
     pool: str | None = None
     """File of the pool (default: the pool is the queries themselves)."""
     images: str | None = None
-    """Folder that image paths are relative to (default: the folder of the file they stand in)."""
+    """Folder that image paths are relative to (default: the folder of the JSON lines file)."""
     unanswered: bool = False
-    """Take queries without answers too; they are then no pool, unless one is given."""
+    """Accept queries without answers; they are then not a pool, so give one if needed."""

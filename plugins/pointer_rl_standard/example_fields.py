@@ -1,23 +1,40 @@
-"""Checked reading of one example's fields, whatever file they come from.
+"""Checks and reads the fields of an example, shared by all loaders.
 
-`where` names the file and the place in it; every message begins with it.
+`where` names the file and the place in it; error messages begin with it.
 """
 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pointer_rl.datasets.examples import KeyIndex
 from pointer_rl.datasets.images import ImageFile
 from pointer_rl.errors import InputError
+from pointer_rl.types import Example, ImageRef
 
-__all__ = ["check_ids", "image_in", "read_answers", "read_id", "read_text"]
+__all__ = ["check_ids", "image_in", "make_example", "read_answers", "read_id", "read_text"]
+
+
+def make_example(
+    row: int,
+    image: ImageRef,
+    question: str,
+    answers: tuple[str, ...] = (),
+    *,
+    id: int | str | None = None,
+    question_id: int | str | None = None,
+    image_id: int | str | None = None,
+) -> Example:
+    """The example at a row of its split. Its id defaults to the question_id, then to the row."""
+    if id is None:
+        id = row if question_id is None else question_id
+    return Example(str(id), row, image, question, answers, question_id, image_id)
 
 
 def read_text(value: object, field: str, where: str) -> str:
-    """The value, a string that can be written as UTF-8. Raises InputError for anything else."""
+    """The value if it is a string that can be encoded as UTF-8. Raises InputError otherwise."""
     if not isinstance(value, str):
         raise InputError(f"{where}: {field} must be a string, not {reprlib.repr(value)}")
     try:
@@ -28,7 +45,7 @@ def read_text(value: object, field: str, where: str) -> str:
 
 
 def read_id(value: object, field: str, where: str) -> int | str:
-    """The value, an integer or a string. Raises InputError for anything else."""
+    """The value if it is an integer or a string. Raises InputError otherwise."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -37,10 +54,11 @@ def read_id(value: object, field: str, where: str) -> int | str:
 
 
 def read_answers(value: object, where: str) -> tuple[str, ...]:
-    """One string an annotator, of the forms in which datasets keep them.
+    """One string per annotator, interned, because a dataset repeats few different answers.
 
-    A list of strings, a list of {"answer": string}, {"answer": [string, …]} (as `datasets` turns
-    the former), or a single string. Raises InputError for another form, or for no answer at all.
+    `value` is a list of strings, a list of {"answer": string}, {"answer": [string, …]} (which the
+    `datasets` library makes of the former) or a single string. Raises InputError for anything
+    else and for an empty list.
     """
     answers = value.get("answer") if isinstance(value, dict) else value
     if isinstance(value, str):
@@ -51,22 +69,29 @@ def read_answers(value: object, where: str) -> tuple[str, ...]:
             f"and at least one, not {reprlib.repr(value)}"
         )
     return tuple(
-        read_text(each.get("answer") if isinstance(each, dict) else each, "answer", where)
+        sys.intern(
+            read_text(each.get("answer") if isinstance(each, dict) else each, "answer", where)
+        )
         for each in answers
     )
 
 
-def check_ids(index: KeyIndex, where: Callable[[int], str]) -> None:
-    """Raise InputError when two rows have one id; `where` names a row's place."""
-    repeated = index.repeated()
-    if repeated is not None:
-        first, second = repeated
-        raise InputError(
-            f"{where(second)}: the id {index.key_of(second)!r} is already that of {where(first)}; "
-            "ids must be unique"
-        )
+def check_ids(examples: Sequence[Example], where: Callable[[int], str]) -> dict[str, int]:
+    """The row of each id; raises InputError if two examples have the same id.
+
+    `where` names the place of a row.
+    """
+    rows: dict[str, int] = {}
+    for row, example in enumerate(examples):
+        first = rows.setdefault(example.id, row)
+        if first != row:
+            raise InputError(
+                f"{where(row)}: the id {example.id!r} is already that of {where(first)}; "
+                "ids must be unique"
+            )
+    return rows
 
 
 def image_in(folder: Path, name: str) -> ImageFile:
-    """The image of that name in a folder, not opened."""
+    """The image file of that name in a folder; it is not opened."""
     return ImageFile(folder / name)

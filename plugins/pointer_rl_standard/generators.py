@@ -1,7 +1,8 @@
 """Candidate generators: beam search, temperature sampling, random rows, retrieval, probes.
 
-Each gives what exists and no more: where few rows are allowed there are fewer candidates. A pointer
-may be proposed by several generators, and drawn twice by `sample`: merging them is the engine's.
+A generator proposes fewer candidates than asked for if fewer exist, because few rows are allowed.
+Several generators may propose the same pointer, and `sample` may draw it twice; the engine
+deduplicates.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pointer_rl.errors import InputError
-from pointer_rl.types import Candidate, Policy, Pool, QueryBatch
+from pointer_rl.types import NO_ROW, Candidate, Pointer, Policy, Pool, QueryBatch
 from pointer_rl_standard.options import (
     BeamOptions,
     ProbeOptions,
@@ -37,7 +38,7 @@ Proposals = list[list[Candidate]]
 
 @dataclass(frozen=True)
 class BeamGenerator:
-    """The pointers that beam search finds, best first."""
+    """The policy's most probable pointers, found by beam search, best first."""
 
     options: BeamOptions
 
@@ -48,12 +49,12 @@ class BeamGenerator:
         pool: Pool,
         rngs: Sequence[np.random.Generator],
     ) -> Proposals:
-        """Up to `width` candidates a query; both scores are the policy's log-probability."""
+        """Up to `width` candidates per query; both scores are the policy's log-probability."""
         found = policy.beam(queries, pool, self.options.width)
         return [
             [
-                Candidate(tuple(pointer), "beam", rank, beam_score=score, logprob_score=score)
-                for rank, (pointer, score) in enumerate(zip(pointers, scores, strict=True))
+                Candidate(_pointer(rows), "beam", rank, beam_score=score, logprob_score=score)
+                for rank, (rows, score) in enumerate(zip(pointers, scores, strict=True))
                 if score > -math.inf
             ]
             for pointers, scores in zip(found.rows.tolist(), found.logprobs.tolist(), strict=True)
@@ -62,7 +63,7 @@ class BeamGenerator:
 
 @dataclass(frozen=True)
 class SampleGenerator:
-    """Draws from the policy at each temperature."""
+    """Pointers drawn from the policy at each temperature."""
 
     options: SampleOptions
 
@@ -73,29 +74,29 @@ class SampleGenerator:
         pool: Pool,
         rngs: Sequence[np.random.Generator],
     ) -> Proposals:
-        """`num_samples` candidates a temperature, in the temperatures' order, repeats included."""
+        """`num_samples` candidates per temperature, temperatures in order, repeats included."""
         proposals: Proposals = [[] for _ in queries.examples]
         num, top_p = self.options.num_samples, self.options.top_p
         for temperature in self.options.temperatures:
             drawn = policy.sample(queries, pool, num, rngs, temperature, top_p)
-            rows, logprobs = drawn.rows.tolist(), drawn.logprobs.tolist()
-            for candidates, pointers, scores in zip(proposals, rows, logprobs, strict=True):
+            rows_BNS, logprobs_BN = drawn.rows.tolist(), drawn.logprobs.tolist()
+            for candidates, pointers, scores in zip(proposals, rows_BNS, logprobs_BN, strict=True):
                 candidates.extend(
                     Candidate(
-                        tuple(pointer),
+                        _pointer(rows),
                         "sample",
                         logprob_score=score,
                         temperature=temperature,
                         top_p=top_p,
                     )
-                    for pointer, score in zip(pointers, scores, strict=True)
+                    for rows, score in zip(pointers, scores, strict=True)
                 )
         return proposals
 
 
 @dataclass(frozen=True)
 class RandomGenerator:
-    """Allowed rows in random order, every pointer as likely as any other."""
+    """Pointers drawn uniformly from all pointers of allowed rows."""
 
     options: RandomOptions
 
@@ -106,18 +107,16 @@ class RandomGenerator:
         pool: Pool,
         rngs: Sequence[np.random.Generator],
     ) -> Proposals:
-        """`num` different pointers a query, or as many as there are."""
+        """`num` different pointers per query, or all of them if there are fewer."""
         shots = queries.shots
         return [
             [Candidate(pointer, "random") for pointer in self._draw(rows.nonzero()[0], shots, rng)]
             for rows, rng in zip(queries.allowed.cpu().numpy(), rngs, strict=True)
         ]
 
-    def _draw(
-        self, rows: np.ndarray, shots: int, rng: np.random.Generator
-    ) -> list[tuple[int, ...]]:
+    def _draw(self, rows: np.ndarray, shots: int, rng: np.random.Generator) -> list[Pointer]:
         wanted = min(self.options.num, math.perm(len(rows), shots))
-        drawn: dict[tuple[int, ...], None] = {}  # drawn again when already there; keeps the order
+        drawn: dict[Pointer, None] = {}  # an ordered set: a repeated draw is drawn again
         while len(drawn) < wanted:
             drawn[tuple(rng.choice(rows, shots, replace=False).tolist())] = None
         return list(drawn)
@@ -127,9 +126,9 @@ class RandomGenerator:
 class RetrievalGenerator:
     """The rows most similar to the query, by cosine of the embeddings.
 
-    With S shots, candidate j is made of the rows of ranks jS … jS + S - 1 (equals: lowest row
-    first). Within it the most similar row is shown last, next to the query, where a model heeds it
-    most (Liu et al. 2022, "What makes good in-context examples for GPT-3?").
+    With S shots, candidate j consists of the rows ranked jS … jS + S - 1 (ties: lowest row first).
+    Its most similar row is shown last, next to the query, where it has the most influence (Liu et
+    al. 2022, "What makes good in-context examples for GPT-3?").
     """
 
     options: RetrievalOptions
@@ -141,7 +140,7 @@ class RetrievalGenerator:
         pool: Pool,
         rngs: Sequence[np.random.Generator],
     ) -> Proposals:
-        """`num` candidates a query, or as many as the allowed rows fill."""
+        """`num` candidates per query, or as many as the allowed rows suffice for."""
         cosines_BK, ranks_BK = _ranked(queries, pool)
         wanted = self.options.num * queries.shots
         counts = queries.allowed.sum(-1).clamp(max=wanted) // queries.shots
@@ -161,12 +160,11 @@ class RetrievalGenerator:
 
 @dataclass(frozen=True)
 class ProbeGenerator:
-    """Pointers that differ in their first row alone, so that their rewards tell rows apart.
+    """Pointers that differ only in their first row, so that rewards can be attributed to it.
 
-    Of two pointers with no row in common, a reward does not say which row earned it. Here each of
-    the highest-ranked rows stands before the same randomly drawn ones: what the rewards of a query
-    differ by is that row (in experiments, a controlled comparison; in simulation, common random
-    numbers).
+    If two pointers share no row, their rewards do not show which row earned the difference. Here
+    each of the highest-ranked rows precedes the same randomly drawn rows, so the rewards of a query
+    differ only because of that row: a controlled comparison.
     """
 
     options: ProbeOptions
@@ -178,12 +176,16 @@ class ProbeGenerator:
         pool: Pool,
         rngs: Sequence[np.random.Generator],
     ) -> Proposals:
-        """`num` candidates a query, or as many as leave enough allowed rows beside them."""
-        companions = queries.shots - 1
+        """`num` candidates per query, or fewer so that enough allowed rows remain to share."""
+        shared_rows = queries.shots - 1
         if self.options.by == "policy":
             first = policy.beam(replace(queries, shots=1), pool, self.options.num)
             ranked = [
-                [row for (row,), score in zip(rows, scores, strict=True) if score > -math.inf]
+                [
+                    row
+                    for (row,), score in zip(rows, scores, strict=True)
+                    if row != NO_ROW and score > -math.inf
+                ]
                 for rows, scores in zip(first.rows.tolist(), first.logprobs.tolist(), strict=True)
             ]
         else:
@@ -192,18 +194,23 @@ class ProbeGenerator:
             ranked = [rows[:count] for rows, count in zip(rows_BN, counts, strict=True)]
         proposals: Proposals = []
         for probed, allowed, rng in zip(ranked, queries.allowed.cpu().numpy(), rngs, strict=True):
-            probed = probed[: max(0, int(allowed.sum()) - companions)]
+            probed = probed[: max(0, int(allowed.sum()) - shared_rows)]
             others = np.setdiff1d(allowed.nonzero()[0], probed)
-            beside = rng.choice(others, companions, replace=False).tolist() if probed else []
-            proposals.append([Candidate((row, *beside), "probe") for row in probed])
+            shared = rng.choice(others, shared_rows, replace=False).tolist() if probed else []
+            proposals.append([Candidate((row, *shared), "probe") for row in probed])
         return proposals
 
 
+def _pointer(rows: list[int]) -> Pointer:
+    """The rows of a decoded pointer, without the padding after a stop."""
+    return tuple(rows[: rows.index(NO_ROW)] if NO_ROW in rows else rows)
+
+
 def _ranked(queries: QueryBatch, pool: Pool) -> tuple[Tensor, Tensor]:
-    """Cosines [B, K], highest first, -inf for rows that may not be chosen; and their rows."""
+    """Cosines [B, K], highest first, -inf for rows that are not allowed; and their rows [B, K]."""
     cosine_BK = normalize(queries.embeddings, dim=-1) @ normalize(pool.embeddings, dim=-1).T
     if not cosine_BK.isfinite().all():
-        raise InputError("similarity: embeddings with values that are not finite; encode again")
+        raise InputError("similarity: embeddings with values that are not finite; embed again")
     allowed = queries.allowed.to(cosine_BK.device)
     ranked = cosine_BK.masked_fill(~allowed, -math.inf).sort(dim=-1, descending=True, stable=True)
     return ranked.values, ranked.indices

@@ -1,25 +1,26 @@
-"""Datasets that the `datasets` library reads: on the Hub, saved to disk, in Parquet files.
+"""The `hf` loader: what the `datasets` library reads (the Hub, saved folders, Parquet files).
 
-The columns of text are read at once; a picture is read from its row when it is needed.
+Text columns are read at once; an image is read from its row when it is needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pointer_rl.datasets.examples import ExampleBuilder, ExampleColumns
-from pointer_rl.datasets.images import ImageBytes, ImageFile
+from pointer_rl.datasets.images import EncodedImage, ImageFile
 from pointer_rl.errors import InputError, did_you_mean, first_line
-from pointer_rl.types import Dataset
+from pointer_rl.types import Dataset, Example
 from pointer_rl_standard.dataset_options import HFOptions
-from pointer_rl_standard.example_fields import check_ids, read_answers, read_id, read_text
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from pointer_rl_standard.example_fields import (
+    check_ids,
+    make_example,
+    read_answers,
+    read_id,
+    read_text,
+)
 
 __all__ = ["RowImage", "load_hf"]
 
@@ -27,8 +28,8 @@ __all__ = ["RowImage", "load_hf"]
 def load_hf(options: HFOptions) -> Dataset:
     """Queries and pool from splits of a dataset.
 
-    Raises InputError for a dataset, split or column that is not there, values of another form, and
-    ids met twice.
+    Raises InputError for a missing dataset, split or column, for values of an unsupported form and
+    for repeated ids.
     """
     queries = _read_split(options, options.split)
     pool = queries
@@ -42,91 +43,92 @@ def load_hf(options: HFOptions) -> Dataset:
 
 @dataclass(frozen=True)
 class ImageColumn:
-    """The images of a split, not decoded. Pickles as the split's files, not their content."""
+    """The images of a split, not decoded. It pickles as the split's files, not their content."""
 
     rows: Any = field(compare=False, repr=False)
-    """`datasets.Dataset` of the one column, each value {"bytes": …, "path": …}."""
+    """A `datasets.Dataset` with this one column, whose values are {"bytes": …, "path": …}."""
     column: str
     where: str
-    """The dataset and its split, for messages."""
+    """The dataset and its split, for error messages."""
 
 
-@dataclass(frozen=True)
-class RowImage:
+@dataclass(frozen=True, slots=True)
+class RowImage(EncodedImage):
     """The image in one row of a dataset, read when needed."""
 
     images: ImageColumn
     row: int
 
-    def _read(self) -> ImageBytes | ImageFile:
-        where = f"{self.images.where}, row {self.row}"
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"{self.images.where}, row {self.row}"
+
+    def read(self) -> bytes:
+        column = self.images.column
         try:
-            value = self.images.rows[self.row][self.images.column]
-        except (OSError, ValueError) as error:  # pyarrow's errors are of these
-            raise InputError(f"{where}: cannot read the image ({first_line(error)})") from error
+            value = self.images.rows[self.row][column]
+        except (OSError, ValueError) as error:  # base classes of pyarrow's errors
+            raise InputError(f"{self.name}: cannot read the image ({first_line(error)})") from error
         if value and value["bytes"]:
-            return ImageBytes(value["bytes"], where)
+            return bytes(value["bytes"])
         if value and value["path"]:
-            return ImageFile(Path(value["path"]))
-        raise InputError(f"{where}: no image in the column {self.images.column!r}")
-
-    @cached_property
-    def key(self) -> str:
-        """SHA-256 of the encoded image."""
-        return self._read().key
-
-    def open(self) -> Image:
-        """The picture, in RGB. Raises InputError when there is none."""
-        return self._read().open()
+            return ImageFile(value["path"]).read()
+        raise InputError(f"{self.name}: no image in the column {column!r}")
 
 
-def _read_split(options: HFOptions, split: str) -> ExampleColumns:
-    import datasets
-
+def _read_split(options: HFOptions, split: str) -> tuple[Example, ...]:
     source = "/".join(filter(None, (options.path, options.name)))
     revision = f" at {options.revision}" if options.revision else ""
     where = f"{source}{revision}, split {split}"
     rows = _load(options, split).with_format(None)
     _check_columns(options, rows.column_names, where)
-    try:
-        pictures = rows.select_columns([options.image_column]).cast_column(
-            options.image_column, datasets.Image(decode=False)
-        )
-    except (TypeError, ValueError, RuntimeError) as error:  # pyarrow's and datasets' refusals
-        raise InputError(
-            f"{where}: the column {options.image_column!r} holds no images ({first_line(error)})"
-        ) from error
-    images = ImageColumn(pictures, options.image_column, where)
+    images = _image_column(rows, options.image_column, where)
     columns = [options.question_column, options.answers_column]
     columns += [name for name in (options.id_column, options.image_id_column) if name is not None]
 
     def place(row: int) -> str:
         return f"{where}, row {row}"
 
-    builder: ExampleBuilder[int] = ExampleBuilder()
+    examples = []
     for row, fields in enumerate(_values(rows.select_columns(list(dict.fromkeys(columns))), where)):
         question_id, image_id = (
             None if column is None else read_id(fields[column], column, place(row))
             for column in (options.id_column, options.image_id_column)
         )
-        question = fields[options.question_column]
-        builder.append(
-            row,
-            read_text(question, options.question_column, place(row)),
-            read_answers(fields[options.answers_column], place(row)),
-            question_id=question_id,
-            image_id=image_id,
+        question = read_text(fields[options.question_column], options.question_column, place(row))
+        answers = read_answers(fields[options.answers_column], place(row))
+        examples.append(
+            make_example(
+                row,
+                RowImage(images, row),
+                question,
+                answers,
+                question_id=question_id,
+                image_id=image_id,
+            )
         )
-    if not len(builder):
+    if not examples:
         raise InputError(f"{where}: no examples in it")
-    check_ids(builder.index(), place)
-    return builder.build(partial(RowImage, images))
+    check_ids(examples, place)
+    return tuple(examples)
+
+
+def _image_column(rows: Any, column: str, where: str) -> ImageColumn:
+    import datasets
+
+    try:
+        images = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    except (TypeError, ValueError, RuntimeError) as error:  # pyarrow's and datasets' refusals
+        raise InputError(
+            f"{where}: the column {column!r} holds no images ({first_line(error)})"
+        ) from error
+    return ImageColumn(images, column, where)
 
 
 def _values(rows: Any, where: str) -> Iterator[dict[str, object]]:
     try:
         yield from rows
-    except (OSError, ValueError) as error:  # pyarrow's errors on damaged files are of these
+    except (OSError, ValueError) as error:  # base classes of pyarrow's errors on damaged files
         raise InputError(f"{where}: cannot read it ({first_line(error)})") from error
 
 
@@ -146,7 +148,7 @@ def _check_columns(options: HFOptions, columns: Sequence[str], where: str) -> No
 
 
 def _load(options: HFOptions, split: str) -> Any:
-    """One split as a `datasets.Dataset`. Raises InputError, whatever keeps it from being read."""
+    """One split as a `datasets.Dataset`. Raises InputError for whatever prevents reading it."""
     import datasets
 
     path = Path(options.path).expanduser()
@@ -164,14 +166,14 @@ def _load(options: HFOptions, split: str) -> Any:
                 source, options.name, split=split, revision=options.revision
             )
         found = datasets.load_from_disk(str(path))
-    except Exception as error:  # whatever a library raises on files that are not ours
+    except Exception as error:  # the library raises anything for damaged files
         raise InputError(
             f"{options.path}, split {split}: cannot load it "
             f"({type(error).__name__}: {first_line(error)})"
         ) from error
     if not isinstance(found, datasets.DatasetDict):
         if found.split is None and options.pool_split in (None, options.split):
-            return found  # saved alone, and without a name to compare
+            return found  # a single split, saved without its name
         found = {str(found.split or "(unnamed)"): found}
     if split not in found:
         raise InputError(f"{path}: no split {split!r}{did_you_mean(split, found)}")

@@ -1,27 +1,26 @@
-"""A dataset of one's own: one JSON object a line.
+"""The `jsonl` loader: a dataset of one's own, one JSON object per line.
 
     {"image": "cats/1.jpg", "question": "what animal is it?", "answers": ["cat", "kitten", "cat"]}
 
-`answer` may stand for `answers`; `id`, `question_id` and `image_id` are optional (the id defaults
-to the question_id, else to the row number). Other keys are left alone. Questions that nobody has
-answered yet are read where the option `unanswered` says so.
+`answer` may replace `answers`; `id`, `question_id` and `image_id` are optional (the id defaults to
+the question_id, then to the row number). Other keys are ignored. With the option `unanswered`,
+queries may have no answers.
 """
 
 from __future__ import annotations
 
 import json
-from array import array
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 
-from pointer_rl.datasets.examples import ExampleBuilder, ExampleColumns
 from pointer_rl.errors import InputError, did_you_mean
-from pointer_rl.types import Dataset
+from pointer_rl.types import Dataset, Example, ImageRef
 from pointer_rl_standard.dataset_options import JSONLOptions
 from pointer_rl_standard.example_fields import (
     check_ids,
     image_in,
+    make_example,
     read_answers,
     read_id,
     read_text,
@@ -33,8 +32,8 @@ __all__ = ["load_jsonl"]
 def load_jsonl(options: JSONLOptions) -> Dataset:
     """Queries and pool from JSON lines; blank lines are skipped.
 
-    Images are not opened: one that is missing or damaged fails when it is used. Raises InputError,
-    naming file and line, for what is no such object and for ids met twice.
+    Images are not opened: a missing or damaged one fails when it is used. Raises InputError,
+    naming file and line, for a line that is not such an object and for repeated ids.
     """
     images = None if options.images is None else Path(options.images).expanduser()
     if images is not None and not images.is_dir():
@@ -47,20 +46,22 @@ def load_jsonl(options: JSONLOptions) -> Dataset:
     return Dataset(name=path.stem, queries=queries, pool=pool)
 
 
-def _read(path: Path, images: Path | None, unanswered: bool = False) -> ExampleColumns:
-    builder: ExampleBuilder[str] = ExampleBuilder()
-    numbers = array("q")
+def _read(path: Path, images: Path | None, unanswered: bool = False) -> tuple[Example, ...]:
+    image = cache(partial(image_in, path.parent if images is None else images))
+    examples: list[Example] = []
+    numbers: list[int] = []
     for number, line in _lines(path):
-        _append(builder, line, unanswered, f"{path}, line {number}")
+        where = f"{path}, line {number}"
+        examples.append(_example(len(examples), line, image, unanswered, where))
         numbers.append(number)
-    if not len(builder):
+    if not examples:
         raise InputError(f"{path}: no examples in it")
-    check_ids(builder.index(), lambda row: f"{path}, line {numbers[row]}")
-    return builder.build(partial(image_in, path.parent if images is None else images))
+    check_ids(examples, lambda row: f"{path}, line {numbers[row]}")
+    return tuple(examples)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Line number, from 1, and content of each line that is not blank."""
+    """Number, from 1, and content of each line that is not blank."""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -70,7 +71,9 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise InputError(f"{path}: cannot read it ({error.strerror})") from error
 
 
-def _append(builder: ExampleBuilder[str], line: bytes, unanswered: bool, where: str) -> None:
+def _example(
+    row: int, line: bytes, image: Callable[[str], ImageRef], unanswered: bool, where: str
+) -> Example:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -83,8 +86,9 @@ def _append(builder: ExampleBuilder[str], line: bytes, unanswered: bool, where: 
     given = [key for key in ("answers", "answer") if key in fields]
     if len(given) != 1 and not (unanswered and not given):
         raise InputError(f"{where}: give either 'answers' or 'answer'")
-    builder.append(
-        read_text(fields["image"], "image", where),
+    return make_example(
+        row,
+        image(read_text(fields["image"], "image", where)),
         read_text(fields["question"], "question", where),
         read_answers(fields[given[0]], where) if given else (),
         **{

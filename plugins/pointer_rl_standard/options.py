@@ -1,4 +1,4 @@
-"""The options of the plugin's prompt builders, generators, rewards and encoder."""
+"""The options of the plugin's prompt builders, generators and encoder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ __all__ = [
     "ProbeOptions",
     "RandomOptions",
     "RetrievalOptions",
-    "RewardOptions",
     "SampleOptions",
     "ShortAnswerOptions",
 ]
@@ -56,11 +55,11 @@ class SampleOptions:
     """Options of the `sample` generator."""
 
     temperatures: tuple[float, ...] = (1.0, 1.3)
-    """Temperatures to draw at, one after the other."""
+    """Temperatures, in the order in which they are used."""
     num_samples: int = 2
     """Draws at each temperature."""
     top_p: float = 1.0
-    """Nucleus: draw from the most probable rows that hold this mass together, at each step."""
+    """Nucleus sampling: at each step, draw from the fewest rows with this total probability."""
 
     def __post_init__(self) -> None:
         if not self.temperatures or not all(value > 0 for value in self.temperatures):
@@ -88,7 +87,7 @@ class RetrievalOptions:
     """Options of the `retrieval` generator."""
 
     num: int = 1
-    """Pointers of nearest rows proposed for each query."""
+    """Pointers of the most similar rows proposed for each query."""
 
     def __post_init__(self) -> None:
         if self.num < 1:
@@ -102,31 +101,11 @@ class ProbeOptions:
     num: int = 10
     """Rows probed for each query."""
     by: Literal["similarity", "policy"] = "similarity"
-    """What ranks the rows of which the highest are probed."""
+    """Score by which the probed rows are chosen."""
 
     def __post_init__(self) -> None:
         if self.num < 1:
             raise ValueError("num must be at least 1")
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class RewardOptions:
-    """Options of every reward; those that its formula does not name are of no effect."""
-
-    hard_weight: float = 1.0
-    """Weight of `correct`, as 0 or 1 (every reward but soft_only and legacy)."""
-    soft_weight: float = 1.0
-    """Weight of `accuracy` or, in the gtprob rewards, of `gt_prob` (not hard_only, legacy)."""
-    rel_weight: float = 0.1
-    """Weight of `rel_score` where the answer is wrong (hard_plus_gtprob_plus_rel)."""
-    alpha: float = 0.2
-    """Weight of the candidate's score under the policy (legacy)."""
-    beta: float = 1.0
-    """Weight of the correctness (legacy)."""
-    correctness_mode: Literal["01", "pm1"] = "pm1"
-    """Correctness as it is, in [0, 1], or as 2x - 1, in [-1, 1] (legacy)."""
-    use_logprob: bool = False
-    """Score a candidate by -logprob_score where it has one, not by beam_score (legacy)."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -138,8 +117,8 @@ class ClipOptions:
     revision: str | None = None
     """Branch, tag or commit of the Hub repository."""
     mode: Literal["image", "text", "both"] = "both"
-    """What of an example is embedded; `both` joins the two unit vectors, image first."""
+    """Part of an example to embed; `both` concatenates the two unit vectors, image first."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps, …; auto is cuda where there is one, else cpu."""
+    """cpu, cuda, cuda:1, mps, …; auto is cuda if there is one, else cpu."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Precision of the weights; auto is that in which the checkpoint was saved."""
+    """Precision of the weights; auto is the precision in which the checkpoint was saved."""

@@ -1,7 +1,7 @@
-"""Rewards: the formulas of Lever-Plus under the names that they have there.
+"""Rewards: the formulas of Lever-Plus under their names there.
 
-hard = correct (0 or 1), soft = accuracy, p = gt_prob, rel = rel_score; what is missing counts 0.
-hw, sw, rw are the options hard_weight, soft_weight, rel_weight.
+hard = correct (0 or 1), soft = accuracy, p = gt_prob, rel = rel_score; a missing value counts 0.
+hw, sw and rw are the options hard_weight, soft_weight and rel_weight.
 
     hard_plus_soft                 hw·hard + sw·soft
     hard_plus_soft_v2, separated   2·hw·hard + sw·soft
@@ -12,27 +12,84 @@ hw, sw, rw are the options hard_weight, soft_weight, rel_weight.
     hard_plus_gtprob_plus_rel      hw·hard + sw·p + rw·(1 - hard)·rel
     legacy                         alpha·quality + beta·correctness
 
-In legacy, quality is beam_score or, with use_logprob and where there is one, -logprob_score (the
-sign is theirs); correctness is hard, else soft, as it is (01) or as 2x - 1 (pm1).
+In legacy, quality is beam_score or, with use_logprob, -logprob_score if there is one (the sign is
+Lever-Plus's); correctness is hard, or soft if hard is missing, as it is (01) or as 2x - 1 (pm1).
 Every reward is clipped to [-5, 5].
+
+Every command imports this module, so it imports nothing heavy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from pointer_rl.types import Candidate, Outcome
-from pointer_rl_standard.options import RewardOptions
 
-__all__ = ["FORMULAS", "FormulaReward"]
+__all__ = [
+    "FORMULAS",
+    "Formula",
+    "FormulaReward",
+    "HardOptions",
+    "HardRelOptions",
+    "HardSoftOptions",
+    "LegacyOptions",
+    "SoftOptions",
+]
 
 CLIP = 5.0
 
 
+@dataclass(kw_only=True, frozen=True, slots=True)
+class HardOptions:
+    """Options of `hard_only`."""
+
+    hard_weight: float = 1.0
+    """Weight of `correct`, as 0 or 1."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class SoftOptions:
+    """Options of `soft_only`."""
+
+    soft_weight: float = 1.0
+    """Weight of `accuracy`."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class HardSoftOptions(HardOptions):
+    """Options of the rewards that add `accuracy` or `gt_prob` to `correct`."""
+
+    soft_weight: float = 1.0
+    """Weight of `accuracy` or, in the gtprob rewards, of `gt_prob`."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class HardRelOptions(HardSoftOptions):
+    """Options of `hard_plus_gtprob_plus_rel`."""
+
+    rel_weight: float = 0.1
+    """Weight of `rel_score` if the answer is wrong."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class LegacyOptions:
+    """Options of `legacy`."""
+
+    alpha: float = 0.2
+    """Weight of the candidate's score under the policy."""
+    beta: float = 1.0
+    """Weight of the correctness."""
+    correctness_mode: Literal["01", "pm1"] = "pm1"
+    """Correctness as it is, in [0, 1], or as 2x - 1, in [-1, 1]."""
+    use_logprob: bool = False
+    """Score a candidate by -logprob_score if it has one, not by beam_score."""
+
+
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """The numbers that formulas are written in; 0 for what is missing."""
+    """The values that formulas combine; 0 for missing ones."""
 
     hard: float
     soft: float
@@ -43,42 +100,76 @@ class Signals:
     logprob_score: float | None
 
 
-Formula = Callable[[RewardOptions, Signals], float]
+@dataclass(frozen=True)
+class Formula:
+    """A reward before clipping."""
+
+    options: type
+    value: Callable[[Any, Signals], float]
+    """Takes an instance of `options` and the signals."""
+    summary: str
 
 
-def _legacy(o: RewardOptions, s: Signals) -> float:
+def _legacy(o: LegacyOptions, s: Signals) -> float:
     quality = -s.logprob_score if o.use_logprob and s.logprob_score is not None else s.beam_score
     correctness = 2 * s.correctness - 1 if o.correctness_mode == "pm1" else s.correctness
     return o.alpha * quality + o.beta * correctness
 
 
+def _separated(o: HardSoftOptions, s: Signals) -> float:
+    return 2 * o.hard_weight * s.hard + o.soft_weight * s.soft
+
+
 FORMULAS: dict[str, Formula] = {
-    "hard_plus_soft": lambda o, s: o.hard_weight * s.hard + o.soft_weight * s.soft,
-    "hard_plus_soft_v2": lambda o, s: 2 * o.hard_weight * s.hard + o.soft_weight * s.soft,
-    "hard_only": lambda o, s: o.hard_weight * s.hard,
-    "soft_only": lambda o, s: o.soft_weight * s.soft,
-    "separated": lambda o, s: 2 * o.hard_weight * s.hard + o.soft_weight * s.soft,
-    "hard01_plus_gtprob": lambda o, s: o.hard_weight * s.hard + o.soft_weight * s.gt_prob,
-    "hard01_plus_gtprob_separated": lambda o, s: (
-        2 * o.hard_weight * s.hard + o.soft_weight * s.gt_prob
+    "hard_plus_soft": Formula(
+        HardSoftOptions,
+        lambda o, s: o.hard_weight * s.hard + o.soft_weight * s.soft,
+        "correct + accuracy",
     ),
-    "hard_plus_gtprob_plus_rel": lambda o, s: (
-        o.hard_weight * s.hard + o.soft_weight * s.gt_prob + o.rel_weight * (1 - s.hard) * s.rel
+    "hard_plus_soft_v2": Formula(HardSoftOptions, _separated, "2·correct + accuracy"),
+    "hard_only": Formula(HardOptions, lambda o, s: o.hard_weight * s.hard, "correct"),
+    "soft_only": Formula(SoftOptions, lambda o, s: o.soft_weight * s.soft, "accuracy"),
+    "separated": Formula(
+        HardSoftOptions,
+        _separated,
+        "2·correct + accuracy, so that right and wrong answers never overlap",
     ),
-    "legacy": _legacy,
+    "hard01_plus_gtprob": Formula(
+        HardSoftOptions,
+        lambda o, s: o.hard_weight * s.hard + o.soft_weight * s.gt_prob,
+        "correct + probability of the annotators' answers",
+    ),
+    "hard01_plus_gtprob_separated": Formula(
+        HardSoftOptions,
+        lambda o, s: 2 * o.hard_weight * s.hard + o.soft_weight * s.gt_prob,
+        "2·correct + probability of the annotators' answers",
+    ),
+    "hard_plus_gtprob_plus_rel": Formula(
+        HardRelOptions,
+        lambda o, s: (
+            o.hard_weight * s.hard + o.soft_weight * s.gt_prob + o.rel_weight * (1 - s.hard) * s.rel
+        ),
+        "correct + probability of the annotators' answers + similarity to them if wrong",
+    ),
+    "legacy": Formula(
+        LegacyOptions,
+        _legacy,
+        "alpha·(score under the policy) + beta·correctness, as in the first Lever-Plus",
+    ),
 }
-"""Name of the reward → its formula, before clipping."""
+"""Name of the reward → its formula."""
 
 
 @dataclass(frozen=True)
 class FormulaReward:
-    """A formula with its options: the reward of an outcome, in [-5, 5]."""
+    """The value of a formula for an outcome, clipped to [-5, 5]."""
 
     formula: Formula
-    options: RewardOptions
+    options: Any
+    """An instance of `formula.options`."""
 
     def __call__(self, outcome: Outcome, candidate: Candidate) -> float:
-        """Raises ValueError for a trial that failed: it has no reward, and is no negative."""
+        """Raises ValueError for a failed trial, which has no reward and is not a negative."""
         if outcome.failure is not None:
             raise ValueError(f"a trial that failed has no reward ({outcome.failure})")
         hard = float(outcome.correct or 0)
@@ -92,4 +183,4 @@ class FormulaReward:
             beam_score=candidate.beam_score or 0.0,
             logprob_score=candidate.logprob_score,
         )
-        return min(CLIP, max(-CLIP, self.formula(self.options, signals)))
+        return min(CLIP, max(-CLIP, self.formula.value(self.options, signals)))

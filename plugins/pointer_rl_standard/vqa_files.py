@@ -6,17 +6,19 @@ because VQAv2's training annotations take 360 MB, of which only the answers are 
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
-from pointer_rl.datasets.examples import ExampleBuilder, ExampleColumns, KeyIndex
 from pointer_rl.errors import InputError
 from pointer_rl.json_stream import find_member, stream_items
-from pointer_rl.types import Dataset
+from pointer_rl.types import Dataset, Example
 from pointer_rl_standard.dataset_options import VQAOptions
 from pointer_rl_standard.example_fields import (
     check_ids,
     image_in,
+    make_example,
     read_answers,
     read_id,
     read_text,
@@ -51,7 +53,7 @@ def load_vqa(options: VQAOptions) -> Dataset:
 
 def _read_split(
     questions: Path, annotations: Path, images: Path, image_name: str
-) -> ExampleColumns:
+) -> tuple[Example, ...]:
     if not images.is_dir():
         raise InputError(f"{images}: no such folder of images")
     subtype = find_member(questions, "data_subtype")
@@ -61,42 +63,43 @@ def _read_split(
     def where(row: int) -> str:
         return f"{questions}, questions[{row}]"
 
-    builder: ExampleBuilder[str] = ExampleBuilder()
+    image = cache(partial(image_in, images))
+    examples: list[Example] = []
     for row, item in enumerate(stream_items(questions, "questions")):
         fields = _object(item, where(row))
         question_id = read_id(fields.get("question_id"), "question_id", where(row))
         image_id = read_id(fields.get("image_id"), "image_id", where(row))
-        builder.append(
-            _file_name(image_name, subtype, image_id, where(row)),
-            read_text(fields.get("question"), "question", where(row)),
-            question_id=question_id,
-            image_id=image_id,
+        name = _file_name(image_name, subtype, image_id, where(row))
+        question = read_text(fields.get("question"), "question", where(row))
+        examples.append(
+            make_example(row, image(name), question, question_id=question_id, image_id=image_id)
         )
-    if not len(builder):
+    if not examples:
         raise InputError(f'{questions}: no "questions" in it; is it a VQA questions file?')
-    index = builder.index()
-    check_ids(index, where)
-    _read_annotations(annotations, builder, index)
-    missing = [row for row in range(len(builder)) if not builder.is_answered(row)]
+    _add_answers(annotations, examples, check_ids(examples, where))
+    missing = [example.id for example in examples if not example.answers]
     if missing:
         raise InputError(
-            f"{annotations}: no annotation for {len(missing)} of the {len(builder)} questions of "
-            f"{questions} (the first: {builder.id(missing[0])}); are these files of one split?"
+            f"{annotations}: no annotation for {len(missing)} of the {len(examples)} questions of "
+            f"{questions} (the first: {missing[0]}); are these files of one split?"
         )
-    return builder.build(partial(image_in, images))
+    return tuple(examples)
 
 
-def _read_annotations(path: Path, builder: ExampleBuilder[str], index: KeyIndex) -> None:
-    """The answers to each question; a file may hold annotations of more."""
+def _add_answers(path: Path, examples: list[Example], rows: Mapping[str, int]) -> None:
+    """Give each example its answers. The file may also hold annotations of other questions."""
     number = -1
     for number, item in enumerate(stream_items(path, "annotations")):
         where = f"{path}, annotations[{number}]"
         fields = _object(item, where)
         id = str(read_id(fields.get("question_id"), "question_id", where))
-        for row in index.rows(id):
-            if builder.is_answered(row):
-                raise InputError(f"{where}: a second annotation for the question {id}")
-            builder.answer(row, read_answers(fields.get("answers"), where))
+        row = rows.get(id)
+        if row is None:
+            continue
+        if examples[row].answers:
+            raise InputError(f"{where}: a second annotation for the question {id}")
+        answers = read_answers(fields.get("answers"), where)
+        examples[row] = replace(examples[row], answers=answers)
     if number < 0:
         raise InputError(f'{path}: no "annotations" in it; is it a VQA annotations file?')
 

@@ -14,10 +14,10 @@ __all__ = ["embed"]
 @click.command()
 @click.option("--dataset", "dataset_name", required=True, metavar="NAME", help="Dataset loader.")
 @click.option("--dataset-opt", multiple=True, metavar="KEY=VALUE", help="An option of the dataset.")
-@click.option("--encoder", "encoder_name", required=True, metavar="NAME", help="What embeds.")
+@click.option("--encoder", "encoder_name", required=True, metavar="NAME", help="Encoder.")
 @click.option("--encoder-opt", multiple=True, metavar="KEY=VALUE", help="An option of the encoder.")
 @click.option(
-    "--split", type=click.Choice(["queries", "pool"]), required=True, help="What is embedded."
+    "--split", type=click.Choice(["queries", "pool"]), required=True, help="Split to embed."
 )
 @click.option(
     "--output-path",
@@ -30,7 +30,7 @@ __all__ = ["embed"]
     type=click.IntRange(min=1),
     default=64,
     show_default=True,
-    help="Examples encoded together.",
+    help="Examples per batch.",
 )
 def embed(
     dataset_name: str,
@@ -43,7 +43,7 @@ def embed(
 ) -> None:
     """Embed the queries or the pool of a dataset.
 
-    An interrupted run goes on where it was when the same command is given again.
+    Run the same command again to resume an interrupted run.
     """
     from pointer_rl.datasets.embed import embed_dataset
     from pointer_rl.options import parse_assignments

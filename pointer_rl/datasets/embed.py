@@ -1,7 +1,7 @@
-"""Embed a split of a dataset, batch after batch, so that an interrupted run can go on.
+"""Embed a split of a dataset batch by batch, so that an interrupted run can resume.
 
-Finished batches lie in `FILE.partial/` beside the file to be. They are planned from the examples
-and the batch size alone, so the file comes out the same to the bit, interrupted or not.
+Finished batches are kept in the folder `FILE.partial/` next to the output file. Batches depend only
+on the examples and the batch size, so an interrupted run gives a bit-identical file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from pointer_rl.datasets.embeddings import (
     load_embeddings,
     save_embeddings,
 )
-from pointer_rl.datasets.examples import values
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.files import write_text
 from pointer_rl.types import Dataset, Encoder, Example
@@ -42,30 +41,30 @@ def embed_dataset(
 ) -> Embeddings:
     """Write the embeddings of `dataset.queries` or `dataset.pool` to `output_path` (safetensors).
 
-    Run again after an interruption it goes on; run again when all is done it encodes nothing.
-    `encoder_plugin` is the encoder's `Configured.describe`, to be kept beside its fingerprint;
-    `on_batch` is called with the number of rows of each batch that is there, old or new.
-    Raises InputError, naming the example, for an image that is none, and where the file or the
-    unfinished batches at `output_path` are of another dataset, encoder or batch size.
+    Called again after an interruption, it resumes; called again when the file is complete, it
+    encodes nothing. `encoder_plugin` is the encoder's `Configured.describe`, stored next to its
+    fingerprint; `on_batch` is called with the number of rows of each batch, resumed or new.
+    Raises InputError for an unreadable image, naming its example, and if the file or the finished
+    batches at `output_path` belong to another dataset, encoder or batch size.
     """
     examples = dataset.queries if split == "queries" else dataset.pool
-    ids = list(values(examples, "id"))
+    ids = [example.id for example in examples]
     if output_path.suffix != ".safetensors":
         raise InputError(f"{output_path}: embeddings are written to a .safetensors file; name one")
     if not examples:
         raise InputError(f"dataset {dataset.name} has no {split} to embed")
-    examined = digest(examples)
+    examples_digest = digest(examples)
     partial = output_path.with_name(f"{output_path.name}.partial")
     if output_path.exists():
-        finished = _finished(output_path, examined, encoder)
-        if finished.encoder_plugin is None:  # a file of an older version: the fingerprint is equal
+        finished = _finished(output_path, examples_digest, encoder)
+        if finished.encoder_plugin is None:  # written by an older version
             finished = dataclasses.replace(finished, encoder_plugin=encoder_plugin)
-        shutil.rmtree(partial, ignore_errors=True)  # there if the end itself was interrupted
+        shutil.rmtree(partial, ignore_errors=True)  # left if interrupted at the very end
         return finished
     plan: dict[str, str | int] = {
         "dataset": dataset.name,
         "split": split,
-        "examples": examined,
+        "examples": examples_digest,
         "encoder": encoder.fingerprint,
         "batch_size": batch_size,
     }
@@ -80,50 +79,52 @@ def embed_dataset(
         parts.append(load_embeddings(part).vectors)
         on_batch(len(batch))
     vectors = torch.cat(parts)
-    embeddings = Embeddings(tuple(ids), vectors, encoder.fingerprint, examined, encoder_plugin)
+    embeddings = Embeddings(
+        tuple(ids), vectors, encoder.fingerprint, examples_digest, encoder_plugin
+    )
     assembled = partial / "assembled.safetensors"
-    save_embeddings(assembled, vectors, ids, encoder.fingerprint, examined, encoder_plugin)
+    save_embeddings(assembled, vectors, ids, encoder.fingerprint, examples_digest, encoder_plugin)
     os.replace(assembled, output_path)
     shutil.rmtree(partial)
     return embeddings
 
 
 def digest(examples: Sequence[Example]) -> str:
-    """SHA-256 of ids and questions. Images are not read for it: they may be many gigabytes."""
-    return _digest_list(zip(values(examples, "id"), values(examples, "question"), strict=True))
+    """SHA-256 of ids and questions. Images, which may be many gigabytes, are not read."""
+    return _digest_list((example.id, example.question) for example in examples)
 
 
 def digest_examples(examples: Sequence[Example]) -> str:
-    """SHA-256 of ids, images' ids, questions and answers, example by example."""
+    """SHA-256 of the examples' ids, image ids, questions and answers."""
     digest = hashlib.sha256()
-    fields = ("id", "image_id", "question", "answers")
-    for content in zip(*(values(examples, field) for field in fields), strict=True):
+    for each in examples:
+        content = (each.id, each.image_id, each.question, each.answers)
         digest.update(json.dumps(content).encode())
     return digest.hexdigest()
 
 
 def digest_ids(ids: Iterable[str]) -> str:
-    """SHA-256 of ids in their order: names a pool or a set of queries."""
+    """SHA-256 of ids in order. It identifies a pool or a set of queries."""
     return _digest_list(ids)
 
 
 def _digest_list(items: Iterable[object]) -> str:
-    """That of the list's JSON, which may be large, piece by piece."""
+    """SHA-256 of the items as one JSON list, encoded item by item because it may be large."""
     digest = hashlib.sha256(b"[")
-    for place, item in enumerate(items):
-        digest.update(f"{', ' if place else ''}{json.dumps(item)}".encode())
+    for position, item in enumerate(items):
+        digest.update(f"{', ' if position else ''}{json.dumps(item)}".encode())
     digest.update(b"]")
     return digest.hexdigest()
 
 
-def _finished(path: Path, examined: str, encoder: Encoder) -> Embeddings:
-    there = load_embeddings(path)
-    if there.examples != examined or there.encoder != encoder.fingerprint:
+def _finished(path: Path, examples_digest: str, encoder: Encoder) -> Embeddings:
+    existing = load_embeddings(path)
+    if existing.examples != examples_digest or existing.encoder != encoder.fingerprint:
         raise InputError(
             f"{path}: exists, with embeddings of other examples or from another encoder "
-            f"({there.encoder or 'unknown'}): remove it, or write to another file"
+            f"({existing.encoder or 'unknown'}): remove it, or write to another file"
         )
-    return there
+    return existing
 
 
 def _begin_or_resume(partial: Path, plan: dict[str, str | int]) -> None:
@@ -132,22 +133,22 @@ def _begin_or_resume(partial: Path, plan: dict[str, str | int]) -> None:
         write_text(file, json.dumps(plan, indent=1))
         return
     try:
-        there = json.loads(file.read_text())
+        begun = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: cannot be read; remove {partial} to start anew") from error
     for key, value in plan.items():
-        if there.get(key) != value:
+        if begun.get(key) != value:
             raise InputError(
                 f"{partial}: holds an unfinished run with another {key.replace('_', ' ')} "
-                f"({there.get(key)}, now {value}): finish it as it was begun, or remove the folder"
+                f"({begun.get(key)}, now {value}): finish it as it was begun, or remove the folder"
             )
 
 
 def encode_batch(encoder: Encoder, batch: Sequence[Example]) -> torch.Tensor:
-    """[len(batch), d] on the CPU, a finite row an example.
+    """The encoder's vectors of a batch, checked: [len(batch), d] on the CPU, all finite.
 
-    Raises InputError, naming the example, for an image that is none, and PluginError for what an
-    encoder may not return.
+    Raises InputError for an unreadable image, naming its example, and PluginError if the encoder
+    returns another shape, NaN or infinity.
     """
     try:
         vectors = encoder.encode(batch)

@@ -1,9 +1,9 @@
-"""Embeddings of a split: a vector an example, and where known whose each is and what made them.
+"""Embeddings of a split: one vector per example, with the examples' ids and the encoder if known.
 
-Our own files are safetensors: one tensor `embeddings` [N, d] float32, and as metadata one JSON
-object with the examples' ids, the encoder's fingerprint and its plugin's name and options. Read as
-well, without any of these: a safetensors file of one tensor, `.npy`, and `.pt`/`.pth` (a tensor, or
-a dict that holds one).
+They are written as safetensors: one tensor `embeddings` [N, d] float32 and, as metadata, one JSON
+object with the examples' ids, the encoder's fingerprint and its plugin's name and options. Files
+without this metadata are read too: safetensors with one tensor, `.npy`, and `.pt` or `.pth` (a
+tensor, or a dict with one tensor).
 
 Shapes: N rows, B queries, K pool rows, d embedding size.
 """
@@ -23,7 +23,6 @@ import safetensors
 import torch
 from torch import Tensor
 
-from pointer_rl.datasets.examples import values
 from pointer_rl.errors import InputError, first_line
 from pointer_rl.files import write_tensors
 from pointer_rl.types import Example
@@ -38,7 +37,7 @@ __all__ = [
 
 TENSOR = "embeddings"
 METADATA = "pointer_rl_embeddings"
-"""The one metadata key: safetensors writes several in no fixed order, which changes the bytes."""
+"""The only metadata key: safetensors writes several keys in no fixed order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,21 +45,22 @@ class Embeddings:
     """Vectors in file order."""
 
     ids: tuple[str, ...] | None
-    """The example of each row; None in files that do not say."""
+    """The id of each row's example; None if the file does not say."""
     vectors: Tensor
-    """[N, d] float32, all finite, neither N nor d zero."""
+    """[N, d] float32, all finite; N and d are at least 1."""
     encoder: str | None
-    """Fingerprint of the encoder; None in files that do not say."""
+    """Fingerprint of the encoder; None if the file does not say."""
     examples: str | None = None
-    """`pointer_rl.datasets.embed.digest` of what was embedded; None in files that do not say."""
+    """`pointer_rl.datasets.embed.digest` of the examples; None if the file does not say."""
     encoder_plugin: Mapping[str, Any] | None = None
-    """`Configured.describe` of the encoder, its name and options; None in files that do not say."""
+    """Name and options of the encoder (`Configured.describe`); None if the file does not say."""
 
     def match(self, examples: Sequence[Example], what: str) -> Tensor:
-        """The examples' vectors, in their order: [len(examples), d].
+        """The vectors of the examples, in the examples' order: [len(examples), d].
 
-        By id where the file has ids; else row by row, and the lengths must be equal. `what` names
-        the embeddings in messages. Raises InputError where an example has no vector.
+        Rows are matched by id if the file has ids, otherwise by position, for which the lengths
+        must be equal. `what` names the embeddings in error messages. Raises InputError if an
+        example has no vector.
         """
         if self.ids is None:
             if len(examples) != len(self.vectors):
@@ -70,10 +70,10 @@ class Embeddings:
                 )
             return self.vectors
         if len(self.ids) == len(examples) and all(
-            mine == theirs for mine, theirs in zip(self.ids, values(examples, "id"), strict=True)
+            id == example.id for id, example in zip(self.ids, examples, strict=True)
         ):
-            return self.vectors  # as they are: of many, a copy would be gigabytes
-        row_of = {each: row for row, each in enumerate(self.ids)}
+            return self.vectors  # not a copy, which may take gigabytes
+        row_of = {id: row for row, id in enumerate(self.ids)}
         missing = [example.id for example in examples if example.id not in row_of]
         if missing:
             others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -94,7 +94,7 @@ def check_dims(query: Tensor, pool: Tensor) -> None:
 
 
 def digest_vectors(vectors: Tensor) -> str:
-    """SHA-256 of their values in memory."""
+    """SHA-256 of the values."""
     return hashlib.sha256(vectors.detach().cpu().contiguous().numpy().data).hexdigest()
 
 
@@ -106,7 +106,7 @@ def save_embeddings(
     examples: str | None = None,
     encoder_plugin: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write vectors [N, d] with their examples' ids; at `path` there is all of it or nothing."""
+    """Write vectors [N, d] and their examples' ids; the file is complete or not written at all."""
     assert vectors.ndim == 2
     assert len(ids) == len(vectors)
     about: dict[str, Any] = {"encoder": encoder, "examples": examples, "ids": list(ids)}
@@ -117,9 +117,9 @@ def save_embeddings(
 
 
 def load_embeddings(path: Path) -> Embeddings:
-    """Read embeddings from `.safetensors`, `.npy`, `.pt` or `.pth`; nothing is ever unpickled.
+    """Read embeddings from `.safetensors`, `.npy`, `.pt` or `.pth`; no code in them is run.
 
-    Raises InputError for a file that is missing, unreadable or holds no matrix of finite numbers.
+    Raises InputError if the file is missing, unreadable or not a matrix of finite numbers.
     """
     readers = {".safetensors": _read_safetensors, ".npy": _read_npy, ".pt": _read_pt}
     read = readers.get(".pt" if path.suffix == ".pth" else path.suffix)
@@ -144,7 +144,7 @@ def load_embeddings(path: Path) -> Embeddings:
     if embeddings.ids is not None and not (
         len(embeddings.ids) == len(set(embeddings.ids)) == len(embeddings.vectors)
     ):
-        raise InputError(f"{path}: its ids are not one of a kind for each row; embed again")
+        raise InputError(f"{path}: its ids are not one unique id per row; embed again")
     return embeddings
 
 
@@ -154,12 +154,12 @@ def _read_safetensors(path: Path) -> tuple[Tensor, dict[str, Any]]:
         tensor = _only({name: file.get_tensor(name) for name in file.keys()}, path)  # noqa: SIM118
     about = json.loads(metadata.get(METADATA, "{}"))
     if not isinstance(about, dict):
-        raise ValueError(f"its metadata {METADATA} is no object")
+        raise ValueError(f"its metadata {METADATA} is not an object")
     return tensor, about
 
 
 def _read_npy(path: Path) -> tuple[Tensor, dict[str, Any]]:
-    with path.open("rb") as file:  # np.load would take a zip of arrays for one as well
+    with path.open("rb") as file:  # np.load would also accept a zip of arrays
         array = np.lib.format.read_array(file, allow_pickle=False)
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise InputError(f"{path}: holds {array.dtype}, not floating-point numbers")

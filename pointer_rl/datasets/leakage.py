@@ -1,4 +1,4 @@
-"""Which pool rows a query may be shown: never one with its own image."""
+"""Which pool rows may be shown to a query: never one with the query's own image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pointer_rl.datasets.examples import KeyIndex, values
 from pointer_rl.errors import InputError
 from pointer_rl.types import Example
 
@@ -16,66 +15,70 @@ __all__ = ["AllowedRows", "image_content"]
 
 
 class AllowedRows:
-    """The mask of a query: never an example with the query's image, thus never the query itself.
+    """Masks pool rows that show a query's image, and so the query itself.
 
-    Images are the same when their image_id is or, where the query or any example of the pool has
-    none, when their content is. (The examples' ids say nothing here: a query file and a pool file
-    may both count from 0.)
+    Images are compared by image_id or, if the query or any example of the pool has none, by
+    content. (Ids of examples are not compared: a query file and a pool file may both count from 0.)
     """
 
     def __init__(self, pool: Sequence[Example]) -> None:
         self._pool = pool
-        self._size = len(pool)
-        self._have_ids = all(image_id is not None for image_id in values(pool, "image_id"))
+        self._have_ids = all(each.image_id is not None for each in pool)
 
     @cached_property
-    def _by_id(self) -> KeyIndex:
-        marks = map(str, values(self._pool, "image_id"))
-        return KeyIndex(marks, lambda row: str(self._pool[row].image_id))
+    def _by_id(self) -> dict[str, list[int]]:
+        return _rows_by_key([str(each.image_id) for each in self._pool])
 
     @cached_property
-    def _by_content(self) -> KeyIndex:
-        marks = map(image_content, self._pool)
-        return KeyIndex(marks, lambda row: image_content(self._pool[row]))
+    def _by_content(self) -> dict[str, list[int]]:
+        return _rows_by_key([image_content(each) for each in self._pool])
 
     def excluded(self, query: Example) -> tuple[int, ...]:
-        """The rows that a query may not choose, ascending."""
-        return tuple(self._blocked(query))
+        """The rows that may not be shown to the query, ascending."""
+        return tuple(self._excluded(query))
 
-    def _blocked(self, query: Example) -> list[int]:
+    def _excluded(self, query: Example) -> list[int]:
         if self._have_ids and query.image_id is not None:
-            return self._by_id.rows(str(query.image_id))
-        return self._by_content.rows(image_content(query))
+            return self._by_id.get(str(query.image_id), [])
+        return self._by_content.get(image_content(query), [])
 
     def check(self, queries: Sequence[Example], shots: int) -> None:
-        """Raise InputError for the first query that may choose fewer rows than `shots`."""
-        if shots > self._size:
+        """Raise InputError for the first query with fewer than `shots` allowed rows."""
+        size = len(self._pool)
+        if shots > size:
             raise InputError(
-                f"{shots} shots need a pool of at least as many examples; this one has {self._size}"
+                f"{shots} shots need a pool of at least as many examples; this one has {size}"
             )
-        index = self._by_id if self._have_ids else self._by_content
-        if self._size - index.most >= shots:
+        by_key = self._by_id if self._have_ids else self._by_content
+        if size - max(map(len, by_key.values()), default=0) >= shots:
             return
         for query in queries:
-            left = self._size - len(self._blocked(query))
-            if left < shots:
+            allowed = size - len(self._excluded(query))
+            if allowed < shots:
                 raise InputError(
-                    f"query {query.id} may choose {left} of the pool's {self._size} examples (the "
+                    f"query {query.id} may choose {allowed} of the pool's {size} examples (the "
                     f"others have its image), fewer than {shots} shots: enlarge the pool"
                 )
 
     def mask(self, queries: Sequence[Example]) -> Tensor:
-        """[B, K] bool."""
-        allowed = torch.ones(len(queries), self._size, dtype=torch.bool)
+        """[B, K] bool: True where a row may be shown to a query."""
+        allowed = torch.ones(len(queries), len(self._pool), dtype=torch.bool)
         for index, query in enumerate(queries):
-            allowed[index, self._blocked(query)] = False
+            allowed[index, self._excluded(query)] = False
         return allowed
 
 
+def _rows_by_key(keys: Sequence[str]) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        rows.setdefault(key, []).append(row)
+    return rows
+
+
 def image_content(example: Example) -> str:
-    """A key of the example's image, equal for equal content."""
+    """A key of the example's image: equal for equal content."""
     try:
         return example.image.key
     except InputError:
-        # Equal to no image that can be read: the trials of this example fail, and say why.
+        # An unreadable image equals no other. The example's trials fail and say why.
         return f"unreadable {example.row}"

@@ -6,8 +6,8 @@ For 2,000 and N (200,000) queries of VQA files, a pool of 512 and 10 random cand
 in a process of its own: candidates a CPU second (one thread) when everything is asked and when
 everything comes from the store (median of three, for 2,000), next to the limit: hashing each prompt
 and reading its response from the store, which cannot be left out. And by how much the resident
-memory of N queries exceeds that of 2,000, loading and embeddings of 16 values included. At last
-what an example takes in the loader's columns, and as an object.
+memory of N queries exceeds that of 2,000, loading and embeddings of 16 values included. Last, the
+memory of an example, and how much of it are its strings.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks.synthetic import SOURCE, write_vqa
 from plugin_folder import install
 
 SMALL, POOL, CANDIDATES, DIM = 2_000, 512, 10, 16
-GOAL_RATE, GOAL_GROWTH = 20_000, 50
+GOAL_RATE, GOAL_GROWTH, GOAL_EXAMPLE = 18_000, 150, 400
 
 
 def options_of(folder: Path, queries: int) -> dict[str, object]:
@@ -122,19 +122,23 @@ def limit(folder: Path, queries: int) -> float:
     return len(requests) / (time.process_time() - start)
 
 
-def bytes_an_example(folder: Path) -> tuple[float, float]:
-    """Of the loader's columns, and of a tuple of `Example` beside them."""
+def bytes_per_example(folder: Path) -> tuple[float, float]:
+    """Bytes of an example with its share of an image, without its strings; and of its strings."""
     from pointer_rl.registry import registry
 
     for queries in (SMALL, 10 * SMALL):  # the first imports what loading needs
         options = options_of(folder, queries)
         tracemalloc.start()
         examples = registry().create("dataset", "vqa", options).queries
-        columns, _ = tracemalloc.get_traced_memory()
-        objects = tuple(examples)
-        both, _ = tracemalloc.get_traced_memory()
+        size, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    return columns / len(objects), (both - columns) / len(objects)
+    found = {
+        id(string): string
+        for each in examples
+        for string in (each.id, each.question, each.image.name, *each.answers)
+    }
+    strings = sum(map(sys.getsizeof, found.values()))
+    return (size - strings) / len(examples), strings / len(examples)
 
 
 def measured(folder: Path, queries: int, output: str) -> dict[str, float]:
@@ -180,10 +184,10 @@ def main() -> None:
             f"{(given.queries - SMALL) * DIM * 4 / 2**20:.0f} of them embeddings "
             f"(goal {GOAL_GROWTH})"
         )
-        columns, objects = bytes_an_example(folder)
+        size, strings = bytes_per_example(folder)
         print(
-            f"an example takes {columns:,.0f} bytes in columns, {objects:,.0f} as an object whose "
-            "answers are shared"
+            f"an example takes {size:,.0f} bytes (goal {GOAL_EXAMPLE}) and {strings:,.0f} for its "
+            "strings"
         )
 
 

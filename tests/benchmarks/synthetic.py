@@ -19,7 +19,7 @@ QUESTIONS_PER_IMAGE = 5
 def write_vqa(folder: Path, name: str, queries: int) -> dict[str, str]:
     """Official files of so many questions with ten answers each, and the options that name them.
 
-    The images' files hold their numbers: they are hashed, but never opened as pictures.
+    The images' files hold their numbers: they are hashed, but never decoded.
     """
     rng = random.Random(queries)
     images = folder / name
@@ -35,7 +35,7 @@ def write_vqa(folder: Path, name: str, queries: int) -> dict[str, str]:
             if not place:
                 (images / f"{image_id}.jpg").write_text(f"{name} {image_id}")
             ids = {"image_id": image_id, "question_id": 1000 * image_id + place}
-            question = f"What is number {row} in the middle of this picture?"
+            question = f"What is number {row} in the middle of this image?"
             said, rare = rng.choice(WORDS), f"a {rng.randrange(RARE)}"
             answers = [{"answer": said if rng.random() < 2 / 3 else rare} for _ in range(10)]
             comma = ", " if row else ""

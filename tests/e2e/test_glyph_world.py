@@ -9,9 +9,9 @@ from click.testing import CliRunner
 
 from pointer_rl.cli.main import cli
 from pointer_rl.registry import registry
-from pointer_rl_glyphs.checkpoint import MODEL_DIR
-from pointer_rl_glyphs.episodes import CASES
-from pointer_rl_glyphs.measure import FORMATS, accuracy
+from pointer_rl_glyphs.dataset import MODEL_DIR
+from pointer_rl_glyphs.training.episodes import CASES
+from pointer_rl_glyphs.training.measure import FORMATS, accuracy
 
 
 def run(*args: str):

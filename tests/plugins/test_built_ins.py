@@ -93,7 +93,7 @@ def _keeps_its_contract(name: str, given: dict[str, Any]) -> None:
 
 @pytest.fixture
 def a_qwen() -> dict[str, Any]:
-    from pointer_rl_glyphs.checkpoint import MODEL_DIR
+    from pointer_rl_glyphs.dataset import MODEL_DIR
 
     return {"model": str(MODEL_DIR), "device": "cpu"}
 

@@ -29,10 +29,10 @@ from pointer_rl_standard.options import ClipOptions
 
 
 def example(row: int, question: str) -> Example:
-    picture = Image.new("RGB", (30 + row, 40), (40 * row % 256, 90, 200 - 30 * row))
-    picture.putpixel((row, row), (255, 255, 255))
+    image = Image.new("RGB", (30 + row, 40), (40 * row % 256, 90, 200 - 30 * row))
+    image.putpixel((row, row), (255, 255, 255))
     file = io.BytesIO()
-    picture.save(file, format="PNG")
+    image.save(file, format="PNG")
     return Example(f"e{row}", row, ImageBytes(file.getvalue(), f"e{row}.png"), question, ("a",))
 
 

@@ -16,8 +16,8 @@ from flamingo_training import train_tiny_flamingo as train_and_save
 
 from pointer_rl.registry import registry
 from pointer_rl.types import Decoding, Example, Request
+from pointer_rl_glyphs.images import GlyphImage
 from pointer_rl_glyphs.lexicon import COLORS
-from pointer_rl_glyphs.pictures import Picture
 
 CASES = 200
 
@@ -29,7 +29,7 @@ def accuracy(folder: Path, shown: int, relevant: bool) -> float:
     rng = random.Random(99)
 
     def example(color: str, word: str) -> Example:
-        picture = Picture.draw_at_random(rng, color=color)
+        picture = GlyphImage.draw_at_random(rng, color=color)
         return Example(word, 0, picture, QUESTION, (word,))
 
     requests, expected = [], []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pointer_rl.errors import InputError
 from pointer_rl.selectors import PointerSelector, SelectorConfig, SelectorPolicy
-from pointer_rl.types import Example, Pool, QueryBatch
+from pointer_rl.types import NO_ROW, Decoded, Example, Pool, QueryBatch
 from pointer_rl_standard.generators import (
     BeamGenerator,
     ProbeGenerator,
@@ -268,3 +268,42 @@ def test_what_stands_beside_the_probes_is_drawn_anew_with_each_seed():
     assert one == two
     assert one != other
     assert [each[0].pointer[0] for each in one] == [each[0].pointer[0] for each in other]
+
+
+class StoppingPolicy:
+    """Proposes fixed pointers, shorter ones padded with NO_ROW."""
+
+    def __init__(self, *pointers):
+        self.pointers = pointers
+
+    def decoded(self, queries, count, shots):
+        rows = [[*pointer, *[NO_ROW] * (shots - len(pointer))] for pointer in self.pointers]
+        found = torch.tensor([rows[:count]] * len(queries.examples))
+        return Decoded(found, -torch.arange(found.shape[1]).expand(found.shape[:2]).float())
+
+    def beam(self, queries, pool, width):
+        return self.decoded(queries, width, queries.shots)
+
+    def sample(self, queries, pool, num_samples, rngs, temperature=1.0, top_p=1.0):
+        return self.decoded(queries, num_samples, queries.shots)
+
+
+@pytest.mark.parametrize("name", ["beam", "sample"])
+def test_pointers_end_where_the_policy_stopped(name):
+    queries, pool = batch(3, [9, 9])
+    pointers = [(4, 1), (), (2, 0, 3), (5,)]
+    options = {
+        "beam": BeamOptions(width=4),
+        "sample": SampleOptions(temperatures=(1.0,), num_samples=4),
+    }
+    generator = {"beam": BeamGenerator, "sample": SampleGenerator}[name](options[name])
+    for candidates in generator.propose(StoppingPolicy(*pointers), queries, pool, rngs(queries)):
+        assert [each.pointer for each in candidates] == pointers
+
+
+def test_a_policy_that_stops_at_once_leaves_a_probe_less():
+    queries, pool = batch(2, [9])
+    generator = ProbeGenerator(ProbeOptions(num=3, by="policy"))
+    policy = StoppingPolicy((4,), (), (2,))
+    (candidates,) = generator.propose(policy, queries, pool, rngs(queries))
+    assert [each.pointer[0] for each in candidates] == [4, 2]

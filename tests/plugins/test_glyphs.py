@@ -1,4 +1,4 @@
-"""The embedded world: words, pictures, the dataset and its files (the model: tests/e2e)."""
+"""The embedded world: words, images, the dataset and its files (the model: tests/e2e)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pointer_rl.errors import InputError
 from pointer_rl.registry import registry
 from pointer_rl_glyphs.dataset import draw_split, load_glyphs
+from pointer_rl_glyphs.images import SIZE, GlyphImage
 from pointer_rl_glyphs.lexicon import (
     DATASET_WORDS,
     KEYS,
@@ -19,7 +20,6 @@ from pointer_rl_glyphs.lexicon import (
     Lexicon,
 )
 from pointer_rl_glyphs.options import GlyphsOptions
-from pointer_rl_glyphs.pictures import SIZE, Picture
 from pointer_rl_glyphs.questions import WORDINGS
 from pointer_rl_glyphs.vqa_export import export_vqa, reading_options
 
@@ -59,12 +59,12 @@ def test_synonyms_occur():
 
 
 @given(st.integers(0, 10**9))
-def test_pictures_differ_in_the_stamp_only_where_it_is(seed):
+def test_images_differ_in_the_stamp_only_where_it_is(seed):
     import dataclasses
 
     import numpy as np
 
-    plain = Picture.draw_at_random(random.Random(seed), stamped=False)
+    plain = GlyphImage.draw_at_random(random.Random(seed), stamped=False)
     stamped = dataclasses.replace(plain, stamped=True)
     before, after = (np.asarray(each.open()).astype(int) for each in (plain, stamped))
     assert before.shape == (SIZE, SIZE, 3)
@@ -75,10 +75,10 @@ def test_pictures_differ_in_the_stamp_only_where_it_is(seed):
 
 
 @pytest.mark.parametrize("feature", ["shape", "color", "pattern"])
-def test_every_feature_changes_the_picture(feature):
+def test_every_feature_changes_the_image(feature):
     import dataclasses
 
-    base = Picture.draw_at_random(random.Random(3), shape="star", color="red", pattern="dotted")
+    base = GlyphImage.draw_at_random(random.Random(3), shape="star", color="red", pattern="dotted")
     keys = {dataclasses.replace(base, **{feature: value}).key for value in VALUES[feature]}
     assert len(keys) == len(VALUES[feature])
 
@@ -106,7 +106,7 @@ def test_the_same_options_give_the_same_dataset():
     assert not any(a.answer == b.answer for a, b in zip(renamed, original, strict=True))
 
 
-def test_splits_share_no_example_and_no_picture():
+def test_splits_share_no_example_and_no_image():
     dataset = {split: draw_split(SMALL, split) for split in ("pool", "train", "test", "validation")}
     examples = [example for split in dataset.values() for example in split]
     assert len({example.id for example in examples}) == len(examples)

@@ -1,4 +1,4 @@
-"""The training script: its tensors, its optimiser, and that it resumes to the same weights."""
+"""Training of the glyph model: its tensors, its optimiser, resuming to the same weights."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import torch
 
 from pointer_rl.errors import InputError
 from pointer_rl.registry import registry
-from pointer_rl_glyphs.checkpoint import INSTRUCTIONS, build_image_processor, build_tokenizer
-from pointer_rl_glyphs.episodes import CASES, training_episode
+from pointer_rl_glyphs.images import GlyphImage
 from pointer_rl_glyphs.lexicon import DATASET_WORDS, KEYS, TRAINING_WORDS, Lexicon
-from pointer_rl_glyphs.muon import Muon, orthogonalise
-from pointer_rl_glyphs.pictures import Picture
-from pointer_rl_glyphs.tensors import patches, pixel_values, tokenise
-from pointer_rl_glyphs.train import Trainer, train
+from pointer_rl_glyphs.training.checkpoint import (
+    INSTRUCTIONS,
+    build_image_processor,
+    build_tokenizer,
+)
+from pointer_rl_glyphs.training.episodes import CASES, training_episode
+from pointer_rl_glyphs.training.muon import Muon, orthogonalise
+from pointer_rl_glyphs.training.tensors import patches, pixel_values, tokenise
+from pointer_rl_glyphs.training.train import Trainer, train
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +51,11 @@ def test_default_instructions_are_the_prompt_builders_own():
 
 
 def test_pixels_are_the_image_processors():
-    pictures = [Picture.draw_at_random(random.Random(seed)) for seed in range(6)]
+    images = [GlyphImage.draw_at_random(random.Random(seed)) for seed in range(6)]
     expected = build_image_processor()(
-        images=[picture.open() for picture in pictures], return_tensors="pt"
+        images=[image.open() for image in images], return_tensors="pt"
     )
-    assert torch.equal(pixel_values(patches(pictures)), expected["pixel_values"])
+    assert torch.equal(pixel_values(patches(images)), expected["pixel_values"])
 
 
 @pytest.mark.parametrize("style", ["short-answer", "chat"])
@@ -118,9 +122,9 @@ def test_muon_is_momentum_orthogonalised_for_each_matrix():
 
 
 def small(monkeypatch, steps=5):
-    monkeypatch.setattr("pointer_rl_glyphs.train.BLOCKS_A_STEP", 12)
-    monkeypatch.setattr("pointer_rl_glyphs.train.CHECKPOINT_EVERY", 2)
-    monkeypatch.setattr("pointer_rl_glyphs.train.CASES", CASES[:1])
+    monkeypatch.setattr("pointer_rl_glyphs.training.train.BLOCKS_PER_STEP", 12)
+    monkeypatch.setattr("pointer_rl_glyphs.training.train.CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr("pointer_rl_glyphs.training.train.CASES", CASES[:1])
     return Trainer(seed=1, vision_steps=2, reading_steps=1, joint_steps=steps - 3, copies=1)
 
 

@@ -60,7 +60,7 @@ def table(**columns: Any) -> Any:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     splits = {"train": table(question_id=[1, 2, 3, 4]), "validation": table()}
     datasets.DatasetDict(splits).save_to_disk(folder)
     return folder
@@ -84,7 +84,7 @@ def test_examples_are_those_of_the_split(saved: Path) -> None:
     assert [list(each.answers) for each in dataset.queries] == ANSWERS
     assert dataset.queries[0].image_id is None
     assert dataset.pool is dataset.queries
-    assert dataset.name == "pictures/validation"
+    assert dataset.name == "images/validation"
 
 
 def test_pool_of_another_split(saved: Path) -> None:
@@ -121,7 +121,7 @@ def test_an_image_pickles_by_reference(saved: Path) -> None:
 
 
 def test_a_damaged_image_fails_alone(tmp_path: Path) -> None:
-    images = [{"bytes": data, "path": None} for data in (b"no picture", png("red"), b"", None)]
+    images = [{"bytes": data, "path": None} for data in (b"not an image", png("red"), b"", None)]
     first, second, *missing = load(save(tmp_path / "d", image=images)).queries
     assert second.image.open().size == (4, 3)
     with pytest.raises(InputError, match="row 0: not a readable image"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +85,30 @@ def test_an_image_is_opened_when_needed_and_hashed_once(tmp_path: Path) -> None:
         dog.image.open()
 
 
+def test_examples_take_at_most_400_bytes_plus_their_strings(tmp_path: Path) -> None:
+    lines = [
+        {
+            "image": f"{row // 5}.jpg",
+            "question": f"What is number {row} in this image?",
+            "answers": [("yes", "no", "two")[(row + each) % 3] for each in range(10)],
+            "question_id": 1000 + row,
+            "image_id": 1000 + row // 5,
+        }
+        for row in range(5_000)
+    ]
+    path = write(tmp_path / "a.jsonl", *lines)
+    load(path)
+    tracemalloc.start()
+    examples = load(path).queries
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    strings = {id(s): s for each in examples for s in (each.id, each.question, each.image.name)}
+    assert examples[0].answers[0] is examples[1].answers[2], "equal answers are one string"
+    assert (size - sum(map(sys.getsizeof, strings.values()))) / len(examples) <= 400
+
+
 def test_images_folder_and_pool(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     (tmp_path / "train").mkdir()
     queries = write(tmp_path / "queries.jsonl", CAT)
     pool = write(tmp_path / "train" / "pool.jsonl", DOG, CAT)
@@ -94,9 +118,9 @@ def test_images_folder_and_pool(tmp_path: Path) -> None:
     assert beside.pool[1].image.path == tmp_path / "train" / "cat.png"
     assert [each.row for each in beside.pool] == [0, 1]
 
-    together = load(queries, pool=str(pool), images=str(tmp_path / "pictures"))
+    together = load(queries, pool=str(pool), images=str(tmp_path / "images"))
     assert together.queries[0].image == together.pool[1].image
-    assert together.queries[0].image.path == tmp_path / "pictures" / "cat.png"
+    assert together.queries[0].image.path == tmp_path / "images" / "cat.png"
     with pytest.raises(InputError, match="nowhere: no such folder of images"):
         load(queries, images=str(tmp_path / "nowhere"))
 

@@ -1,4 +1,4 @@
-"""Rewards, against reference values of the ancestor's own code."""
+"""Rewards, compared with reference values computed by Lever-Plus."""
 
 from __future__ import annotations
 
@@ -9,43 +9,71 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pointer_rl
+from pointer_rl.errors import InputError
+from pointer_rl.registry import registry
 from pointer_rl.types import Candidate, Outcome
-from pointer_rl_standard.options import RewardOptions
-from pointer_rl_standard.rewards import FORMULAS, FormulaReward
+from pointer_rl_standard.rewards import FORMULAS
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "rewards.json").read_text())
-
-OPTIONS = ("hard_weight", "soft_weight", "alpha", "beta", "correctness_mode", "use_logprob")
 
 
 def reward(
     mode: str, outcome: Outcome, candidate: Candidate | None = None, **options: object
 ) -> float:
-    built = FormulaReward(FORMULAS[mode], RewardOptions(**options))  # type: ignore[arg-type]
-    return built(outcome, candidate or Candidate((0,), "random"))
+    made = registry().create("reward", mode, options)
+    return float(made(outcome, candidate or Candidate((0,), "random")))
 
 
 def test_every_reference_case() -> None:
     assert {case["reward_mode"] for case in CASES} == set(FORMULAS)
     for case in CASES:
-        correct = case["vqa_correct"]
-        actual = reward(
-            case["reward_mode"],
-            Outcome(
-                correct=None if correct is None else bool(correct),
-                accuracy=case["vqa_acc_score"],
-                gt_prob=case["vqa_gt_prob"],
-                rel_score=case["vqa_rel_score"],
-            ),
-            Candidate(
-                (0, 1),
-                "beam",
-                beam_score=case["beam_score"],
-                logprob_score=case["logprob_score"],
-            ),
-            **{name: case[name] for name in OPTIONS},
-        )
+        given = {name: value for name, value in case.items() if name != "reward"}
+        actual = pointer_rl.compute_reward_for_candidate(**given)
         assert actual == pytest.approx(case["reward"], abs=1e-9), case
+
+
+USED = {
+    "hard_plus_soft": {"hard_weight", "soft_weight"},
+    "hard_plus_soft_v2": {"hard_weight", "soft_weight"},
+    "hard_only": {"hard_weight"},
+    "soft_only": {"soft_weight"},
+    "separated": {"hard_weight", "soft_weight"},
+    "hard01_plus_gtprob": {"hard_weight", "soft_weight"},
+    "hard01_plus_gtprob_separated": {"hard_weight", "soft_weight"},
+    "hard_plus_gtprob_plus_rel": {"hard_weight", "soft_weight", "rel_weight"},
+    "legacy": {"alpha", "beta", "correctness_mode", "use_logprob"},
+}
+"""The options that each reward uses."""
+
+
+@pytest.mark.parametrize("mode", FORMULAS)
+@pytest.mark.parametrize("option", sorted(set().union(*USED.values())))
+def test_an_option_that_the_mode_ignores_is_refused(mode: str, option: str) -> None:
+    value = {"correctness_mode": "01", "use_logprob": "yes"}.get(option, "2.5")
+    if option in USED[mode]:
+        registry().create("reward", mode, {option: value})
+    else:
+        with pytest.raises(InputError, match=f"reward {mode} has no option '{option}'"):
+            registry().create("reward", mode, {option: value})
+
+
+@pytest.mark.parametrize("mode", FORMULAS)
+def test_the_guides_function_takes_every_weight_in_every_mode(mode: str) -> None:
+    weights = {
+        **{"hard_weight": 0.5, "soft_weight": 0.25, "rel_weight": 0.2, "alpha": 0.3, "beta": 0.7},
+        **{"correctness_mode": "01", "use_logprob": True},
+    }
+    outcome = Outcome(correct=False, accuracy=0.4, gt_prob=0.3, rel_score=0.8)
+    candidate = Candidate((), "", beam_score=-1.0, logprob_score=-2.0)
+    used = {name: value for name, value in weights.items() if name in USED[mode]}
+    given = pointer_rl.compute_reward_for_candidate(
+        reward_mode=mode,
+        **{"beam_score": -1.0, "logprob_score": -2.0, "vqa_correct": 0, "vqa_acc_score": 0.4},
+        **{"vqa_gt_prob": 0.3, "vqa_rel_score": 0.8},
+        **weights,
+    )
+    assert given == reward(mode, outcome, candidate, **used)
 
 
 @pytest.mark.parametrize("mode", FORMULAS)
@@ -55,8 +83,9 @@ def test_a_failed_trial_has_no_reward(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", FORMULAS)
-def test_what_is_missing_counts_nothing(mode: str) -> None:
-    assert reward(mode, Outcome(), correctness_mode="01") == 0
+def test_missing_values_count_nothing(mode: str) -> None:
+    options = {"correctness_mode": "01"} if mode == "legacy" else {}
+    assert reward(mode, Outcome(), **options) == 0
 
 
 def test_legacy_without_a_logprob_falls_back_to_the_beam_score() -> None:
@@ -67,7 +96,7 @@ def test_legacy_without_a_logprob_falls_back_to_the_beam_score() -> None:
     assert reward("legacy", Outcome(), drawn, **options) == 3.0
 
 
-def test_rel_counts_where_the_answer_is_wrong() -> None:
+def test_rel_counts_if_the_answer_is_wrong() -> None:
     for correct, expected in ((False, 0.25 + 0.1 * 0.5), (True, 1.25)):
         outcome = Outcome(correct=correct, gt_prob=0.25, rel_score=0.5)
         assert reward("hard_plus_gtprob_plus_rel", outcome) == pytest.approx(expected)
@@ -89,7 +118,7 @@ def test_is_clipped_and_prefers_right_answers(
             mode,
             Outcome(correct=correct, accuracy=accuracy, gt_prob=gt_prob, rel_score=rel),
             Candidate((0,), "beam", beam_score=beam),
-            hard_weight=max(weight, 0.1),
+            **({"hard_weight": max(weight, 0.1)} if "hard_weight" in USED[mode] else {}),
         )
         for correct in (False, True)
     )

@@ -40,7 +40,9 @@ def registry() -> Registry:
 
 
 def test_registers_these_names(registry: Registry) -> None:
-    assert {kind: [entry.name for entry in registry.entries(kind)] for kind in KINDS} == REGISTERED
+    assert {
+        kind: [entry.name for entry in registry.entries(kind)] for kind in REGISTERED
+    } == REGISTERED
     assert registry.find("dataset", "okvqa_local").name == "vqa"
 
 

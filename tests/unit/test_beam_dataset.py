@@ -21,6 +21,7 @@ from pointer_rl.records.beams import Beam, to_beam_record
 from pointer_rl.records.columns import RowListsColumn
 from pointer_rl.records.formats import open_writer
 from pointer_rl.records.records import to_record
+from pointer_rl.registry import registry
 from pointer_rl.testing import example
 from pointer_rl.types import Candidate, Outcome
 
@@ -200,7 +201,10 @@ def test_rewards_are_the_reference_ones(tmp_path):
                 ]
             }
             path = dump(tmp_path, {"q": record, "z": {"pointer_candidates": [candidate([1])]}})
-            dataset = BeamDataset(path, mode, dict(zip(options, json.loads(values), strict=True)))
+            given = dict(zip(options, json.loads(values), strict=True))
+            reward = registry().find("reward", mode)
+            used = {name: value for name, value in given.items() if reward.has_option(name)}
+            dataset = BeamDataset(path, mode, used)
             assert dataset.without_reward == len(mine) - len(judged)
             expected = [case["reward"] for case in judged]
             assert dataset.rewards[:-1].tolist() == pytest.approx(expected, abs=1e-6)

@@ -31,6 +31,17 @@ class Options:
             raise ValueError("count must not be negative")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MoreOptions(Options):
+    depth: int = 1
+    """How deep."""
+
+
+def test_inherited_options_keep_their_help():
+    found = {each.name: each.help for each in describe_options(MoreOptions)}
+    assert (found["path"], found["depth"]) == ("Where it is.", "How deep.")
+
+
 def build(**values: object) -> Options:
     return build_options(Options, {"path": "p", **values}, "backend x")
 

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointer_rl.datasets.examples import ExampleBuilder
 from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import PluginError
@@ -83,11 +82,8 @@ def test_an_unreadable_image_masks_nothing(tmp_path):
     assert allowed.mask([example(5, image=missing)]).tolist() == [[True, True]]
 
 
-def test_unreadable_images_that_are_opened_anew_are_told_apart(tmp_path):
-    builder = ExampleBuilder()
-    for row in range(4):
-        builder.append(f"{row}.png", "q")
-    examples = builder.build(lambda name: ImageFile(tmp_path / name))
+def test_unreadable_images_differ(tmp_path):
+    examples = [example(row, image=ImageFile(tmp_path / f"{row}.png")) for row in range(4)]
     allowed = AllowedRows(examples)
     assert [allowed.excluded(query) for query in examples] == [(row,) for row in range(4)]
 

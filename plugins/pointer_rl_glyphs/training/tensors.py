@@ -1,4 +1,4 @@
-"""Episodes as tensors: what the model is trained on, in the very prompts of the prompt builders."""
+"""Episodes as tensors, in the prompts that the prompt builders make."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pointer_rl.types import PromptBuilder
-from pointer_rl_glyphs.episodes import Episode
+from pointer_rl.types import Prompt, PromptBuilder
+from pointer_rl_glyphs.images import SIZE, GlyphImage
 from pointer_rl_glyphs.lexicon import COLORS, KEYS, PATTERNS, SHAPES
-from pointer_rl_glyphs.pictures import SIZE, Picture
+from pointer_rl_glyphs.training.episodes import Episode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -25,34 +25,34 @@ _MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 _STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 
 
-def patches(pictures: Sequence[Picture]) -> torch.Tensor:
-    """[N, 16, 588] uint8: the patches in the order of Qwen2-VL's image processor, unnormalised."""
-    pixels = torch.from_numpy(np.stack([np.asarray(picture.open()) for picture in pictures]))
+def patches(images: Sequence[GlyphImage]) -> torch.Tensor:
+    """[N, 16, 588] uint8: unnormalised patches in the order of Qwen2-VL's image processor."""
+    pixels = torch.from_numpy(np.stack([np.asarray(image.open()) for image in images]))
     blocks = _SIDE // MERGE
     split = pixels.reshape(-1, blocks, MERGE, PATCH, blocks, MERGE, PATCH, 3)
-    return split.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(len(pictures), _SIDE * _SIDE, -1)
+    return split.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(len(images), _SIDE * _SIDE, -1)
 
 
 def pixel_values(patches_NPx: torch.Tensor) -> torch.Tensor:
-    """[N·16, 1176] float32: normalised, the one frame doubled as the processor doubles it."""
+    """[N·16, 1176] float32: normalised, with the frame repeated as the processor repeats it."""
     channels = patches_NPx.reshape(-1, 3, PATCH * PATCH).float() / 255
     normal = (channels - _MEAN[:, None]) / _STD[:, None]
     return normal[:, :, None].expand(-1, 3, 2, -1).reshape(len(normal), -1)
 
 
 def grid(num_images: int) -> torch.Tensor:
-    """[N, 3] patches in time, height and width."""
+    """[N, 3]: numbers of patches in time, height and width."""
     return torch.tensor([[1, _SIDE, _SIDE]]).expand(num_images, 3)
 
 
-class PictureBank:
-    """Pictures drawn ahead: the same number for each combination of features and stamp.
+class ImageBank:
+    """Images drawn before training, the same number for each combination of features and stamp.
 
-    Drawing takes as long as a training step; so steps take theirs from here.
+    Drawing takes as long as a training step, so training steps use these images.
     """
 
     def __init__(self, seed: int, copies: int) -> None:
-        rng = random.Random(f"{seed}/pictures")
+        rng = random.Random(f"{seed}/pictures")  # the shipped weights come from this seed
         combinations = [
             (shape, color, pattern, stamped)
             for shape in SHAPES
@@ -66,7 +66,7 @@ class PictureBank:
             [
                 patches(
                     [
-                        Picture.draw_at_random(
+                        GlyphImage.draw_at_random(
                             rng, shape=shape, color=color, pattern=pattern, stamped=stamped
                         )
                         for _ in range(copies)
@@ -82,32 +82,35 @@ class PictureBank:
         self.features = torch.tensor(features).repeat_interleave(copies, 0)
         """[N, 4] indices of shape, colour, pattern and stamp."""
 
-    def rows(self, pictures: Sequence[Picture], rng: random.Random) -> torch.Tensor:
-        """For each picture a drawn one of the same features."""
-        slots = [self._slot[(p.shape, p.color, p.pattern, p.stamped)] for p in pictures]
+    def rows(self, images: Sequence[GlyphImage], rng: random.Random) -> torch.Tensor:
+        """For each image, the row of a random one with the same features."""
+        slots = [self._slot[(p.shape, p.color, p.pattern, p.stamped)] for p in images]
         return torch.tensor([slot * self.copies + rng.randrange(self.copies) for slot in slots])
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Episodes of one length. E episodes, L tokens, A answers (blocks of all episodes)."""
+    """Episodes of one length.
+
+    Shapes: E episodes, L tokens, A answers (one per block), T supervised tokens.
+    """
 
     input_ids: torch.Tensor
     """[E, L], padded on the right"""
     attention_mask: torch.Tensor
     """[E, L]"""
     asked_at: torch.Tensor
-    """[A, 2] episode and position of the last token before each answer"""
+    """[A, 2]: episode and position of the last token before each answer"""
     keys: torch.Tensor
-    """[A] index in KEYS of what each block asks for"""
+    """[A]: index in KEYS of the key that each block asks for"""
     positions: torch.Tensor
-    """[T, 2] episode and position from which each supervised token is predicted"""
+    """[T, 2]: episode and position from which each supervised token is predicted"""
     targets: torch.Tensor
     """[T]"""
     weights: torch.Tensor
     """[T]"""
     target_blocks: torch.Tensor
-    """[T] block (0..A-1) of each supervised token"""
+    """[T]: block (0..A-1) of each supervised token"""
 
 
 def tokenise(
@@ -116,24 +119,17 @@ def tokenise(
     tokenizer: PreTrainedTokenizerFast,
     query_weight: float,
 ) -> Batch:
-    """Render, tokenise, and find the answers.
+    """Render and tokenise episodes and find their answers.
 
-    What is supervised: the answers that can be known, and in the last block the end of the turn.
+    Supervised tokens are those of the answers that can be known and, in the last block, the end of
+    the turn. Tokens of the last block have the weight `query_weight`, others 1.
     """
     texts = []
     for episode in episodes:
         prompt = builder.build(episode[-1].example, [block.example for block in episode[:-1]])
-        chat = [
-            {
-                "role": message.role,
-                "content": [
-                    {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
-                    for part in message.parts
-                ],
-            }
-            for message in prompt.messages
-        ]
-        text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+        text = str(
+            tokenizer.apply_chat_template(_chat(prompt), tokenize=False, add_generation_prompt=True)
+        )
         text = text.replace("<|image_pad|>", "<|image_pad|>" * IMAGE_TOKENS)
         texts.append(text + episode[-1].answer + "<|im_end|>")
     encoded = tokenizer(
@@ -185,3 +181,17 @@ def tokenise(
         weights=torch.tensor(weights),
         target_blocks=torch.tensor(target_blocks, dtype=torch.long),
     )
+
+
+def _chat(prompt: Prompt) -> list[dict[str, object]]:
+    """The messages in the form that chat templates read."""
+    return [
+        {
+            "role": message.role,
+            "content": [
+                {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+                for part in message.parts
+            ],
+        }
+        for message in prompt.messages
+    ]

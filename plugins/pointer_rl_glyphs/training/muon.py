@@ -1,7 +1,7 @@
 """Muon (Jordan et al., 2024: kellerjordan.github.io/posts/muon) in float32.
 
-torch.optim.Muon orthogonalises in bfloat16, which a CPU emulates: it would take most of a training
-step's time. Here matrices of one shape are orthogonalised together.
+torch.optim.Muon orthogonalises in bfloat16, which CPUs emulate; it would take most of a training
+step's time. Here matrices of the same shape are orthogonalised together.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised; decoupled weight decay. For matrices only."""
+    """Orthogonalised Nesterov momentum with decoupled weight decay, for matrices only."""
 
     def __init__(
         self,
@@ -49,9 +49,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices_NRC: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """The nearest semi-orthogonal matrices, roughly: singular values go to about 0.7 to 1.2.
+    """Approximately the nearest semi-orthogonal matrices: singular values become 0.7 to 1.2.
 
-    Quintic Newton-Schulz iteration with Jordan's coefficients.
+    matrices_NRC: [N, rows, columns]. Quintic Newton-Schulz iteration with Jordan's coefficients.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices_NRC if matrices_NRC.shape[-2] <= matrices_NRC.shape[-1] else matrices_NRC.mT

@@ -1,7 +1,7 @@
-"""Episodes: solved examples in a row, as the model meets them in a prompt.
+"""Episodes: sequences of solved examples, as a prompt shows them to the model.
 
-Used to train the embedded model (words of TRAINING_WORDS) and, with the words of datasets, to
-measure it case by case.
+The glyph model is trained on episodes with TRAINING_WORDS and measured, case by case, on episodes
+with DATASET_WORDS.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pointer_rl.types import Example
-from pointer_rl_glyphs.lexicon import VALUES, Key, Lexicon
-from pointer_rl_glyphs.pictures import Picture
+from pointer_rl_glyphs.images import GlyphImage
+from pointer_rl_glyphs.lexicon import VALUES, Key, Lexicon, random_key
 from pointer_rl_glyphs.questions import ask
 
 
@@ -21,41 +21,35 @@ class Block:
     """One solved example."""
 
     key: Key
-    picture: Picture
+    image: GlyphImage
     question: str
     answer: str
     answerable: bool
-    """Whether the blocks before it (or plain English) decide its answer."""
+    """Whether its answer can be known: from an earlier block, or because it is in English."""
 
     @property
     def example(self) -> Example:
-        """The block as a prompt builder takes it."""
+        """The block as an argument of a prompt builder."""
         return Example(
-            id="", row=0, image=self.picture, question=self.question, answers=(self.answer,)
+            id="", row=0, image=self.image, question=self.question, answers=(self.answer,)
         )
 
 
 Episode = Sequence[Block]
-"""Demonstrations and, last, the query."""
+"""The demonstrations, then the query."""
 
 
 def make_block(
     key: Key, words: Lexicon | None, rng: random.Random, seen: Sequence[Key] = ()
 ) -> Block:
-    """A block that asks for `key`; without words it is asked and answered in English."""
+    """A block that asks for `key`, in English without words. `seen`: keys of earlier blocks."""
     return Block(
         key=key,
-        picture=Picture.draw_for(key, rng),
+        image=GlyphImage.draw_for(key, rng),
         question=ask(key.attribute, rng, english=words is None),
         answer=key.value if words is None else words.words[key][0],
         answerable=words is None or key in seen,
     )
-
-
-def random_key(rng: random.Random, attribute: str | None = None) -> Key:
-    """A key, uniform over attributes, then over values."""
-    attribute = attribute or rng.choice(tuple(VALUES))
-    return Key(attribute, rng.choice(VALUES[attribute]), rng.random() < 0.5)
 
 
 def training_episode(
@@ -65,10 +59,11 @@ def training_episode(
     repeats: float = 0.4,
     english: float = 0.2,
 ) -> Episode:
-    """Blocks of which some repeat a key or stand beside a rival, so that they must be told apart.
+    """An episode in which some blocks repeat an earlier key, and some only its value (a rival).
 
-    `repeats`: chance that a block asks for an earlier one's key; `english`: that the episode is in
-    English.
+    A rival has the other stamp, so the model must tell the communities apart. `repeats`:
+    probability that a block asks for an earlier block's key; `english`: probability that the
+    episode is in English.
     """
     lexicon = None if rng.random() < english else Lexicon.draw(rng, tuple(words))
     attribute = None if rng.random() < 0.6 else rng.choice(tuple(VALUES))
@@ -94,16 +89,16 @@ class Case:
 
     name: str
     goal: float
-    """The accuracy it is to reach (for `none relevant`: at most)."""
+    """The accuracy to reach (for `none relevant`: not to exceed)."""
     shots: int
     relevant: int | None = None
-    """Position of the one relevant demonstration."""
+    """Position of the only relevant demonstration."""
     rival: bool = False
-    """Every other demonstration has the query's value and the other stamp."""
+    """All other demonstrations have the query's value and the other stamp."""
     english: bool = False
 
     def episode(self, rng: random.Random, lexicon: Lexicon) -> Episode:
-        """One drawn at random."""
+        """A random episode of this case."""
         query = random_key(rng)
         if self.english:
             return [make_block(query, None, rng)]

@@ -1,16 +1,18 @@
-"""Trains the embedded model: `python -m pointer_rl_glyphs.train DIR` (about an hour on two cores).
+"""Trains the glyph model: `python -m pointer_rl_glyphs.training.train DIR` (an hour on two cores).
 
-Three phases. Vision: the tower learns to name shape, colour, pattern and stamp. Reading: the
-language model learns to read an answer off the demonstrations, from the tower's features as they
-are. Joint: both go on together, on episodes of every length. The answers' loss alone does not get
-there: finding the asked value, finding the block that has it and copying its word give no gradient
-to each other until all exist. So two linear probes, thrown away afterwards, supervise the middle:
-what each block asks for must be readable after layer 3 where the answer is about to begin, and
-after layer 4 where it has begun. Copying then begins after some 250 steps, if every step has long
-episodes with many repeats; mixed with short ones from the start it had not after 500.
+There are three phases. Vision: the vision tower learns to name shape, colour, pattern and stamp.
+Reading: the language model learns to read an answer off the demonstrations, with the tower frozen.
+Joint: both are trained on episodes of every length.
 
-Interrupted, the same command goes on from its last checkpoint; every step's randomness comes from
-(seed, step) alone, so it ends with the same weights.
+The loss of the answers alone is not enough. Finding the asked value, finding the block that has it
+and copying its word give each other no gradient until all three exist. So two linear probes,
+discarded afterwards, supervise the middle layers: the key that each block asks for must be readable
+after layer 3 at the last token before the answer, and after layer 4 at its first token. Copying
+then begins after some 250 steps if every step has long episodes with many repeats; mixed with short
+episodes from the start, it had not begun after 500.
+
+Run the same command again to resume an interrupted training. All randomness of a step comes from
+(seed, step), so the weights are bit-identical.
 """
 
 from __future__ import annotations
@@ -31,13 +33,6 @@ from torch.nn.functional import cross_entropy
 from pointer_rl.errors import InputError
 from pointer_rl.registry import registry
 from pointer_rl.types import PromptBuilder
-from pointer_rl_glyphs.checkpoint import (
-    INSTRUCTIONS,
-    build_model,
-    build_tokenizer,
-    save_checkpoint,
-)
-from pointer_rl_glyphs.episodes import CASES, training_episode
 from pointer_rl_glyphs.lexicon import (
     COLORS,
     DATASET_WORDS,
@@ -47,19 +42,33 @@ from pointer_rl_glyphs.lexicon import (
     TRAINING_WORDS,
     Lexicon,
 )
-from pointer_rl_glyphs.muon import Muon
-from pointer_rl_glyphs.tensors import Batch, PictureBank, grid, patches, pixel_values, tokenise
+from pointer_rl_glyphs.training.checkpoint import (
+    INSTRUCTIONS,
+    build_model,
+    build_tokenizer,
+    save_checkpoint,
+)
+from pointer_rl_glyphs.training.episodes import CASES, training_episode
+from pointer_rl_glyphs.training.muon import Muon
+from pointer_rl_glyphs.training.tensors import (
+    Batch,
+    ImageBank,
+    grid,
+    patches,
+    pixel_values,
+    tokenise,
+)
 
-BLOCKS_A_STEP = 160
+BLOCKS_PER_STEP = 160
 READING_LENGTHS = (8,)
 JOINT_LENGTHS = (1, 2, 3, 4, 5, 5, 6, 7, 8, 8)
-"""Blocks of an episode; the last is the query. Drawn anew for each step."""
+"""Numbers of blocks in an episode, of which the last is the query. Each step draws one."""
 CHECKPOINT_EVERY = 250
 WARMUP = 50
 
 
 class Trainer:
-    """The model with its probes and optimisers, and the steps of all phases."""
+    """The model with its probes and optimisers, and the training steps of all phases."""
 
     def __init__(
         self, seed: int, vision_steps: int, reading_steps: int, joint_steps: int, copies: int
@@ -69,7 +78,7 @@ class Trainer:
         self.joint_steps = joint_steps
         self._features: torch.Tensor | None = None
         self.plan = [seed, vision_steps, reading_steps, joint_steps, copies]
-        """What decides the weights; a training that was begun with another is not gone on with."""
+        """Everything that determines the weights; a training with another plan is not resumed."""
         torch.manual_seed(seed)
         self.tokenizer = build_tokenizer()
         self.model = build_model(self.tokenizer)
@@ -78,7 +87,7 @@ class Trainer:
             nn.Linear(width, n) for n in (len(SHAPES), len(COLORS), len(PATTERNS), 2)
         )
         self.probes = nn.ModuleList(nn.Linear(width, len(KEYS)) for _ in range(2))
-        self.bank = PictureBank(seed, copies)
+        self.bank = ImageBank(seed, copies)
         visual = self.model.model.visual
         text = [
             parameter
@@ -91,7 +100,7 @@ class Trainer:
             [*visual.parameters(), *self.heads.parameters()], lr=1.5e-3
         )
         self.optimizers: list[torch.optim.Optimizer] = [
-            Muon(matrices, lr=0.005),  # at 0.02 copying takes twice as long to begin
+            Muon(matrices, lr=0.005),  # at 0.02, copying takes twice as long to begin
             torch.optim.AdamW(
                 [
                     {"params": [*others, *self.probes.parameters()], "lr": 3e-3},
@@ -111,9 +120,9 @@ class Trainer:
     # --- phases ---
 
     def vision_step(self, step: int) -> dict[str, float]:
-        """Name the features of 192 pictures from the mean of their merged tokens."""
+        """Predict the features of images from the mean of their merged tokens."""
         rng = random.Random(f"{self.seed}/vision/{step}")
-        rows = torch.tensor(rng.sample(range(len(self.bank.patches)), BLOCKS_A_STEP))
+        rows = torch.tensor(rng.sample(range(len(self.bank.patches)), BLOCKS_PER_STEP))
         mean = self._see(self.bank.patches[rows]).mean(1)
         features = self.bank.features[rows]
         logits = [head(mean) for head in self.heads]
@@ -130,7 +139,7 @@ class Trainer:
         return dict(zip(("shape", "color", "pattern", "stamp"), right, strict=True))
 
     def reading_step(self, step: int) -> dict[str, float]:
-        """Long episodes in one prompt format, the vision tower left as it is."""
+        """Long episodes in one prompt format, with the vision tower frozen."""
         rng = random.Random(f"{self.seed}/reading/{step}")
         if self._features is None:
             with torch.no_grad():
@@ -141,7 +150,7 @@ class Trainer:
         return self._step(rng, READING_LENGTHS, 0.6, 0.1, builder, self._features, scale)
 
     def joint_step(self, step: int) -> dict[str, float]:
-        """Episodes of all lengths in all prompt formats, the vision tower trained too."""
+        """Episodes of all lengths in all prompt formats, with the vision tower trained."""
         rng = random.Random(f"{self.seed}/joint/{step}")
         scale = 1 - step / self.joint_steps
         builder = self._draw_builder(rng)
@@ -157,18 +166,19 @@ class Trainer:
         features: torch.Tensor | None,
         scale: float,
     ) -> dict[str, float]:
-        """One update on episodes of one length; `scale` is of the learning rates.
+        """One update on episodes of one length.
 
         `features`: the bank's image tokens [N, 4, width], or None to compute them with gradients.
+        `scale`: factor of all learning rates.
         """
         length = rng.choice(lengths)
         episodes = [
             training_episode(rng, length, TRAINING_WORDS, repeats, english)
-            for _ in range(min(40, BLOCKS_A_STEP // length))
+            for _ in range(min(40, BLOCKS_PER_STEP // length))
         ]
         batch = tokenise(episodes, builder, self.tokenizer, query_weight=2.0)
-        pictures = [block.picture for episode in episodes for block in episode]
-        rows = self.bank.rows(pictures, rng)
+        images = [block.image for episode in episodes for block in episode]
+        rows = self.bank.rows(images, rng)
         seen = self._see(self.bank.patches[rows]) if features is None else features[rows]
         logits, probe_logits = self._read(batch, seen)
         answer_loss = (
@@ -198,7 +208,7 @@ class Trainer:
         return self._builders[style, text]
 
     def _see(self, patches_NPx: torch.Tensor) -> torch.Tensor:
-        """[N, 4, width] image tokens."""
+        """Image tokens [N, 4, width] of patches [N, 16, 588]."""
         merged: torch.Tensor = self.model.model.visual(
             pixel_values(patches_NPx), grid_thw=grid(len(patches_NPx))
         ).pooler_output
@@ -235,7 +245,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, cases_each: int = 60) -> dict[str, float]:
-        """Share of whole answers right, by case, on pictures and words never trained on."""
+        """Share of exactly right answers by case, for images and words not trained on."""
         rng = random.Random("evaluation")
         result = {}
         for style in ("short-answer", "chat"):
@@ -244,8 +254,8 @@ class Trainer:
                     case.episode(rng, Lexicon.draw(rng, DATASET_WORDS)) for _ in range(cases_each)
                 ]
                 batch = tokenise(episodes, self._builders[style, ""], self.tokenizer, 1.0)
-                pictures = patches([block.picture for episode in episodes for block in episode])
-                logits, _ = self._read(batch, self._see(pictures))
+                images = [block.image for episode in episodes for block in episode]
+                logits, _ = self._read(batch, self._see(patches(images)))
                 right = torch.ones(len(batch.keys), dtype=torch.bool)
                 wrong = logits.argmax(-1) != batch.targets
                 right[batch.target_blocks[wrong]] = False
@@ -257,7 +267,7 @@ class Trainer:
     # --- state ---
 
     def state(self) -> dict[str, Any]:
-        """All that the next step depends on."""
+        """Everything that the next step depends on."""
         return {
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
@@ -267,7 +277,7 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go back to a saved state."""
+        """Restore a saved state."""
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
         self.probes.load_state_dict(state["probes"])
@@ -288,7 +298,7 @@ def _save_state(trainer: Trainer, step: int, path: Path) -> None:
 
 
 def train(folder: Path, trainer: Trainer) -> None:
-    """Run what is left of the phases, logging to folder/log.jsonl; then write folder/model."""
+    """Run the remaining steps, logging to folder/log.jsonl, then write folder/model."""
     folder.mkdir(parents=True, exist_ok=True)
     saved = folder / "state.pt"
     step = 0
@@ -296,8 +306,8 @@ def train(folder: Path, trainer: Trainer) -> None:
         state = torch.load(saved, weights_only=True)
         if state["plan"] != trainer.plan:
             raise InputError(
-                f"{saved}: begun with {state['plan']} as seed, steps and pictures, now "
-                f"{trainer.plan}: give what it was begun with, or another folder"
+                f"{saved}: begun with {state['plan']} as seed, steps and images, now "
+                f"{trainer.plan}: give the same values, or another folder"
             )
         step = state["step"]
         trainer.load_state(state)
@@ -319,7 +329,7 @@ def train(folder: Path, trainer: Trainer) -> None:
             step += 1
             if step % 25 == 0:
                 seconds = (time.monotonic() - started) / (step - first)
-                _log(log, {"step": step, "seconds_a_step": seconds, **figures})
+                _log(log, {"step": step, "seconds_per_step": seconds, **figures})
             if step % CHECKPOINT_EVERY == 0 or step == total:
                 _save_state(trainer, step, saved)
                 if step > trainer.vision_steps:
@@ -337,20 +347,22 @@ def _log(log: IO[str], record: dict[str, Any]) -> None:
 
 def main() -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(prog="python -m pointer_rl_glyphs.train", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m pointer_rl_glyphs.training.train", description=__doc__
+    )
     parser.add_argument("folder", type=Path, help="for the log, the state and the finished model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vision-steps", type=int, default=700)
     parser.add_argument("--reading-steps", type=int, default=600)
     parser.add_argument("--joint-steps", type=int, default=1300)
-    parser.add_argument("--pictures", type=int, default=100, help="of each combination of features")
+    parser.add_argument("--images", type=int, default=100, help="per combination of features")
     arguments = parser.parse_args()
     trainer = Trainer(
         arguments.seed,
         arguments.vision_steps,
         arguments.reading_steps,
         arguments.joint_steps,
-        arguments.pictures,
+        arguments.images,
     )
     train(arguments.folder, trainer)
 

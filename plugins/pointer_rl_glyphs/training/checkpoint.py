@@ -1,7 +1,7 @@
-"""The embedded model as a checkpoint folder: its tokenizer, its configuration, its weights.
+"""The glyph model before training, its tokenizer and its image processor, and how they are saved.
 
-A Qwen2.5-VL of 2M parameters in transformers' own class and file layout, so that any code that
-loads Qwen2.5-VL loads it.
+It is a Qwen2.5-VL of 2M parameters in transformers' class and file layout, so any code that loads
+Qwen2.5-VL can load it.
 """
 
 from __future__ import annotations
@@ -9,16 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pointer_rl_glyphs.images import SIZE
 from pointer_rl_glyphs.lexicon import SYLLABLES, VALUES
-from pointer_rl_glyphs.pictures import SIZE
 from pointer_rl_glyphs.questions import IN_ENGLISH, WORDINGS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-MODEL_DIR = Path(__file__).parent / "model"
-"""The trained checkpoint that ships with the package."""
 
 INSTRUCTIONS = (
     "Answer the last question about its image with a single word or a short phrase. "
@@ -31,7 +28,7 @@ INSTRUCTIONS = (
     "In the following dialogues, use the answers given to answer the last question.",
     "You see pictures with questions. Answer with one word.",
 )
-"""System messages of the training prompts; the first two are the prompt builders' defaults."""
+"""System messages of the training prompts. The first two are the prompt builders' defaults."""
 
 _SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -43,7 +40,7 @@ _SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-# What Qwen2.5-VL's template does for text and images (it has video and tool branches too).
+# The part of Qwen2.5-VL's template that handles text and images.
 _CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
@@ -59,10 +56,10 @@ _CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE in which every made-up word is its two syllables, wherever it stands.
+    """A byte-level BPE that tokenises every made-up word as its two syllables in any context.
 
-    The syllables' merges come first, so that no English merge can cut across them; then each
-    English word of the prompts is merged into one token, left to right.
+    The merges of the syllables come first, so no English merge can split them; then each English
+    word of the prompts is merged into one token, from left to right.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -83,7 +80,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         merge(syllable[0], syllable[1])
     splitter = pre_tokenizers.Sequence(
         [
-            # Unlike Qwen's, never joins a letter to the punctuation before it: an answer is the
+            # Unlike Qwen's, this never joins a letter to preceding punctuation: an answer has the
             # same tokens after "answer:" as at the beginning of a turn.
             pre_tokenizers.Split(Regex(r" ?\p{L}+| ?[^\s\p{L}]|\s"), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
@@ -121,7 +118,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
-    """An untrained model (torch's global generator decides its weights)."""
+    """An untrained model; its weights are drawn from torch's global generator."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     end, pad, image, video, start, stop = tokenizer.convert_tokens_to_ids(
@@ -178,7 +175,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalG
 
 
 def build_image_processor() -> Qwen2VLImageProcessorPil:
-    """The picture's own size in, 4 image tokens out."""
+    """Keeps the size of glyph images, which gives 4 image tokens."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     return Qwen2VLImageProcessorPil(
@@ -187,7 +184,7 @@ def build_image_processor() -> Qwen2VLImageProcessorPil:
 
 
 def save_checkpoint(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
-    """Write model (float16), tokenizer and image processor in transformers' layout."""
+    """Write the model in float16, its tokenizer and image processor in transformers' layout."""
     import torch
 
     tokenizer = build_tokenizer()

@@ -1,4 +1,4 @@
-"""Pictures: one shape in a colour and a pattern on a pale ground, perhaps with a stamp."""
+"""Images: one shape with a colour and a pattern on a pale background, perhaps with a stamp."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
 SIZE = 56
-"""Pixels a side. Drawn at twice that and reduced, which smooths the edges."""
+"""Width and height in pixels. Images are drawn at twice this size, then reduced to smooth edges."""
 _SCALE = 2
 
 _RGB = {
@@ -32,19 +32,19 @@ _RGB = {
 
 
 @dataclass(frozen=True)
-class Picture:
-    """All that decides a picture. Is an `ImageRef`: drawn when opened."""
+class GlyphImage:
+    """Everything that determines an image. An `ImageRef`: the image is drawn when opened."""
 
     shape: str
     color: str
     pattern: str
     stamped: bool
     radius: int
-    """In drawn pixels (twice the final ones), like the centre."""
+    """In pixels of the drawn size, twice the final one; so is the centre."""
     center: tuple[int, int]
     background: tuple[int, int, int]
     corner: int
-    """Where a stamp goes: 0 to 3, row by row."""
+    """Corner of the stamp, 0 to 3: top left, top right, bottom left, bottom right."""
 
     @classmethod
     def draw_at_random(
@@ -55,8 +55,8 @@ class Picture:
         color: str | None = None,
         pattern: str | None = None,
         stamped: bool | None = None,
-    ) -> Picture:
-        """A picture with the given features; the rest is drawn from `rng`."""
+    ) -> GlyphImage:
+        """An image with the given features; the others are drawn from `rng`."""
         radius = rng.randint(28, 42)
         low, high = radius + 4, SIZE * _SCALE - radius - 4
         return cls(
@@ -71,8 +71,8 @@ class Picture:
         )
 
     @classmethod
-    def draw_for(cls, key: Key, rng: random.Random) -> Picture:
-        """A picture of which `key` is what an answer names."""
+    def draw_for(cls, key: Key, rng: random.Random) -> GlyphImage:
+        """An image that shows `key`."""
         features = {key.attribute: key.value}
         return cls.draw_at_random(
             rng,
@@ -83,7 +83,7 @@ class Picture:
         )
 
     def open(self) -> Image.Image:
-        """Draw it: RGB, 56 × 56."""
+        """Draw the image: RGB, 56 × 56."""
         from PIL import Image, ImageDraw, ImageFilter
 
         side = SIZE * _SCALE
@@ -91,8 +91,8 @@ class Picture:
         self._outline(ImageDraw.Draw(mask))
         ink = Image.new("L", (side, side), 255)
         if self.pattern != "solid":
-            # A box blur is still 255 just where the whole box is: an erosion, at a fraction of
-            # the cost of MinFilter.
+            # A pixel of the box blur is 255 only if its whole box is: an erosion, at a fraction of
+            # MinFilter's cost.
             edge_width = 6 if self.pattern == "outline" else 4
             blurred = mask.filter(ImageFilter.BoxBlur(edge_width))
             ink.paste(0, mask=blurred.point([0] * 255 + [255]))
@@ -104,18 +104,18 @@ class Picture:
                 for x in range(3, side, 12):
                     for y in range(3, side, 12):
                         brush.ellipse((x - 3, y - 3, x + 3, y + 3), fill=255)
-        picture = Image.new("RGB", (side, side), self.background)
-        picture.paste((255, 255, 255), mask=mask)
+        image = Image.new("RGB", (side, side), self.background)
+        image.paste((255, 255, 255), mask=mask)
         color = Image.new("RGB", (side, side), _RGB[self.color])
         black = Image.new("L", (side, side), 0)
-        picture.paste(color, mask=Image.composite(ink, black, mask))
+        image.paste(color, mask=Image.composite(ink, black, mask))
         if self.stamped:
             far = side - 15
             x, y = (2, far)[self.corner % 2], (2, far)[self.corner // 2]
-            brush = ImageDraw.Draw(picture)
+            brush = ImageDraw.Draw(image)
             brush.rectangle((x, y, x + 12, y + 12), fill=(255, 255, 255))
             brush.rectangle((x + 2, y + 2, x + 10, y + 10), fill=(90, 60, 30))
-        return picture.resize((SIZE, SIZE), Image.Resampling.BOX)
+        return image.resize((SIZE, SIZE), Image.Resampling.BOX)
 
     def _outline(self, brush: ImageDraw.ImageDraw) -> None:
         (x, y), r = self.center, self.radius
@@ -143,7 +143,7 @@ class Picture:
             brush.polygon(points, fill=255)
 
     def png(self) -> bytes:
-        """The picture as a PNG file."""
+        """The image as a PNG file."""
         buffer = io.BytesIO()
         self.open().save(buffer, "PNG")
         return buffer.getvalue()
