@@ -1,4 +1,4 @@
-"""Reports as text, as JSON, and as GitHub's annotations."""
+"""Write reports as text, as JSON, or as annotations of a GitHub workflow."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _github_lines(report: Report) -> Iterator[str]:
 
 
 def annotate_unreadable(path: Path, message: str) -> str:
-    """GitHub's annotation of a file that could not be read."""
+    """The GitHub annotation of a file that could not be read."""
     return f"::error file={_property(str(path))},title=unreadable::{_data(message)}"
 
 
@@ -101,4 +101,4 @@ FORMATS: dict[str, Callable[[Sequence[Report]], str]] = {
     "json": _json,
     "github": _github,
 }
-"""Name → how reports are written."""
+"""Name of a format → function that writes reports in it."""
