@@ -9,8 +9,6 @@ from pointer_rl.errors import InputError
 from pointer_rl.types import Judgement
 from pointer_rl_standard.vqa_normalisation import clean_whitespace, normalise
 
-__all__ = ["ExactMatch", "VQAAccuracy"]
-
 
 class VQAAccuracy:
     """The official VQA accuracy: the mean of min(matches / 3, 1), leaving out each annotator once.

@@ -9,8 +9,6 @@ from pointer_rl.errors import InputError
 from pointer_rl.types import Example, ImageRef, Message, Prompt
 from pointer_rl_standard.options import ChatOptions, ShortAnswerOptions
 
-__all__ = ["ChatPromptBuilder", "ShortAnswerPromptBuilder"]
-
 _NEXT_BLOCK = re.compile("Question|Answer|Short")
 
 

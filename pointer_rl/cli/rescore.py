@@ -12,8 +12,6 @@ from pointer_rl.cli.common import FILE
 if TYPE_CHECKING:
     from pointer_rl.records.rescore import Rescored
 
-__all__ = ["rescore"]
-
 
 @click.command()
 @click.argument("source", type=FILE)

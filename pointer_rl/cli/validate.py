@@ -8,8 +8,6 @@ import click
 
 from pointer_rl.errors import InputError
 
-__all__ = ["validate"]
-
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))

@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 
-__all__ = ["closeness", "edit_similarity", "word_f1"]
-
 
 def closeness(answer: str, answers: Iterable[str]) -> float:
     """The larger of `word_f1` and `edit_similarity`."""

@@ -28,8 +28,6 @@ from pointer_rl.records.layouts import detect_layout, upgrade_record
 from pointer_rl.registry import ConfiguredEntry, registry
 from pointer_rl.types import Metric, PromptBuilder
 
-__all__ = ["Rescored", "rescore_file"]
-
 Record = dict[str, Any]
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from pointer_rl.validate.report import Report
 
-__all__ = ["FORMATS", "annotate_unreadable"]
-
 
 def _text(reports: Sequence[Report]) -> str:
     return "\n".join(line for report in reports for line in _text_lines(report))

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Finding", "Report", "Unchecked", "json_pointer"]
-
 
 @dataclass(frozen=True)
 class Finding:

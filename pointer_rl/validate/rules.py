@@ -9,19 +9,6 @@ from typing import Any, ClassVar
 from pointer_rl.errors import PointerRLError
 from pointer_rl.types import Metric
 
-__all__ = [
-    "Accuracy",
-    "CorrectAccuracy",
-    "DuplicateCandidate",
-    "Group",
-    "OwnDemonstration",
-    "QueryId",
-    "RowInQueryPool",
-    "RowInRange",
-    "Rule",
-    "Shots",
-]
-
 Path = tuple[str | int, ...]
 Found = tuple[Path, str]
 """The place in the record, and what is wrong there."""
@@ -169,16 +156,11 @@ class Shots(Rule):
         self._max_shots = max_shots
 
     def check(self, group: Group) -> Iterator[Found]:
-        wrong = {
-            length: message
-            for length in {*map(len, group.pointers)}
-            if (message := self._problem(length))
-        }
-        if not wrong:
-            return
-        for index, candidate in group.candidates:
-            if message := wrong.get(len(candidate["pointer"])):
-                yield ("pointer_candidates", index, "pointer"), message
+        problems = {length: self._problem(length) for length in {*map(len, group.pointers)}}
+        if any(problems.values()):
+            for index, candidate in group.candidates:
+                if problem := problems[len(candidate["pointer"])]:
+                    yield ("pointer_candidates", index, "pointer"), problem
 
     def _problem(self, length: int) -> str:
         if self._shots is not None and length != self._shots:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     import jsonschema
     from jsonschema.protocols import Validator
 
-__all__ = ["Fault", "SchemaChecker"]
-
 Path = tuple[str | int, ...]
 
 

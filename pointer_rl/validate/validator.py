@@ -20,8 +20,6 @@ from pointer_rl.validate import rules
 from pointer_rl.validate.report import Finding, Report, Unchecked, json_pointer
 from pointer_rl.validate.schema import Fault, SchemaChecker
 
-__all__ = ["ValidationConfig", "validate_file"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValidationConfig:
