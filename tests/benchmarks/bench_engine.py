@@ -39,10 +39,10 @@ import torch
 import transformers
 from engine_limit import Bare, Needed, clock, one_thread, seconds_of
 from PIL import Image
-from pointer_rl.generate.pipeline import WINDOW
 
 from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.datasets.leakage import AllowedRows
+from pointer_rl.records.shards import WINDOW
 from pointer_rl.registry import registry
 from pointer_rl.session.proposing import propose
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
