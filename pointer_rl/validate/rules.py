@@ -170,15 +170,16 @@ class Shots(Rule):
 
     def check(self, group: Group) -> Iterator[Found]:
         wrong = {
-            length: message
+            length: problem
             for length in {*map(len, group.pointers)}
-            if (message := self._problem(length))
+            if (problem := self._problem(length))
         }
         if not wrong:
             return
         for index, candidate in group.candidates:
-            if message := wrong.get(len(candidate["pointer"])):
-                yield ("pointer_candidates", index, "pointer"), message
+            length = len(candidate["pointer"])
+            if length in wrong:
+                yield ("pointer_candidates", index, "pointer"), wrong[length]
 
     def _problem(self, length: int) -> str:
         if self._shots is not None and length != self._shots:
