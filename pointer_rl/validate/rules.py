@@ -9,6 +9,19 @@ from typing import Any, ClassVar
 from pointer_rl.errors import PointerRLError
 from pointer_rl.types import Metric
 
+__all__ = [
+    "Accuracy",
+    "CorrectAccuracy",
+    "DuplicateCandidate",
+    "Group",
+    "OwnDemonstration",
+    "QueryId",
+    "RowInQueryPool",
+    "RowInRange",
+    "Rule",
+    "Shots",
+]
+
 Path = tuple[str | int, ...]
 Found = tuple[Path, str]
 """The place in the record, and what is wrong there."""
@@ -156,11 +169,17 @@ class Shots(Rule):
         self._max_shots = max_shots
 
     def check(self, group: Group) -> Iterator[Found]:
-        problems = {length: self._problem(length) for length in {*map(len, group.pointers)}}
-        if any(problems.values()):
-            for index, candidate in group.candidates:
-                if problem := problems[len(candidate["pointer"])]:
-                    yield ("pointer_candidates", index, "pointer"), problem
+        wrong = {
+            length: problem
+            for length in {*map(len, group.pointers)}
+            if (problem := self._problem(length))
+        }
+        if not wrong:
+            return
+        for index, candidate in group.candidates:
+            length = len(candidate["pointer"])
+            if length in wrong:
+                yield ("pointer_candidates", index, "pointer"), wrong[length]
 
     def _problem(self, length: int) -> str:
         if self._shots is not None and length != self._shots:
