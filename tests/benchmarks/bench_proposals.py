@@ -2,9 +2,10 @@
 
     python tests/benchmarks/bench_proposals.py
 
-The loop is the seed guide's: every step of every beam and sample is a forward pass of its own that
-encodes the pool anew and replays what was chosen. Both give 5 beams and 2 samples at each of two
-temperatures, 2 shots, from a pool of 64 rows of 256 values; both must find the same pointers.
+The loop is the seed guide's: every step of every beam and sample is a separate forward pass, which
+encodes the pool again and replays the rows chosen so far. Both give 5 beams and 2 samples at each
+of two temperatures, 2 shots, from a pool of 64 rows of 256 values; both must find the same
+pointers.
 """
 
 from __future__ import annotations
