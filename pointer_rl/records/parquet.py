@@ -80,42 +80,42 @@ def read_parquet_meta(path: Path) -> Record | None:
     return meta if isinstance(meta, dict) else None
 
 
-def _read_object(kinds: Kinds, cells: Mapping[str, Any], extra: Record) -> Record:
-    """The object of a row or struct. Where `extra` and a column differ, the column was changed."""
-    extra = {**extra, **_parse_object(_REST, cells.get(_REST))}
-    keys = [key for key, kind in kinds.items() if _is_present(kind, key, cells) or key in extra]
-    keys += [key for key in extra if key not in kinds]
+def _read_object(kinds: Kinds, cells: Mapping[str, Any], extra: Any) -> Record:
+    """The object of a row or struct. `extra` is what its columns could not hold."""
+    rest = extra if isinstance(extra, dict) else {}
+    if cells.get(_REST) is not None:
+        rest = _parse_object(_REST, cells[_REST])
+    record: Record = {}
+    for key, kind in kinds.items():
+        cell = cells.get(key)
+        if cell is not None:
+            record[key] = _read_value(_type_of(kind), cell, rest.get(key))
+        elif key in rest:
+            record[key] = rest[key]
+        elif key in cells and isinstance(kind, Field) and kind.presence == "nullable":
+            record[key] = None
+    record.update((key, value) for key, value in rest.items() if key not in kinds)
     if cells.get(_KEYS) is not None:
-        keys = list(_parse_keys(cells[_KEYS]))
-    return {
-        key: _read_value(kinds[key], cells.get(key), extra.get(key)) if key in kinds else extra[key]
-        for key in keys
-    }
+        return {key: record.get(key) for key in _parse_keys(cells[_KEYS])}
+    return record
 
 
-def _is_present(kind: Type | Objects | Field, key: str, cells: Mapping[str, Any]) -> bool:
-    nullable = isinstance(kind, Field) and kind.presence == "nullable"
-    return cells.get(key) is not None or (nullable and key in cells)
-
-
-def _read_value(kind: Type | Objects | Field, cell: Any, extra: Any) -> Any:
-    kind = _type_of(kind)
-    if cell is None:
+def _read_value(kind: Type | Objects, cell: Any, extra: Any) -> Any:
+    if isinstance(kind, Objects):
+        if not kind.is_list:
+            return _read_object(kind.fields, cell, extra)
+        parts = extra if isinstance(extra, dict) else {}
+        return [
+            None if each is None else _read_object(kind.fields, each, parts.get(str(index)))
+            for index, each in enumerate(cell)
+        ]
+    # If they differ, the column was changed after the file was written.
+    if extra is not None and _cell(kind, extra) == cell:
         return extra
-    if isinstance(kind, Type):
-        if extra is not None and _cell(kind, extra) == cell:
-            return extra
-        for each in cell if kind.is_list else (cell,):
-            if isinstance(each, float) and not math.isfinite(each):
-                raise InputError("a number that is not finite, which JSON lacks")
-        return cell
-    parts = extra if isinstance(extra, dict) else {}
-    if not kind.is_list:
-        return _read_object(kind.fields, cell, parts)
-    return [
-        _read_object(kind.fields, each, parts.get(str(index), {}))
-        for index, each in enumerate(cell)
-    ]
+    for each in cell if kind.is_list else (cell,):
+        if type(each) is float and not math.isfinite(each):
+            raise InputError("a number that is not finite, which JSON lacks")
+    return cell
 
 
 def _parse_object(column: str, text: str | None) -> Record:
