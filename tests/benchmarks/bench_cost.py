@@ -1,10 +1,10 @@
 """How the cost of a run grows with queries, candidates, shots and pool, and a model of it.
 
-    python tests/benchmarks/bench_cost.py [PICTURE]
+    python tests/benchmarks/bench_cost.py [FIGURE]
 
-The glyph model answers random candidates; one figure is changed at a time. CPU time of one thread.
-The model behind it: so much a distinct token, so much a distinct image, so much a trial (decoding,
-bookkeeping), fitted to all points by least squares. With PICTURE (.png) it is drawn.
+The glyph model answers random candidates, and one setting is varied at a time. CPU time of one
+thread. The model of the cost has one coefficient per distinct token, one per distinct image and one
+per trial (decoding, bookkeeping), fitted to all points by least squares. FIGURE (.png) plots it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pointer_rl.generate.pipeline import GenerateConfig, Generation
 
-from pointer_rl.datasets.leakage import AllowedRows
-from pointer_rl.registry import registry
+from pointer_rl.session.candidates import CandidateJob
 from pointer_rl.session.resolve import NoPolicy
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
-from pointer_rl.types import Pool
+from pointer_rl.session.windows import windows_of
+from pointer_rl.types import Pool, Window
 
 
 @dataclass(frozen=True)
@@ -62,27 +61,25 @@ def measure(setting: Setting) -> Cost:
         )
     )
     examples = session.dataset.pool
-    judge = session.judge()
-    generation = Generation(
-        session.queries,
-        torch.zeros(setting.queries, 1),
-        Pool(examples, torch.zeros(len(examples), 1)),
-        AllowedRows(examples),
-        NoPolicy(),
-        {"random": registry().create("generator", "random", {"num": setting.candidates})},
-        judge,
-        GenerateConfig(shots=setting.shots),
+    job = CandidateJob(
+        session=session,
+        queries=session.queries,
+        embeddings=torch.zeros(setting.queries, 1),
+        pool=Pool(examples, torch.zeros(len(examples), 1)),
+        policy=NoPolicy(),
+        generators={"random": PluginRef("random", {"num": setting.candidates})},
+        shots=setting.shots,
+        seed=0,
     )
-    [window] = generation.windows()
-    proposed = generation.propose(window)
-    requests = [r for each in proposed for r in judge.requests(generation.trials(each))]
+    [window] = windows_of(setting.queries, setting.queries)
+    _, requests = job.first_requests(window)
     count = session.backend.count(requests)
     assert count.prompt_tokens is not None
     assert count.unique_tokens is not None
     images = {image.key for request in requests for image in request.prompt.images}
-    generation.judge(proposed[:4])  # warm
+    job.run(Window(window.queries, window.todo[:4]))  # warm-up
     start = time.process_time()
-    generation.judge(proposed)
+    job.run(window)
     seconds = time.process_time() - start
     return Cost(
         seconds, count.prompt_tokens, np.array([count.unique_tokens, len(images), len(requests)])
@@ -103,7 +100,7 @@ def main() -> None:
     # Relative errors count, so that small runs do too.
     model, *_ = np.linalg.lstsq(work / seconds[:, None], np.ones(len(seconds)), rcond=None)
     named = zip(("distinct token", "distinct image", "trial"), model, strict=True)
-    print("model: " + ", ".join(f"{1e6 * each:.0f} µs a {name}" for name, each in named))
+    print("model: " + ", ".join(f"{1e6 * each:.0f} µs per {name}" for name, each in named))
     for axis, each in settings.items():
         for setting in each:
             cost = costs[setting]

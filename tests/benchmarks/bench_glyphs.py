@@ -1,7 +1,7 @@
 """How much the choice of demonstrations matters on glyphs: the README's table.
 
 The test split, two shots: accuracy of random and retrieved pointers, of pointers with and without
-a relevant demonstration (one that shows the query's own word), and of each query's best.
+a relevant demonstration (one that shows the query's own word), and of each query's best pointer.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-from pointer_rl.generate.pipeline import GenerateConfig
 
 from pointer_rl.cli.tables import format_table
 from pointer_rl.generate.run import GenerateRun, run_generate
@@ -47,7 +45,6 @@ def main() -> None:
                     PluginRef("sample"),
                     PluginRef("random", {"num": 4}),
                 ],
-                config=GenerateConfig(shots=2),
             )
         )
         seconds = time.perf_counter() - start
