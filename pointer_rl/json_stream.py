@@ -166,14 +166,9 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(name)
 
 
-<<<<<<< HEAD
-_scan = json.JSONDecoder(parse_constant=_refuse_constant).scan_once  # type: ignore[attr-defined]
-"""(text, position) → (value, end). Raises StopIteration where no value begins."""
-=======
 _scan: Callable[[str, int], tuple[Any, int]]
 _scan = json.JSONDecoder(parse_constant=_refuse_constant).scan_once  # type: ignore[attr-defined]
 """The C function behind `raw_decode`. Raises StopIteration where no value begins."""
->>>>>>> validate
 
 
 class _Reader:
