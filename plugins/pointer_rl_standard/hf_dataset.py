@@ -13,7 +13,6 @@ from typing import Any
 from pointer_rl.datasets.images import EncodedImage, ImageFile
 from pointer_rl.errors import InputError, did_you_mean, first_line
 from pointer_rl.types import Dataset, Example
-from pointer_rl_standard.dataset_options import HFOptions
 from pointer_rl_standard.example_fields import (
     check_ids,
     make_example,
@@ -21,6 +20,7 @@ from pointer_rl_standard.example_fields import (
     read_id,
     read_text,
 )
+from pointer_rl_standard.options import HFOptions
 
 
 def load_hf(options: HFOptions) -> Dataset:
