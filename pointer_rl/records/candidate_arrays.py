@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pointer_rl.errors import InputError
 from pointer_rl.records.beams import read_beams
 from pointer_rl.records.fields import CANDIDATE
-from pointer_rl.records.layouts import detect_layout, read_rows, upgrade_record
+from pointer_rl.records.layouts import BEAM_LAYOUTS, detect_layout, read_rows, upgrade_record
 from pointer_rl.records.records import Judged, Record, read_candidate
 from pointer_rl.types import NO_ROW, Candidate, Outcome, Reward
 
@@ -68,7 +68,7 @@ class CandidateReader:
                 self.meta = record
             return
         layout = detect_layout(record)
-        kind: Literal["rl", "beam"] = "beam" if layout in ("beams", "beam") else "rl"
+        kind: Literal["rl", "beam"] = "beam" if layout in BEAM_LAYOUTS else "rl"
         record = upgrade_record(record, layout)
         if self.kind not in (kind, None):
             raise InputError("RL data and beam data in one file; keep one kind")
