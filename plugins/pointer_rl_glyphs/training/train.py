@@ -121,8 +121,8 @@ class Trainer:
             "muon": self.optimizers[0],
             "adamw": self.optimizers[1],
         }
-        self._builders = {
-            (style, text): _builder(style, text)
+        self._builders: dict[tuple[str, str], PromptBuilder] = {
+            (style, text): registry().create("prompt", style, {"instructions": text})
             for style in ("short-answer", "chat")
             for text in ("", *INSTRUCTIONS)
         }
@@ -134,18 +134,15 @@ class Trainer:
         rng = random.Random(f"{self.seed}/vision/{step}")
         rows = torch.tensor(rng.sample(range(len(self.bank.patches)), BLOCKS_PER_STEP))
         mean = self._see(self.bank.patches[rows]).mean(1)
-        features = self.bank.features[rows]
+        features = self.bank.features[rows].T
         logits = [head(mean) for head in self.heads]
-        losses = [cross_entropy(each, features[:, i]) for i, each in enumerate(logits)]
+        losses = list(map(cross_entropy, logits, features))
         for group in self.vision_optimizer.param_groups:
             group["lr"] = 1.5e-3 * min(1.0, 1.25 * (1 - step / self.vision_steps))
         self.vision_optimizer.zero_grad()
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
         self.vision_optimizer.step()
-        right = [
-            float((each.argmax(-1) == features[:, i]).float().mean())
-            for i, each in enumerate(logits)
-        ]
+        right = map(_accuracy, logits, features)
         return dict(zip(("shape", "color", "pattern", "stamp"), right, strict=True))
 
     def reading_step(self, step: int) -> dict[str, float]:
@@ -205,9 +202,9 @@ class Trainer:
             optimizer.step()
         return {
             "loss": float(answer_loss.detach()),
-            "right": float((logits.argmax(-1) == batch.targets).float().mean()),
-            "probe_3": float((probe_logits[0].argmax(-1) == batch.keys).float().mean()),
-            "probe_4": float((probe_logits[1].argmax(-1) == batch.keys).float().mean()),
+            "right": _accuracy(logits, batch.targets),
+            "probe_3": _accuracy(probe_logits[0], batch.keys),
+            "probe_4": _accuracy(probe_logits[1], batch.keys),
         }
 
     def _draw_builder(self, rng: random.Random) -> PromptBuilder:
@@ -286,9 +283,8 @@ class Trainer:
             part.load_state_dict(state[name])
 
 
-def _builder(style: str, instructions: str) -> PromptBuilder:
-    builder: PromptBuilder = registry().create("prompt", style, {"instructions": instructions})
-    return builder
+def _accuracy(logits: torch.Tensor, targets: torch.Tensor) -> float:
+    return float((logits.argmax(-1) == targets).float().mean())
 
 
 def train(folder: Path, trainer: Trainer) -> None:
