@@ -37,17 +37,6 @@ from pointer_rl.types import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "build_vqa_prompt",
-    "compute_reward_for_candidate",
-    "compute_step_logits",
-    "compute_vqa_accuracy",
-    "evaluate_pointer_candidate",
-    "generate_pointer_candidates_for_query",
-    "load_vqa_model",
-    "sample_pointer_with_temperature",
-]
-
 
 def compute_step_logits(
     selector: Selector,

@@ -9,8 +9,6 @@ import torch
 
 from pointer_rl.errors import InputError, first_line
 
-__all__ = ["check_torchvision", "dtype_name", "resolve_device", "resolve_dtype"]
-
 
 def resolve_device(name: str) -> torch.device:
     """Return the named device; `auto` is cuda if available, else cpu.

@@ -6,15 +6,6 @@ import difflib
 import shlex
 from collections.abc import Iterable
 
-__all__ = [
-    "InputError",
-    "MissingExtraError",
-    "PluginError",
-    "PointerRLError",
-    "did_you_mean",
-    "first_line",
-]
-
 
 class PointerRLError(Exception):
     """An error that a user can fix. The command line prints the message and exits with 2."""

@@ -22,15 +22,6 @@ from pointer_rl.errors import InputError, first_line
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "AtomicFile",
-    "cannot_be_written",
-    "check_writable",
-    "remove_leftovers",
-    "write_tensors",
-    "write_text",
-]
-
 _HOST = platform.node().partition(".")[0]
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)@(?P<host>.*)\.tmp")
 _ABANDONED = 86_400

@@ -19,8 +19,6 @@ from typing import Any, BinaryIO, NamedTuple
 
 from pointer_rl.errors import InputError
 
-__all__ = ["WINDOW", "Flaw", "Member", "find_member", "stream_items", "stream_members"]
-
 WINDOW = 1 << 18
 """Bytes read at a time. A longer value doubles the window."""
 _TOKEN = 32
@@ -168,7 +166,7 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(name)
 
 
-_scan = json.JSONDecoder(parse_constant=_refuse_constant).scan_once
+_scan = json.JSONDecoder(parse_constant=_refuse_constant).scan_once  # type: ignore[attr-defined]
 """(text, position) → (value, end). Raises StopIteration where no value begins."""
 
 

@@ -14,14 +14,6 @@ from typing import Any, Literal, TypeVar, Union
 
 from pointer_rl.errors import InputError, did_you_mean
 
-__all__ = [
-    "OptionInfo",
-    "build_options",
-    "convert_text",
-    "describe_options",
-    "parse_assignments",
-]
-
 T = TypeVar("T")
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 

@@ -30,8 +30,6 @@ from pointer_rl.options import build_options
 if TYPE_CHECKING:
     import click
 
-__all__ = ["KINDS", "ConfiguredEntry", "Entry", "PluginRecord", "Registry", "registry"]
-
 GROUP = "pointer_rl"
 BUILT_IN = "pointer-rl"
 """The distribution of the built-in plugins, which POINTER_RL_PLUGINS does not restrict."""

@@ -19,44 +19,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-__all__ = [
-    "NO_ROW",
-    "BackendError",
-    "Candidate",
-    "Companions",
-    "Count",
-    "CountingBackend",
-    "Dataset",
-    "Decoded",
-    "Decoding",
-    "Encoder",
-    "Example",
-    "Executor",
-    "Generator",
-    "ImageRef",
-    "Job",
-    "Judgement",
-    "Message",
-    "Metric",
-    "Outcome",
-    "Pointer",
-    "Policy",
-    "Pool",
-    "PricedBackend",
-    "Prompt",
-    "PromptBuilder",
-    "QueryBatch",
-    "Register",
-    "Request",
-    "Response",
-    "Reward",
-    "Search",
-    "SearchGenerator",
-    "Usage",
-    "VQABackend",
-    "Window",
-]
-
 Pointer = tuple[int, ...]
 """Pool rows of the demonstrations, in the order in which they are shown; () shows none."""
 

@@ -19,8 +19,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from pointer_rl_flamingo.resampler import feed_forward, split_heads
 
-__all__ = ["FlamingoLayer", "GatedCrossAttention", "Seen"]
-
 
 class _MaskedCrossAttention(nn.Module):
     def __init__(self, width: int, media_width: int, heads: int, head_dim: int) -> None:

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from pointer_rl.errors import InputError
 
-__all__ = ["file_digest"]
-
 
 def file_digest(path: Path) -> str:
     """Hash a file's content. Of an archive only the directory is read, with each member's CRC-32.

@@ -25,8 +25,6 @@ from pointer_rl.local.padding import PaddedModel, left_pad
 from pointer_rl.types import Prompt
 from pointer_rl_flamingo.prompts import IMAGE, check_images, render
 
-__all__ = ["Idefics", "IdeficsPrompt", "load_idefics"]
-
 _FAKE = "<fake_token_around_image>"
 _END_OF_UTTERANCE = "<end_of_utterance>"
 _BEFORE_ANSWER = ":"

@@ -19,8 +19,6 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, MptConfig, MptForCau
 
 from pointer_rl.errors import InputError, first_line
 
-__all__ = ["LAYERS", "MptLanguageModel", "language_config", "language_model", "load_language_model"]
-
 LAYERS = {"mpt": "transformer.blocks", "gpt_neox": "gpt_neox.layers"}
 """Model type → name of the module that lists its layers."""
 _MOSAIC_NAMES = {

@@ -24,8 +24,6 @@ from pointer_rl_flamingo.openflamingo import assemble, load_saved
 from pointer_rl_flamingo.options import FlamingoOptions
 from pointer_rl_flamingo.published import find_checkpoint
 
-__all__ = ["load_backend", "load_model"]
-
 
 def load_backend(options: FlamingoOptions) -> VQABackend:
     """Load the model as a backend. Raises InputError if it cannot be found, read or placed."""

@@ -29,8 +29,6 @@ from pointer_rl_flamingo.cross_attention import FlamingoLayer, GatedCrossAttenti
 from pointer_rl_flamingo.language import LAYERS, language_model
 from pointer_rl_flamingo.resampler import PerceiverResampler
 
-__all__ = ["OpenFlamingoConfig", "OpenFlamingoModel"]
-
 _CONFIGS = {
     "clip_vision_model": CLIPVisionConfig,
     "mpt": MptConfig,

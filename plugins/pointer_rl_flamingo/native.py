@@ -27,8 +27,6 @@ from pointer_rl_flamingo.model import OpenFlamingoModel
 from pointer_rl_flamingo.pixels import pixels
 from pointer_rl_flamingo.prompts import IMAGE, check_images, render
 
-__all__ = ["FlamingoPrompt", "OpenFlamingo"]
-
 _CACHE_BYTES = 256 * 2**20
 """Size of the cache of latents: 2,000 images of the published models in bfloat16."""
 

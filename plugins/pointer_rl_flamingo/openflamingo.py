@@ -23,8 +23,6 @@ from pointer_rl_flamingo.model import OpenFlamingoConfig, OpenFlamingoModel
 from pointer_rl_flamingo.prompts import END_OF_CHUNK, IMAGE
 from pointer_rl_flamingo.published import layout, read_checkpoint, rename
 
-__all__ = ["add_special_tokens", "assemble", "load_saved", "save"]
-
 
 def assemble(
     path: Path, language: Path, vision: Path, dtype: torch.dtype

@@ -7,8 +7,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["pixels"]
-
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's mean and standard deviation of red, green and blue."""

@@ -16,8 +16,6 @@ from __future__ import annotations
 from pointer_rl.errors import InputError
 from pointer_rl.types import Prompt
 
-__all__ = ["END_OF_CHUNK", "IMAGE", "check_images", "render"]
-
 END_OF_CHUNK = "<|endofchunk|>"
 IMAGE = "<image>"
 

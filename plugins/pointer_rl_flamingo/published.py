@@ -24,8 +24,6 @@ from torch import Tensor
 
 from pointer_rl.errors import InputError, first_line
 
-__all__ = ["EMBEDDINGS", "Layout", "find_checkpoint", "layout", "read_checkpoint", "rename"]
-
 EMBEDDINGS = {
     "mpt": "lang_encoder.transformer.wte.weight",
     "gpt_neox": "lang_encoder.gpt_neox.embed_in.weight",

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["PerceiverResampler", "feed_forward", "split_heads"]
-
 
 def feed_forward(width: int) -> nn.Sequential:
     """LayerNorm and a hidden layer of four times the width, without biases."""

@@ -20,8 +20,6 @@ from pointer_rl.errors import InputError
 from pointer_rl.local.chat import chat_messages, image_placeholder, render_chat, text_part
 from pointer_rl.types import ImageRef, Message, Prompt
 
-__all__ = ["TALL", "WIDE", "Chat", "load_chat", "user_prompt"]
-
 _PLAIN = (
     "{% for message in messages %}{% for part in message.content %}"
     "{% if part.type == 'image' %}{{ IMAGE }}{% else %}{{ part.text }}{% endif %}"

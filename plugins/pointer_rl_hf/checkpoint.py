@@ -28,8 +28,6 @@ from pointer_rl_hf.chat import Chat, load_chat
 from pointer_rl_hf.options import HFBackendOptions
 from pointer_rl_hf.processor import load_processor
 
-__all__ = ["Checkpoint", "load_checkpoint"]
-
 
 @dataclass(frozen=True)
 class Checkpoint:

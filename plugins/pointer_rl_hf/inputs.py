@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["HFPrompt", "join"]
-
 _PER_TOKEN = {
     "input_ids",
     "attention_mask",

@@ -31,8 +31,6 @@ from pointer_rl_hf.chat import TALL, WIDE, user_prompt
 from pointer_rl_hf.checkpoint import Checkpoint
 from pointer_rl_hf.inputs import HFPrompt, join
 
-__all__ = ["HFModel", "make_backend"]
-
 logger = logging.getLogger(__name__)
 
 Rows = Sequence[tuple[HFPrompt, Sequence[int]]]

@@ -16,8 +16,6 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from pointer_rl.errors import InputError, MissingExtraError, first_line
 from pointer_rl.local.loading import LOADING_ERRORS
 
-__all__ = ["load_processor"]
-
 _OPTIONAL_PACKAGES = ("torchvision", "sentencepiece", "tiktoken", "num2words")
 """Packages that processors of some models need. Their errors name the package."""
 

@@ -11,8 +11,6 @@ from typing import TypeVar
 from pointer_rl_openai.pacing import ConcurrencyLimit, Slots, backoff_seconds
 from pointer_rl_openai.transport import Answer, Call, Failure, Transport
 
-__all__ = ["Asker"]
-
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")

@@ -21,8 +21,6 @@ from pointer_rl_openai.scoring import Scorer
 from pointer_rl_openai.server import Server, api_key, discover, server_address
 from pointer_rl_openai.transport import Failure, Transport
 
-__all__ = ["OpenAIBackend"]
-
 logger = logging.getLogger(__name__)
 
 Result = Response | BackendError

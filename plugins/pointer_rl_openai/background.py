@@ -9,8 +9,6 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TypeVar
 
-__all__ = ["stream"]
-
 T = TypeVar("T")
 
 

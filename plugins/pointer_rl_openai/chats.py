@@ -13,8 +13,6 @@ from pointer_rl_openai.options import OpenAIOptions
 from pointer_rl_openai.server import Server
 from pointer_rl_openai.transport import Call, Failure
 
-__all__ = ["Chats"]
-
 T = TypeVar("T")
 
 

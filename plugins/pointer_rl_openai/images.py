@@ -13,8 +13,6 @@ from pointer_rl.errors import InputError
 from pointer_rl.local.lru import LRUCache
 from pointer_rl.types import ImageRef
 
-__all__ = ["ImageUrls"]
-
 _ORIENTATION = 0x0112
 """The EXIF tag; 1 is upright."""
 _CAPACITY = 256 * 2**20

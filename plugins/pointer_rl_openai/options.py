@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
-__all__ = ["OpenAIOptions", "check_url"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenAIOptions:

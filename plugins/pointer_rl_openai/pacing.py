@@ -15,8 +15,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
-__all__ = ["ConcurrencyLimit", "Slots", "backoff_seconds", "retry_after"]
-
 _LONGEST_BACKOFF = 30.0
 """Seconds."""
 

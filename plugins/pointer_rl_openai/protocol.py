@@ -8,8 +8,6 @@ from typing import Any
 from pointer_rl.types import Decoding, Usage
 from pointer_rl_openai.transport import BadReplyError, look_up
 
-__all__ = ["Completion", "decoding_fields", "read_completion", "read_usage"]
-
 _MOST_STOPS = 4
 """Hosted servers accept no more stop strings. The backend cuts texts at all of them."""
 

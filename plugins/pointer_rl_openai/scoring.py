@@ -19,8 +19,6 @@ from pointer_rl_openai.chats import Chats
 from pointer_rl_openai.protocol import read_completion, read_usage
 from pointer_rl_openai.transport import BadReplyError, Failure, look_up
 
-__all__ = ["CANNOT_SCORE", "Score", "Scorer"]
-
 CANNOT_SCORE = (
     "the server cannot score answers, which takes vLLM's prompt_logprobs and /tokenize:"
     " serve the model with vLLM, or do without scores (--score-answers)"

@@ -23,8 +23,6 @@ from pointer_rl_openai.asking import Asker
 from pointer_rl_openai.options import OpenAIOptions, check_url
 from pointer_rl_openai.transport import BadReplyError, Call, Failure, look_up
 
-__all__ = ["Address", "Server", "api_key", "discover", "server_address"]
-
 logger = logging.getLogger(__name__)
 
 _OPENAI = "https://api.openai.com/v1"

@@ -16,8 +16,6 @@ import httpx2
 from pointer_rl.errors import InputError, first_line
 from pointer_rl_openai.pacing import retry_after
 
-__all__ = ["Answer", "BadReplyError", "Call", "Failure", "Transport", "look_up"]
-
 LONGEST_WAIT = 300.0
 """Seconds. If a server asks to wait for longer, the request fails."""
 LARGEST_BODY = 32 * 2**20

@@ -16,8 +16,6 @@ from pointer_rl_qwen2vl.plain import PlainEngine
 from pointer_rl_qwen2vl.requests import Engine, TokenisedRequest
 from pointer_rl_qwen2vl.shared import SharedEngine
 
-__all__ = ["Qwen2VLBackend"]
-
 
 class Qwen2VLBackend:
     """A loaded Qwen-VL checkpoint as a `VQABackend`."""

@@ -33,8 +33,6 @@ from pointer_rl.local.loading import (
 )
 from pointer_rl_qwen2vl.options import Qwen2VLOptions
 
-__all__ = ["Checkpoint", "load_checkpoint"]
-
 _MODEL_CLASSES = {
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",

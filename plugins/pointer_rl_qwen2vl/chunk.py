@@ -22,8 +22,6 @@ from pointer_rl_qwen2vl.prefixes import find_prefixes
 from pointer_rl_qwen2vl.rows import Row, RowResult
 from pointer_rl_qwen2vl.vision import Features
 
-__all__ = ["MIN_SAVING", "Attempt", "ChunkModel", "Limits"]
-
 MIN_SAVING = 16
 """Tokens that a shared prefix has to save to be computed separately."""
 

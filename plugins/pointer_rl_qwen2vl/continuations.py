@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NO_ANSWERS", "AnswerTree"]
-
 
 @dataclass(frozen=True)
 class AnswerTree:

@@ -13,8 +13,6 @@ from pointer_rl_qwen2vl.prefixes import find_prefixes
 from pointer_rl_qwen2vl.requests import TokenisedRequest
 from pointer_rl_qwen2vl.rows import SortedRows
 
-__all__ = ["count_tokens"]
-
 
 def count_tokens(
     requests: Sequence[TokenisedRequest], patches: PatchCache, image_token_id: int

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-__all__ = ["PatchCutter"]
-
 
 class PatchCutter:
     """Cuts images as a `Qwen2VLImageProcessorPil` does."""

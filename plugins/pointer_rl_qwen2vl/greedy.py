@@ -24,8 +24,6 @@ from pointer_rl_qwen2vl.continuations import AnswerTree
 from pointer_rl_qwen2vl.keyvalues import RowCache
 from pointer_rl_qwen2vl.language import OVERFLOWED, LanguageModel
 
-__all__ = ["DecodingRow", "StopCriterion", "decode"]
-
 
 class StopCriterion:
     """Whether a row's generation ends with its last token."""

@@ -18,8 +18,6 @@ from pointer_rl.local.chat import chat_messages, render_chat
 from pointer_rl.types import BackendError, Prompt
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 
-__all__ = ["PromptEncoder", "expand"]
-
 _PIECES = 100_000
 """Number of pieces of prompts whose tokens are cached."""
 

@@ -20,8 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["HeadShape", "Memory", "PrefixStore", "RowCache"]
-
 
 @dataclass(frozen=True)
 class HeadShape:

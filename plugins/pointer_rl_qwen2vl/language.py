@@ -25,8 +25,6 @@ from pointer_rl_qwen2vl.continuations import NO_ANSWERS, AnswerTree
 from pointer_rl_qwen2vl.keyvalues import PrefixStore, RowCache
 from pointer_rl_qwen2vl.layout import Layout
 
-__all__ = ["OVERFLOWED", "LanguageModel", "Piece"]
-
 OVERFLOWED = -1
 """Stands for a token if the logits are not finite."""
 

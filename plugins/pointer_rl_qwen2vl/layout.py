@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 
 from pointer_rl_qwen2vl.vision import Features
 
-__all__ = ["Layout", "lay_out"]
-
 
 @dataclass(frozen=True)
 class Layout:

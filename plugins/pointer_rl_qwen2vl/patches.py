@@ -14,8 +14,6 @@ from pointer_rl.types import ImageRef
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.cutting import PatchCutter
 
-__all__ = ["ImagePatches", "PatchCache"]
-
 _CAPACITY_BYTES = 512 * 2**20
 
 

@@ -22,8 +22,6 @@ from pointer_rl_qwen2vl.inputs import expand
 from pointer_rl_qwen2vl.patches import ImagePatches, PatchCache
 from pointer_rl_qwen2vl.requests import TokenisedRequest
 
-__all__ = ["PlainEngine", "QwenPrompt"]
-
 
 @dataclass(frozen=True)
 class QwenPrompt:

@@ -11,8 +11,6 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Prefix", "Prefixes", "common_length", "find_prefixes"]
-
 
 @dataclass(frozen=True)
 class Prefix:

@@ -9,8 +9,6 @@ from typing import Protocol
 from pointer_rl.local.batching import Result
 from pointer_rl.types import Decoding, ImageRef
 
-__all__ = ["Engine", "TokenisedRequest"]
-
 
 @dataclass(frozen=True)
 class TokenisedRequest:

@@ -10,8 +10,6 @@ from pointer_rl.local.decoding import Generation
 from pointer_rl.types import BackendError, ImageRef
 from pointer_rl_qwen2vl.requests import TokenisedRequest
 
-__all__ = ["ResultAssembler", "Row", "RowResult", "SortedRows"]
-
 
 @dataclass(frozen=True, eq=False)
 class Row:

@@ -30,8 +30,6 @@ from pointer_rl_qwen2vl.requests import TokenisedRequest
 from pointer_rl_qwen2vl.rows import ResultAssembler, Row, SortedRows
 from pointer_rl_qwen2vl.vision import Features, FeatureStore
 
-__all__ = ["SharedEngine"]
-
 logger = logging.getLogger(__name__)
 
 _CACHE_BYTES = {"cpu": 256 * 2**20}

@@ -22,8 +22,6 @@ from pointer_rl.types import ImageRef
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.patches import ImagePatches, PatchCache
 
-__all__ = ["FeatureStore", "Features"]
-
 _BLOCK_IMAGES = 64
 _BLOCK_PATCHES = {"cpu": 4096}
 _BLOCK_PATCHES_OTHERWISE = 32768

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["OracleOptions", "PolicyOptions", "RandomArmOptions", "SimilarityOptions", "VoteOptions"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RandomArmOptions:

@@ -21,8 +21,6 @@ from pointer_rl.local.hub import checkpoint_folder
 from pointer_rl.types import Example
 from pointer_rl_standard.options import ClipOptions
 
-__all__ = ["ClipEncoder"]
-
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 WHAT = "give a folder with a CLIP or SigLIP checkpoint, or its id on the Hugging Face Hub"
 

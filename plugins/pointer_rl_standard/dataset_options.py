@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["OKVQA", "HFOptions", "JSONLOptions", "VQAOptions"]
-
 OKVQA: Mapping[str, object] = {
     "questions": "OpenEnded_mscoco_train2014_questions.json",
     "annotations": "mscoco_train2014_annotations.json",

@@ -14,8 +14,6 @@ from pointer_rl.datasets.images import ImageFile
 from pointer_rl.errors import InputError
 from pointer_rl.types import Example, ImageRef
 
-__all__ = ["check_ids", "image_in", "make_example", "read_answers", "read_id", "read_text"]
-
 
 def make_example(
     row: int,

@@ -25,14 +25,6 @@ from pointer_rl_standard.options import (
     SampleOptions,
 )
 
-__all__ = [
-    "BeamGenerator",
-    "ProbeGenerator",
-    "RandomGenerator",
-    "RetrievalGenerator",
-    "SampleGenerator",
-]
-
 Proposals = list[list[Candidate]]
 
 

@@ -22,8 +22,6 @@ from pointer_rl_standard.example_fields import (
     read_text,
 )
 
-__all__ = ["RowImage", "load_hf"]
-
 
 def load_hf(options: HFOptions) -> Dataset:
     """Queries and pool from splits of a dataset.

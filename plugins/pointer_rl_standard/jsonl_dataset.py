@@ -26,8 +26,6 @@ from pointer_rl_standard.example_fields import (
     read_text,
 )
 
-__all__ = ["load_jsonl"]
-
 
 def load_jsonl(options: JSONLOptions) -> Dataset:
     """Queries and pool from JSON lines; blank lines are skipped.

@@ -1,4 +1,4 @@
-"""Metrics: the official VQA accuracy, and plain equality."""
+"""Metrics: the official VQA accuracy, and exact match."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ from pointer_rl.errors import InputError
 from pointer_rl.types import Judgement
 from pointer_rl_standard.vqa_normalisation import clean_whitespace, normalise
 
-__all__ = ["ExactMatch", "VQAAccuracy"]
-
 
 class VQAAccuracy:
-    """The official VQA accuracy: min(matches / 3, 1), averaged over leaving each annotator out.
+    """The official VQA accuracy: the mean of min(matches / 3, 1), leaving out each annotator once.
 
-    Where all annotators agree to the letter, answers are compared without normalisation, as the
-    official evaluation does. `correct` means an accuracy above 0.
+    If all annotators give the same string, answers are compared without normalisation, as in the
+    official evaluation. `correct` means an accuracy above 0.
     """
 
     version = "1"
 
     def normalise(self, answer: str) -> str:
-        """The answer without punctuation, case and articles; see `vqa_normalisation`."""
+        """Remove punctuation, case and articles; see `vqa_normalisation`."""
         return normalise(answer)
 
     def judge(self, answer: str, answers: Sequence[str]) -> Judgement:
@@ -36,31 +34,31 @@ class VQAAccuracy:
         asked = clean_whitespace(answer) if agreed else normalise(answer)
         matches = given.count(asked)
         others = len(given) - matches
-        # A matching annotator is not counted as a match where it is the one left out.
+        # A matching annotator who is left out does not count as a match.
         total = matches * min((matches - 1) / 3, 1.0) + others * min(matches / 3, 1.0)
         accuracy = total / len(given)
         return Judgement(correct=accuracy > 0, accuracy=accuracy)
 
 
-@lru_cache(maxsize=2**12)  # a query's candidates are judged one after the other
+@lru_cache(maxsize=2**12)  # the candidates of a query are judged one after the other
 def _compared(answers: tuple[str, ...]) -> tuple[bool, list[str]]:
-    """Whether all annotators agree, and their answers as they are compared."""
+    """Return whether all annotators agree, and their answers in the form that is compared."""
     given = [clean_whitespace(each) for each in answers]
     agreed = len(set(given)) == 1
     return agreed, given if agreed else [normalise(each) for each in given]
 
 
 class ExactMatch:
-    """Right when equal to any annotator's answer, but for case and surrounding spaces."""
+    """Correct if equal to any annotator's answer, ignoring case and surrounding spaces."""
 
     version = "1"
 
     def normalise(self, answer: str) -> str:
-        """The answer case-folded, without spaces around it."""
+        """Fold case and strip surrounding spaces."""
         return answer.strip().casefold()
 
     def judge(self, answer: str, answers: Sequence[str]) -> Judgement:
-        """Raises InputError where there is no annotator's answer."""
+        """Raises InputError if there is no annotator's answer."""
         if not answers:
             raise InputError(
                 "the metric exact needs at least one annotator's answer: "

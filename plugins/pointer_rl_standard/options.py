@@ -5,17 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = [
-    "BeamOptions",
-    "ChatOptions",
-    "ClipOptions",
-    "ProbeOptions",
-    "RandomOptions",
-    "RetrievalOptions",
-    "SampleOptions",
-    "ShortAnswerOptions",
-]
-
 INSTRUCTIONS = (
     "Answer the last question about its image with a single word or a short phrase. "
     "Any question before it is an example that has been answered."

@@ -1,4 +1,4 @@
-"""Prompt builders: how demonstrations and a query are laid out, and how the answer is read back."""
+"""Prompt builders: they lay out demonstrations and query, and extract the answer."""
 
 from __future__ import annotations
 
@@ -9,22 +9,20 @@ from pointer_rl.errors import InputError
 from pointer_rl.types import Example, ImageRef, Message, Prompt
 from pointer_rl_standard.options import ChatOptions, ShortAnswerOptions
 
-__all__ = ["ChatPromptBuilder", "ShortAnswerPromptBuilder"]
-
 _NEXT_BLOCK = re.compile("Question|Answer|Short")
 
 
 class ShortAnswerPromptBuilder:
-    """All in one user message: an image, then `Question:… Short answer:…`, for each example.
+    """One user message with an image and `Question:… Short answer:…` for each example.
 
-    The layout of Lever-LM and Lever-Plus, read back as they do it.
+    Layout and answer extraction are those of Lever-LM and Lever-Plus.
     """
 
     def __init__(self, options: ShortAnswerOptions) -> None:
         self._system = _system(options.instructions)
 
     def build(self, query: Example, demonstrations: Sequence[Example]) -> Prompt:
-        """Demonstrations in the order given, then the query, its answer left open.
+        """Lay out the demonstrations in the given order, then the query with its answer left open.
 
         Raises InputError for a demonstration without answers.
         """
@@ -35,18 +33,18 @@ class ShortAnswerPromptBuilder:
         return Prompt((*self._system, Message("user", tuple(parts))))
 
     def parse(self, text: str) -> str:
-        """What stands before a further block ("Question", "Answer", "Short"), to the first ", "."""
+        """Return the text up to another block ("Question", "Answer", "Short") or the first ", "."""
         return _NEXT_BLOCK.split(text, maxsplit=1)[0].split(", ", maxsplit=1)[0].strip()
 
 
 class ChatPromptBuilder:
-    """A conversation: the user asks with an image, the assistant answers, for each example."""
+    """A conversation: for each example the user asks with an image, and the assistant answers."""
 
     def __init__(self, options: ChatOptions) -> None:
         self._system = _system(options.instructions)
 
     def build(self, query: Example, demonstrations: Sequence[Example]) -> Prompt:
-        """Demonstrations in the order given, then the query as the last user turn.
+        """Lay out the demonstrations in the given order, then the query as the last user turn.
 
         Raises InputError for a demonstration without answers.
         """
@@ -58,7 +56,7 @@ class ChatPromptBuilder:
         return Prompt((*self._system, *turns))
 
     def parse(self, text: str) -> str:
-        """The first line that is not blank, without spaces around it."""
+        """Return the first line that is not blank, stripped."""
         return text.strip().partition("\n")[0].strip()
 
 

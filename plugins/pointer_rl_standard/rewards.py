@@ -27,17 +27,6 @@ from typing import Any, Literal
 
 from pointer_rl.types import Candidate, Outcome
 
-__all__ = [
-    "FORMULAS",
-    "Formula",
-    "FormulaReward",
-    "HardOptions",
-    "HardRelOptions",
-    "HardSoftOptions",
-    "LegacyOptions",
-    "SoftOptions",
-]
-
 CLIP = 5.0
 
 

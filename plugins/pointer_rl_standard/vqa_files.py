@@ -24,8 +24,6 @@ from pointer_rl_standard.example_fields import (
     read_text,
 )
 
-__all__ = ["load_vqa"]
-
 
 def load_vqa(options: VQAOptions) -> Dataset:
     """Read queries and pool from VQA files, in the order of the questions files.

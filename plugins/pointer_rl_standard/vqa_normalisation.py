@@ -1,7 +1,7 @@
-"""How the official VQA evaluation rewrites an answer before it compares.
+"""Normalise answers as the official VQA evaluation does before it compares them.
 
 Source: VQAEval of https://github.com/GT-Vision-Lab/VQA (Antol et al., 2015; Goyal et al., 2017).
-Its tables and its rules are kept as they are, the odd ones too, because accuracies are compared
+Its tables and rules are reproduced exactly, oddities included, so that accuracies can be compared
 with published ones.
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-
-__all__ = ["clean_whitespace", "normalise"]
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = frozenset({"a", "an", "the"})
@@ -39,9 +37,9 @@ CONTRACTED = """
     why's won't would've wouldn't wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll
     you're you've
 """
-# A word that lacks one of its apostrophes → the word. The official table is this rule written out,
-# beside one entry that goes the other way, and entries that change nothing or match nothing
-# ("Im": answers are lower-cased first), which are left out.
+# A word without one of its apostrophes → the word. The official table spells this rule out, and has
+# one entry in the other direction. Its entries without effect are left out, such as "Im": answers
+# are lower-cased first.
 CONTRACTIONS = {
     word[: mark.start()] + word[mark.end() :]: word
     for word in CONTRACTED.split()
@@ -55,15 +53,15 @@ _MOST_PERIODS = int(re.UNICODE)
 
 
 def clean_whitespace(answer: str) -> str:
-    """Newlines and tabs become spaces; spaces at the ends go. Always done."""
+    """Turn newlines and tabs into spaces, and strip the ends. The evaluation always does this."""
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
 @lru_cache(maxsize=2**16)
 def normalise(answer: str) -> str:
-    """Strip punctuation, case and articles; write numbers as digits and contractions in full.
+    """Remove punctuation, case and articles; write numbers as digits; restore apostrophes.
 
-    The official evaluation does this only where the annotators do not all agree.
+    The official evaluation does this only if the annotators do not all agree.
     """
     words = _strip_punctuation(clean_whitespace(answer)).lower().split()
     digits = (NUMBERS.get(word, word) for word in words)
@@ -71,13 +69,13 @@ def normalise(answer: str) -> str:
 
 
 def _strip_punctuation(answer: str) -> str:
-    """A mark goes where it touches a space, or the answer has a number like 1,000; else it becomes
-    a space. Periods go, except before a digit.
+    """Remove marks that touch a space, or all if the answer has a number like 1,000; turn the
+    others into spaces. Remove periods, except before a digit.
     """
     stripped = answer
     has_number = _COMMA_IN_NUMBER.search(answer)
     for mark in PUNCTUATION:
         if mark in answer:
-            goes = has_number or f"{mark} " in answer or f" {mark}" in answer
-            stripped = stripped.replace(mark, "" if goes else " ")
+            remove = has_number or f"{mark} " in answer or f" {mark}" in answer
+            stripped = stripped.replace(mark, "" if remove else " ")
     return _PERIOD_NOT_BEFORE_DIGIT.sub("", stripped, count=_MOST_PERIODS)

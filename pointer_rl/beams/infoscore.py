@@ -30,8 +30,6 @@ from pointer_rl.types import (
     VQABackend,
 )
 
-__all__ = ["AnswerScorer", "Found", "answers_logprob", "most_trials", "search"]
-
 
 def answers_logprob(answers: Sequence[str], logprobs: Sequence[float]) -> float:
     """log P(answers), from one answer per annotator and `logprobs` of the distinct ones in order.

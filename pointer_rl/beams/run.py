@@ -25,8 +25,6 @@ from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.session.windows import Budget, due_windows, run_windows, windows_of
 from pointer_rl.types import BackendError, Window
 
-__all__ = ["BeamConfig", "BeamJob", "BeamRun", "BeamSummary", "run_beams"]
-
 TRIALS_TOGETHER = 4096
 """Trials of one step that go to the backend together: a window has as many queries as give them."""
 

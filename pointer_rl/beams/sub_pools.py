@@ -17,8 +17,6 @@ from pointer_rl.session.session import PluginRef, Session
 from pointer_rl.session.similarity import Space, similarity_spaces
 from pointer_rl.types import Example
 
-__all__ = ["Sampler", "SubPool", "SubPools", "sampler_space"]
-
 Sampler = Literal["random", "image", "text", "mixed"]
 """How a sub-pool is drawn: uniformly, or as the rows most similar to the query."""
 

@@ -22,8 +22,6 @@ from pointer_rl.cli.common import (
 if TYPE_CHECKING:
     from pointer_rl.beams.run import BeamRun
 
-__all__ = ["beams"]
-
 
 @click.command(cls=GuideCommand)
 @click.option(

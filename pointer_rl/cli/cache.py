@@ -16,8 +16,6 @@ from pointer_rl.cli.tables import counted, format_bytes, format_table
 if TYPE_CHECKING:
     from pointer_rl.session.cache import ResponseCache
 
-__all__ = ["cache"]
-
 _DAY = 86_400
 
 _store_option = click.option(

@@ -14,21 +14,6 @@ if TYPE_CHECKING:
     from pointer_rl.cli.progress import Progress
     from pointer_rl.session.session import PluginRef, SessionOptions
 
-__all__ = [
-    "FILE",
-    "GuideCommand",
-    "asking_options",
-    "backend_options",
-    "executor_options",
-    "kept_in",
-    "plugin_ref",
-    "plugin_refs",
-    "read_executor",
-    "read_session_options",
-    "resumable",
-    "trial_options",
-]
-
 FILE = click.Path(dir_okay=True, path_type=Path)
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-__all__ = ["convert"]
-
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))

@@ -9,8 +9,6 @@ from click.core import ParameterSource
 
 from pointer_rl.cli.common import GuideCommand, asking_options, read_session_options
 
-__all__ = ["doctor"]
-
 
 @click.command(cls=GuideCommand)
 @click.option(

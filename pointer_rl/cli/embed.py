@@ -8,8 +8,6 @@ from typing import Literal
 
 import click
 
-__all__ = ["embed"]
-
 
 @click.command()
 @click.option("--dataset", "dataset_name", required=True, metavar="NAME", help="Dataset loader.")

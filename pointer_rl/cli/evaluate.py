@@ -25,8 +25,6 @@ from pointer_rl.cli.common import (
 if TYPE_CHECKING:
     from pointer_rl.evaluate.run import EvaluateRun
 
-__all__ = ["evaluate"]
-
 _CONFIG = ("shots", "primary", "oracle_random", "oracle_retrieval", "limit", "seed")
 _SHOTS = re.compile(r"(\d+)(?:(?:\.\.|-)(\d+))?")
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from pointer_rl.records.shards import Shard
     from pointer_rl.session.session import PluginRef
 
-__all__ = ["generate"]
-
 _NUMBER = re.compile(r"[0-9.]+([eE][-+]?[0-9]+)?")
 
 

@@ -16,8 +16,6 @@ from pointer_rl.registry import registry
 from pointer_rl.session.cache import ResponseCache, cache_folder, default_store
 from pointer_rl.validate.schema import SchemaChecker
 
-__all__ = ["Finding", "check_installation"]
-
 _DISTRIBUTION = "pointer-rl"
 _OWN_EXTRAS = {"dev"}
 """Extras for people who change pointer-rl, not for those who use it."""

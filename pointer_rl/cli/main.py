@@ -25,8 +25,6 @@ from pointer_rl.cli.train import sft, train
 from pointer_rl.cli.validate import validate
 from pointer_rl.errors import PointerRLError
 
-__all__ = ["cli", "main"]
-
 
 class RootGroup(click.Group):
     """Adds the plugins' commands when they are needed; prints user errors as one line."""

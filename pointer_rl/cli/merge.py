@@ -8,8 +8,6 @@ import click
 
 from pointer_rl.cli.common import FILE
 
-__all__ = ["merge"]
-
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=FILE)

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pointer_rl.errors import PluginError, did_you_mean
 from pointer_rl.registry import KINDS, Entry, registry
 
-__all__ = ["entries", "find_all", "find_one"]
-
 
 def entries() -> Iterator[Entry]:
     """All entries, kind by kind."""

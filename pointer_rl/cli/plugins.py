@@ -15,8 +15,6 @@ from pointer_rl.errors import PluginError, did_you_mean
 from pointer_rl.options import describe_options
 from pointer_rl.registry import Entry, registry
 
-__all__ = ["plugins"]
-
 
 @click.group(invoke_without_command=True)
 @click.option(

@@ -9,8 +9,6 @@ import click
 
 from pointer_rl.cli.plugin_names import find_one
 
-__all__ = ["check"]
-
 
 @click.command()
 @click.argument("name")

@@ -8,8 +8,6 @@ import click
 
 from pointer_rl.registry import KINDS
 
-__all__ = ["new"]
-
 
 @click.command()
 @click.argument("name")

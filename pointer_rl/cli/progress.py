@@ -13,8 +13,6 @@ from rich.progress import Progress as Bar
 from pointer_rl.session.observer import Observer
 from pointer_rl.types import Outcome
 
-__all__ = ["Progress"]
-
 
 class Progress(Observer):
     """Queries done, rate, time left and the share correct so far; silent without a terminal."""

@@ -12,14 +12,12 @@ from pointer_rl.cli.common import FILE
 if TYPE_CHECKING:
     from pointer_rl.records.rescore import Rescored
 
-__all__ = ["rescore"]
-
 
 @click.command()
 @click.argument("source", type=FILE)
 @click.option("--output-path", required=True, type=FILE, help="The file to write.")
 @click.option(
-    "--metric", metavar="NAME", help="Accuracy metric  [default: the one that the file names]."
+    "--metric", metavar="NAME", help="Accuracy metric  [default: the one named in the file]."
 )
 @click.option(
     "--metric-opt",
@@ -30,8 +28,8 @@ __all__ = ["rescore"]
 @click.option(
     "--prompt",
     metavar="NAME",
-    help="Prompt builder that cuts the answers out of the raw generations  [default: the answers "
-    "stay as they are].",
+    help="Prompt builder that extracts the answers from the raw generations  [default: keep the "
+    "recorded answers].",
 )
 @click.option(
     "--prompt-opt",
@@ -49,28 +47,26 @@ def rescore(
     prompt_opt: tuple[str, ...],
     overwrite: bool,
 ) -> None:
-    """Judge the stored generations of SOURCE anew, without asking a VLM.
+    """Judge the recorded generations of SOURCE again, without calling a VLM.
 
-    By another metric, or after cutting the answers out in another way. Also computes vqa_rel_score,
-    how close each answer is to the annotators'. Candidates that failed stay failed. A reward needs
-    no rescoring: `train --reward-mode` computes it from what is recorded.
+    Uses another metric, or extracts the answers in another way. Also computes vqa_rel_score, the
+    similarity of each answer to the annotators' answers. Failed candidates stay failed. Rewards
+    need no rescoring: `train --reward-mode` computes them from the recorded outcomes.
     """
     from pointer_rl.options import parse_assignments
-    from pointer_rl.records.rescore import RescoreRun, rescore_file
+    from pointer_rl.records.rescore import rescore_file
 
     for flag, name, options in (("metric", metric, metric_opt), ("prompt", prompt, prompt_opt)):
         if options and name is None:
             raise click.UsageError(f"--{flag}-opt sets options of --{flag}: name one")
     done = rescore_file(
-        RescoreRun(
-            source=source,
-            output_path=output_path,
-            metric=metric,
-            metric_options=parse_assignments(metric_opt, "--metric-opt"),
-            prompt=prompt,
-            prompt_options=parse_assignments(prompt_opt, "--prompt-opt"),
-            overwrite=overwrite,
-        )
+        source,
+        output_path,
+        metric=metric,
+        metric_options=parse_assignments(metric_opt, "--metric-opt"),
+        prompt=prompt,
+        prompt_options=parse_assignments(prompt_opt, "--prompt-opt"),
+        overwrite=overwrite,
     )
     _print(source, output_path, done)
 
@@ -80,7 +76,7 @@ def _print(source: Path, target: Path, done: Rescored) -> None:
 
     click.echo(
         f"{source}: {counted(done.queries, 'query', 'queries')}, "
-        f"{counted(done.judged, 'candidate')} judged anew, "
+        f"{counted(done.judged, 'candidate')} judged again, "
         f"{done.failed:,} failed (left as they are)"
     )
     click.echo(f"answers: {done.answers:,} changed")
@@ -95,7 +91,7 @@ def _print(source: Path, target: Path, done: Rescored) -> None:
     click.echo(accuracies)
     if done.other_normalisation:
         click.echo(
-            f"note: vqa_gt_prob of {counted(done.other_normalisation, 'candidate')} is of the "
-            "answers as they were normalised before"
+            f"note: vqa_gt_prob of {counted(done.other_normalisation, 'candidate')} still refers "
+            "to the answers as the previous metric normalised them"
         )
     click.echo(f"wrote {target}")

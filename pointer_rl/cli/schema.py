@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import click
 
-__all__ = ["schema"]
-
 
 @click.command()
 @click.option(
@@ -16,7 +14,7 @@ __all__ = ["schema"]
     help="RL data, or beam data.",
 )
 def schema(name: str) -> None:
-    """Print the JSON Schema (draft 2020-12) of a kind of file; its $id ends with the version."""
+    """Print the JSON Schema (draft 2020-12) of a kind of file. Its $id ends with its version."""
     import pointer_rl_schemas
 
     click.echo(pointer_rl_schemas.read(name), nl=False)

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from pointer_rl.datasets.embeddings import Embeddings
     from pointer_rl.types import Example
 
-__all__ = ["select"]
-
 FILE = click.Path(path_type=Path)
 
 

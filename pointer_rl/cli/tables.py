@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["counted", "format_bytes", "format_table"]
-
 
 def counted(number: int, one: str, many: str = "") -> str:
     """`1 query`, `1,200 queries`."""

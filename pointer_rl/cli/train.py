@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from pointer_rl.train.config import TrainConfig
     from pointer_rl.train.run import Output, TrainResult
 
-__all__ = ["sft", "train"]
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _OUTPUT = [

@@ -8,12 +8,12 @@ import click
 
 from pointer_rl.errors import InputError
 
-__all__ = ["validate"]
-
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--pool-size", type=int, help="Rows of the pool (default: what _meta says).")
+@click.option(
+    "--pool-size", type=int, help="Number of rows in the pool  [default: the number in _meta]."
+)
 @click.option(
     "--recompute/--no-recompute",
     default=True,
@@ -25,7 +25,7 @@ __all__ = ["validate"]
     type=int,
     default=100,
     show_default=True,
-    help="Findings shown of a file; the others are counted.",
+    help="Number of findings to show per file; the others are counted.",
 )
 @click.option(
     "--format",
@@ -33,14 +33,14 @@ __all__ = ["validate"]
     type=click.Choice(["text", "json", "github"]),
     default="text",
     show_default=True,
-    help="For people, for programs, or as annotations of a GitHub workflow.",
+    help="Text, JSON for programs, or annotations of a GitHub workflow.",
 )
 def validate(
     files: tuple[Path, ...], pool_size: int | None, recompute: bool, max_findings: int, form: str
 ) -> None:
     """Check FILES of RL data (.json, .jsonl or .parquet).
 
-    Exits 0 when all are valid, 1 when there are findings, 2 when a file cannot be read.
+    Exits with 0 if all files are valid, 1 if there are findings, 2 if a file cannot be read.
     """
     from pointer_rl.validate import Report, ValidationConfig, validate_file
     from pointer_rl.validate.formats import FORMATS, annotate_unreadable
@@ -54,7 +54,7 @@ def validate(
         except InputError as error:
             unreadable[path] = str(error)
     if reports:
-        # A key may hold half a surrogate pair, which no terminal can be sent.
+        # A key may contain half a surrogate pair, which cannot be encoded.
         click.echo(FORMATS[form](reports).encode("utf-8", "backslashreplace").decode())
     if form == "github":
         for path, message in unreadable.items():

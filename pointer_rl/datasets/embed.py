@@ -26,8 +26,6 @@ from pointer_rl.errors import InputError, PluginError
 from pointer_rl.files import write_text
 from pointer_rl.types import Dataset, Encoder, Example
 
-__all__ = ["digest", "digest_examples", "digest_ids", "embed_dataset", "encode_batch"]
-
 
 def embed_dataset(
     dataset: Dataset,

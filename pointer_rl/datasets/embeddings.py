@@ -27,14 +27,6 @@ from pointer_rl.errors import InputError, first_line
 from pointer_rl.files import write_tensors
 from pointer_rl.types import Example
 
-__all__ = [
-    "Embeddings",
-    "check_dims",
-    "digest_vectors",
-    "load_embeddings",
-    "save_embeddings",
-]
-
 TENSOR = "embeddings"
 METADATA = "pointer_rl_embeddings"
 """The only metadata key: safetensors writes several keys in no fixed order."""

@@ -14,8 +14,6 @@ from pointer_rl.errors import InputError, first_line
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["EncodedImage", "ImageBytes", "ImageFile"]
-
 
 class EncodedImage:
     """Base of the `ImageRef`s to an encoded image (PNG, JPEG, …); hashes and decodes it.

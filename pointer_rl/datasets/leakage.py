@@ -11,8 +11,6 @@ from torch import Tensor
 from pointer_rl.errors import InputError
 from pointer_rl.types import Example
 
-__all__ = ["AllowedRows", "image_content"]
-
 
 class AllowedRows:
     """Masks pool rows that show a query's image, and so the query itself.

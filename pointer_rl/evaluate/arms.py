@@ -24,25 +24,6 @@ from pointer_rl.session.resolve import NoPolicy
 from pointer_rl.session.similarity import Space
 from pointer_rl.types import Example, Generator, Metric, Pointer, Policy, QueryBatch
 
-__all__ = [
-    "ORACLE",
-    "RANDOM",
-    "VOTE",
-    "ZERO_SHOT",
-    "Arm",
-    "OracleArm",
-    "Outcomes",
-    "Pointers",
-    "PolicyArm",
-    "RandomArm",
-    "Setting",
-    "SimilarityArm",
-    "VoteArm",
-    "ZeroShotArm",
-    "choose",
-    "majority",
-]
-
 ZERO_SHOT, RANDOM, ORACLE = "zero-shot", "random", "oracle"
 VOTE = "vote "
 """Prefix of a vote's name; the rest is the arm whose demonstrations vote."""

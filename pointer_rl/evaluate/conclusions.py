@@ -20,8 +20,6 @@ from pointer_rl.evaluate.statistics import (
     gap_recovered,
 )
 
-__all__ = ["Comparison", "Conclusions", "conclude", "in_words"]
-
 PRIMARY_LEVEL = 0.99
 SECONDARY_LEVEL = 0.95
 

@@ -15,8 +15,6 @@ from pointer_rl.evaluate.arms import ORACLE, RANDOM
 from pointer_rl.evaluate.conclusions import Comparison, Conclusions, in_words
 from pointer_rl.evaluate.measure import Measured
 
-__all__ = ["Evaluation", "Leakage"]
-
 MANY_FAILURES = 0.05
 """Share of left-out queries above which the result is not to be trusted."""
 

@@ -22,8 +22,6 @@ from pointer_rl.session.judge import Judge
 from pointer_rl.session.session import Session
 from pointer_rl.types import Candidate, Example, Metric, Pointer, Window
 
-__all__ = ["Asked", "EvaluationJob", "Measured", "measure", "pointers_to_ask"]
-
 WINDOW = 64
 """Queries whose trials go to the backend together: thousands of trials, so that it can batch."""
 METHOD = "arm"

@@ -25,8 +25,6 @@ from pointer_rl.session.proposing import random_source
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.types import BackendError, Example, Request, Response
 
-__all__ = ["QUERIES", "Pair", "Parity", "measure_parity"]
-
 QUERIES = 32
 """Number of queries if no limit is given."""
 

@@ -45,16 +45,6 @@ from pointer_rl.session.similarity import MODES, Space, similarity_spaces
 from pointer_rl.session.windows import due_windows, run_windows, windows_of
 from pointer_rl.types import Example, Executor, Policy
 
-__all__ = [
-    "EvaluateConfig",
-    "EvaluateRun",
-    "OpenedPolicy",
-    "draw_queries",
-    "evaluate",
-    "open_policy",
-    "run_evaluation",
-]
-
 RESERVED = {ZERO_SHOT, RANDOM, ORACLE, "similarity", *MODES}
 
 

@@ -20,17 +20,6 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "Difference",
-    "Recovered",
-    "compare",
-    "corrected_level",
-    "detectable_effect",
-    "difference_interval",
-    "gap_recovered",
-    "resampled_means",
-]
-
 Floats = NDArray[np.float64]
 
 RESAMPLES = 20_000

@@ -20,8 +20,6 @@ from pointer_rl.session.journal import Journal
 from pointer_rl.session.windows import due_windows
 from pointer_rl.types import BackendError, Count, Request, Window
 
-__all__ = ["Plan", "make_plan"]
-
 WINDOWS = 16
 """Windows that are counted, of more."""
 WARM_UP = 16

@@ -17,17 +17,15 @@ from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
 from pointer_rl.generate.summary import Summary
 from pointer_rl.records.formats import open_writer, stream_records
-from pointer_rl.records.shards import Shard
+from pointer_rl.records.shards import WINDOW, Shard
 from pointer_rl.session.candidates import CandidateJob
 from pointer_rl.session.journal import Journal
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.proposing import Dedup
 from pointer_rl.session.resolve import describe_policy
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
-from pointer_rl.session.windows import WINDOW, Budget, due_windows, run_windows
+from pointer_rl.session.windows import Budget, due_windows, run_windows
 from pointer_rl.types import Example
-
-__all__ = ["GenerateRun", "prepare", "run_generate"]
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from pointer_rl.types import Usage
 
-__all__ = ["Summary", "Tally"]
-
 
 @dataclass
 class Tally:

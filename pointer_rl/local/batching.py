@@ -24,20 +24,6 @@ from pointer_rl.local.decoding import Generation
 from pointer_rl.local.memory import run_in_halves
 from pointer_rl.types import BackendError, Decoding, Prompt, Request, Response, Usage
 
-__all__ = [
-    "OVERFLOW",
-    "BatchModel",
-    "EncodedPrompt",
-    "EncodedRequest",
-    "LocalBackend",
-    "LocalModel",
-    "PaddedBatches",
-    "Result",
-    "by_decoding",
-    "default_batch_tokens",
-    "make_response",
-]
-
 logger = logging.getLogger(__name__)
 
 OVERFLOW = "the model's output overflows; use dtype=bfloat16 or float32"

@@ -14,8 +14,6 @@ from jinja2 import TemplateError
 from pointer_rl.errors import InputError, first_line
 from pointer_rl.types import ImageRef, Prompt
 
-__all__ = ["chat_messages", "image_placeholder", "render_chat", "text_part"]
-
 
 def text_part(text: str) -> dict[str, Any]:
     """The part that shows a text."""

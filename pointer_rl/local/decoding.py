@@ -20,16 +20,6 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from pointer_rl.local.stop_strings import find_stop
 from pointer_rl.types import Decoding
 
-__all__ = [
-    "Generation",
-    "TextModel",
-    "generate_batch",
-    "last_logits",
-    "read_generation",
-    "score_batch",
-    "text_of",
-]
-
 
 class TextModel(Protocol):
     """A model with its tokenizer. Both are transformers' own objects, which carry no types."""

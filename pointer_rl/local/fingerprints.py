@@ -19,8 +19,6 @@ from pathlib import Path
 
 from pointer_rl.errors import InputError
 
-__all__ = ["CHECKPOINT_FILES", "digest_of", "folder_digest", "make_fingerprint"]
-
 CHECKPOINT_FILES = (
     "config.json",
     "generation_config.json",

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from pointer_rl.errors import InputError, first_line
 
-__all__ = ["checkpoint_folder"]
-
 
 def checkpoint_folder(model: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """The folder itself or, for a Hub id, its snapshot of the files that match `patterns`.

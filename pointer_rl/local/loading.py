@@ -19,18 +19,6 @@ from transformers import GenerationConfig
 from pointer_rl.devices import dtype_name
 from pointer_rl.errors import InputError, MissingExtraError, first_line
 
-__all__ = [
-    "LOADING_ERRORS",
-    "SNAPSHOT_FILES",
-    "apply_adapter",
-    "check_attention",
-    "check_weights",
-    "load_weights",
-    "place",
-    "read_model_type",
-    "set_end_tokens",
-]
-
 LOADING_ERRORS = (
     *(OSError, ValueError, RuntimeError, KeyError, TypeError),
     *(SafetensorError, StrictDataclassError),

@@ -6,8 +6,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
-__all__ = ["LRUCache"]
-
 K = TypeVar("K")
 V = TypeVar("V")
 

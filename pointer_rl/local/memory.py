@@ -9,8 +9,6 @@ import torch
 
 from pointer_rl.errors import first_line
 
-__all__ = ["run_in_halves"]
-
 T = TypeVar("T")
 R = TypeVar("R")
 

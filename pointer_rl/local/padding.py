@@ -17,8 +17,6 @@ from pointer_rl.local.batching import P
 from pointer_rl.local.decoding import Generation, generate_batch, score_batch
 from pointer_rl.types import Decoding
 
-__all__ = ["PaddedModel", "left_pad"]
-
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask`, [B, L] int64 each. Rows end together."""

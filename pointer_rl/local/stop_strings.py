@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["find_stop"]
-
 
 def find_stop(text: str, stop: Sequence[str]) -> int | None:
     """The position of the first stop string in the text, or None if it contains none."""

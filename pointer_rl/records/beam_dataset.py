@@ -29,8 +29,6 @@ from pointer_rl.types import NO_ROW
 if TYPE_CHECKING:
     from pointer_rl.datasets.embeddings import Embeddings
 
-__all__ = ["BeamDataset", "BeamDatasetWithEmbedding", "Group"]
-
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int32]
 

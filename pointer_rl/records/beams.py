@@ -21,8 +21,6 @@ from pointer_rl.records.fields import BEAM
 from pointer_rl.records.layouts import read_rows
 from pointer_rl.records.records import Fields, Record
 
-__all__ = ["Beam", "read_beams", "to_beam_record"]
-
 _MAX = sys.float_info.max
 
 

@@ -17,8 +17,6 @@ from pointer_rl.records.layouts import detect_layout, read_rows, upgrade_record
 from pointer_rl.records.records import Judged, Record, read_candidate
 from pointer_rl.types import NO_ROW, Candidate, Outcome, Reward
 
-__all__ = ["CandidateReader"]
-
 _MAX_ROW = 2**31 - 1
 _MAX_FLOAT = float(np.finfo(np.float32).max)
 _NUMBERS = tuple(

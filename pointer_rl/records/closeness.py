@@ -1,10 +1,10 @@
-"""How close an answer is to the annotators': Lever-Plus' vqa_rel_score.
+"""The similarity of an answer to the annotators' answers: vqa_rel_score, as in Lever-Plus.
 
     closeness(a, G)       = max over g in G of max(F1(a, g), 1 - edits(a, g) / max(|a|, |g|))
 
-F1 is that of the words, as multisets; edits counts the characters that must be inserted, removed or
-replaced (Levenshtein). All of it is in [0, 1], 1 for equal strings and 0 where there is no answer
-to compare with. Strings are compared as they are: normalise them first, by the metric that judges.
+F1 compares multisets of words; edits is the Levenshtein distance in characters. All values are in
+[0, 1]: 1 for equal strings, 0 if G is empty. Strings are compared as they are, so normalise them
+first with the metric that judges.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
-
-__all__ = ["closeness", "edit_similarity", "word_f1"]
 
 
 def closeness(answer: str, answers: Iterable[str]) -> float:
@@ -23,12 +21,12 @@ def closeness(answer: str, answers: Iterable[str]) -> float:
 
 
 def word_f1(answer: str, answers: Iterable[str]) -> float:
-    """The best F1 of the answer's words with those of one of `answers`."""
+    """The best word F1 of the answer with one of `answers`."""
     return max((_word_f1(answer, each) for each in answers), default=0.0)
 
 
 def edit_similarity(answer: str, answers: Iterable[str]) -> float:
-    """The best similarity of the answer's characters with those of one of `answers`."""
+    """The best edit similarity of the answer with one of `answers`."""
     return max((_edit_similarity(answer, each) for each in answers), default=0.0)
 
 
@@ -42,13 +40,13 @@ def _word_f1(first: str, second: str) -> float:
     return 2 * shared / (len(words) + len(others))
 
 
-@lru_cache(maxsize=1 << 14)  # a query's candidates mostly give the same few answers
+@lru_cache(maxsize=1 << 14)  # the candidates of a query mostly give the same few answers
 def _edit_similarity(first: str, second: str) -> float:
     if first == second:
         return 1.0
     if not first or not second:
         return 0.0
-    row = list(range(len(second) + 1))  # edits that turn nothing into each prefix of second
+    row = list(range(len(second) + 1))  # edits from the empty string to each prefix of second
     for length, character in enumerate(first, start=1):
         above_left, row[0] = row[0], length
         for place, other in enumerate(second, start=1):

@@ -9,8 +9,6 @@ from typing import Any, Generic, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Column", "RowLists", "RowListsColumn", "gather"]
-
 Rows = npt.NDArray[np.int32]
 Indices = npt.NDArray[np.int64]
 Scalar = TypeVar("Scalar", bound=np.generic)

@@ -18,9 +18,6 @@ from pointer_rl.records.formats import open_writer, read_meta, stream_records
 from pointer_rl.records.layouts import Layout, detect_layout, upgrade_record
 from pointer_rl.records.writer import RecordWriter
 
-__all__ = ["Converted", "Rewriter", "convert_file"]
-
-
 Kind = Literal["RL data", "beam data"]
 _KINDS: dict[Layout, Kind] = {"beams": "beam data", "beam": "beam data"}
 _CURRENT: frozenset[Layout] = frozenset({"pointer_candidates", "beams"})

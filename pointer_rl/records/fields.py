@@ -11,18 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = [
-    "BEAM",
-    "CANDIDATE",
-    "FAILED",
-    "OUTCOME_KEYS",
-    "QUERY",
-    "RECORDS",
-    "Field",
-    "Objects",
-    "Type",
-]
-
 
 @dataclass(frozen=True)
 class Type:

@@ -18,18 +18,6 @@ from pointer_rl.records.parquet import ParquetWriter, read_parquet_meta, stream_
 from pointer_rl.records.records import Record, as_line, check_query_id, encode_record
 from pointer_rl.records.writer import RecordWriter
 
-__all__ = [
-    "FORMATS",
-    "Format",
-    "JsonLinesWriter",
-    "JsonWriter",
-    "open_writer",
-    "read_meta",
-    "stream_members",
-    "stream_records",
-    "stream_sound_members",
-]
-
 
 @dataclass(frozen=True)
 class Format:

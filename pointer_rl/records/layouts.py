@@ -7,14 +7,6 @@ from typing import Any, Literal
 from pointer_rl.errors import InputError
 from pointer_rl.records.fields import FAILED, OUTCOME_KEYS
 
-__all__ = [
-    "LAYOUTS",
-    "Layout",
-    "detect_layout",
-    "read_rows",
-    "upgrade_record",
-]
-
 Layout = Literal["pointer_candidates", "v4", "k64", "beams", "beam"]
 Record = dict[str, Any]
 

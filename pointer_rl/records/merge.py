@@ -23,8 +23,6 @@ from pointer_rl.records.formats import open_writer, read_meta, stream_sound_memb
 from pointer_rl.records.provenance import differences
 from pointer_rl.records.shards import Shard, window_of
 
-__all__ = ["Merged", "merge_files"]
-
 _Member = tuple[int, str, Any]
 """Index of the file, key, value."""
 

@@ -29,8 +29,6 @@ from pointer_rl.records.fields import ID, RECORDS, TEXT, Field, Objects, Type
 from pointer_rl.records.records import Record
 from pointer_rl.records.writer import RecordWriter
 
-__all__ = ["ParquetWriter", "read_parquet_meta", "stream_parquet"]
-
 Kinds = Mapping[str, Type | Objects | Field]
 """Key of an object → the type of its value."""
 

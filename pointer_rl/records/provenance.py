@@ -6,8 +6,6 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["differences"]
-
 
 def differences(
     first: Mapping[str, Any], second: Mapping[str, Any], inside: str = ""

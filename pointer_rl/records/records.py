@@ -14,20 +14,6 @@ from pointer_rl.errors import InputError
 from pointer_rl.records.fields import CANDIDATE, FAILED, QUERY, Field
 from pointer_rl.types import Candidate, Example, Outcome
 
-__all__ = [
-    "Fields",
-    "Judged",
-    "Record",
-    "as_line",
-    "check_query_id",
-    "describe_query",
-    "encode_record",
-    "from_record",
-    "read_candidate",
-    "split_line",
-    "to_record",
-]
-
 Record = dict[str, Any]
 Judged = tuple[Candidate, Outcome]
 T = TypeVar("T")

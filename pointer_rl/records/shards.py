@@ -9,8 +9,6 @@ from typing import Any
 
 from pointer_rl.errors import InputError
 
-__all__ = ["WINDOW", "Shard", "window_of", "windows"]
-
 WINDOW = 128
 """Default number of queries that are proposed for and judged together."""
 _SHARD = re.compile(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,8})")

@@ -12,8 +12,6 @@ from typing import Any
 from pointer_rl.files import AtomicFile
 from pointer_rl.records.records import check_query_id
 
-__all__ = ["RecordWriter"]
-
 
 class RecordWriter(ABC):
     """Writes a file record by record. The file appears, whole, when the writer is closed.

@@ -16,8 +16,6 @@ from pointer_rl.files import AtomicFile
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["check_drawable", "draw"]
-
 
 def check_drawable(path: Path) -> None:
     """Raise MissingExtraError without matplotlib, and InputError for anything but a .png file."""

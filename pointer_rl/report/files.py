@@ -10,8 +10,6 @@ from pointer_rl.evaluate.evaluation import Evaluation
 from pointer_rl.files import check_writable, write_text
 from pointer_rl.report.figure import check_drawable, draw
 
-__all__ = ["ReportFiles"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFiles:

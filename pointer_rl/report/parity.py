@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pointer_rl.evaluate.parity import Pair, Parity
 from pointer_rl.types import BackendError, Response
 
-__all__ = ["parity_in_words"]
-
 _SHOWN = 5
 """Number of differing answers to show."""
 

@@ -16,8 +16,6 @@ from string import Template
 from pointer_rl.errors import InputError
 from pointer_rl.registry import KINDS, registry
 
-__all__ = ["write_package"]
-
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _FILE = re.compile(r"^=== (.+)\n", re.MULTILINE)
 

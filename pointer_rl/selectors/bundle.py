@@ -38,18 +38,6 @@ from pointer_rl.selectors.checkpoints import load_selector, save_selector
 from pointer_rl.selectors.policy import SelectorPolicy
 from pointer_rl.selectors.selector import Selector
 
-__all__ = [
-    "Bundle",
-    "BundleInfo",
-    "DataFile",
-    "EncoderInfo",
-    "is_bundle",
-    "load_bundle",
-    "read_query_ids",
-    "save_bundle",
-    "update_evaluation",
-]
-
 BUNDLE_VERSION = 1
 _DOCUMENT = "bundle.json"
 _CARD = "README.md"

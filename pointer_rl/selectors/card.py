@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["write_card"]
-
 
 def write_card(document: Mapping[str, Any]) -> str:
     """The card as Markdown, written from the content of bundle.json alone."""

@@ -30,8 +30,6 @@ from pointer_rl.selectors.options import SelectorConfig
 from pointer_rl.selectors.pointer import PointerSelector
 from pointer_rl.selectors.selector import Selector, create_selector, options_from_json
 
-__all__ = ["load_selector", "save_selector"]
-
 _log = logging.getLogger(__name__)
 
 _WEIGHTS = "model.safetensors"

@@ -27,8 +27,6 @@ from pointer_rl.errors import InputError
 from pointer_rl.selectors.selector import Selector, State
 from pointer_rl.types import NO_ROW, Decoded
 
-__all__ = ["beam_search", "greedy", "log_prob", "logits_along", "sample"]
-
 
 def greedy(selector: Selector, state: State, *, shots: int) -> Decoded:
     """The likeliest choice at each step: rows [B, 1, S]. Of equal rows, the lowest is chosen."""

@@ -29,8 +29,6 @@ from torch.nn.functional import embedding, linear, normalize
 from pointer_rl.selectors.options import SelectorConfig
 from pointer_rl.selectors.selector import Selector, take_hypotheses
 
-__all__ = ["PointerPool", "PointerSelector", "SelectorState"]
-
 
 @dataclass(frozen=True)
 class PointerPool:

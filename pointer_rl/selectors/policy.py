@@ -18,8 +18,6 @@ from pointer_rl.selectors import decoding
 from pointer_rl.selectors.selector import EncodedPool, Selector, State, check_embeddings
 from pointer_rl.types import Decoded, Pool, QueryBatch
 
-__all__ = ["SelectorPolicy"]
-
 
 class SelectorPolicy:
     """A copy of the selector in evaluation mode, which further training does not change.

@@ -22,8 +22,6 @@ from pointer_rl.selectors.bundle import Bundle, BundleInfo, load_bundle
 from pointer_rl.selectors.selector import options_from_json
 from pointer_rl.types import Encoder, Example, Pointer, Pool, QueryBatch
 
-__all__ = ["Policy", "Selection"]
-
 _ENCODED_TOGETHER = 64
 _SCORES = 1 << 22
 """Most queries × hypotheses × pool rows that are scored at once; bounds the memory."""

@@ -19,17 +19,6 @@ from torch import Tensor, nn
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.registry import registry
 
-__all__ = [
-    "EncodedPool",
-    "Selector",
-    "State",
-    "check_embeddings",
-    "create_selector",
-    "initial_state",
-    "options_from_json",
-    "take_hypotheses",
-]
-
 
 class EncodedPool(Protocol):
     """What a selector computes of a pool whatever the query is."""

@@ -25,8 +25,6 @@ from typing import Any
 from pointer_rl.errors import InputError, first_line
 from pointer_rl.types import Decoding, Request, Response, Usage
 
-__all__ = ["BackendSummary", "ResponseCache", "cache_folder", "default_store", "request_key"]
-
 log = logging.getLogger(__name__)
 
 APPLICATION_ID = 0x70725253

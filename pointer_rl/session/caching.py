@@ -21,8 +21,6 @@ from pointer_rl.types import (
     VQABackend,
 )
 
-__all__ = ["Cache", "CachedBackend", "run_checked"]
-
 Result = Response | BackendError
 
 _BATCH = 64

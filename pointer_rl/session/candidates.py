@@ -43,8 +43,6 @@ from pointer_rl.types import (
     Window,
 )
 
-__all__ = ["CandidateJob", "judge_candidates"]
-
 Judged = list[tuple[Candidate, Outcome]]
 
 

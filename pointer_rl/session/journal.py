@@ -26,8 +26,6 @@ from pointer_rl.records.formats import open_writer, read_meta, stream_records
 from pointer_rl.records.provenance import differences
 from pointer_rl.records.records import as_line, encode_record, split_line
 
-__all__ = ["RUN", "AlreadyFinished", "Journal", "check_same_run", "partial_path"]
-
 log = logging.getLogger(__name__)
 
 RUN = "_run"

@@ -21,8 +21,6 @@ from pointer_rl.types import (
     VQABackend,
 )
 
-__all__ = ["Judge", "Trial"]
-
 
 @dataclass(frozen=True)
 class Trial:

@@ -7,8 +7,6 @@ from typing import Any
 
 from pointer_rl.types import Outcome
 
-__all__ = ["Observer"]
-
 
 class Observer:
     """Hears of a run's progress. Every method does nothing here: override those of interest.

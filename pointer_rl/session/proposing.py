@@ -15,15 +15,6 @@ import numpy.typing as npt
 from pointer_rl.errors import PluginError
 from pointer_rl.types import Candidate, Example, Generator, Pointer, Policy, Pool, QueryBatch
 
-__all__ = [
-    "Dedup",
-    "check_candidates",
-    "check_length",
-    "dedup_key",
-    "propose",
-    "random_source",
-]
-
 Dedup = Literal["ordered", "unordered"]
 
 _NUMBERS = [each.name for each in dataclasses.fields(Candidate) if "float" in str(each.type)]

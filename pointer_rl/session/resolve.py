@@ -25,15 +25,6 @@ from pointer_rl.types import Dataset, Decoded, Example, Pool
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "NoPolicy",
-    "cache_folder",
-    "dataset_embeddings",
-    "describe_policy",
-    "encoder_embeddings",
-    "make_policy",
-]
-
 
 def dataset_embeddings(
     dataset: Dataset,

@@ -32,8 +32,6 @@ from pointer_rl.session.resolve import (
 )
 from pointer_rl.types import Dataset, Decoding, Example, Metric, Pool
 
-__all__ = ["PluginRef", "Session", "SessionOptions"]
-
 
 @dataclass(frozen=True)
 class PluginRef:

@@ -13,8 +13,6 @@ from pointer_rl.registry import registry
 from pointer_rl.session.session import PluginRef, Session
 from pointer_rl.types import Example, Pool
 
-__all__ = ["MODES", "Space", "similarity_spaces"]
-
 MODES = {"image": "image", "text": "text", "mixed": "both"}
 """Name of a similarity → mode of the encoder."""
 

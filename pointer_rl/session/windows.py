@@ -13,12 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pointer_rl.errors import InputError
-from pointer_rl.records.shards import WINDOW, windows
+from pointer_rl.records.shards import windows
 from pointer_rl.session.journal import Journal
 from pointer_rl.session.observer import Observer
 from pointer_rl.types import Executor, Job, Window
-
-__all__ = ["WINDOW", "Budget", "InProcess", "due_windows", "run_windows", "windows_of"]
 
 
 class InProcess:

@@ -13,8 +13,6 @@ from pointer_rl.testing.fakes import EqualMetric, batch, pool, tiny_dataset
 from pointer_rl.testing.generator import check_pointer, global_randomness
 from pointer_rl.testing.plugin import PluginTests
 
-__all__ = ["ArmTests"]
-
 
 class ArmTests(PluginTests[Arm]):
     """Lets the arm choose for four queries that are in the pool themselves."""

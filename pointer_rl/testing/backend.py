@@ -28,8 +28,6 @@ from pointer_rl.types import (
     VQABackend,
 )
 
-__all__ = ["BackendTests"]
-
 Answers = list[Response | BackendError]
 
 _SCORED = ("red", "light blue", "no idea")

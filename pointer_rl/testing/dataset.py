@@ -10,8 +10,6 @@ from pointer_rl.errors import InputError, first_line
 from pointer_rl.testing.plugin import PluginTests
 from pointer_rl.types import Dataset, Example
 
-__all__ = ["DatasetTests"]
-
 _OPENED = 8
 """How many images of a split are opened."""
 

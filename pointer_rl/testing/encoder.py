@@ -13,8 +13,6 @@ from pointer_rl.testing.fakes import UnreadableImage, tiny_dataset
 from pointer_rl.testing.plugin import FingerprintTests
 from pointer_rl.types import Encoder, Example
 
-__all__ = ["EncoderTests"]
-
 
 class EncoderTests(FingerprintTests[Encoder]):
     """Embeds eight examples, together and one by one.

@@ -10,8 +10,6 @@ from pointer_rl.errors import InputError, first_line
 from pointer_rl.testing.plugin import PluginTests
 from pointer_rl.types import Executor, Window
 
-__all__ = ["ExecutorTests"]
-
 Results = Iterator[tuple[Window, Mapping[int, dict[str, Any]]]]
 
 _MANY = 1000

@@ -27,18 +27,6 @@ from pointer_rl.types import (
     Response,
 )
 
-__all__ = [
-    "EqualMetric",
-    "FakeBackend",
-    "PlainPrompt",
-    "UnreadableImage",
-    "batch",
-    "example",
-    "fake_policy",
-    "pool",
-    "tiny_dataset",
-]
-
 _COLOURS = ("red", "green", "blue", "yellow", "black", "white")
 _SIZES = ((48, 48), (72, 40), (40, 64))
 """Width and height in pixels: the images of a batch rarely have one size."""

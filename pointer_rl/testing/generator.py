@@ -30,8 +30,6 @@ from pointer_rl.types import (
 )
 from pointer_rl.validate.schema import SchemaChecker
 
-__all__ = ["GeneratorTests", "SearchTests"]
-
 Made = TypeVar("Made")
 Proposals = list[list[Candidate]]
 Rngs = Sequence[np.random.Generator]

@@ -9,8 +9,6 @@ from pointer_rl.errors import InputError
 from pointer_rl.testing.plugin import PluginTests
 from pointer_rl.types import Judgement, Metric
 
-__all__ = ["MetricTests"]
-
 _ANNOTATORS: tuple[tuple[str, ...], ...] = (
     ("red",) * 10,
     ("red",) * 7 + ("dark red", "crimson", "Red."),

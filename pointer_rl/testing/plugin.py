@@ -23,8 +23,6 @@ from pointer_rl.errors import PointerRLError, first_line
 from pointer_rl.options import convert_text, describe_options
 from pointer_rl.registry import GROUP, ConfiguredEntry, registry
 
-__all__ = ["FingerprintTests", "PluginTests", "Result", "assert_pickles"]
-
 Made = TypeVar("Made")
 T = TypeVar("T")
 

@@ -10,8 +10,6 @@ from pointer_rl.testing.fakes import tiny_dataset
 from pointer_rl.testing.plugin import PluginTests, assert_pickles
 from pointer_rl.types import Example, Prompt, PromptBuilder
 
-__all__ = ["PromptTests"]
-
 _SECRET = "chartreuse"
 """The query's answer: a word that occurs nowhere else."""
 _SHOWN = ("crimson", "turquoise", "maroon")

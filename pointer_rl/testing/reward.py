@@ -9,8 +9,6 @@ from pointer_rl.errors import first_line
 from pointer_rl.testing.plugin import PluginTests
 from pointer_rl.types import Candidate, Outcome, Reward
 
-__all__ = ["RewardTests"]
-
 _WRONG = Outcome(raw_generation="blue", answer="blue", correct=False, accuracy=0.0)
 _RIGHT = Outcome(raw_generation="red", answer="red", correct=True, accuracy=1.0)
 _OUTCOMES = (

@@ -18,8 +18,6 @@ from pointer_rl.selectors import Selector, decoding, load_selector, save_selecto
 from pointer_rl.selectors.selector import create_selector
 from pointer_rl.testing.plugin import PluginTests
 
-__all__ = ["SelectorTests"]
-
 _BATCH, _POOL, _SHOTS = 3, 5, 2
 
 

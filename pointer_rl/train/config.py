@@ -9,8 +9,6 @@ from typing import Any, Literal
 
 from pointer_rl.errors import InputError
 
-__all__ = ["DEFAULT_SELECTOR", "RECIPES", "TrainConfig"]
-
 DEFAULT_SELECTOR = "pointer"
 
 

@@ -24,8 +24,6 @@ from pointer_rl.errors import InputError
 from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
 from pointer_rl.types import NO_ROW
 
-__all__ = ["Batch", "Groups"]
-
 SAMPLED = "sample"
 """The `gen_method` of pointers that a policy drew."""
 Rows = npt.NDArray[np.int32]

@@ -30,15 +30,6 @@ from pointer_rl.train import losses
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Batch, Groups
 
-__all__ = [
-    "Learner",
-    "Metrics",
-    "Schedule",
-    "frozen",
-    "pointer_logprobs",
-    "step_logprobs",
-]
-
 Metrics = dict[str, float]
 SelectorT = TypeVar("SelectorT", bound=Selector)
 _GRADIENT_NORM = 1.0

@@ -18,17 +18,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = [
-    "advantages",
-    "clipped_ratio_loss",
-    "contrast_loss",
-    "exact_kl",
-    "expected_reward",
-    "rce_loss",
-    "rce_weights",
-    "zero_variance",
-]
-
 STD_FLOOR = 0.1
 ADVANTAGE_LIMIT = 5.0
 

@@ -21,6 +21,7 @@ import pointer_rl_schemas
 from pointer_rl.datasets.leakage import AllowedRows, image_content
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
+from pointer_rl.records.shards import WINDOW
 from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.selectors.bundle import DataFile
 from pointer_rl.session.candidates import CandidateJob
@@ -28,7 +29,7 @@ from pointer_rl.session.journal import Journal
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.resolve import describe_policy
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
-from pointer_rl.session.windows import WINDOW, due_windows, run_windows
+from pointer_rl.session.windows import due_windows, run_windows
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
 from pointer_rl.train.learner import frozen
@@ -46,8 +47,6 @@ from pointer_rl.train.run import (
 from pointer_rl.train.sources import Source, embedded, start_policy
 from pointer_rl.train.trainer import SPLIT_SEED, Trainer, round_stages, split_by_image
 from pointer_rl.types import Example, Executor, Pool
-
-__all__ = ["OnlineConfig", "OnlineRun", "run_online"]
 
 PROBE = "probe"
 """The generator that proposes. Its pointers differ in one row, so that few of them per query teach

@@ -32,8 +32,6 @@ from pointer_rl.train.learner import frozen
 from pointer_rl.train.sources import Source, open_source, start_policy
 from pointer_rl.train.trainer import AT_START, EpochLine, Trainer, round_stages
 
-__all__ = ["CHECKPOINT", "Output", "TrainResult", "TrainRun", "identity", "run_training"]
-
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 ROUNDS = "rounds"

@@ -22,8 +22,6 @@ from pointer_rl.session.session import PluginRef
 from pointer_rl.train.config import DEFAULT_SELECTOR, TrainConfig
 from pointer_rl.types import Dataset, Pool
 
-__all__ = ["Source", "embedded", "open_source", "start_policy"]
-
 
 @dataclass(frozen=True, eq=False)
 class Source:

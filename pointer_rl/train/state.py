@@ -22,8 +22,6 @@ from pointer_rl.errors import InputError, first_line
 from pointer_rl.files import write_tensors
 from pointer_rl.selectors.selector import Selector, create_selector, options_from_json
 
-__all__ = ["TrainState", "load_state", "new_optimizer", "save_state"]
-
 _METADATA = "pointer_rl_training"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 

@@ -24,8 +24,6 @@ from pointer_rl.train.groups import Groups
 from pointer_rl.train.learner import Learner, Metrics, Schedule, frozen
 from pointer_rl.train.state import TrainState, load_state, new_optimizer, save_state
 
-__all__ = ["AT_START", "Stage", "Trainer", "round_stages", "split_by_image"]
-
 SPLIT_SEED = 0
 """The same for every run, so that a policy trained further keeps the same validation split."""
 EpochLine = dict[str, Any]

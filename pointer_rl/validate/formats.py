@@ -1,4 +1,4 @@
-"""Reports as text, as JSON, and as GitHub's annotations."""
+"""Write reports as text, as JSON, or as annotations of a GitHub workflow."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pointer_rl.validate.report import Report
-
-__all__ = ["FORMATS", "annotate_unreadable"]
 
 
 def _text(reports: Sequence[Report]) -> str:
@@ -84,7 +82,7 @@ def _github_lines(report: Report) -> Iterator[str]:
 
 
 def annotate_unreadable(path: Path, message: str) -> str:
-    """GitHub's annotation of a file that could not be read."""
+    """The GitHub annotation of a file that could not be read."""
     return f"::error file={_property(str(path))},title=unreadable::{_data(message)}"
 
 
@@ -101,4 +99,4 @@ FORMATS: dict[str, Callable[[Sequence[Report]], str]] = {
     "json": _json,
     "github": _github,
 }
-"""Name → how reports are written."""
+"""Name of a format → function that writes reports in it."""

@@ -1,4 +1,4 @@
-"""What validating a file found."""
+"""The result of validating a file."""
 
 from __future__ import annotations
 
@@ -7,28 +7,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Finding", "Report", "Unchecked", "json_pointer"]
-
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault."""
+    """Something wrong in a file."""
 
     rule: str
-    """The rule that is broken, e.g. "row-in-range"."""
+    """The broken rule, e.g. "row-in-range"."""
     pointer: str
-    """Where: a JSON pointer (RFC 6901); for `.jsonl`, as if the same data were in a `.json`."""
+    """The place as a JSON pointer (RFC 6901). In `.jsonl` it begins with the query id, too."""
     message: str
-    """What is wrong."""
     fix: str
     """What to do about it."""
     line: int
-    """Where the record (or `_meta`) begins in the file, from 1."""
+    """The line on which the record (or `_meta`) begins, from 1."""
 
 
 @dataclass(frozen=True)
 class Unchecked:
-    """A rule that could not be applied, to the file or to a part of it."""
+    """A rule that could not be applied to the file or to a part of it."""
 
     rule: str
     reason: str
@@ -41,18 +38,18 @@ class Report:
     path: Path
     queries: int = 0
     candidates: Counter[str] = field(default_factory=Counter)
-    """Generation method → how many candidates."""
+    """Generation method → number of candidates."""
     failed: int = 0
-    """Candidates whose evaluation failed."""
+    """Number of candidates whose trial failed."""
     findings: list[Finding] = field(default_factory=list)
-    """The first ones, as many as were asked for."""
+    """The first ones, up to `max_findings`."""
     num_findings: int = 0
-    """All there are."""
+    """Number of all findings."""
     unchecked: list[Unchecked] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What is worth knowing and no fault."""
+    """Remarks that are not findings."""
 
 
 def json_pointer(path: Iterable[str | int]) -> str:
-    """RFC 6901: `("a/b", 0)` → `/a~1b/0`."""
+    """A path in the notation of RFC 6901: `("a/b", 0)` → `/a~1b/0`."""
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)

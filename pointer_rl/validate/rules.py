@@ -1,34 +1,21 @@
-"""Rules that a JSON Schema cannot say: each looks at one record, whose form is already sound."""
+"""Rules that a JSON Schema cannot express. Each looks at one record that follows the schema."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 from pointer_rl.errors import PointerRLError
 from pointer_rl.types import Metric
 
-__all__ = [
-    "Accuracy",
-    "CorrectAccuracy",
-    "DuplicateCandidate",
-    "Group",
-    "OwnDemonstration",
-    "QueryId",
-    "RowInQueryPool",
-    "RowInRange",
-    "Rule",
-    "Shots",
-]
-
 Path = tuple[str | int, ...]
 Found = tuple[Path, str]
-"""Where in the record, and what is wrong there."""
+"""The place in the record, and what is wrong there."""
 
 
 class Group:
-    """A record, without the candidates in which the schema found a fault."""
+    """A record without the candidates that break the schema."""
 
     def __init__(
         self,
@@ -39,36 +26,43 @@ class Group:
     ) -> None:
         self.key = key
         self.candidates = candidates
-        """(its index in the record, the candidate)"""
+        """Pairs of (index in the record, candidate)."""
         self.query = query
-        """Empty where the record has none."""
+        """Empty if the record has none."""
         self.pool = pool
         self.judged = [each for each in candidates if not each[1].get("eval_failed")]
-        """Those whose evaluation did not fail."""
+        """The candidates whose trial did not fail."""
         self.pointers = [candidate["pointer"] for _, candidate in candidates]
         self.rows: set[int] = set().union(*self.pointers)
-        """All rows of all pointers: by these most records pass a rule at once."""
+        """All rows of all pointers. With these, most records pass a rule in one step."""
+
+    def find_rows(self, is_wrong: Callable[[int], bool]) -> Iterator[tuple[Path, int]]:
+        """Yield the place of each wrong row, and the row."""
+        for index, candidate in self.candidates:
+            for place, row in enumerate(candidate["pointer"]):
+                if is_wrong(row):
+                    yield ("pointer_candidates", index, "pointer", place), row
 
 
 class Rule(ABC):
-    """One rule. A record without what the rule needs is counted and passed over."""
+    """One rule. It counts and skips records without the field that it needs."""
 
     id: ClassVar[str]
     fix: ClassVar[str]
-    """What to do about what it finds."""
+    """What to do about a finding."""
     needs: ClassVar[str] = ""
-    """What `skipped` records lack."""
+    """The field that skipped records lack."""
 
     def __init__(self) -> None:
         self.skipped = 0
 
     @abstractmethod
     def check(self, group: Group) -> Iterator[Found]:
-        """What is wrong with this record."""
+        """Yield what is wrong with a record."""
 
 
 class QueryId(Rule):
-    """A record's `query` is the one that its key names."""
+    """A record's `query` has the id that is the record's key."""
 
     id = "query-id"
     fix = "write the record under its own query's id"
@@ -80,7 +74,7 @@ class QueryId(Rule):
 
 
 class RowInRange(Rule):
-    """Pointers hold rows that the pool has."""
+    """The rows of pointers are rows of the pool."""
 
     id = "row-in-range"
     fix = "write rows of the whole pool, counted from 0, or give the pool's true size"
@@ -90,34 +84,27 @@ class RowInRange(Rule):
         self._pool_size = pool_size
 
     def check(self, group: Group) -> Iterator[Found]:
-        if max(group.rows, default=0) < self._pool_size:
-            return
-        for index, candidate in group.candidates:
-            for place, row in enumerate(candidate["pointer"]):
-                if row >= self._pool_size:
-                    path = ("pointer_candidates", index, "pointer", place)
-                    yield path, f"row {row} is not in the pool, which ends at {self._pool_size - 1}"
+        size = self._pool_size
+        if max(group.rows, default=0) >= size:
+            for path, row in group.find_rows(lambda row: row >= size):
+                yield path, f"row {row} is not in the pool, which ends at {size - 1}"
 
 
 class RowInQueryPool(Rule):
-    """Pointers hold rows that this query could choose from, where the record lists them."""
+    """The rows of pointers were available to the query, if the record lists the available rows."""
 
     id = "row-in-query-pool"
     fix = "write rows of the whole pool (not positions in `pool`), and list in `pool` all it offers"
 
     def check(self, group: Group) -> Iterator[Found]:
-        if group.pool is None or group.rows.issubset(group.pool):
-            return
-        offered = set(group.pool)
-        for index, candidate in group.candidates:
-            for place, row in enumerate(candidate["pointer"]):
-                if row not in offered:
-                    path = ("pointer_candidates", index, "pointer", place)
-                    yield path, f"row {row} is not in this query's `pool`"
+        if group.pool is not None and not group.rows.issubset(group.pool):
+            missing = group.rows.difference(group.pool)
+            for path, row in group.find_rows(missing.__contains__):
+                yield path, f"row {row} is not in this query's `pool`"
 
 
 class OwnDemonstration(Rule):
-    """A query is not shown its own answer."""
+    """A query is not among its own demonstrations, which would give away the answer."""
 
     id = "own-demonstration"
     fix = "remove the candidate: its answer was given away"
@@ -127,18 +114,13 @@ class OwnDemonstration(Rule):
         own = group.query.get("row")
         if own is None:
             self.skipped += 1
-            return
-        if own not in group.rows:
-            return
-        for index, candidate in group.candidates:
-            if own in candidate["pointer"]:
-                place = candidate["pointer"].index(own)
-                path = ("pointer_candidates", index, "pointer", place)
-                yield path, f"row {own} is the query itself"
+        elif own in group.rows:
+            for path, row in group.find_rows(lambda row: row == own):
+                yield path, f"row {row} is the query itself"
 
 
 class DuplicateCandidate(Rule):
-    """A pointer stands once in a group."""
+    """A pointer occurs once in a group."""
 
     id = "duplicate-candidate"
     fix = "keep one of them: a repeated pointer counts twice when its group is compared"
@@ -160,30 +142,39 @@ class DuplicateCandidate(Rule):
 
 
 class Shots(Rule):
-    """Every pointer has as many rows as `_meta.shots` says."""
+    """Every pointer has exactly `_meta.shots` rows, and at most `_meta.max_shots`."""
 
     id = "shots"
-    fix = "generate the candidate with that many demonstrations, or set _meta.shots to null"
+    fix = (
+        "generate the candidate with as many demonstrations as _meta says, or correct _meta.shots "
+        "and _meta.max_shots"
+    )
 
-    def __init__(self, shots: int) -> None:
+    def __init__(self, shots: int | None, max_shots: int | None) -> None:
         super().__init__()
         self._shots = shots
+        self._max_shots = max_shots
 
     def check(self, group: Group) -> Iterator[Found]:
-        if {*map(len, group.pointers)} <= {self._shots}:
-            return
-        for index, candidate in group.candidates:
-            length = len(candidate["pointer"])
-            if length != self._shots:
-                path = ("pointer_candidates", index, "pointer")
-                yield path, f"{length} row(s), where _meta.shots is {self._shots}"
+        problems = {length: self._problem(length) for length in {*map(len, group.pointers)}}
+        if any(problems.values()):
+            for index, candidate in group.candidates:
+                if problem := problems[len(candidate["pointer"])]:
+                    yield ("pointer_candidates", index, "pointer"), problem
+
+    def _problem(self, length: int) -> str:
+        if self._shots is not None and length != self._shots:
+            return f"{length} row(s), where _meta.shots is {self._shots}"
+        if self._max_shots is not None and length > self._max_shots:
+            return f"{length} row(s), where _meta.max_shots is {self._max_shots}"
+        return ""
 
 
 class CorrectAccuracy(Rule):
     """`vqa_correct` and `vqa_acc_score` do not contradict each other.
 
-    Where no metric is named, correct means an accuracy above 0. A metric may set its threshold
-    elsewhere: where one is named, only what no threshold explains is found here.
+    Without a named metric, correct means an accuracy above 0. A named metric may have another
+    threshold, so that only what contradicts every threshold is a finding.
     """
 
     id = "correct-accuracy"
@@ -204,7 +195,7 @@ class CorrectAccuracy(Rule):
 
 
 class Accuracy(Rule):
-    """The recorded judgement is the one that the named metric passes on the recorded answer."""
+    """The recorded judgement is what the named metric says of the recorded answer."""
 
     id = "accuracy"
     fix = "judge the answer again, or name the metric that did"

@@ -1,9 +1,9 @@
-"""Validating a file: the schema, then what a schema cannot say, record by record."""
+"""Validate a file record by record: first the schema, then the rules that it cannot express."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,17 @@ from pointer_rl.validate import rules
 from pointer_rl.validate.report import Finding, Report, Unchecked, json_pointer
 from pointer_rl.validate.schema import Fault, SchemaChecker
 
-__all__ = ["ValidationConfig", "validate_file"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValidationConfig:
     """How to validate."""
 
     pool_size: int | None = None
-    """Rows that the pool has; None: what `_meta.dataset.pool_size` says."""
+    """Number of rows in the pool; None: `_meta.dataset.pool_size`."""
     recompute: bool = True
     """Whether to judge the recorded answers again, with the metric that `_meta` names."""
     max_findings: int = 100
-    """Findings that are kept of a file; the others are counted."""
+    """Number of findings to keep per file. The others are counted."""
 
     def __post_init__(self) -> None:
         if self.pool_size is not None and self.pool_size < 1:
@@ -42,9 +40,9 @@ class ValidationConfig:
 
 
 def validate_file(path: Path, config: ValidationConfig | None = None) -> Report:
-    """Check a `.json` or `.jsonl` file of RL data, in the memory of its largest record.
+    """Check a file of RL data, in the memory of its largest record.
 
-    Raises InputError for what cannot be parsed at all; all else is in the report.
+    Raises InputError for a file that cannot be parsed; everything else is in the report.
     """
     run = _Run(path, config or ValidationConfig())
     for member in stream_members(path):
@@ -52,19 +50,26 @@ def validate_file(path: Path, config: ValidationConfig | None = None) -> Report:
     return run.finish()
 
 
+_MAX_REPORTED = 20
+"""Findings of a record that jsonschema reports."""
+_MAX_REPORTED_PER_FILE = 1_000
+"""Findings of a file that jsonschema reports, at 1 ms for each candidate of a rejected record."""
+_OURS = pointer_rl_schemas.version("pointer_candidates")
+
+
 class _Run:
-    """One file's validation under way."""
+    """The validation of one file."""
 
     def __init__(self, path: Path, config: ValidationConfig) -> None:
         self.report = Report(path)
         self._config = config
-        self._record = SchemaChecker("pointer_candidates", "record")
-        self._meta = SchemaChecker("pointer_candidates", "meta")
-        self._beams = SchemaChecker("beams", "record")
-        meta = read_meta(path)
-        provenance = _Provenance(meta, self._meta.faults(meta or {}))
-        self._provenance = provenance
-        self._rules = self._choose_rules(provenance)
+        self._record_schema = SchemaChecker("pointer_candidates", "record")
+        self._meta_schema = SchemaChecker("pointer_candidates", "meta")
+        self._beams_schema = SchemaChecker("beams", "record")
+        self._reported_left = min(_MAX_REPORTED_PER_FILE, config.max_findings)
+        recorded = read_meta(path) or {}
+        self._meta = self._usable(recorded)
+        self._rules = self._choose_rules(metric_named="metric" in recorded)
         self._seen: set[str] = set()
         self._layouts: Counter[Layout] = Counter()
         self._first: dict[Layout, Member] = {}
@@ -78,7 +83,7 @@ class _Run:
         for flaw in member.flaws:
             self._add(member, _flaw(flaw))
         if member.key == "_meta":
-            self._faults(member, self._meta.faults(member.value))
+            self._check_schema(self._meta_schema, member)
         elif not member.key:
             self._add(member, Fault("query-id", (), "an empty query id", "give the query an id"))
         elif not member.key.startswith("_"):
@@ -92,15 +97,12 @@ class _Run:
         if layout == "beam":
             return
         if layout == "beams":
-            self._faults(member, self._beams.faults(member.value))
+            self._check_schema(self._beams_schema, member)
             beams = member.value["beams"]
             self.report.candidates["beam"] += len(beams) if isinstance(beams, list) else 0
             return
         self._count(member.value)
-        faults = self._record.faults(member.value)
-        if faults:
-            self._faults(member, faults)
-        group = _sound(member, faults)
+        group = _sound(member, self._check_schema(self._record_schema, member))
         if group is None:
             return
         for rule in self._rules:
@@ -116,19 +118,25 @@ class _Run:
             self.report.candidates.update([str(each.get("gen_method")) for each in objects])
             self.report.failed += len([each for each in objects if each.get("eval_failed") is True])
 
-    def _faults(self, member: Member, faults: Iterable[Fault]) -> None:
-        known = {flaw.path for flaw in member.flaws if flaw.kind == "not-finite"}
-        for fault in faults:
-            if fault.path not in known:  # NaN is no number either: said once
-                self._add(member, fault)
+    def _check_schema(self, schema: SchemaChecker, member: Member) -> list[Fault]:
+        limit = min(_MAX_REPORTED, self._reported_left)
+        faults = schema.faults(member.value, limit)
+        self._reported_left -= min(limit, len(faults))
+        if faults:
+            known = {flaw.path for flaw in member.flaws if flaw.kind == "not-finite"}
+            for fault in faults:
+                if fault.path not in known:  # the schema also rejects NaN: report it once
+                    self._add(member, fault)
+        return faults
 
     def _add(self, member: Member, fault: Fault) -> None:
+        pointer = json_pointer((member.key, *fault.path))
+        self._keep(Finding(fault.rule, pointer, fault.message, fault.fix, member.line))
+
+    def _keep(self, finding: Finding) -> None:
         self.report.num_findings += 1
         if len(self.report.findings) < self._config.max_findings:
-            pointer = json_pointer((member.key, *fault.path))
-            self.report.findings.append(
-                Finding(fault.rule, pointer, fault.message, fault.fix, member.line)
-            )
+            self.report.findings.append(finding)
 
     # --- the end ---
 
@@ -143,16 +151,14 @@ class _Run:
                 message = f"{LAYOUTS[layout]} ({count} of {report.queries} queries)"
                 self._add(self._first[layout], Fault("layout", (), message, _LAYOUT_FIX[layout]))
         if not report.queries:
-            nowhere = Finding("empty", "", "no query in this file", "generate the data again", 1)
-            report.num_findings += 1
-            report.findings += [nowhere][: self._config.max_findings - len(report.findings)]
-        expected = self._provenance.num_queries
+            self._keep(Finding("empty", "", "no query in this file", "generate the data again", 1))
+        expected = self._num_queries()
         if expected is not None and expected > report.queries:
             report.notes.append(f"{report.queries} of {expected} queries: the run was ended early")
-        if self._provenance.is_newer:
+        version = self._meta.get("schema_version", _OURS)
+        if int(version.partition(".")[2]) > int(_OURS.partition(".")[2]):
             report.notes.append(
-                f"of schema version {self._provenance.version}: what was added since "
-                f"{self._provenance.OURS} is not checked"
+                f"of schema version {version}: what was added since {_OURS} is not checked"
             )
         if self._layouts["k64"]:
             report.unchecked += [
@@ -167,47 +173,66 @@ class _Run:
         ]
         return report
 
-    # --- which rules can be checked ---
+    # --- _meta and the rules that it allows to check ---
 
-    def _choose_rules(self, meta: _Provenance) -> list[rules.Rule]:
+    def _usable(self, meta: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of `_meta` that follow the schema; none if another program wrote it."""
+        faulty = {part for fault in self._meta_schema.faults(meta, 0) for part in fault.path[:1]}
+        if "schema_version" not in meta.keys() - faulty:
+            return {}
+        return {key: value for key, value in meta.items() if key not in faulty}
+
+    def _num_queries(self) -> int | None:
+        """The number of queries in the file if its run was not ended early."""
+        queries: int | None = self._meta.get("dataset", {}).get("num_queries")
+        shard = Shard.of(self._meta)
+        if queries is None or shard is None:
+            return queries
+        return shard.size(queries, window_of(self._meta))
+
+    def _choose_rules(self, metric_named: bool) -> list[rules.Rule]:
         chosen: list[rules.Rule] = [
             rules.QueryId(),
             rules.RowInQueryPool(),
-            rules.DuplicateCandidate(ordered=meta.dedup != "unordered"),
-            rules.CorrectAccuracy(meta.names_metric),
+            rules.DuplicateCandidate(ordered=self._meta.get("dedup") != "unordered"),
+            rules.CorrectAccuracy(metric_named),
         ]
-        pool_size = self._config.pool_size or meta.pool_size
-        if pool_size is not None and meta.pool_size not in (pool_size, None):
+        dataset = self._meta.get("dataset", {})
+        recorded, shared_pool = dataset.get("pool_size"), dataset.get("shared_pool")
+        pool_size = self._config.pool_size or recorded
+        if recorded not in (pool_size, None):
             self.report.notes.append(
                 f"rows are checked against the pool size given, {pool_size}; _meta.dataset says "
-                f"{meta.pool_size}"
+                f"{recorded}"
             )
         if pool_size is None:
             self._skip(rules.RowInRange, "no pool size: give --pool-size")
         else:
             chosen.append(rules.RowInRange(pool_size))
-        if meta.shared_pool is None:
+        if shared_pool is None:
             self._skip(rules.OwnDemonstration, "_meta.dataset.shared_pool is not given")
-        elif meta.shared_pool:
+        elif shared_pool:
             chosen.append(rules.OwnDemonstration())
-        if meta.shots is None:
-            self._skip(rules.Shots, "_meta.shots is not given")
+        shots, max_shots = self._meta.get("shots"), self._meta.get("max_shots")
+        if shots is None and max_shots is None:
+            self._skip(rules.Shots, "_meta gives neither shots nor max_shots")
         else:
-            chosen.append(rules.Shots(meta.shots))
-        metric = self._metric(meta)
+            chosen.append(rules.Shots(shots, max_shots))
+        metric = self._metric()
         if metric is not None:
             chosen.append(rules.Accuracy(metric))
         return chosen
 
-    def _metric(self, meta: _Provenance) -> Metric | None:
-        name, version = meta.metric_name, meta.metric_version
+    def _metric(self) -> Metric | None:
+        named = self._meta.get("metric")
         if not self._config.recompute:
             reason = "switched off (--no-recompute)"
-        elif name is None:
+        elif named is None:
             reason = "_meta.metric is not given"
         else:
+            name, version = named["name"], named["version"]
             try:
-                metric: Metric = registry().create("metric", name, meta.metric_options)
+                metric: Metric = registry().create("metric", name, named.get("options"))
             except PointerRLError as error:
                 reason = str(error)
             else:
@@ -230,12 +255,14 @@ _LAYOUT_FIX: dict[Layout, str] = {
 
 
 def _sound(member: Member, faults: list[Fault]) -> rules.Group | None:
-    """The record without its faulty parts; None where its candidates themselves cannot be told."""
+    """The record without its faulty parts; None if it has no list of candidates."""
     faulty: set[str | int] = set()
     for fault in faults:
         match fault.path:
             case ("pointer_candidates", int() as part, *_) | ("query" | "pool" as part, *_):
                 faulty.add(part)
+            case ("excluded", *_):
+                pass
             case _:
                 return None
     record: Mapping[str, Any] = member.value
@@ -263,47 +290,6 @@ def _duplicate_key(path: tuple[str | int, ...], key: str | int) -> Fault:
     return Fault(
         "duplicate-key",
         path,
-        f"the key {key!r} stands twice; most programs read the last one and lose the other",
+        f"the key {key!r} is repeated; most programs read the last one and lose the other",
         "keep one of them",
     )
-
-
-class _Provenance:
-    """What the rules need of `_meta`; None for what it does not say, or says wrongly."""
-
-    OURS = pointer_rl_schemas.version("pointer_candidates")
-
-    def __init__(self, meta: Mapping[str, Any] | None, faults: Iterable[Fault]) -> None:
-        faulty = {part for fault in faults for part in fault.path[:1]}
-        ours = meta is not None and "schema_version" in meta.keys() - faulty
-        self._meta = {k: v for k, v in meta.items() if k not in faulty} if meta and ours else {}
-        self.names_metric = meta is not None and "metric" in meta
-        self.version = str(self._get("schema_version"))
-        self.num_queries = self._num_queries()
-        self.pool_size: int | None = self._get("dataset", "pool_size")
-        self.shared_pool: bool | None = self._get("dataset", "shared_pool")
-        self.metric_name: str | None = self._get("metric", "name")
-        self.metric_version: str | None = self._get("metric", "version")
-        self.metric_options: dict[str, Any] | None = self._get("metric", "options")
-        self.shots: int | None = self._get("shots")
-        self.dedup: str | None = self._get("dedup")
-
-    @property
-    def is_newer(self) -> bool:
-        """Whether the file follows a later minor version of the schema than ours."""
-        _, _, minor = self.version.partition(".")
-        return bool(minor) and int(minor) > int(self.OURS.partition(".")[2])
-
-    def _num_queries(self) -> int | None:
-        """How many the file has, where its run was not ended early."""
-        queries: int | None = self._get("dataset", "num_queries")
-        shard = Shard.of(self._meta)
-        if queries is None or shard is None:
-            return queries
-        return shard.size(queries, window_of(self._meta))
-
-    def _get(self, *keys: str) -> Any:
-        value: Any = self._meta
-        for key in keys:
-            value = value.get(key, {})
-        return None if value == {} else value

@@ -52,8 +52,8 @@ STREAMS = {
         "merge_files([source / '1.jsonl', source / '2.jsonl'], target / 'out.json')"
     ),
     "rescore": (
-        "from pointer_rl.records.rescore import RescoreRun, rescore_file\n"
-        "rescore_file(RescoreRun(source=source / 'rl.json', output_path=target / 'out.json'))"
+        "from pointer_rl.records.rescore import rescore_file\n"
+        "rescore_file(source / 'rl.json', target / 'out.json')"
     ),
 }
 

@@ -1,4 +1,4 @@
-"""`pointer-rl rescore`: stored generations judged anew."""
+"""`pointer-rl rescore`: recorded generations judged again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from pointer_rl.records.closeness import closeness
-from pointer_rl.records.rescore import RescoreRun, rescore_file
+from pointer_rl.records.rescore import rescore_file
 from pointer_rl_standard.metrics import VQAAccuracy
 
 META = {
@@ -98,11 +98,12 @@ def test_another_metric_judges_the_recorded_answers(dump, cli):
     assert new["q"]["query"]["gt_answers_norm"] == ["dog", "dog", "dog", "cat", "cat"]
     assert new["q"]["mood"] == "kept"
     assert result.output.splitlines() == [
-        "rl.json: 2 queries, 3 candidates judged anew, 2 failed (left as they are)",
+        "rl.json: 2 queries, 3 candidates judged again, 2 failed (left as they are)",
         "answers: 0 changed",
         "correct: 1 changed (1 became right, 0 wrong)",
         "accuracy: 3 changed, on average from 0.667 to 0.711",
-        "note: vqa_gt_prob of 1 candidate is of the answers as they were normalised before",
+        "note: vqa_gt_prob of 1 candidate still refers to the answers as the previous metric "
+        "normalised them",
         "wrote new.json",
     ]
 
@@ -273,7 +274,7 @@ def test_files_and_options_that_do_not_fit_are_refused(dump, cli):
 
 def test_a_file_may_be_rescored_in_place(dump):
     source = dump(document())
-    rescore_file(RescoreRun(source=source, output_path=source, metric="vqa", overwrite=True))
+    rescore_file(source, source, metric="vqa", overwrite=True)
     assert json.loads(source.read_text())["_meta"]["metric"]["name"] == "vqa"
 
 

@@ -39,7 +39,7 @@ def test_a_valid_file_exits_0_and_is_summed_up():
     assert result.output.splitlines() == [
         "good.json: valid; 1 query, 2 candidates (beam 1, random 1), 0 failed",
         "    not checked: own-demonstration (_meta.dataset.shared_pool is not given)",
-        "    not checked: shots (_meta.shots is not given)",
+        "    not checked: shots (_meta gives neither shots nor max_shots)",
         "    not checked: accuracy (_meta.metric is not given)",
     ]
 
@@ -51,7 +51,7 @@ def test_findings_exit_1():
     assert (
         "bad.json:1: /q/pointer_candidates/0/beam_rank\n"
         "    schema.minimum: beam_rank is -1, below 0\n"
-        "    to do: write beam_rank: an integer: the place among the query's beams"
+        "    to do: write beam_rank: an integer: the rank among the query's beams"
     ) in result.output
     assert "bad.json: 1 more finding (show it with a larger --max-findings)" in result.output
     assert "bad.json: 2 findings; 1 query, 2 candidates (beam 2), 0 failed" in result.output

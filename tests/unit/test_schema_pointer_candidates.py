@@ -1,10 +1,11 @@
-"""The schema: what it accepts, what it refuses, and that two engines read it the same way."""
+"""The schema: what it accepts and rejects, and that two validators agree on it."""
 
 from __future__ import annotations
 
 import copy
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -14,10 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pointer_rl_schemas
+from pointer_rl.validate.schema import SchemaChecker
 
 SCHEMA = pointer_rl_schemas.load("pointer_candidates")
 FAST = jsonschema_rs.Draft202012Validator(SCHEMA)
 REFERENCE = jsonschema.Draft202012Validator(SCHEMA)
+RECORD = SchemaChecker("pointer_candidates", "record")
+META = SchemaChecker("pointer_candidates", "meta")
+STORED = Path(__file__).parents[1] / "data" / "versions"
 
 SEED_EXAMPLE = json.loads("""
 {
@@ -146,7 +151,7 @@ VALUES = st.one_of(
     st.sampled_from([(n, p) for n, e in enumerate(SCHEMA["examples"]) for p in _places(e)]),
     st.one_of(st.just("delete"), VALUES.map(lambda value: ("replace", value))),
 )
-def test_two_engines_agree_on_whatever_becomes_of_an_example(place, change):
+def test_two_validators_agree_on_every_changed_example(place, change):
     number, path = place
     document = copy.deepcopy(SCHEMA["examples"][number])
     parent = document
@@ -157,3 +162,26 @@ def test_two_engines_agree_on_whatever_becomes_of_an_example(place, change):
     else:
         parent[path[-1]] = change[1]
     assert FAST.is_valid(document) == REFERENCE.is_valid(document)
+    for key, value in document.items():
+        checker = META if key == "_meta" else RECORD
+        reported = {(fault.path, fault.rule) for fault in checker.faults(value)}
+        assert bool(reported) != REFERENCE.is_valid({key: value})
+        assert {path for path, _ in reported} == {
+            fault.path for fault in checker.faults(value, limit=0)
+        }
+
+
+def test_the_stored_copies_of_this_version_are_up_to_date():
+    for name in ("pointer_candidates", "beams"):
+        folder = STORED / pointer_rl_schemas.version(name) / "schemas"
+        assert json.loads((folder / f"{name}.schema.json").read_text()) == pointer_rl_schemas.load(
+            name
+        )
+
+
+def test_a_pointer_may_be_empty():
+    outcome = {"vqa_pred_answer": "", "vqa_correct": 0, "vqa_acc_score": 0}
+    candidate = {"pointer": [], "gen_method": "sample", "temperature": 1, "logprob_score": -1}
+    assert FAST.is_valid({"q": {"pointer_candidates": [{**candidate, **outcome}]}})
+    beams = jsonschema_rs.Draft202012Validator(pointer_rl_schemas.load("beams"))
+    assert beams.is_valid({"q": {"beams": [{"pointer": [], "score": 0, "step_scores": []}]}})

@@ -123,7 +123,7 @@ def test_the_schema_examples_are_sound(path):
         assert _faults(_validate(path, example)) == []
 
 
-rows = st.lists(st.integers(0, 9), min_size=2, max_size=2, unique=True).map(tuple)
+rows = st.lists(st.integers(0, 9), max_size=2, unique=True).map(tuple)
 proposals = st.one_of(
     st.builds(Candidate, rows, st.just("beam"), st.integers(0, 9), st.floats(-9, 9)),
     st.builds(
@@ -197,7 +197,6 @@ FAULTS: list[tuple[Change, str, str]] = [
     (_drop(0, "pointer"), "schema.required", f"{FIRST}/0"),
     (_drop(0, "gen_method"), "schema.required", f"{FIRST}/0"),
     (_set(0, gen_method=""), "schema.minLength", f"{FIRST}/0/gen_method"),
-    (_set(0, pointer=[]), "schema.minItems", f"{FIRST}/0/pointer"),
     (_set(0, pointer=[0, -1]), "schema.minimum", f"{FIRST}/0/pointer/1"),
     (_set(0, pointer=[0, 1.5]), "schema.type", f"{FIRST}/0/pointer/1"),
     (_set(0, pointer=[0, 2**64]), "schema.maximum", f"{FIRST}/0/pointer/1"),
@@ -217,7 +216,8 @@ FAULTS: list[tuple[Change, str, str]] = [
     (_query(gt_answers_raw="red"), "schema.type", "/a~1~0b/query/gt_answers_raw"),
     (_meta(schema_version="2.0"), "schema.pattern", "/_meta/schema_version"),
     (_meta(metric={"name": "share"}), "schema.required", "/_meta/metric"),
-    (_meta(shots=0), "schema.minimum", "/_meta/shots"),
+    (_meta(shots=-1), "schema.minimum", "/_meta/shots"),
+    (_meta(max_shots=-1), "schema.minimum", "/_meta/max_shots"),
     (_meta(shard="0/2"), "schema.pattern", "/_meta/shard"),
     (_meta(rescored_from={"sha256": "x"}), "schema.pattern", "/_meta/rescored_from/sha256"),
     # what a generation method ties together
@@ -235,6 +235,7 @@ FAULTS: list[tuple[Change, str, str]] = [
     (_set(2, pointer=[3, 0]), "", ""),
     (_set(2, pointer=[0, 1]), "duplicate-candidate", f"{FIRST}/2"),
     (_set(2, pointer=[0, 1, 2]), "shots", f"{FIRST}/2/pointer"),
+    (_set(2, pointer=[]), "shots", f"{FIRST}/2/pointer"),
     (_set(2, vqa_correct=1), "accuracy", f"{FIRST}/2/vqa_correct"),
     (_set(0, vqa_acc_score=1.0), "accuracy", f"{FIRST}/0/vqa_acc_score"),
     (_set(0, vqa_pred_answer="blue"), "accuracy", f"{FIRST}/0/vqa_acc_score"),
@@ -265,6 +266,40 @@ def test_a_fault_is_found_where_it_is(path, change, rule, pointer):
         assert finding.message
         assert finding.fix
         assert "\n" not in finding.message + finding.fix
+
+
+@pytest.mark.parametrize(
+    ("shots", "max_shots", "wrong"),
+    [
+        (None, 2, {3}),
+        (2, None, {0, 1, 3}),
+        (0, None, {1, 2, 3}),
+        (None, 0, {1, 2, 3}),
+        (2, 2, {0, 1, 3}),
+        (None, 3, set()),
+    ],
+)
+def test_pointers_have_any_length_that_meta_allows(path, shots, max_shots, wrong):
+    document = _document()
+    document["_meta"].update(shots=shots, max_shots=max_shots)
+    del document["q2"]
+    candidates = document["a/~b"]["pointer_candidates"]
+    for length, candidate in enumerate(candidates):
+        candidate["pointer"] = list(range(length))
+    report = _validate(path, document)
+    assert _faults(report) == [("shots", f"{FIRST}/{each}/pointer") for each in sorted(wrong)]
+    for finding in report.findings:
+        assert "_meta.shots is" in finding.message or "_meta.max_shots is" in finding.message
+
+
+def test_an_unavailable_row_list_that_is_wrong_hides_no_other_finding(path):
+    document = _document()
+    document["q2"]["excluded"] = [1, 1]
+    document["q2"]["pointer_candidates"][2]["pointer"] = [0, 1]
+    assert _faults(_validate(path, document)) == [
+        ("schema.uniqueItems", "/q2/excluded"),
+        ("duplicate-candidate", "/q2/pointer_candidates/2"),
+    ]
 
 
 def test_a_newer_minor_version_is_checked_as_far_as_it_is_known(path):
@@ -361,8 +396,8 @@ def test_messages_say_what_and_what_to_do(path):
         "a beam candidate has its beam_rank and beam_score: beam_rank is null, not of type integer"
     )
     assert first.fix == (
-        "write beam_rank: an integer: the place among the query's beams, 0 the best; "
-        "null where there is none"
+        "write beam_rank: an integer: the rank among the query's beams, from 0 for the best; "
+        "null if there is none"
     )
     assert second.message == "the value is [3], not of type object"
 
@@ -379,10 +414,43 @@ def test_findings_beyond_the_limit_are_counted(path):
     document = _document()
     for record in (document["a/~b"], document["q2"]):
         for candidate in record["pointer_candidates"]:
-            candidate["pointer"] = []
+            candidate["pointer"] = [-1]
     report = _validate(path, document, max_findings=3)
     assert (len(report.findings), report.num_findings) == (3, 8)
     assert _validate(path, {}, max_findings=0).num_findings == 1
+
+
+def test_both_validators_together_report_everything_once(path):
+    """jsonschema reports the first findings of a record and of a file, jsonschema-rs the others."""
+    faulty = {"pointer": [-1], "gen_method": "", "vqa_correct": 7}
+    document = {f"q{number}": {"pointer_candidates": [faulty] * 10} for number in range(30)}
+    expected = [
+        ("schema.minimum", "pointer/0"),
+        ("schema.minLength", "gen_method"),
+        ("schema.enum", "vqa_correct"),
+        ("outcome-fields", ""),
+    ]
+    report = _validate(path, document, max_findings=5000)
+    assert report.num_findings == 30 * 10 * 5  # two fields of the outcome are missing
+    found = {(finding.rule, finding.pointer) for finding in report.findings}
+    assert found == {
+        (rule, f"/q{number}/pointer_candidates/{index}/{place}".removesuffix("/"))
+        for number in range(30)
+        for index in range(10)
+        for rule, place in expected
+    }
+
+
+@pytest.mark.parametrize("place", ["_meta", "q2"])
+def test_half_a_surrogate_pair_is_reported_and_not_a_crash(path, place):
+    document = _document()
+    document[place]["\ud800"] = 1
+    assert _faults(_validate(path, document)) == []
+    document["_meta"]["shots"] = -1
+    document["q2"]["pointer_candidates"][0]["vqa_correct"] = "\ud800"
+    assert ("schema.enum", "/q2/pointer_candidates/0/vqa_correct") in _faults(
+        _validate(path, document)
+    )
 
 
 # --- what could not be checked ---
@@ -398,7 +466,7 @@ def test_without_meta_the_rules_that_need_it_are_listed(path):
     assert _unchecked(_validate(path, document)) == {
         "row-in-range": "no pool size: give --pool-size",
         "own-demonstration": "_meta.dataset.shared_pool is not given",
-        "shots": "_meta.shots is not given",
+        "shots": "_meta gives neither shots nor max_shots",
         "accuracy": "_meta.metric is not given",
     }
     assert "row-in-range" not in _unchecked(_validate(path, document, pool_size=6))
@@ -516,7 +584,8 @@ def test_validating_imports_neither_torch_nor_what_only_writers_need(path):
         "import sys, pathlib; from pointer_rl.validate import validate_file;"
         "from pointer_rl.cli.validate import validate;"
         f"validate_file(pathlib.Path({str(path)!r}));"
-        "print(sorted({'torch', 'transformers', 'numpy', 'PIL'} & sys.modules.keys()))"
+        "heavy = {'torch', 'transformers', 'numpy', 'PIL', 'jsonschema'};"
+        "print(sorted(heavy & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
