@@ -73,14 +73,7 @@ class GlyphImage:
     @classmethod
     def draw_for(cls, key: Key, rng: random.Random) -> GlyphImage:
         """An image that shows `key`."""
-        features = {key.attribute: key.value}
-        return cls.draw_at_random(
-            rng,
-            shape=features.get("shape"),
-            color=features.get("color"),
-            pattern=features.get("pattern"),
-            stamped=key.stamped,
-        )
+        return cls.draw_at_random(rng, stamped=key.stamped, **{key.attribute: key.value})
 
     def open(self) -> Image.Image:
         """Draw the image: RGB, 56 × 56."""

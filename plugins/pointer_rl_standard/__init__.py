@@ -1,47 +1,46 @@
 """The standard plugin: prompts, metrics, generators, rewards, datasets, `clip` and `pointer`.
 
-Every command loads this module, so it imports only the options. The factories import the rest.
+Every command loads this module, so it imports only the options. Factories are named by their module
+and imported when they are called.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
 from pointer_rl.hookspecs import hookimpl
 from pointer_rl.selectors.options import SelectorConfig
-from pointer_rl_standard.arm_options import (
-    OracleOptions,
-    PolicyOptions,
-    RandomArmOptions,
-    SimilarityOptions,
-    VoteOptions,
-)
-from pointer_rl_standard.dataset_options import OKVQA, HFOptions, JSONLOptions, VQAOptions
 from pointer_rl_standard.options import (
+    OKVQA,
     BeamOptions,
     ChatOptions,
     ClipOptions,
+    HFOptions,
+    JSONLOptions,
+    OracleOptions,
+    PolicyOptions,
     ProbeOptions,
+    RandomArmOptions,
     RandomOptions,
     RetrievalOptions,
     SampleOptions,
     ShortAnswerOptions,
+    SimilarityOptions,
+    VoteOptions,
+    VQAOptions,
 )
 from pointer_rl_standard.rewards import FORMULAS, FormulaReward
 
 if TYPE_CHECKING:
     from pointer_rl.evaluate.arms import Arm
-    from pointer_rl.selectors import Selector
-    from pointer_rl.types import (
-        Dataset,
-        Encoder,
-        Executor,
-        Generator,
-        Metric,
-        PromptBuilder,
-        Register,
-    )
+    from pointer_rl.types import Register
+
+
+def _create(factory: str, *options: object) -> Any:
+    """Import a factory, such as "pointer_rl_standard.clip:ClipEncoder", and call it."""
+    return resolve_name(factory)(*options)
 
 
 @hookimpl
@@ -49,13 +48,13 @@ def pointer_rl_register_prompt_builders(register: Register) -> None:
     """Register the prompt layouts."""
     register(
         "short-answer",
-        _short_answer,
+        partial(_create, "pointer_rl_standard.prompts:ShortAnswerPromptBuilder"),
         options=ShortAnswerOptions,
         summary="One user message of `Question:… Short answer:…` blocks, each after its image",
     )
     register(
         "chat",
-        _chat,
+        partial(_create, "pointer_rl_standard.prompts:ChatPromptBuilder"),
         options=ChatOptions,
         summary="A conversation: the user asks about an image, the assistant answers",
     )
@@ -64,44 +63,55 @@ def pointer_rl_register_prompt_builders(register: Register) -> None:
 @hookimpl
 def pointer_rl_register_metrics(register: Register) -> None:
     """Register the comparisons with the annotators' answers."""
-    register("vqa", _vqa_accuracy, summary="The official VQA accuracy over several annotators")
     register(
-        "exact", _exact_match, summary="Equal to an annotator's answer, ignoring case and spaces"
+        "vqa",
+        partial(_create, "pointer_rl_standard.metrics:VQAAccuracy"),
+        summary="The official VQA accuracy over several annotators",
+    )
+    register(
+        "exact",
+        partial(_create, "pointer_rl_standard.metrics:ExactMatch"),
+        summary="Equal to an annotator's answer, ignoring case and spaces",
     )
 
 
 @hookimpl
 def pointer_rl_register_rewards(register: Register) -> None:
     """Register the formulas of Lever-Plus."""
-    for name, formula in FORMULAS.items():
-        make = partial(FormulaReward, formula)
-        register(name, make, options=formula.options, summary=formula.summary)
+    for name, (options, summary) in FORMULAS.items():
+        register(name, partial(FormulaReward, name), options=options, summary=summary)
 
 
 @hookimpl
 def pointer_rl_register_generators(register: Register) -> None:
     """Register the ways to propose candidates."""
     register(
-        "beam", _beam, options=BeamOptions, summary="The policy's best pointers, by beam search"
+        "beam",
+        partial(_create, "pointer_rl_standard.generators:BeamGenerator"),
+        options=BeamOptions,
+        summary="The policy's best pointers, by beam search",
     )
     register(
         "sample",
-        _sample,
+        partial(_create, "pointer_rl_standard.generators:SampleGenerator"),
         options=SampleOptions,
         summary="Pointers drawn from the policy, at one or more temperatures",
     )
     register(
-        "random", _random, options=RandomOptions, summary="Pointers drawn uniformly from the pool"
+        "random",
+        partial(_create, "pointer_rl_standard.generators:RandomGenerator"),
+        options=RandomOptions,
+        summary="Pointers drawn uniformly from the pool",
     )
     register(
         "retrieval",
-        _retrieval,
+        partial(_create, "pointer_rl_standard.generators:RetrievalGenerator"),
         options=RetrievalOptions,
         summary="Pointers of the rows most similar to the query",
     )
     register(
         "probe",
-        _probe,
+        partial(_create, "pointer_rl_standard.generators:ProbeGenerator"),
         options=ProbeOptions,
         summary="Pointers that differ in one row: the best rows, each with the same random others",
     )
@@ -112,20 +122,23 @@ def pointer_rl_register_datasets(register: Register) -> None:
     """Register the loaders of each file format."""
     register(
         "vqa",
-        _vqa,
+        partial(_create, "pointer_rl_standard.vqa_files:load_vqa"),
         options=VQAOptions,
         summary="Question and annotation files in VQAv2's format (VQAv2, OK-VQA)",
         aliases={"okvqa_local": OKVQA},
     )
     register(
         "hf",
-        _hf,
+        partial(_create, "pointer_rl_standard.hf_dataset:load_hf"),
         options=HFOptions,
         summary="A dataset of the Hugging Face `datasets` library",
         needs={"datasets": "pointer-rl[hf]"},
     )
     register(
-        "jsonl", _jsonl, options=JSONLOptions, summary="JSON lines: image, question and answers"
+        "jsonl",
+        partial(_create, "pointer_rl_standard.jsonl_dataset:load_jsonl"),
+        options=JSONLOptions,
+        summary="JSON lines: image, question and answers",
     )
 
 
@@ -134,7 +147,7 @@ def pointer_rl_register_encoders(register: Register) -> None:
     """Register CLIP and SigLIP."""
     register(
         "clip",
-        _clip,
+        partial(_create, "pointer_rl_standard.clip:ClipEncoder"),
         options=ClipOptions,
         summary="CLIP or SigLIP, through transformers: image, question or both",
     )
@@ -143,13 +156,21 @@ def pointer_rl_register_encoders(register: Register) -> None:
 @hookimpl
 def pointer_rl_register_executors(register: Register) -> None:
     """Register where windows of queries run."""
-    register("in-process", _in_process, summary="One window after the other, in this process")
+    register(
+        "in-process",
+        partial(_create, "pointer_rl.session.windows:InProcess"),
+        summary="One window after the other, in this process",
+    )
 
 
 @hookimpl
 def pointer_rl_register_arms(register: Register) -> None:
     """Register the arms that every evaluation compares."""
-    register("zero-shot", _zero_shot_arm, summary="No demonstrations")
+    register(
+        "zero-shot",
+        partial(_create, "pointer_rl.evaluate.arms:ZeroShotArm"),
+        summary="No demonstrations",
+    )
     register("random", _random_arm, options=RandomArmOptions, summary="Random pointers, averaged")
     register(
         "similarity",
@@ -177,106 +198,10 @@ def pointer_rl_register_selectors(register: Register) -> None:
     """Register the engine's own selector."""
     register(
         "pointer",
-        _pointer,
+        partial(_create, "pointer_rl.selectors:PointerSelector"),
         options=SelectorConfig,
         summary="Cross-attention over the pool, then cosines; chooses exactly `shots` rows",
     )
-
-
-def _short_answer(options: ShortAnswerOptions) -> PromptBuilder:
-    from pointer_rl_standard.prompts import ShortAnswerPromptBuilder
-
-    return ShortAnswerPromptBuilder(options)
-
-
-def _chat(options: ChatOptions) -> PromptBuilder:
-    from pointer_rl_standard.prompts import ChatPromptBuilder
-
-    return ChatPromptBuilder(options)
-
-
-def _vqa_accuracy() -> Metric:
-    from pointer_rl_standard.metrics import VQAAccuracy
-
-    return VQAAccuracy()
-
-
-def _exact_match() -> Metric:
-    from pointer_rl_standard.metrics import ExactMatch
-
-    return ExactMatch()
-
-
-def _beam(options: BeamOptions) -> Generator:
-    from pointer_rl_standard.generators import BeamGenerator
-
-    return BeamGenerator(options)
-
-
-def _sample(options: SampleOptions) -> Generator:
-    from pointer_rl_standard.generators import SampleGenerator
-
-    return SampleGenerator(options)
-
-
-def _random(options: RandomOptions) -> Generator:
-    from pointer_rl_standard.generators import RandomGenerator
-
-    return RandomGenerator(options)
-
-
-def _retrieval(options: RetrievalOptions) -> Generator:
-    from pointer_rl_standard.generators import RetrievalGenerator
-
-    return RetrievalGenerator(options)
-
-
-def _probe(options: ProbeOptions) -> Generator:
-    from pointer_rl_standard.generators import ProbeGenerator
-
-    return ProbeGenerator(options)
-
-
-def _vqa(options: VQAOptions) -> Dataset:
-    from pointer_rl_standard.vqa_files import load_vqa
-
-    return load_vqa(options)
-
-
-def _hf(options: HFOptions) -> Dataset:
-    from pointer_rl_standard.hf_dataset import load_hf
-
-    return load_hf(options)
-
-
-def _jsonl(options: JSONLOptions) -> Dataset:
-    from pointer_rl_standard.jsonl_dataset import load_jsonl
-
-    return load_jsonl(options)
-
-
-def _pointer(options: SelectorConfig) -> Selector:
-    from pointer_rl.selectors import PointerSelector
-
-    return PointerSelector(options)
-
-
-def _clip(options: ClipOptions) -> Encoder:
-    from pointer_rl_standard.clip import ClipEncoder
-
-    return ClipEncoder(options)
-
-
-def _in_process() -> Executor:
-    from pointer_rl.session.windows import InProcess
-
-    return InProcess()
-
-
-def _zero_shot_arm() -> Arm:
-    from pointer_rl.evaluate.arms import ZeroShotArm
-
-    return ZeroShotArm()
 
 
 def _random_arm(options: RandomArmOptions) -> Arm:

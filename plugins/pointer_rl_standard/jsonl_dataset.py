@@ -16,7 +16,6 @@ from pathlib import Path
 
 from pointer_rl.errors import InputError, did_you_mean
 from pointer_rl.types import Dataset, Example, ImageRef
-from pointer_rl_standard.dataset_options import JSONLOptions
 from pointer_rl_standard.example_fields import (
     check_ids,
     image_in,
@@ -25,6 +24,7 @@ from pointer_rl_standard.example_fields import (
     read_id,
     read_text,
 )
+from pointer_rl_standard.options import JSONLOptions
 
 
 def load_jsonl(options: JSONLOptions) -> Dataset:

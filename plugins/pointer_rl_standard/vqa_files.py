@@ -14,7 +14,6 @@ from pathlib import Path
 from pointer_rl.errors import InputError
 from pointer_rl.json_stream import find_member, stream_items
 from pointer_rl.types import Dataset, Example
-from pointer_rl_standard.dataset_options import VQAOptions
 from pointer_rl_standard.example_fields import (
     check_ids,
     image_in,
@@ -23,6 +22,7 @@ from pointer_rl_standard.example_fields import (
     read_id,
     read_text,
 )
+from pointer_rl_standard.options import VQAOptions
 
 
 def load_vqa(options: VQAOptions) -> Dataset:

@@ -17,11 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from pointer_rl.datasets.embeddings import (
-    Embeddings,
-    load_embeddings,
-    save_embeddings,
-)
+from pointer_rl.datasets.embeddings import Embeddings, load_embeddings, save_embeddings
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.files import write_text
 from pointer_rl.types import Dataset, Encoder, Example
@@ -89,7 +85,7 @@ def embed_dataset(
 
 def digest(examples: Sequence[Example]) -> str:
     """SHA-256 of ids and questions. Images, which may be many gigabytes, are not read."""
-    return _digest_list((example.id, example.question) for example in examples)
+    return digest_ids((example.id, example.question) for example in examples)
 
 
 def digest_examples(examples: Sequence[Example]) -> str:
@@ -101,15 +97,13 @@ def digest_examples(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def digest_ids(ids: Iterable[str]) -> str:
-    """SHA-256 of ids in order. It identifies a pool or a set of queries."""
-    return _digest_list(ids)
+def digest_ids(ids: Iterable[object]) -> str:
+    """SHA-256 of ids in order, which identifies a pool or a set of queries.
 
-
-def _digest_list(items: Iterable[object]) -> str:
-    """SHA-256 of the items as one JSON list, encoded item by item because it may be large."""
+    It is that of one JSON list, encoded item by item because it may be large.
+    """
     digest = hashlib.sha256(b"[")
-    for position, item in enumerate(items):
+    for position, item in enumerate(ids):
         digest.update(f"{', ' if position else ''}{json.dumps(item)}".encode())
     digest.update(b"]")
     return digest.hexdigest()

@@ -20,8 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pointer_rl.errors import InputError
-from pointer_rl.records.candidate_arrays import CandidateReader
-from pointer_rl.records.columns import RowLists, gather
+from pointer_rl.records.candidate_arrays import COLUMNS, CandidateReader, Rows
 from pointer_rl.records.formats import stream_records
 from pointer_rl.registry import registry
 from pointer_rl.types import NO_ROW
@@ -30,10 +29,7 @@ if TYPE_CHECKING:
     from pointer_rl.datasets.embeddings import Embeddings
 
 Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int32]
-
-_OF_CANDIDATES = ("rewards", "accuracies", "methods", "logprobs", "temperatures", "top_ps")
-"""The arrays with a number per candidate."""
+Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +71,9 @@ class BeamDataset:
     ids: list[str]
     """The queries, in the file's order."""
     image_ids: list[str | None]
-    recorded_rows: npt.NDArray[np.int64]
+    recorded_rows: Indices
     """[Q] the queries' own rows (`query.row`), NO_ROW if the file does not say."""
-    offsets: npt.NDArray[np.int64]
+    offsets: Indices
     """[Q+1]: the candidates of query i are offsets[i]:offsets[i+1]."""
     pointers: Rows
     """[C, S_max] pool rows in the order shown, padded with NO_ROW."""
@@ -93,9 +89,9 @@ class BeamDataset:
     """[C]; NaN if there is none."""
     top_ps: Floats
     """[C]; NaN if there is none."""
-    pools: RowLists
+    pools: list[Rows | None]
     """For each query the rows that it could choose from; None: the whole pool."""
-    excluded: RowLists
+    excluded: list[Rows | None]
     """For each query the rows that it may not choose; None if the file does not say."""
 
     method_names: tuple[str, ...]
@@ -126,14 +122,15 @@ class BeamDataset:
                 raise InputError(f"{self.path}: query {key!r}: {error}") from error
         if not reader.ids:
             raise InputError(f"{self.path}: no candidate with a reward in it ({reader.left_out()})")
+        assert reader.kind is not None
         self.ids, self.image_ids = reader.ids, reader.image_ids
-        self.recorded_rows = reader.recorded_rows.array()
-        self.offsets = reader.offsets.array()
+        self.recorded_rows = np.asarray(reader.recorded_rows, dtype=np.int64)
+        self.offsets = np.asarray(reader.offsets, dtype=np.int64)
         self.pointers = reader.pointers()
-        for name in _OF_CANDIDATES:
-            setattr(self, name, getattr(reader, name).array())
-        self.pools, self.excluded = reader.pools(), reader.excluded()
-        self.method_names = tuple(reader.method_names)
+        for name, column in reader.columns.items():
+            setattr(self, name, np.asarray(column))
+        self.pools, self.excluded = reader.pools, reader.excluded()
+        self.method_names = tuple(reader.method_of)
         self.kind, self.meta = reader.kind, reader.meta
         self.sha256 = _sha256(self.path)
         self.failed, self.without_reward = reader.failed, reader.without_reward
@@ -148,7 +145,7 @@ class BeamDataset:
         return len(self.ids)
 
     def __iter__(self) -> Iterator[Group]:
-        return (self[index] for index in range(len(self)))
+        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, index: int) -> Group:
         """The group of query `index`. Raises IndexError."""
@@ -171,22 +168,24 @@ class BeamDataset:
     def _query_embedding(self, index: int) -> Floats | None:
         return None
 
-    def select(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> BeamDataset:
+    def select(self, indices: Sequence[int] | Indices) -> BeamDataset:
         """The queries at these indices, in this order. Counts and `meta` stay those of the file."""
         chosen = copy(self)
         # operator.index refuses a boolean mask, which would pass for the indices 0 and 1.
         chosen._keep(np.array(list(map(operator.index, indices)), dtype=np.int64))
         return chosen
 
-    def _keep(self, queries: npt.NDArray[np.int64]) -> None:
-        self.offsets, candidates = gather(self.offsets, queries)
-        for name in ("pointers", *_OF_CANDIDATES):
+    def _keep(self, queries: Indices) -> None:
+        starts, sizes = self.offsets[:-1][queries], np.diff(self.offsets)[queries]
+        self.offsets = np.concatenate([[0], sizes.cumsum()]).astype(np.int64)
+        shift = np.repeat(starts - self.offsets[:-1], sizes)
+        candidates = np.arange(self.offsets[-1]) + shift
+        for name in ("pointers", *COLUMNS):
             setattr(self, name, getattr(self, name)[candidates])
         self.recorded_rows = self.recorded_rows[queries]
-        self.ids = [self.ids[query] for query in queries]
-        self.image_ids = [self.image_ids[query] for query in queries]
-        self.pools = self.pools.select(queries)
-        self.excluded = self.excluded.select(queries)
+        for name in ("ids", "image_ids", "pools", "excluded"):
+            values = getattr(self, name)
+            setattr(self, name, [values[query] for query in queries])
 
 
 class BeamDatasetWithEmbedding(BeamDataset):
@@ -197,7 +196,7 @@ class BeamDatasetWithEmbedding(BeamDataset):
     for embeddings of other queries or of another pool than the file's.
     """
 
-    query_rows: npt.NDArray[np.int64]
+    query_rows: Indices
     """[Q] rows of `query_embeddings`."""
 
     def __init__(
@@ -217,7 +216,7 @@ class BeamDatasetWithEmbedding(BeamDataset):
         self.query_rows = self._find_queries(query_embeddings)
         self._check_pool(candidate_embeddings)
 
-    def _find_queries(self, embeddings: Embeddings) -> npt.NDArray[np.int64]:
+    def _find_queries(self, embeddings: Embeddings) -> Indices:
         if embeddings.ids is not None:
             row_of = {each: row for row, each in enumerate(embeddings.ids)}
             rows = np.array([row_of.get(each, NO_ROW) for each in self.ids], dtype=np.int64)
@@ -260,7 +259,7 @@ class BeamDatasetWithEmbedding(BeamDataset):
         vector: Floats = self.query_embeddings.vectors[int(self.query_rows[index])].numpy()
         return vector
 
-    def _keep(self, queries: npt.NDArray[np.int64]) -> None:
+    def _keep(self, queries: Indices) -> None:
         super()._keep(queries)
         self.query_rows = self.query_rows[queries]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -11,12 +12,22 @@ import numpy.typing as npt
 
 from pointer_rl.errors import InputError
 from pointer_rl.records.beams import read_beams
-from pointer_rl.records.columns import Column, RowLists, RowListsColumn
 from pointer_rl.records.fields import CANDIDATE
-from pointer_rl.records.layouts import detect_layout, read_rows, upgrade_record
+from pointer_rl.records.layouts import BEAM_LAYOUTS, detect_layout, read_rows, upgrade_record
 from pointer_rl.records.records import Judged, Record, read_candidate
 from pointer_rl.types import NO_ROW, Candidate, Outcome, Reward
 
+Rows = npt.NDArray[np.int32]
+
+COLUMNS = {
+    "rewards": "f",
+    "accuracies": "f",
+    "methods": "B",
+    "logprobs": "f",
+    "temperatures": "f",
+    "top_ps": "f",
+}
+"""The arrays with a number per candidate, and their types as codes of the module `array`."""
 _MAX_ROW = 2**31 - 1
 _MAX_FLOAT = float(np.finfo(np.float32).max)
 _NUMBERS = tuple(
@@ -33,26 +44,20 @@ class CandidateReader:
 
     def __init__(self, reward: Reward) -> None:
         self._reward = reward
-        self._kind: Literal["rl", "beam"] | None = None
-        self._excluded = RowListsColumn()
-        self._rows = Column("i", np.int32)
-        self._lengths = Column("i", np.int32)
-        self._count = 0
-        self._method_of: dict[str, int] = {}
+        self.kind: Literal["rl", "beam"] | None = None
         self.meta: Record = {}
+        self.method_of: dict[str, int] = {}
+        """Name → index, as `columns["methods"]` holds it."""
         self.ids: list[str] = []
         self.image_ids: list[str | None] = []
-        self._pools = RowListsColumn()
-        self.recorded_rows = Column("q", np.int64)
-        self.offsets = Column("q", np.int64)
-        self.offsets.append(0)
-        self.rewards = Column("f", np.float32)
-        self.accuracies = Column("f", np.float32)
-        self.methods = Column("B", np.uint8)
-        self.logprobs = Column("f", np.float32)
-        self.temperatures = Column("f", np.float32)
-        self.top_ps = Column("f", np.float32)
+        self.recorded_rows = array("q")
+        self.offsets = array("q", [0])
+        self.columns: dict[str, array[Any]] = {name: array(code) for name, code in COLUMNS.items()}
+        self.pools: list[Rows | None] = []
         self.failed = self.without_reward = self.empty = 0
+        self._excluded: list[Rows | None] = []
+        self._rows = array("i")
+        self._lengths = array("i")
 
     # --- reading ---
 
@@ -63,40 +68,36 @@ class CandidateReader:
                 self.meta = record
             return
         layout = detect_layout(record)
-        kind: Literal["rl", "beam"] = "beam" if layout in ("beams", "beam") else "rl"
+        kind: Literal["rl", "beam"] = "beam" if layout in BEAM_LAYOUTS else "rl"
         record = upgrade_record(record, layout)
-        if self._kind not in (kind, None):
+        if self.kind not in (kind, None):
             raise InputError("RL data and beam data in one file; keep one kind")
-        self._kind = kind
-        query, pool = record.get("query", {}), record.get("pool")
+        self.kind = kind
+        query = record.get("query", {})
         if not isinstance(query, dict):
             raise InputError("`query` is no object")
-        excluded = record.get("excluded")
         own = query.get("row")
         own_row = NO_ROW if own is None else read_rows([own], "query.row")[0]
-        pool_rows = None if pool is None else _rows(pool, "pool")
-        excluded_rows = None if excluded is None else _rows(excluded, "excluded")
-
-        before = self._count
+        pool, excluded = (_optional_rows(record, key) for key in ("pool", "excluded"))
         self._add_candidates(record)
-        if self._count == before:
+        if len(self._lengths) == self.offsets[-1]:
             self.empty += 1
             return
         image_id = query.get("image_id")
         self.ids.append(key)
         self.image_ids.append(None if image_id is None else str(image_id))
         self.recorded_rows.append(own_row)
-        self.offsets.append(self._count)
-        self._pools.append(pool_rows)
-        self._excluded.append(excluded_rows)
+        self.offsets.append(len(self._lengths))
+        self.pools.append(pool)
+        self._excluded.append(excluded)
 
     def _add_candidates(self, record: Record) -> None:
-        judged = _beams(record) if self._kind == "beam" else _candidates(record)
+        judged = _beams(record) if self.kind == "beam" else _candidates(record)
         for candidate, outcome in judged:
             if outcome.failure is not None:
                 self.failed += 1
                 continue
-            if self._kind == "beam":
+            if self.kind == "beam":
                 reward = candidate.beam_score or 0.0
             elif _is_judged(outcome):
                 reward = float(self._reward(outcome, candidate))
@@ -107,40 +108,32 @@ class CandidateReader:
                 continue
             self._rows.extend(candidate.pointer)
             self._lengths.append(len(candidate.pointer))
-            self.rewards.append(reward)
-            self.accuracies.append(_or_nan(outcome.accuracy))
-            self.methods.append(self._method(candidate.gen_method))
-            self.logprobs.append(_or_nan(candidate.logprob_score))
-            self.temperatures.append(_or_nan(candidate.temperature))
-            self.top_ps.append(_or_nan(candidate.top_p))
-            self._count += 1
+            numbers = (
+                reward,
+                _or_nan(outcome.accuracy),
+                self._method(candidate.gen_method),
+                _or_nan(candidate.logprob_score),
+                _or_nan(candidate.temperature),
+                _or_nan(candidate.top_p),
+            )
+            for column, number in zip(self.columns.values(), numbers, strict=True):
+                column.append(number)
 
     def _method(self, name: str) -> int:
-        index = self._method_of.setdefault(name, len(self._method_of))
+        index = self.method_of.setdefault(name, len(self.method_of))
         if index > 255:
             raise InputError("more than 256 gen_methods in one file: are they names of methods?")
         return index
 
     # --- the arrays ---
 
-    @property
-    def kind(self) -> Literal["rl", "beam"]:
-        """The kind of the data, known once a query was added."""
-        assert self._kind is not None
-        return self._kind
-
-    @property
-    def method_names(self) -> list[str]:
-        """The names that `methods` indexes."""
-        return list(self._method_of)
-
     def left_out(self) -> str:
         """How many candidates were left out and why, for a message."""
         return f"failed: {self.failed:,}, without an outcome: {self.without_reward:,}"
 
-    def pointers(self) -> npt.NDArray[np.int32]:
+    def pointers(self) -> Rows:
         """[C, S_max], padded with NO_ROW."""
-        lengths, rows = self._lengths.array(), self._rows.array()
+        lengths, rows = np.asarray(self._lengths), np.asarray(self._rows)
         width = int(lengths.max(initial=0))
         if len(rows) == len(lengths) * width:  # all have the same length: no copy
             return rows.reshape(len(lengths), width)
@@ -148,21 +141,15 @@ class CandidateReader:
         padded[np.arange(width) < lengths[:, None]] = rows
         return padded
 
-    def pools(self) -> RowLists:
-        """For each query, the rows that its record says it could choose from."""
-        return self._pools.lists()
+    def excluded(self) -> list[Rows | None]:
+        """For each query, the rows its record excludes, and its own if queries and pool are one.
 
-    def excluded(self) -> RowLists:
-        """For each query, the rows its record excludes, and its own if queries and pool are one."""
+        The rows of a query are ascending.
+        """
         dataset = self.meta.get("dataset")
         shared = isinstance(dataset, dict) and dataset.get("shared_pool") is True
-        lists = RowListsColumn()
-        for own, recorded in zip(self.recorded_rows.array(), self._excluded.lists(), strict=True):
-            known = set(() if recorded is None else recorded.tolist())
-            if shared and own != NO_ROW:
-                known.add(int(own))
-            lists.append(None if recorded is None and not known else sorted(known))
-        return lists.lists()
+        own_rows = self.recorded_rows if shared else [NO_ROW] * len(self.ids)
+        return [_union(*each) for each in zip(self._excluded, own_rows, strict=True)]
 
 
 # --- one record -------------------------------------------------------------------------------
@@ -198,6 +185,18 @@ def _rows(value: Any, what: str) -> list[int]:
     if max(rows, default=0) > _MAX_ROW:
         raise InputError(f"{what} has the row {max(rows)}: no pool is that large")
     return rows
+
+
+def _optional_rows(record: Record, key: str) -> Rows | None:
+    value = record.get(key)
+    return None if value is None else np.array(_rows(value, key), dtype=np.int32)
+
+
+def _union(rows: Rows | None, own: int) -> Rows | None:
+    known = set(() if rows is None else rows.tolist())
+    if own != NO_ROW:
+        known.add(own)
+    return None if rows is None and not known else np.array(sorted(known), dtype=np.int32)
 
 
 def _is_judged(outcome: Outcome) -> bool:

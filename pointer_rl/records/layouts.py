@@ -22,6 +22,9 @@ LAYOUTS: dict[Layout, str] = {
 }
 """Layout → its description. `pointer_candidates` and `beams` are the current ones."""
 
+BEAM_LAYOUTS = ("beams", "beam")
+"""The layouts of beam data; the others are RL data."""
+
 
 def detect_layout(record: Any) -> Layout:
     """The layout of a query's record; "pointer_candidates" if nothing tells another one."""
@@ -67,7 +70,7 @@ def upgrade_record(record: Any, layout: Layout) -> Record:
     own would be misread. A current record is returned as it is. Raises InputError, which names
     neither file nor query, for a record of no layout and for one that contradicts itself.
     """
-    kind = "beams" if layout in ("beams", "beam") else "pointer_candidates"
+    kind = "beams" if layout in BEAM_LAYOUTS else "pointer_candidates"
     if not isinstance(record, dict) or (layout == kind and kind not in record):
         raise InputError("neither RL data (pointer_candidates) nor beam data (beams)")
     if layout == "beam":

@@ -18,7 +18,6 @@ from pointer_rl.datasets.embed import digest_ids
 from pointer_rl.datasets.embeddings import Embeddings
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.records.beams import Beam, to_beam_record
-from pointer_rl.records.columns import RowListsColumn
 from pointer_rl.records.formats import open_writer
 from pointer_rl.records.records import to_record
 from pointer_rl.testing import example
@@ -97,32 +96,6 @@ def test_the_arrays_are_what_the_file_says(rl):
     assert len(dataset) == 3
     types = [getattr(dataset, name).dtype.name for name in ("offsets", *COLUMNS)]
     assert types == ["int64", "int32", "float32", "float32", "uint8", *["float32"] * 3]
-
-
-@given(
-    st.lists(st.none() | st.lists(st.integers(0, 99), max_size=3), max_size=5),
-    st.lists(st.integers(0, 4), max_size=6),
-)
-def test_lists_of_rows_are_lists(lists, chosen):
-    column = RowListsColumn()
-    for each in lists:
-        column.append(each)
-    found = column.lists()
-    assert as_lists(found) == lists
-    assert as_lists(found[1:-1]) == lists[1:-1]
-    assert [
-        None if (rows := found[-k - 1]) is None else rows.tolist() for k in range(len(lists))
-    ] == (lists[::-1])
-    chosen = [index for index in chosen if index < len(lists)]
-    selected = found.select(np.array(chosen, dtype=np.int64))
-    assert as_lists(selected) == [lists[index] for index in chosen]
-    for outside in (len(lists), -len(lists) - 1):
-        with pytest.raises(IndexError):
-            found[outside]
-
-
-def as_lists(found):
-    return [None if rows is None else rows.tolist() for rows in found]
 
 
 def test_the_sha256_is_the_files(tmp_path):
