@@ -235,8 +235,8 @@ def check_teaches(data: BeamDatasetWithEmbedding, groups: Groups) -> None:
     if groups.zero_variance.all():
         raise InputError(
             f"{data.path}: every group has zero variance: the candidates of each of its "
-            f"{len(groups):,} queries all have the same reward, so there is nothing to learn; propose more, and "
-            "more different, candidates (retrieval, higher temperatures)"
+            f"{len(groups):,} queries all have the same reward, so there is nothing to learn; "
+            "propose more, and more different, candidates (retrieval, higher temperatures)"
         )
 
 
