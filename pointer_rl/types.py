@@ -366,7 +366,11 @@ class Policy(Protocol):
 
 
 class Generator(Protocol):
-    """Proposes candidates, batched over queries."""
+    """Proposes candidates, batched over queries.
+
+    Optional: `any_length = True` if its pointers may have fewer than `queries.shots` rows. Without
+    it only a policy that can stop may propose them.
+    """
 
     def propose(
         self,

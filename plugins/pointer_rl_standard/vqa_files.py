@@ -62,11 +62,13 @@ def _read_split(
         return f"{questions}, questions[{row}]"
 
     image = cache(partial(image_in, images))
+    image_ids: dict[int | str, int | str] = {}  # one object per image saves memory
     examples: list[Example] = []
     for row, item in enumerate(stream_items(questions, "questions")):
         fields = _object(item, where(row))
         question_id = read_id(fields.get("question_id"), "question_id", where(row))
         image_id = read_id(fields.get("image_id"), "image_id", where(row))
+        image_id = image_ids.setdefault(image_id, image_id)
         name = _file_name(image_name, subtype, image_id, where(row))
         question = read_text(fields.get("question"), "question", where(row))
         examples.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,18 @@ def prepare(
     AllowedRows(session.dataset.pool).check(queries, run.shots)
     embeddings, pool = session.embeddings(queries)
     policy = session.policy(run.sft_ckpt, pool.embeddings.shape[1], run.seed)
+    job = CandidateJob(
+        session=session,
+        queries=queries,
+        embeddings=embeddings,
+        pool=pool,
+        policy=policy,
+        generators=generators,
+        shots=run.shots,
+        seed=run.seed,
+        dedup=run.dedup,
+        score_answers=run.score_answers,
+    )
     meta = {
         "schema_version": pointer_rl_schemas.version("pointer_candidates"),
         **session.describe(queries),
@@ -102,7 +114,7 @@ def prepare(
         },
         "policy": describe_policy(policy),
         "generators": described,
-        "shots": run.shots,
+        "max_shots" if job.any_length else "shots": run.shots,
         "seed": run.seed,
         "dedup": run.dedup,
         "window": run.window,
@@ -116,19 +128,7 @@ def prepare(
                 f"shard {run.shard}: no query is left for it, in windows of {run.window}: "
                 "make fewer shards"
             )
-        queries, embeddings = [queries[row] for row in rows], embeddings[rows]
-    job = CandidateJob(
-        session=session,
-        queries=queries,
-        embeddings=embeddings,
-        pool=pool,
-        policy=policy,
-        generators=generators,
-        shots=run.shots,
-        seed=run.seed,
-        dedup=run.dedup,
-        score_answers=run.score_answers,
-    )
+        job = replace(job, queries=[queries[row] for row in rows], embeddings=embeddings[rows])
     return job, meta
 
 

@@ -97,10 +97,11 @@ class JsonWriter(RecordWriter):
     """Writes `.json`: one object, one record per line."""
 
     def __init__(self, path: Path, meta: Mapping[str, Any] | None = None) -> None:
+        encoded = None if meta is None else encode_record(meta)
         super().__init__(path)
         self._separator = b"{\n"
-        if meta is not None:
-            self._append("_meta", encode_record(meta))
+        if encoded is not None:
+            self._append("_meta", encoded)
 
     def write_encoded(self, query_id: str, record: bytes) -> None:
         check_query_id(query_id)

@@ -229,7 +229,6 @@ class ParquetWriter(RecordWriter):
 
     def __init__(self, path: Path, meta: Mapping[str, Any] | None = None) -> None:
         self._arrow = _pyarrow()
-        super().__init__(path)
         self._asides: list[str] = []
         self._writer: Any = None
         self._kind = next(iter(RECORDS))
@@ -237,6 +236,7 @@ class ParquetWriter(RecordWriter):
         self._members = 0  # in the rows
         if meta is not None:
             self._add_aside("_meta", meta)
+        super().__init__(path)
 
     def _add(self, query_id: str, record: Mapping[str, Any]) -> None:
         if self._writer is None:

@@ -97,6 +97,13 @@ class CandidateJob:
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @cached_property
+    def any_length(self) -> bool:
+        """Whether pointers may have fewer than `shots` rows: the policy or a generator says so."""
+        return getattr(self.policy, "can_stop", False) or any(
+            getattr(each, "any_length", False) for each in self._generators.values()
+        )
+
+    @cached_property
     def _allowed(self) -> AllowedRows:
         return AllowedRows(self.pool.examples)
 
@@ -177,7 +184,7 @@ class CandidateJob:
         rounds = _Rounds(
             [queries[index] for index in chosen],
             allowed.numpy()[chosen],
-            self.shots,
+            range(0 if self.any_length else self.shots, self.shots + 1),
             self.dedup,
             searches,
         )
@@ -224,7 +231,7 @@ class _Rounds:
         self,
         queries: Sequence[Example],
         allowed: npt.NDArray[np.bool_],
-        shots: int,
+        shots: range,
         dedup: Dedup,
         searches: Sequence[_Running],
     ) -> None:

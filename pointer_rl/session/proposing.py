@@ -43,7 +43,7 @@ def propose(
     Raises PluginError if a generator breaks the mask or the number of shots.
     """
     proposed: list[dict[Pointer, Candidate]] = [{} for _ in queries.examples]
-    allowed = queries.allowed.cpu().numpy()
+    allowed, lengths = queries.allowed.cpu().numpy(), range(queries.shots + 1)
     for name, generator in generators.items():
         rngs = [random_source(seed, query.id, name) for query in queries.examples]
         found = generator.propose(policy, queries, pool, rngs)
@@ -51,7 +51,7 @@ def propose(
         for query, mine, kept, candidates in zip(
             queries.examples, allowed, proposed, found, strict=True
         ):
-            for candidate in check_candidates(name, query, mine, queries.shots, candidates):
+            for candidate in check_candidates(name, query, mine, lengths, candidates):
                 kept.setdefault(dedup_key(candidate.pointer, dedup), candidate)
     return [list(kept.values()) for kept in proposed]
 
@@ -73,14 +73,14 @@ def check_candidates(
     name: str,
     query: Example,
     allowed: npt.NDArray[np.bool_],
-    shots: int,
+    shots: range,
     candidates: Iterable[Candidate],
 ) -> list[Candidate]:
     """What the generator `name` proposed for a query, with rows as Python integers.
 
-    `allowed` [K]: rows that the query may choose. Raises PluginError for a candidate that is no
-    pointer, longer than `shots`, has a row twice or one that is not allowed, or a score that is not
-    finite.
+    `allowed` [K]: rows that the query may choose; `shots`: how many of them a pointer may have.
+    Raises PluginError for a candidate that is no pointer, has another length, a row twice or one
+    that is not allowed, or a score that is not finite.
     """
     try:
         return [_checked(each, allowed, shots) for each in candidates]
@@ -88,7 +88,7 @@ def check_candidates(
         raise PluginError(f"generator {name}, query {query.id}: {error}") from error
 
 
-def _checked(candidate: Candidate, allowed: npt.NDArray[np.bool_], shots: int) -> Candidate:
+def _checked(candidate: Candidate, allowed: npt.NDArray[np.bool_], shots: range) -> Candidate:
     try:
         rows = tuple(map(operator.index, candidate.pointer))
     except TypeError as error:
@@ -99,13 +99,13 @@ def _checked(candidate: Candidate, allowed: npt.NDArray[np.bool_], shots: int) -
             raise ValueError(f"{name} of {list(rows)} is {number}")
     size = len(allowed)
     if (
-        len(rows) > shots
+        len(rows) not in shots
         or len(set(rows)) < len(rows)
         or not all(0 <= row < size and allowed[row] for row in rows)
     ):
+        number = f"{shots[0]}" if len(shots) == 1 else f"up to {shots[-1]}"
         raise ValueError(
-            f"proposed {list(rows)}; a pointer is at most {shots} different rows that the query "
-            "may choose"
+            f"proposed {list(rows)}; a pointer is {number} different rows that the query may choose"
         )
     if set(map(type, candidate.pointer)) <= {int} and type(candidate.pointer) is tuple:
         return candidate

@@ -89,6 +89,8 @@ def encoder_embeddings(
 class NoPolicy:
     """The policy if no selector was given. It refuses the first generator that needs one."""
 
+    can_stop = False
+
     def _refuse(self, *_args: object, **_options: object) -> Decoded:
         raise InputError(
             "beams and samples need a selector: give --sft-ckpt, or do without them "

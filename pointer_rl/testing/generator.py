@@ -76,12 +76,17 @@ class _CandidateTests(PluginTests[Made]):
         )
 
     def test_proposes_allowed_rows(self) -> None:
-        """Pointers have up to `shots` different rows, all of them allowed."""
+        """Pointers have `shots` different rows, or fewer if `any_length` is set, all allowed."""
         for shots in (1, 2, 3):
             queries = _queries(shots)
             proposals = self.candidates(self.made, queries)
             assert any(proposals), "it proposes no candidate at all"
             _check_pointers(proposals, queries)
+            lengths = {len(each.pointer) for candidates in proposals for each in candidates}
+            assert getattr(self.made, "any_length", False) or lengths == {shots}, (
+                f"it proposes pointers of {min(lengths)} rows for {shots} shots: propose whole "
+                "pointers, or set any_length = True"
+            )
 
     def test_draws_from_the_given_rngs_only(self) -> None:
         """`rngs[b]` is the only randomness of query b."""

@@ -173,7 +173,7 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
             known |= {query.id for query in queries}
             missing = _missing(groups, run.config)
             if fresh.zero_variance.all():
-                observer.say(f"round {number}: no group has different rewards: it teaches nothing")
+                observer.say(f"round {number}: every group has zero variance and taught nothing")
             elif missing is not None:
                 observer.say(f"round {number}: too little to learn from yet: {missing}")
             if missing is not None:
@@ -275,7 +275,7 @@ class _Asking:
             "policy": describe_policy(policy),
             "generators": [probe.configure("generator").describe()],
             "round": number,
-            "shots": self._shots,
+            "max_shots" if job.any_length else "shots": self._shots,
             "seed": seed,
             "dedup": job.dedup,
             "window": WINDOW,

@@ -234,9 +234,9 @@ def check_teaches(data: BeamDatasetWithEmbedding, groups: Groups) -> None:
     """Raise InputError if the rewards of every group are equal: there is nothing to learn."""
     if groups.zero_variance.all():
         raise InputError(
-            f"{data.path}: every group is tied: the candidates of each of its {len(groups):,} "
-            "queries all have the same reward, so there is nothing to learn; propose more, and "
-            "more different, candidates (retrieval, higher temperatures)"
+            f"{data.path}: every group has zero variance: the candidates of each of its "
+            f"{len(groups):,} queries all have the same reward, so there is nothing to learn; "
+            "propose more, and more different, candidates (retrieval, higher temperatures)"
         )
 
 

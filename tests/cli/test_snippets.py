@@ -80,7 +80,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "gpus": {"pytest tests/gpu": "needs a GPU"},
     "long-runs": {
-        "pointer-rl: interrupted: 256 queries are in rl.partial.jsonl; the same command goes on"
+        "pointer-rl: interrupted: 256 queries are in rl.partial.jsonl; the same command continues"
         " from there": "nobody presses Ctrl-C here; test_generate_resume.py does",
     },
     "old-data": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,12 +104,12 @@ def one_line(result, *parts):
 
 
 def test_a_bundle_a_line_an_epoch_and_a_verdict(place):
-    *epochs, verdict, tied, wrote = succeeds(place.run())
+    *epochs, verdict, share, wrote = succeeds(place.run())
     assert [line.split()[:2] for line in epochs] == [
         *(["start", "0"], ["rce", "1"], ["rce", "2"], ["grpo", "1"]),
     ]
     assert verdict.startswith(("held-out expected reward ", "it learned nothing"))
-    assert tied == "0% of the groups are tied and taught nothing" or tied.split("%")[0].isdigit()
+    assert re.fullmatch(r"\d+% of the groups have zero variance and taught nothing", share)
     assert wrote == "wrote out"
     lines = place.metrics()
     assert [line["stage"] for line in lines] == ["start", "rce", "rce", "grpo"]
@@ -280,8 +281,8 @@ def changed(place, change):
 
 
 def test_data_that_cannot_be_learned_from(place):
-    tied = changed(place, lambda each: {**each, "vqa_correct": 1, "vqa_acc_score": 1.0})
-    one_line(place.run(data=tied), "changed.json: every group is tied")
+    same = changed(place, lambda each: {**each, "vqa_correct": 1, "vqa_acc_score": 1.0})
+    one_line(place.run(data=same), "changed.json: every group has zero variance")
     unjudged = changed(place, lambda each: {"pointer": each["pointer"], "gen_method": "random"})
     one_line(place.run(data=unjudged), "changed.json: no candidate with a reward in it")
     one_line(place.run("--shots", "3"), "have 2 demonstrations and --shots 3")
@@ -374,10 +375,10 @@ def test_sft_on_beams_by_likelihood(place, cli):
     succeeds(place.run("--sft-ckpt", "out", output="rl"))
 
 
-def test_sft_on_rl_data_is_chosen_by_reward_and_tied_groups_teach(place):
-    verdict, tied, _ = succeeds(place.run(command="sft"))[-3:]
+def test_sft_on_rl_data_is_chosen_by_reward_and_zero_variance_groups_teach(place):
+    verdict, share, _ = succeeds(place.run(command="sft"))[-3:]
     assert "held-out expected reward" in verdict
-    assert tied.startswith("0% of the groups are tied")
+    assert share.startswith("0% of the groups have zero variance")
     same = changed(place, lambda each: {**each, "vqa_correct": 1, "vqa_acc_score": 1.0})
     succeeds(place.run(command="sft", data=same, output="same"))
     one_line(place.run("--temperature", "0", command="sft", output="no"), "must be above 0")
@@ -566,12 +567,12 @@ def answers_nonsense(monkeypatch, backend, trials):
     monkeypatch.setattr(backend, "run", spoilt)
 
 
-def test_a_tied_first_round_is_told_and_the_next_one_is_asked(online, cli, monkeypatch):
+def test_a_zero_variance_first_round_is_told_and_the_next_one_is_asked(online, cli, monkeypatch):
     answers_nonsense(monkeypatch, CopyBackend, 48)
     output = succeeds(online.run())
     asked = online.asked()
     assert 48 < asked <= 96
-    assert output[0] == "round 1: every group is tied: its trials teach nothing"
+    assert output[0] == "round 1: every group has zero variance and taught nothing"
     lines = [json.loads(line) for line in online.written()["metrics.jsonl"].splitlines()]
     assert {line["round"] for line in lines} == {2}
     rounds = sorted((online.world.folder / "policy" / "rounds").iterdir())

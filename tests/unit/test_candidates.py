@@ -39,6 +39,7 @@ class Growing:
     """A search that adds a row to its pointer until an answer is correct."""
 
     budget = 3
+    any_length = True
 
     def __init__(self, ask_again=False):
         self.told = []

@@ -325,6 +325,11 @@ class Repeats(Chooses):
         return super().rows(queries, query, rng)[:1] * queries.shots
 
 
+class Shorter(Chooses):
+    def rows(self, queries, query, rng):
+        return super().rows(queries, query, rng)[: queries.shots - 1]
+
+
 class Greedy(Chooses):
     """Takes what it chose out of the mask that others share."""
 
@@ -704,6 +709,7 @@ FAULTS = [
     (GeneratorTests, (BreaksTheMask,), "choose among the allowed rows, or a query sees itself"),
     (GeneratorTests, (SharesAnRng,), "let them depend on its own embedding, mask and rngs"),
     (GeneratorTests, (Repeats,), "a pointer is at most `shots` rows, all different"),
+    (GeneratorTests, (Shorter,), "propose whole pointers, or set any_length = True"),
     (GeneratorTests, (Greedy,), "changes the embeddings or the mask .*: clone them first"),
     (GeneratorTests, (NoTemperature,), "do not fit the schema of RL data .*temperature"),
     (GeneratorTests, (FourOfThem,), "it raised ValueError .*: propose fewer candidates"),
