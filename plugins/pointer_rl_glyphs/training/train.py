@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import time
@@ -30,7 +31,6 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from pointer_rl.errors import InputError
-from pointer_rl.files import AtomicFile
 from pointer_rl.registry import registry
 from pointer_rl.types import PromptBuilder
 from pointer_rl_glyphs.lexicon import (
@@ -321,8 +321,9 @@ def train(folder: Path, trainer: Trainer) -> None:
                 seconds = (time.monotonic() - started) / (step - first)
                 _log(log, {"step": step, "seconds_per_step": seconds, **figures})
             if step % CHECKPOINT_EVERY == 0 or step == total:
-                with AtomicFile(saved) as file:
-                    torch.save({"step": step, "plan": trainer.plan, **trainer.state()}, file)
+                partial = saved.with_suffix(".partial")
+                torch.save({"step": step, "plan": trainer.plan, **trainer.state()}, partial)
+                os.replace(partial, saved)
                 if step > trainer.vision_steps:
                     _log(log, {"step": step, "evaluation": trainer.evaluate()})
     save_checkpoint(trainer.model, folder / "model")
