@@ -1,11 +1,13 @@
 """The embedded world: a small VQA dataset and a small VLM, so that everything runs offline.
 
-Every command loads this module, so the factories import what is heavy.
+Every command loads this module, so the factories are imported when they are called.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
 from pointer_rl.hookspecs import hookimpl
 from pointer_rl_glyphs.options import GlyphsEncoderOptions, GlyphsOptions
@@ -13,19 +15,11 @@ from pointer_rl_glyphs.options import GlyphsEncoderOptions, GlyphsOptions
 if TYPE_CHECKING:
     import click
 
-    from pointer_rl.types import Dataset, Encoder, Register
+    from pointer_rl.types import Register
 
 
-def _load_dataset(options: GlyphsOptions) -> Dataset:
-    from pointer_rl_glyphs.dataset import load_glyphs
-
-    return load_glyphs(options)
-
-
-def _load_encoder(options: GlyphsEncoderOptions) -> Encoder:
-    from pointer_rl_glyphs.encoder import GlyphsEncoder
-
-    return GlyphsEncoder(options)
+def _create(factory: str, options: object) -> Any:
+    return resolve_name(factory)(options)
 
 
 @hookimpl
@@ -33,7 +27,7 @@ def pointer_rl_register_datasets(register: Register) -> None:
     """The glyph dataset."""
     register(
         "glyphs",
-        _load_dataset,
+        partial(_create, "pointer_rl_glyphs.dataset:load_glyphs"),
         options=GlyphsOptions,
         summary="images of shapes, questions answered in made-up words; brings its own model",
     )
@@ -44,7 +38,7 @@ def pointer_rl_register_encoders(register: Register) -> None:
     """The encoder of the glyph model."""
     register(
         "glyphs",
-        _load_encoder,
+        partial(_create, "pointer_rl_glyphs.encoder:GlyphsEncoder"),
         options=GlyphsEncoderOptions,
         summary="the glyph model's vision tower and token embeddings",
     )

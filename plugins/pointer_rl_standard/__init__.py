@@ -6,6 +6,7 @@ and imported when they are called.
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from functools import partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
@@ -171,23 +172,28 @@ def pointer_rl_register_arms(register: Register) -> None:
         partial(_create, "pointer_rl.evaluate.arms:ZeroShotArm"),
         summary="No demonstrations",
     )
-    register("random", _random_arm, options=RandomArmOptions, summary="Random pointers, averaged")
+    register(
+        "random",
+        partial(_create_arm, "RandomArm"),
+        options=RandomArmOptions,
+        summary="Random pointers, averaged",
+    )
     register(
         "similarity",
-        _similarity_arm,
+        partial(_create_arm, "SimilarityArm"),
         options=SimilarityOptions,
         summary="The rows most similar to the query",
     )
     register("policy", _policy_arm, options=PolicyOptions, summary="A policy's likeliest pointer")
     register(
         "vote",
-        _vote_arm,
+        partial(_create_arm, "VoteArm"),
         options=VoteOptions,
         summary="The majority of an arm's demonstrations' answers, without a model",
     )
     register(
         "oracle",
-        _oracle_arm,
+        partial(_create_arm, "OracleArm"),
         options=OracleOptions,
         summary="The best of what any arm shows, and of some pointers more",
     )
@@ -204,16 +210,12 @@ def pointer_rl_register_selectors(register: Register) -> None:
     )
 
 
-def _random_arm(options: RandomArmOptions) -> Arm:
-    from pointer_rl.evaluate.arms import RandomArm
+def _create_arm(name: str, options: Any) -> Arm:
+    """An arm of the engine, which takes the values of its options in their order."""
+    from pointer_rl.evaluate import arms
 
-    return RandomArm(options.seeds)
-
-
-def _similarity_arm(options: SimilarityOptions) -> Arm:
-    from pointer_rl.evaluate.arms import SimilarityArm
-
-    return SimilarityArm(options.of)
+    arm: Arm = getattr(arms, name)(*astuple(options))
+    return arm
 
 
 def _policy_arm(options: PolicyOptions) -> Arm:
@@ -223,15 +225,3 @@ def _policy_arm(options: PolicyOptions) -> Arm:
     from pointer_rl.evaluate.run import open_policy
 
     return PolicyArm(open_policy(Path(options.path)).policy)
-
-
-def _vote_arm(options: VoteOptions) -> Arm:
-    from pointer_rl.evaluate.arms import VoteArm
-
-    return VoteArm(options.arm)
-
-
-def _oracle_arm(options: OracleOptions) -> Arm:
-    from pointer_rl.evaluate.arms import OracleArm
-
-    return OracleArm(options.random, options.retrieval)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
+from pointer_rl.datasets.images import ImageFile
 from pointer_rl.errors import InputError
 from pointer_rl.json_stream import find_member, stream_items
 from pointer_rl.types import Dataset, Example
 from pointer_rl_standard.example_fields import (
     check_ids,
-    image_in,
     make_example,
     read_answers,
     read_id,
@@ -61,7 +61,7 @@ def _read_split(
     def where(row: int) -> str:
         return f"{questions}, questions[{row}]"
 
-    image = cache(partial(image_in, images))
+    image = cache(lambda name: ImageFile(images / name))
     image_ids: dict[int | str, int | str] = {}  # one object per image saves memory
     examples: list[Example] = []
     for row, item in enumerate(stream_items(questions, "questions")):
