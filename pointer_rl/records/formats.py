@@ -23,7 +23,6 @@ from pointer_rl.records.writer import RecordWriter
 class Format:
     """A container of records."""
 
-    suffix: str
     stream: Callable[[Path], Iterator[Member]]
     """The members of a file, `_meta` included, in its order."""
     read_meta: Callable[[Path], Record | None]
@@ -176,16 +175,9 @@ def _mentions_meta(path: Path) -> bool:
     return False
 
 
-def _stream_parquet(path: Path) -> Iterator[Member]:
-    return (Member(key, value, row) for key, value, row in stream_parquet(path))
-
-
 FORMATS = {
-    each.suffix: each
-    for each in (
-        Format(".json", stream_json, _read_json_meta, JsonWriter),
-        Format(".jsonl", stream_json, _read_json_meta, JsonLinesWriter),
-        Format(".parquet", _stream_parquet, read_parquet_meta, ParquetWriter),
-    )
+    ".json": Format(stream_json, _read_json_meta, JsonWriter),
+    ".jsonl": Format(stream_json, _read_json_meta, JsonLinesWriter),
+    ".parquet": Format(stream_parquet, read_parquet_meta, ParquetWriter),
 }
 """Suffix → container."""

@@ -25,6 +25,7 @@ from typing import Any
 
 from pointer_rl.errors import InputError, MissingExtraError, first_line
 from pointer_rl.files import cannot_be_written
+from pointer_rl.json_stream import Member
 from pointer_rl.records.fields import ID, RECORDS, TEXT, Field, Objects, Type
 from pointer_rl.records.records import Record
 from pointer_rl.records.writer import RecordWriter
@@ -51,14 +52,14 @@ def _type_of(kind: Type | Objects | Field) -> Type | Objects:
 # --- reading ----------------------------------------------------------------------------------
 
 
-def stream_parquet(path: Path) -> Iterator[tuple[str, Any, int]]:
-    """(key, value, row from 1): first `_meta` and other keys that begin with _, then the records.
+def stream_parquet(path: Path) -> Iterator[Member]:
+    """First `_meta` and other keys that begin with _, then the records. Rows pass for lines.
 
     Raises InputError for a file without our columns, MissingExtraError without pyarrow.
     """
     row = 1
     with _opened(path) as file:
-        yield from ((key, value, row) for key, value in _read_asides(path, file).items())
+        yield from (Member(key, value, row) for key, value in _read_asides(path, file).items())
         kinds = _kinds_of(path, file.schema_arrow)
         for batch in file.iter_batches(batch_size=_ROWS):
             for cells in batch.to_pylist():
@@ -67,7 +68,7 @@ def stream_parquet(path: Path) -> Iterator[tuple[str, Any, int]]:
                     if not isinstance(key, str):
                         raise InputError("its query_id is no string")
                     extra = _parse_object(_EXTRA, cells.get(_EXTRA))
-                    yield key, _read_object(kinds, cells, extra), row
+                    yield Member(key, _read_object(kinds, cells, extra), row)
                 except (InputError, ValueError) as error:
                     raise InputError(f"{path}: row {row}: {error}") from error
                 row += 1
