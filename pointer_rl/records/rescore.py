@@ -189,7 +189,8 @@ def _judge(metric: Metric, answers: list[str], normalised: set[str]) -> Callable
     def judge(answer: str) -> Record:
         judgement = metric.judge(answer, answers)
         own = metric.normalise(answer)
-        words, edits = word_f1(own, normalised), edit_similarity(own, normalised)
+        words = max((word_f1(own, each) for each in normalised), default=0.0)
+        edits = max((edit_similarity(own, each) for each in normalised), default=0.0)
         return {
             "vqa_pred_answer": answer,
             "vqa_correct": int(judgement.correct),
