@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import pointer_rl_schemas
 from pointer_rl.datasets.embed import digest_examples
@@ -24,7 +23,7 @@ from pointer_rl.session.observer import Observer
 from pointer_rl.session.proposing import Dedup
 from pointer_rl.session.resolve import describe_policy
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
-from pointer_rl.session.windows import Budget, due_windows, run_windows
+from pointer_rl.session.windows import Budget, complete
 from pointer_rl.types import Example
 
 log = logging.getLogger(__name__)
@@ -153,20 +152,7 @@ def run_generate(run: GenerateRun, observer: Observer = Observer()) -> Summary:
     summary = Summary()
     ids = [query.id for query in job.queries]
     with Journal(run.output_path, meta, ids, overwrite=run.overwrite) as journal:
-        observer.start(len(ids), len(journal))
-        todo = due_windows(journal, run.window, cached=run.session.cache is not None)
-        counted = np.zeros(len(ids), dtype=bool)
-        for records in run_windows(job, todo, executor, journal, observer, budget):
-            for record in records.values():
-                summary.add(record)
-            counted[list(records)] = True
-        for record in journal.records(~counted):
-            summary.add(record)
-        summary.left, summary.unchanged = journal.left, not journal.changed
-        if not journal.left:
-            journal.finish()
-    summary.stopped_by = budget.stopped_by
-    summary.asked, summary.from_cache = backend.asked, backend.hits
+        deque(complete(summary, job, run.window, executor, job.session, journal, budget), maxlen=0)
     summary.used, summary.cost = backend.used, backend.cost
     return summary
 

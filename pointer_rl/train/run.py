@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -76,7 +76,8 @@ class Output:
             raise InputError(f"{self.folder}: cannot be written ({error.strerror})") from error
 
     def _empty(self, made: Sequence[Path], inputs: Sequence[Path | None]) -> None:
-        inside = [path for path in inputs if path is not None and _is_under(path, self.folder)]
+        folder = self.folder.resolve()
+        inside = [path for path in inputs if path and path.resolve().is_relative_to(folder)]
         if inside:
             raise InputError(
                 f"{inside[0]}: lies in {self.folder}, which --overwrite would empty: give another "
@@ -88,10 +89,6 @@ class Output:
                     path.unlink(missing_ok=True) if not path.is_dir() else shutil.rmtree(path)
             except OSError as error:
                 raise InputError(f"{path}: cannot be removed ({error.strerror})") from error
-
-
-def _is_under(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,17 +202,7 @@ def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
         reward=run.reward.name,
         reward_options=dict(run.reward.options),
     )
-    with ExitStack() as stack:
-        record = stack.enter_context(Recorder(run.output, observer))
-        trainer = Trainer(
-            start,
-            config,
-            resolve_device(run.device or "auto"),
-            run.output.folder / CHECKPOINT,
-            decided,
-            record.epoch,
-        )
-        record.log = trainer.log
+    with recorded_trainer(start, config, run.device, run.output, decided, observer) as trainer:
         trainer.fit(groups, round_stages(config, 0), first=0)
     file = DataFile(name=run.data.name, sha256=data.sha256)
     written = finish(trainer, source, groups, run.output.folder, file, run.sft_ckpt)
@@ -254,16 +241,8 @@ def finish(
     bundle `start` was trained on are added to those of this run.
     """
     seen = read_query_ids(start) if start is not None and is_bundle(start) else ()
-    kept = trainer.kept
-    metrics = {
-        key: kept[key]
-        for key in (
-            "held_out_reward",
-            "held_out_best",
-            "held_out_cross_entropy",
-            "zero_variance_groups",
-        )
-    }
+    names = ("held_out_reward", "held_out_best", "held_out_cross_entropy", "zero_variance_groups")
+    metrics = {name: trainer.kept[name] for name in names}
     best = frozen(trainer.best)
     training = {"options": trainer.state.run, "metrics": metrics}
     if _is_written(folder, best, training):
@@ -296,33 +275,38 @@ def _is_written(folder: Path, policy: Selector, training: Mapping[str, Any]) -> 
     return bundle.policy.hash == SelectorPolicy(policy).hash and bundle.info.training == training
 
 
-class Recorder(AbstractContextManager["Recorder"]):
-    """Writes each epoch's metrics to `metrics.jsonl` and, if asked for, as TensorBoard events."""
+@contextmanager
+def recorded_trainer(
+    start: Selector,
+    config: TrainConfig,
+    device: str | None,
+    output: Output,
+    decided: Mapping[str, Any],
+    observer: Observer,
+) -> Iterator[Trainer]:
+    """A trainer that continues what is in the output folder, and writes metrics at each epoch.
 
-    def __init__(self, output: Output, observer: Observer) -> None:
-        self.log: list[EpochLine] = []
-        """The trainer's log. It is rewritten after each epoch: the file may be ahead of a resumed
-        run's checkpoint."""
-        self._path = output.folder / METRICS
-        self._observer = observer
-        events = str(output.folder / EVENTS)
-        self._events = _summary_writer()(events) if output.tensorboard else None
+    They go to `metrics.jsonl` and, if asked for, into TensorBoard events.
+    """
 
-    def epoch(self, line: EpochLine) -> None:
-        text = "".join(json.dumps(each) + "\n" for each in self.log)
-        write_text(self._path, text)
-        if self._events is not None:
-            for name, value in _numbers(line).items():
-                self._events.add_scalar(name, value, len(self.log) - 1)
-        self._observer.epoch(line)
+    def record(line: EpochLine) -> None:
+        # The whole log is written: the file may be ahead of a resumed run's checkpoint.
+        text = "".join(json.dumps(each) + "\n" for each in trainer.log)
+        write_text(output.folder / METRICS, text)
+        if events is not None:
+            for name, value in line.items():
+                if isinstance(value, float):
+                    events.add_scalar(name, value, len(trainer.log) - 1)
+        observer.epoch(line)
 
-    def __exit__(self, *_: object) -> None:
-        if self._events is not None:
-            self._events.close()
-
-
-def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in line.items() if isinstance(value, float)}
+    checkpoint = output.folder / CHECKPOINT
+    with ExitStack() as stack:
+        events = None
+        if output.tensorboard:
+            events = stack.enter_context(_summary_writer()(str(output.folder / EVENTS)))
+        place = resolve_device(device or "auto")
+        trainer = Trainer(start, config, place, checkpoint, decided, record)
+        yield trainer
 
 
 def _summary_writer() -> Callable[[str], Any]:

@@ -16,7 +16,7 @@ from pointer_rl.session.candidates import CandidateJob
 from pointer_rl.session.judge import Judge
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.session import PluginRef, SessionOptions
-from pointer_rl.session.windows import Budget, InProcess, run_windows, windows_of
+from pointer_rl.session.windows import Budget, InProcess, run_windows
 from pointer_rl.testing import EqualMetric, FakeBackend, PlainPrompt, example, pool
 from pointer_rl.types import BackendError, Candidate, Window
 
@@ -102,8 +102,8 @@ def make_job(number=7, backend=None, generators=None, **options):
 
 def run(job, window=128, budget=None):
     records = {}
-    windows = windows_of(len(job.queries), window)
-    for found in run_windows(job, windows, InProcess(), None, Observer(), budget):
+    number = len(job.queries)
+    for found in run_windows(job, window, InProcess(), job.session, queries=number, budget=budget):
         records.update(found)
     return records
 
