@@ -145,6 +145,7 @@ class CandidateJob:
     def first_requests(self, window: Window) -> tuple[int, list[Request]]:
         """How many candidates a window's first round has, and what it would ask; asks nothing."""
         rounds = self._first_round(window)
+        self._first_rounds.clear()  # a window that runs elsewhere is never taken out
         self._first_rounds[window] = rounds
         trials = _trials(rounds.queries, self.pool.examples, rounds.new)
         return len(trials), self._judge.requests(trials)
@@ -153,12 +154,11 @@ class CandidateJob:
         """The most requests that a window could put to the backend."""
         _, requests = self.first_requests(window)
         uncached = self.session.backend.split_cached(requests)[1]
-        budgets = (getattr(each, "budget", 0) for each in self._generators.values())
-        return len(uncached) + len(window.todo) * sum(budgets)
+        return len(uncached) + self._first_rounds[window].budget
 
     @cached_property
     def _first_rounds(self) -> dict[Window, _Rounds]:
-        """Windows whose proposals were counted before they are run."""
+        """The window whose proposals were counted last, which is often run next."""
         return {}
 
     def _first_round(self, window: Window) -> _Rounds:
@@ -176,7 +176,7 @@ class CandidateJob:
             else:
                 proposed = generator.propose(self.policy, batch, self.pool, rngs)
                 started = list(map(_OneRound, proposed))
-            check_length(name, batch, started)
+            check_length(f"generator {name}", batch.examples, started)
             budget = getattr(generator, "budget", None)
             searches += [
                 _Running(name, place, started[index], budget) for place, index in enumerate(chosen)
@@ -247,6 +247,11 @@ class _Rounds:
         self._dedup = dedup
         self._searches = searches
 
+    @property
+    def budget(self) -> int:
+        """Trials that the searches may still ask for."""
+        return sum(each.budget or 0 for each in self._searches)
+
     def ask(self) -> None:
         """Ask every search for its next candidates."""
         new: list[dict[Pointer, Candidate]] = [{} for _ in self.queries]
@@ -254,7 +259,7 @@ class _Rounds:
         for running in self._searches:
             place = running.query
             candidates = check_candidates(
-                running.generator,
+                f"generator {running.generator}",
                 self.queries[place],
                 self._allowed[place],
                 self._shots,
