@@ -71,7 +71,7 @@ class GenerateRun:
 
 
 def prepare(
-    run: GenerateRun, observer: Observer | None = None
+    run: GenerateRun, observer: Observer = Observer()
 ) -> tuple[CandidateJob, dict[str, Any]]:
     """The run's job and its `_meta`. Loads everything, cheapest first; the backend comes last.
 
