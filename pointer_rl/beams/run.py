@@ -60,7 +60,7 @@ class BeamRun:
     session: SessionOptions
     config: BeamConfig = BeamConfig()
     max_calls: int | None = None
-    """Stop before a window with which the backend could be asked more trials."""
+    """Trials that the backend may be asked at most; see `Budget`."""
     executor: PluginRef = PluginRef("in-process")
     overwrite: bool = False
     """Start over, whatever there is."""

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 @number_option(
     "--max-calls",
     metavar="N",
-    help="Stop before a window of queries with which the VLM could be asked more than N trials.",
+    help="Ask the VLM at most N trials: a window of queries that could take more is not started.",
 )
 @seed_option("Of random sub-pools.")
 @with_options([*EXECUTOR_OPTIONS, RESUME])

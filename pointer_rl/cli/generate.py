@@ -116,7 +116,11 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
     128,
     help="Queries asked together: more have more in common, fewer are lost by a kill.",
 )
-@number_option("--max-calls", help="Stop before the backend is asked more trials.")
+@number_option(
+    "--max-calls",
+    metavar="N",
+    help="Ask the VLM at most N trials: a window of queries that could take more is not started.",
+)
 @click.option(
     "--max-seconds",
     type=click.FloatRange(min=0, min_open=True),

@@ -55,10 +55,9 @@ class GenerateRun:
     shard: Shard | None = None
     """Only this part of the queries."""
     max_calls: int | None = None
-    """Stop before a window with which the backend could be asked more trials; cached ones are
-    free."""
+    """Trials that the backend may be asked at most; see `Budget`. Cached ones are free."""
     max_seconds: float | None = None
-    """Begin no window after that."""
+    """No window is started after so many seconds."""
     executor: PluginRef = PluginRef("in-process")
     overwrite: bool = False
     """Start over, whatever there is."""

@@ -63,10 +63,10 @@ class Budget:
         most_calls: Callable[[Window], int] = lambda window: 0,
         advice: str = "",
     ) -> None:
-        """No window begins after `max_seconds`, or if it could exceed `max_calls`.
+        """No window is started after `max_seconds`, or if it could exceed `max_calls`.
 
         calls: requests put to the backend so far (cache hits are free); most_calls: those that a
-        window could add; advice: what else to do if not even one window fits.
+        window could add; advice: what else to do if even the first could exceed it.
         """
         self.stopped_by: str | None = None
         """The option that ended the run, if any."""
