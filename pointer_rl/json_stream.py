@@ -22,8 +22,8 @@ from pointer_rl.errors import InputError
 WINDOW = 1 << 18
 """Bytes read at a time. A longer value doubles the window."""
 _TOKEN = 32
-"""Only strings have longer tokens. So an error that is nearer to the window's end than this may come
-from where the window was cut, and one farther away is the file's."""
+"""Only strings have longer tokens: an error nearer to the window's end than this may come from
+where the window was cut, and one farther away is the file's."""
 
 _skip_space = re.compile(r"[ \t\n\r]*").match
 _skip_comma = re.compile(r"[ \t\n\r]*,[ \t\n\r]*").match

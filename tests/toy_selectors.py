@@ -80,6 +80,10 @@ class ToySelector(Selector):
         bonus = state.chosen.unsqueeze(-1) * 0.3
         return (state.scores * (1 + bonus)).masked_fill(state.blocked, -torch.inf)
 
+    @property
+    def can_stop(self) -> bool:
+        return self.config.stops
+
     def stop_logit(self, state: ToyState) -> Tensor | None:
         return self.stop[state.chosen] if self.config.stops else None
 

@@ -240,9 +240,7 @@ def _train_on_data(given: dict[str, Any], config: TrainConfig, supervised: bool)
             for name in ("shots", "img_emb", "query_emb", "cand_emb", "sft_ckpt", "device")
         },
     )
-    criterion = "cross_entropy" if supervised else "reward"
-    progress = Progress(lambda metrics: _epoch_text(metrics, criterion))
-    with progress, resumable(progress, lambda: _kept(given)):
+    with Progress(_epoch_text) as progress, resumable(progress, lambda: _kept(given)):
         result = run_training(run, progress)
     _tell(result)
 
@@ -288,10 +286,11 @@ def _tell(result: TrainResult) -> None:
     click.echo(str(finished) if result.unchanged else f"wrote {result.folder}")
 
 
-def _epoch_text(line: Mapping[str, Any], criterion: str = "reward") -> str:
+def _epoch_text(line: Mapping[str, Any]) -> str:
     """A line for people; metrics.jsonl has every number."""
     shown = ("rce", "contrast", "ppo", "kl", "entropy", "clipped")
     numbers = [f"{name} {line[name]:.3f}" for name in shown if name in line]
     place = f"round {line['round']}  " if line["round"] else ""
+    criterion = line["keep_by"]
     worth = f"held-out {criterion.replace('_', '-')} {line[f'held_out_{criterion}']:.3f}"
     return "  ".join([f"{place}{line['stage']:<5} {line['epoch']:>3}", *numbers, worth])

@@ -50,7 +50,7 @@ class SelectorPolicy:
     @property
     def can_stop(self) -> bool:
         """Whether its pointers may have fewer rows than shots."""
-        return type(self._selector).stop_logit is not Selector.stop_logit
+        return self._selector.can_stop
 
     @cached_property
     def hash(self) -> str:

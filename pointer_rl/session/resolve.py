@@ -108,12 +108,7 @@ def make_policy(
     Raises InputError for a checkpoint that takes embeddings of another size than `dim`.
     """
     if sft_ckpt is not None:
-        selector = load_selector(sft_ckpt)
-        if selector.config.d_model != dim:
-            raise InputError(
-                f"{sft_ckpt}: the selector takes embeddings of {selector.config.d_model} "
-                f"dimensions and these have {dim}: use the encoder that it was trained with"
-            )
+        selector = load_selector(sft_ckpt, d_model=dim)
     elif dataset.companions is not None:
         config = SelectorConfig(
             d_model=dim, hidden_dim=dim, num_layers=1, num_heads=1, history="gated"

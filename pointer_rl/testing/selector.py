@@ -90,6 +90,9 @@ class SelectorTests(PluginTests[Selector]):
         assert (first is None) == (later is None), (
             "stop_logit is None at one step and a tensor at another: give a tensor at each, or None"
         )
+        assert self.made.can_stop == (first is not None), (
+            f"can_stop is {self.made.can_stop}, and stop_logit says otherwise: override can_stop"
+        )
         for stop_BN, shape in ((first, (_BATCH, 1)), (later, (_BATCH, 2))):
             assert stop_BN is None or (stop_BN.shape == shape and stop_BN.isfinite().all()), (
                 f"stop_logit is not a finite tensor of shape {list(shape)}: return a logit for "

@@ -31,7 +31,6 @@ from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.session.windows import run_windows
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
-from pointer_rl.train.learner import frozen
 from pointer_rl.train.run import (
     ROUNDS,
     Output,
@@ -41,14 +40,15 @@ from pointer_rl.train.run import (
     finish,
     identity,
     recorded_trainer,
+    report_left_out,
 )
 from pointer_rl.train.sources import embedded, start_policy
-from pointer_rl.train.trainer import SPLIT_SEED, round_stages, split_by_image
+from pointer_rl.train.trainer import round_stages, split_by_image
 from pointer_rl.types import Example, Executor
 
 PROBE = "probe"
-"""The generator that proposes. Its pointers differ in one row, so that few of them per query teach
-much."""
+"""The generator of online rounds. Its pointers differ in one row, so that a few per query show
+which row matters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +119,7 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
     groups = None
     if logged is not None:
         check_rewarded(logged)
+        report_left_out(logged, observer)
         groups = Groups.of(logged, run.shots).with_images(images)
         check_teaches(logged, groups)
     shots = run.shots or (2 if groups is None else groups.shots)
@@ -157,7 +158,7 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
             queries = _round_queries(session, run, number, known)
             path = run.output.folder / ROUNDS / f"round-{number:02}.json"
             if not path.exists():
-                policy = SelectorPolicy(frozen(trainer.best), trainer.device)
+                policy = SelectorPolicy(trainer.best, trainer.device)
                 # A policy that knows nothing yet ranks rows no better than chance.
                 knows = bool(trainer.log) or run.sft_ckpt is not None
                 _ask_round(
@@ -187,7 +188,9 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
                 )
             else:
                 observer.finish(len(queries))
-            fresh = Groups.of(source.read(path, run.reward), shots).with_images(images)
+            data = source.read(path, run.reward)
+            report_left_out(data, observer)
+            fresh = Groups.of(data, shots).with_images(images)
             groups = fresh if groups is None else groups.joined(fresh)
             known |= {query.id for query in queries}
             missing = _missing(groups, run.config)
@@ -206,20 +209,15 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
             f"nothing was learned in {online.rounds} rounds: {missing}; their trials are in "
             f"{run.output.folder / ROUNDS}: raise --max-calls or --pointers, with --overwrite"
         )
-    data = None if logged is None else DataFile(name=logged.path.name, sha256=logged.sha256)
-    written = finish(trainer, source, groups, run.output.folder, data, run.sft_ckpt)
+    file = None if logged is None else DataFile(name=logged.path.name, sha256=logged.sha256)
+    written = finish(trainer, source, groups, run.output.folder, file, run.sft_ckpt)
     return TrainResult(run.output.folder, trainer.log, trainer.kept, unchanged=not written)
 
 
 def _missing(groups: Groups, config: TrainConfig) -> InputError | None:
     """Why the groups cannot be learned from yet; None if they can."""
     try:
-        split_by_image(
-            groups,
-            config.held_out,
-            SPLIT_SEED,
-            include_zero_variance=config.include_zero_variance,
-        )
+        split_by_image(groups, config)
     except InputError as error:
         return error
     return None
@@ -264,15 +262,11 @@ def _ask_round(
     path.parent.mkdir(parents=True, exist_ok=True)
     with Journal(path, meta, [query.id for query in job.queries]) as journal:
         deque(run_windows(job, WINDOW, executor, session, journal), maxlen=0)
-        failures = [
-            candidate.get("eval_error")
-            for record in journal.records()
-            for candidate in record["pointer_candidates"]
-        ]
-        if all(failures):
+        asked = [each for record in journal.records() for each in record["pointer_candidates"]]
+        if all(each.get("eval_failed") for each in asked):
             journal.remove()
             raise InputError(
-                f"round {number}: all {len(failures):,} trials failed, the first with: "
-                f"{failures[0]}; the same command asks them again"
+                f"round {number}: all {len(asked):,} trials failed, the first with: "
+                f"{asked[0]['eval_error']}; the same command asks them again"
             )
         journal.finish()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pointer_rl.datasets.embeddings import digest_vectors
 from pointer_rl.devices import resolve_device
@@ -28,7 +28,6 @@ from pointer_rl.session.observer import Observer
 from pointer_rl.session.session import PluginRef
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
-from pointer_rl.train.learner import frozen
 from pointer_rl.train.sources import Source, open_source, start_policy
 from pointer_rl.train.trainer import AT_START, EpochLine, Trainer, round_stages
 
@@ -121,7 +120,6 @@ class TrainResult:
     log: list[EpochLine]
     kept: EpochLine
     """The metrics of the policy in the bundle."""
-    keep_by: Literal["reward", "cross_entropy"] = "reward"
     unchanged: bool = False
     """Whether the run was finished before, and nothing was left to do."""
 
@@ -131,7 +129,7 @@ class TrainResult:
         For online runs: first the whole run, then the last round alone, both by the same groups.
         """
         start = next(line for line in self.log if line["round"] == self.kept["round"])
-        key = f"held_out_{self.keep_by}"
+        key = f"held_out_{self.kept['keep_by']}"
         where = f"{self.kept['stage']} epoch {self.kept['epoch']}"
         verdicts = [self._verdict(start[key], where)]
         if self.kept["round"]:
@@ -139,7 +137,7 @@ class TrainResult:
             verdicts = [f"{in_round}: {verdicts[0]}"]
             if AT_START in start:
                 verdicts.insert(0, f"the run: {self._verdict(start[AT_START], in_round)}")
-        if self.keep_by == "cross_entropy":
+        if self.kept["keep_by"] == "cross_entropy":
             return verdicts
         verdicts[-1] += f"; the best pointers judged have {start['held_out_best']:.3f}"
         equal = start["zero_variance_groups"]
@@ -147,8 +145,9 @@ class TrainResult:
 
     def _verdict(self, before: float, where: str) -> str:
         """The change from `before` to the best policy, which was found at `where`."""
-        after = self.kept[f"held_out_{self.keep_by}"]
-        sign = 1 if self.keep_by == "reward" else -1
+        keep_by = self.kept["keep_by"]
+        after = self.kept[f"held_out_{keep_by}"]
+        sign = 1 if keep_by == "reward" else -1
         name = f"held-out {'expected reward' if sign == 1 else 'cross-entropy'}"
         if before == after:
             return f"it learned nothing: no epoch improved on the {name} of {before:.3f}"
@@ -180,9 +179,10 @@ def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
     source = open_source(run.data, run.img_emb, run.query_emb, run.cand_emb)
     data = source.read(run.data, run.reward)
     config = run.config
+    if not run.supervised:
+        check_rewarded(data)
+    report_left_out(data, observer)
     if data.kind == "beam":
-        if not run.supervised:
-            check_rewarded(data)
         config = replace(config, keep_by="cross_entropy")
     groups = Groups.of(data, run.shots, per_query_pool=config.per_query_pool)
     if not config.include_zero_variance:
@@ -206,15 +206,22 @@ def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
         trainer.fit(groups, round_stages(config, 0), first=0)
     file = DataFile(name=run.data.name, sha256=data.sha256)
     written = finish(trainer, source, groups, run.output.folder, file, run.sft_ckpt)
-    return TrainResult(
-        run.output.folder, trainer.log, trainer.kept, config.keep_by, unchanged=not written
-    )
+    return TrainResult(run.output.folder, trainer.log, trainer.kept, unchanged=not written)
 
 
 def check_rewarded(data: BeamDatasetWithEmbedding) -> None:
     """Raise InputError for beam data: its scores are no rewards."""
     if data.kind == "beam":
         raise InputError(f"{data.path}: beam data has no rewards: train with `pointer-rl sft`")
+
+
+def report_left_out(data: BeamDatasetWithEmbedding, observer: Observer) -> None:
+    """Say how many candidates nothing can be learned from, because they have no reward."""
+    if data.failed or data.without_reward:
+        observer.say(
+            f"{data.path.name}: {data.failed:,} candidates whose trial failed and "
+            f"{data.without_reward:,} without a reward are left out"
+        )
 
 
 def check_teaches(data: BeamDatasetWithEmbedding, groups: Groups) -> None:
@@ -243,7 +250,7 @@ def finish(
     seen = read_query_ids(start) if start is not None and is_bundle(start) else ()
     names = ("held_out_reward", "held_out_best", "held_out_cross_entropy", "zero_variance_groups")
     metrics = {name: trainer.kept[name] for name in names}
-    best = frozen(trainer.best)
+    best = trainer.best
     training = {"options": trainer.state.run, "metrics": metrics}
     if _is_written(folder, best, training):
         return False

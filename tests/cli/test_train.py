@@ -280,6 +280,24 @@ def changed(place, change):
     return "changed.json"
 
 
+def test_what_is_left_out_is_said(place):
+    def fail_one(candidate):
+        if candidate["pointer"][0] == 3:
+            return {
+                **{key: candidate[key] for key in ("pointer", "gen_method")},
+                **{"eval_failed": True, "eval_error": "too long"},
+            }
+        return candidate
+
+    some = [each for record in place.records.values() for each in record["pointer_candidates"]]
+    number = sum(each["pointer"][0] == 3 for each in some)
+    output = succeeds(place.run(data=changed(place, fail_one)))
+    assert 0 < number < len(some)
+    assert output[0] == (
+        f"changed.json: {number} candidates whose trial failed and 0 without a reward are left out"
+    )
+
+
 def test_data_that_cannot_be_learned_from(place):
     same = changed(place, lambda each: {**each, "vqa_correct": 1, "vqa_acc_score": 1.0})
     one_line(place.run(data=same), "changed.json: every group has zero variance")
@@ -296,7 +314,7 @@ def test_data_that_cannot_be_learned_from(place):
 
 def test_embeddings_that_are_not_the_datas(place):
     one_line(place.run(embeddings=False), "give --query-emb and --cand-emb", "--img-emb")
-    one_line(place.run("--img-emb", "c.safetensors"), "--img-emb embeds queries and pool")
+    one_line(place.run("--img-emb", "c.safetensors"), "give either --img-emb, or --query-emb")
     embeddings = load_embeddings(place.folder / "q.safetensors")
     path = place.folder / "q.safetensors"
     save_embeddings(path, embeddings.vectors, [f"other {i}" for i in range(40)], "encoder one")
@@ -329,7 +347,7 @@ def test_a_loss_that_is_no_number(place):
         (("--held-out", "1"), "held_out is 1.0"),
         (("--clip", "-1"), "clip is -1.0"),
         (("--kl-beta", "nan"), "kl_beta is nan"),
-        (("--heads", "3"), "8 is no multiple of 3 heads; give --heads or --hidden-dim"),
+        (("--heads", "3"), "8 is no multiple of 3 heads: give --heads or --hidden-dim"),
         (("--selector-opt", "d_model=3"), "d_model: it is the size of the embeddings"),
         (("--selector-opt", "num_layers=2"), "--selector-opt num_layers: given twice"),
         (("--selector-opt", "depth=2"), "selector pointer has no option 'depth'"),
@@ -376,7 +394,8 @@ def test_sft_on_beams_by_likelihood(place, cli):
 
 
 def test_sft_on_rl_data_is_chosen_by_reward_and_zero_variance_groups_teach(place):
-    verdict, share, _ = succeeds(place.run(command="sft"))[-3:]
+    start, *_, verdict, share, _ = succeeds(place.run(command="sft"))
+    assert "held-out reward" in start
     assert "held-out expected reward" in verdict
     assert share.startswith("0% of the groups have zero variance")
     same = changed(place, lambda each: {**each, "vqa_correct": 1, "vqa_acc_score": 1.0})

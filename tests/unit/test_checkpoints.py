@@ -148,7 +148,7 @@ def test_heads_are_taken_from_the_argument_and_logged_when_assumed(tmp_path, cap
 def test_heads_that_contradict_the_saved_ones_are_refused(tmp_path):
     save_selector(tmp_path, make(num_heads=2))
     assert load_selector(tmp_path, num_heads=2).config.num_heads == 2
-    expect_refused(tmp_path, "saved with 2 heads; 4", num_heads=4)
+    expect_refused(tmp_path, "saved with num_heads=2; 4", num_heads=4)
 
 
 def test_a_config_of_another_program_beside_the_file_is_not_read(tmp_path):
