@@ -5,9 +5,7 @@ Every command loads this module, so the factories are imported when they are cal
 
 from __future__ import annotations
 
-from functools import partial
-from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pointer_rl.hookspecs import hookimpl
 from pointer_rl_glyphs.options import GlyphsEncoderOptions, GlyphsOptions
@@ -18,16 +16,12 @@ if TYPE_CHECKING:
     from pointer_rl.types import Register
 
 
-def _create(factory: str, options: object) -> Any:
-    return resolve_name(factory)(options)
-
-
 @hookimpl
 def pointer_rl_register_datasets(register: Register) -> None:
     """The glyph dataset."""
     register(
         "glyphs",
-        partial(_create, "pointer_rl_glyphs.dataset:load_glyphs"),
+        "pointer_rl_glyphs.dataset:load_glyphs",
         options=GlyphsOptions,
         summary="images of shapes, questions answered in made-up words; brings its own model",
     )
@@ -38,7 +32,7 @@ def pointer_rl_register_encoders(register: Register) -> None:
     """The encoder of the glyph model."""
     register(
         "glyphs",
-        partial(_create, "pointer_rl_glyphs.encoder:GlyphsEncoder"),
+        "pointer_rl_glyphs.encoder:GlyphsEncoder",
         options=GlyphsEncoderOptions,
         summary="the glyph model's vision tower and token embeddings",
     )

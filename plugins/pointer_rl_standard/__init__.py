@@ -6,9 +6,8 @@ and imported when they are called.
 
 from __future__ import annotations
 
-from dataclasses import astuple
+from dataclasses import asdict
 from functools import partial
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from pointer_rl.hookspecs import hookimpl
@@ -39,23 +38,18 @@ if TYPE_CHECKING:
     from pointer_rl.types import Register
 
 
-def _create(factory: str, *options: object) -> Any:
-    """Import a factory, such as "pointer_rl_standard.clip:ClipEncoder", and call it."""
-    return resolve_name(factory)(*options)
-
-
 @hookimpl
 def pointer_rl_register_prompt_builders(register: Register) -> None:
     """Register the prompt layouts."""
     register(
         "short-answer",
-        partial(_create, "pointer_rl_standard.prompts:ShortAnswerPromptBuilder"),
+        "pointer_rl_standard.prompts:ShortAnswerPromptBuilder",
         options=ShortAnswerOptions,
         summary="One user message of `Question:… Short answer:…` blocks, each after its image",
     )
     register(
         "chat",
-        partial(_create, "pointer_rl_standard.prompts:ChatPromptBuilder"),
+        "pointer_rl_standard.prompts:ChatPromptBuilder",
         options=ChatOptions,
         summary="A conversation: the user asks about an image, the assistant answers",
     )
@@ -66,12 +60,12 @@ def pointer_rl_register_metrics(register: Register) -> None:
     """Register the comparisons with the annotators' answers."""
     register(
         "vqa",
-        partial(_create, "pointer_rl_standard.metrics:VQAAccuracy"),
+        "pointer_rl_standard.metrics:VQAAccuracy",
         summary="The official VQA accuracy over several annotators",
     )
     register(
         "exact",
-        partial(_create, "pointer_rl_standard.metrics:ExactMatch"),
+        "pointer_rl_standard.metrics:ExactMatch",
         summary="Equal to an annotator's answer, ignoring case and spaces",
     )
 
@@ -88,31 +82,31 @@ def pointer_rl_register_generators(register: Register) -> None:
     """Register the ways to propose candidates."""
     register(
         "beam",
-        partial(_create, "pointer_rl_standard.generators:BeamGenerator"),
+        "pointer_rl_standard.generators:BeamGenerator",
         options=BeamOptions,
         summary="The policy's best pointers, by beam search",
     )
     register(
         "sample",
-        partial(_create, "pointer_rl_standard.generators:SampleGenerator"),
+        "pointer_rl_standard.generators:SampleGenerator",
         options=SampleOptions,
         summary="Pointers drawn from the policy, at one or more temperatures",
     )
     register(
         "random",
-        partial(_create, "pointer_rl_standard.generators:RandomGenerator"),
+        "pointer_rl_standard.generators:RandomGenerator",
         options=RandomOptions,
         summary="Pointers drawn uniformly from the pool",
     )
     register(
         "retrieval",
-        partial(_create, "pointer_rl_standard.generators:RetrievalGenerator"),
+        "pointer_rl_standard.generators:RetrievalGenerator",
         options=RetrievalOptions,
         summary="Pointers of the rows most similar to the query",
     )
     register(
         "probe",
-        partial(_create, "pointer_rl_standard.generators:ProbeGenerator"),
+        "pointer_rl_standard.generators:ProbeGenerator",
         options=ProbeOptions,
         summary="Pointers that differ in one row: the best rows, each with the same random others",
     )
@@ -123,21 +117,21 @@ def pointer_rl_register_datasets(register: Register) -> None:
     """Register the loaders of each file format."""
     register(
         "vqa",
-        partial(_create, "pointer_rl_standard.vqa_files:load_vqa"),
+        "pointer_rl_standard.vqa_files:load_vqa",
         options=VQAOptions,
         summary="Question and annotation files in VQAv2's format (VQAv2, OK-VQA)",
         aliases={"okvqa_local": OKVQA},
     )
     register(
         "hf",
-        partial(_create, "pointer_rl_standard.hf_dataset:load_hf"),
+        "pointer_rl_standard.hf_dataset:load_hf",
         options=HFOptions,
         summary="A dataset of the Hugging Face `datasets` library",
         needs={"datasets": "pointer-rl[hf]"},
     )
     register(
         "jsonl",
-        partial(_create, "pointer_rl_standard.jsonl_dataset:load_jsonl"),
+        "pointer_rl_standard.jsonl_dataset:load_jsonl",
         options=JSONLOptions,
         summary="JSON lines: image, question and answers",
     )
@@ -148,7 +142,7 @@ def pointer_rl_register_encoders(register: Register) -> None:
     """Register CLIP and SigLIP."""
     register(
         "clip",
-        partial(_create, "pointer_rl_standard.clip:ClipEncoder"),
+        "pointer_rl_standard.clip:ClipEncoder",
         options=ClipOptions,
         summary="CLIP or SigLIP, through transformers: image, question or both",
     )
@@ -159,7 +153,7 @@ def pointer_rl_register_executors(register: Register) -> None:
     """Register where windows of queries run."""
     register(
         "in-process",
-        partial(_create, "pointer_rl.session.windows:InProcess"),
+        "pointer_rl.session.windows:InProcess",
         summary="One window after the other, in this process",
     )
 
@@ -169,7 +163,7 @@ def pointer_rl_register_arms(register: Register) -> None:
     """Register the arms that every evaluation compares."""
     register(
         "zero-shot",
-        partial(_create, "pointer_rl.evaluate.arms:ZeroShotArm"),
+        "pointer_rl.evaluate.arms:ZeroShotArm",
         summary="No demonstrations",
     )
     register(
@@ -204,17 +198,17 @@ def pointer_rl_register_selectors(register: Register) -> None:
     """Register the engine's own selector."""
     register(
         "pointer",
-        partial(_create, "pointer_rl.selectors:PointerSelector"),
+        "pointer_rl.selectors:PointerSelector",
         options=SelectorConfig,
         summary="Cross-attention over the pool, then cosines; chooses exactly `shots` rows",
     )
 
 
 def _create_arm(name: str, options: Any) -> Arm:
-    """An arm of the engine, which takes the values of its options in their order."""
+    """An arm of the engine, whose arguments are named as its options are."""
     from pointer_rl.evaluate import arms
 
-    arm: Arm = getattr(arms, name)(*astuple(options))
+    arm: Arm = getattr(arms, name)(**asdict(options))
     return arm
 
 

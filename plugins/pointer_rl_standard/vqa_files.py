@@ -54,8 +54,8 @@ def _read_split(
 ) -> tuple[Example, ...]:
     if not images.is_dir():
         raise InputError(f"{images}: no such folder of images")
-    subtype = find_member(questions, "data_subtype")
-    if "{data_subtype" in image_name and not isinstance(subtype, str):
+    subtype = find_member(questions, "data_subtype") if "{data_subtype" in image_name else ""
+    if not isinstance(subtype, str):
         raise InputError(f"{questions}: no data_subtype in it, which {image_name} needs")
 
     def where(row: int) -> str:

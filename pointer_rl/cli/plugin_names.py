@@ -32,12 +32,19 @@ def find_one(name: str) -> tuple[Entry, str]:
         return found[0], rest
     if found:
         choices = " or ".join(f"{entry.kind}:{rest}" for entry in found)
-        raise PluginError(f"{rest} stands in several kinds: write {choices}")
+        raise PluginError(f"{rest} is registered for several kinds: write {choices}")
     for plugin in registry().plugins:
         if plugin.error and plugin.name == rest:
             raise PluginError(
                 f"the plugin {plugin.name} of {plugin.origin} failed to load ({plugin.error}): "
                 f"see `pointer-rl plugins show {plugin.name}`"
             )
+    raise unknown(name)
+
+
+def unknown(name: str) -> PluginError:
+    """The error for a name that nothing has."""
     known = {each for entry in entries() for each in (entry.name, *entry.aliases)}
-    raise PluginError(f"nothing is registered as {name!r}{did_you_mean(rest, known)}")
+    known |= {plugin.name for plugin in registry().plugins if plugin.error}
+    rest = name.rpartition(":")[2]
+    return PluginError(f"nothing is registered as {name!r}{did_you_mean(rest, known)}")

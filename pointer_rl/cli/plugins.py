@@ -7,11 +7,10 @@ import json
 
 import click
 
-from pointer_rl.cli.plugin_names import entries, find_all
+from pointer_rl.cli.plugin_names import entries, find_all, unknown
 from pointer_rl.cli.plugins_check import check
 from pointer_rl.cli.plugins_new import new
 from pointer_rl.cli.tables import format_table
-from pointer_rl.errors import PluginError, did_you_mean
 from pointer_rl.options import describe_options
 from pointer_rl.registry import Entry, registry
 
@@ -64,14 +63,11 @@ def show(name: str) -> None:
     Write KIND:NAME if several kinds have that name.
     """
     found = find_all(name)
-    failures = [plugin for plugin in registry().plugins if plugin.error]
-    failed = [plugin for plugin in failures if plugin.name == name]
+    failed = [plugin for plugin in registry().plugins if plugin.error and plugin.name == name]
     if not found and not failed:
-        known = {entry.name for entry in entries()} | {plugin.name for plugin in failures}
-        raise PluginError(
-            f"nothing is registered as {name!r}{did_you_mean(name.rpartition(':')[2], known)}"
-        )
-    click.echo("\n\n".join(_describe(entry) for entry in found))
+        raise unknown(name)
+    if found:
+        click.echo("\n\n".join(_describe(entry) for entry in found))
     for plugin in failed:
         click.echo(f"plugin {plugin.name} of {plugin.origin} failed to load:\n{plugin.traceback}")
 

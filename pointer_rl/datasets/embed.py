@@ -6,10 +6,8 @@ on the examples and the batch size, so an interrupted run gives a bit-identical 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -51,8 +49,6 @@ def embed_dataset(
     partial = output_path.with_name(f"{output_path.name}.partial")
     if output_path.exists():
         finished = _finished(output_path, examples_digest, encoder)
-        if finished.encoder_plugin is None:  # written by an older version
-            finished = dataclasses.replace(finished, encoder_plugin=encoder_plugin)
         shutil.rmtree(partial, ignore_errors=True)  # left if interrupted at the very end
         return finished
     plan: dict[str, str | int] = {
@@ -76,9 +72,7 @@ def embed_dataset(
     embeddings = Embeddings(
         tuple(ids), vectors, encoder.fingerprint, examples_digest, encoder_plugin
     )
-    assembled = partial / "assembled.safetensors"
-    save_embeddings(assembled, vectors, ids, encoder.fingerprint, examples_digest, encoder_plugin)
-    os.replace(assembled, output_path)
+    save_embeddings(output_path, vectors, ids, encoder.fingerprint, examples_digest, encoder_plugin)
     shutil.rmtree(partial)
     return embeddings
 

@@ -44,9 +44,11 @@ class AllowedRows:
             raise InputError(
                 f"{shots} shots need a pool of at least as many examples; this one has {size}"
             )
-        by_key = self._by_id if self._have_ids else self._by_content
-        if size - max(map(len, by_key.values()), default=0) >= shots:
-            return
+        if not self._have_ids or all(query.image_id is not None for query in queries):
+            # All are compared alike. No query's image is hashed if no image could exclude so many.
+            by_key = self._by_id if self._have_ids else self._by_content
+            if size - max(map(len, by_key.values()), default=0) >= shots:
+                return
         for query in queries:
             allowed = size - len(self.excluded(query))
             if allowed < shots:

@@ -149,8 +149,8 @@ class RandomArm(Arm):
 class SimilarityArm(Arm):
     """The most similar rows, the nearest last."""
 
-    def __init__(self, similarity: str) -> None:
-        self._similarity = similarity
+    def __init__(self, of: str) -> None:
+        self._similarity = of
 
     def choose(self, setting: Setting) -> Pointers:
         space = setting.similar.get(self._similarity)

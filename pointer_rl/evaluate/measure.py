@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pointer_rl.errors import PluginError
 from pointer_rl.evaluate.arms import METHOD, RANDOM, Arm, Floats, Setting
+from pointer_rl.records.fields import has_failed
 from pointer_rl.records.records import to_record
 from pointer_rl.session.candidates import judge_candidates
 from pointer_rl.session.judge import Judge
@@ -64,7 +65,7 @@ class Asked:
         """Take in the record of a query."""
         for candidate in record["pointer_candidates"]:
             accuracy = math.nan
-            if candidate.get("eval_failed"):
+            if has_failed(candidate):
                 self.failed += 1
                 self.first_failure = self.first_failure or candidate["eval_error"]
             else:

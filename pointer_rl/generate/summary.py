@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pointer_rl.records.fields import has_failed
 from pointer_rl.session.windows import RunSummary
 from pointer_rl.types import Usage
 
@@ -62,7 +63,7 @@ class Summary(RunSummary):
         self.queries += 1
         best: tuple[int | None, float | None] = (None, None)
         for candidate in record["pointer_candidates"]:
-            if candidate.get("eval_failed"):
+            if has_failed(candidate):
                 self.first_failure = self.first_failure or candidate.get("eval_error")
             correct, accuracy = candidate.get("vqa_correct"), candidate.get("vqa_acc_score")
             self.all.add(correct, accuracy)

@@ -339,7 +339,7 @@ class _Reader:
         self.kind = kind
         query = record.get("query", {})
         if not isinstance(query, dict):
-            raise InputError("`query` is no object")
+            raise InputError("`query` is not an object")
         own = query.get("row")
         own_row = NO_ROW if own is None else read_rows([own], "query.row")[0]
         pool, excluded = (_optional_rows(record, key) for key in ("pool", "excluded"))

@@ -86,8 +86,6 @@ def convert_file(source: Path, target: Path, overwrite: bool = False) -> Convert
         for key, value in stream_records(source):
             if key != "_meta":
                 rewriter.add(f"{source}: {key!r}", key, value)
-            elif meta is None:
-                raise InputError(f"{source}: '_meta' is no object")
         if not rewriter.converted.queries:
             raise InputError(f"{source}: no query in it")
     return rewriter.converted

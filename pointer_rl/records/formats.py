@@ -37,35 +37,31 @@ class Format:
 def stream_members(path: Path) -> Iterator[Member]:
     """The members of a file in its order, with their lines and with what JSON forbids in them.
 
-    A key that occurs twice comes out twice. A suffix that is unknown is read as .json. Raises
+    Repeated keys are yielded each time. A suffix that is unknown is read as .json. Raises
     InputError, naming the place, for content that cannot be parsed.
     """
     return _format_of(path).stream(path)
-
-
-def stream_sound_members(path: Path) -> Iterator[tuple[str, Any]]:
-    """(key, value) of each member; like `stream_members`, but NaN and repeated keys are errors."""
-    for member in stream_members(path):
-        for flaw in member.flaws:
-            raise InputError(
-                f"{path}: line {member.line}: {flaw.describe(member.key)}; correct it (pointer-rl "
-                "validate lists all there are)"
-            )
-        yield member.key, member.value
 
 
 def stream_records(path: Path) -> Iterator[tuple[str, Any]]:
     """(query id, record), and ("_meta", …) and other keys that begin with _, in the file's order.
 
     Raises InputError for content that cannot be parsed or would have to be guessed: NaN, a
-    repeated key, a query that occurs twice.
+    repeated key, a query that occurs twice, a `_meta` that is not an object.
     """
     seen: set[str] = set()
-    for key, value in stream_sound_members(path):
-        if key in seen:
-            raise InputError(f"{path}: {key!r} occurs twice; keep one of them")
-        seen.add(key)
-        yield key, value
+    for member in stream_members(path):
+        for flaw in member.flaws:
+            raise InputError(
+                f"{path}: line {member.line}: {flaw.describe(member.key)}; correct it (pointer-rl "
+                "validate lists all there are)"
+            )
+        if member.key in seen:
+            raise InputError(f"{path}: {member.key!r} occurs twice; keep one of them")
+        if member.key == "_meta" and not isinstance(member.value, dict):
+            raise InputError(f"{path}: '_meta' is not an object")
+        seen.add(member.key)
+        yield member.key, member.value
 
 
 def read_meta(path: Path) -> Record | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pointer_rl.errors import InputError
-from pointer_rl.records.fields import FAILED, OUTCOME_KEYS
+from pointer_rl.records.fields import FAILED, OUTCOME_KEYS, has_failed
 
 Layout = Literal["pointer_candidates", "v4", "k64", "beams", "beam"]
 Record = dict[str, Any]
@@ -138,7 +138,7 @@ def _at(pool: list[int], positions: list[int], index: int) -> list[int]:
 
 def _without_failed_outcome(candidate: Record) -> Record:
     """Lever-Plus wrote a wrong answer for a failed evaluation; move it to `failed_outcome`."""
-    if candidate.get(FAILED) is not True and candidate.get("vqa_eval_mode") != "error":
+    if not has_failed(candidate):
         return candidate
     kept = {key: value for key, value in candidate.items() if key not in OUTCOME_KEYS}
     aside = {key: candidate[key] for key in OUTCOME_KEYS if key in candidate}

@@ -13,14 +13,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pointer_rl.errors import InputError
 from pointer_rl.files import check_writable
 from pointer_rl.records.convert import Converted, Rewriter
-from pointer_rl.records.formats import open_writer, read_meta, stream_sound_members
+from pointer_rl.records.formats import open_writer, read_meta, stream_records
 from pointer_rl.records.provenance import differences
 from pointer_rl.records.shards import Shard, window_of
 
@@ -52,7 +52,7 @@ def merge_files(sources: Sequence[Path], target: Path, overwrite: bool = False) 
     shards = _shards(metas)
     meta = _common_meta(metas, ignored="shard" if shards else None)
     ordered = sorted(shards, key=shards.__getitem__) or sources
-    streams = [_stream(source, meta) for source in ordered]
+    streams = [_stream(source) for source in ordered]
     with open_writer(target, meta) as writer:
         members = _in_turn(streams, window_of(meta)) if shards else chain(*streams)
         merged, found = _write(members, Rewriter(writer))
@@ -66,22 +66,22 @@ def merge_files(sources: Sequence[Path], target: Path, overwrite: bool = False) 
     return merged
 
 
-def _stream(source: Path, meta: Mapping[str, Any] | None) -> Iterator[_Member]:
-    for key, value in stream_sound_members(source):
-        if key != "_meta":
-            yield source, key, value
-        elif meta is None:
-            raise InputError(f"{source}: '_meta' is no object")
+def _stream(source: Path) -> Iterator[_Member]:
+    return ((source, key, value) for key, value in stream_records(source) if key != "_meta")
 
 
 def _in_turn(streams: Sequence[Iterator[_Member]], size: int) -> Iterator[_Member]:
-    """The first window of each stream, then the second of each, until all have ended."""
+    """The first window of queries of each stream, then the second of each, until all have ended."""
     left = list(streams)
     while left:
         for stream in tuple(left):
-            window = list(islice(stream, size))
-            yield from window
-            if len(window) < size:
+            queries = 0
+            for member in stream:
+                yield member
+                queries += not member[1].startswith("_")
+                if queries == size:
+                    break
+            else:
                 left.remove(stream)
 
 
@@ -101,8 +101,6 @@ def _write(members: Iterator[_Member], rewriter: Rewriter) -> tuple[Merged, Coun
                 rewriter.add(f"{source}: {key!r}", key, value)
             continue
         first, expected = known[key]
-        if first == source:
-            raise InputError(f"{source}: {key!r} occurs twice; keep one of them")
         if digest == expected:
             merged.repeated += is_query
         else:

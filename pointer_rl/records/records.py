@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from pointer_rl.errors import InputError
-from pointer_rl.records.fields import CANDIDATE, FAILED, QUERY, Field
+from pointer_rl.records.fields import CANDIDATE, FAILED, QUERY, Field, has_failed
 from pointer_rl.types import Candidate, Example, Outcome
 
 Record = dict[str, Any]
@@ -149,7 +149,7 @@ def from_record(record: Mapping[str, Any]) -> list[Judged]:
 def read_candidate(value: Mapping[str, Any]) -> Judged:
     """One candidate and its outcome, which is empty if it was never judged."""
     candidate = _CANDIDATE.read(value)
-    if value.get(FAILED):
+    if has_failed(value):
         reason = value.get("eval_error")
         return candidate, Outcome(failure="unknown" if reason is None else reason)
     return candidate, _OUTCOME.read(value)

@@ -22,7 +22,7 @@ from pointer_rl.errors import InputError, PointerRLError
 from pointer_rl.files import check_writable
 from pointer_rl.records.closeness import edit_similarity, word_f1
 from pointer_rl.records.convert import Rewriter
-from pointer_rl.records.fields import FAILED
+from pointer_rl.records.fields import has_failed
 from pointer_rl.records.formats import open_writer, read_meta, stream_records
 from pointer_rl.records.layouts import BEAM_LAYOUTS, detect_layout, upgrade_record
 from pointer_rl.registry import ConfiguredEntry, registry
@@ -113,7 +113,7 @@ class _Rescorer:
             raise InputError("beam data, which has no answers: generate RL data from it")
         record = upgrade_record(value, layout)
         self.done.queries += 1
-        if all(candidate.get(FAILED) for candidate in record["pointer_candidates"]):
+        if all(map(has_failed, record["pointer_candidates"])):
             self.done.failed += len(record["pointer_candidates"])
             return record
         query = record.get("query")
@@ -143,7 +143,7 @@ class _Rescorer:
     def _candidate(
         self, candidate: Record, judge: Callable[[str], Record], place: str, other: bool
     ) -> Record:
-        if candidate.get(FAILED):
+        if has_failed(candidate):
             self.done.failed += 1
             return candidate
         wanted = "vqa_pred_answer" if self._prompt is None else "vqa_raw_generation"

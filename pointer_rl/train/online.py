@@ -20,6 +20,7 @@ import numpy as np
 import pointer_rl_schemas
 from pointer_rl.datasets.leakage import AllowedRows, image_content
 from pointer_rl.errors import InputError
+from pointer_rl.records.fields import has_failed
 from pointer_rl.records.shards import WINDOW
 from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.selectors.bundle import DataFile
@@ -263,7 +264,7 @@ def _ask_round(
     with Journal(path, meta, [query.id for query in job.queries]) as journal:
         deque(run_windows(job, WINDOW, executor, session, journal), maxlen=0)
         asked = [each for record in journal.records() for each in record["pointer_candidates"]]
-        if all(each.get("eval_failed") for each in asked):
+        if all(map(has_failed, asked)):
             journal.remove()
             raise InputError(
                 f"round {number}: all {len(asked):,} trials failed, the first with: "

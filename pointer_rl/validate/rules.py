@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pointer_rl.errors import PointerRLError
+from pointer_rl.records.fields import has_failed
 from pointer_rl.types import Metric
 
 Path = tuple[str | int, ...]
@@ -31,7 +32,7 @@ class Group:
         self.query = query
         """Empty if the record has none."""
         self.pool = pool
-        self.judged = [each for each in candidates if not each[1].get("eval_failed")]
+        self.judged = [each for each in candidates if not has_failed(each[1])]
         """The candidates whose trial did not fail."""
         self.pointers = [candidate["pointer"] for _, candidate in candidates]
         self.rows: set[int] = set().union(*self.pointers)

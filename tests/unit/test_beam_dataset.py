@@ -285,10 +285,11 @@ def test_positions_in_a_querys_own_pool_become_rows(tmp_path):
     }
     v4 = {"pointer_candidates": [candidate([50, 60], pointer_pos=[0, 1])]}
     error = {"pointer_candidates": [candidate([5], pointer_pos=[5], vqa_eval_mode="error")]}
-    dataset = BeamDataset(dump(tmp_path, {"k": k64, "v": v4, "e": error}))
+    guide = {"pointer_candidates": [candidate([5], vqa_eval_mode="error")]}
+    dataset = BeamDataset(dump(tmp_path, {"k": k64, "v": v4, "e": error, "g": guide}))
     assert dataset.pointers.tolist() == [[20, 40], [30, -1], [50, 60]]
     assert dataset.pools[0].tolist() == [40, 30, 20]
-    assert dataset.failed == 1, "an error is no wrong answer"
+    assert dataset.failed == 2, "an error is not a wrong answer"
 
 
 def test_a_query_is_excluded_where_it_is_in_the_pool(tmp_path):
@@ -342,7 +343,7 @@ def test_lever_lms_beam_data_excludes_the_query(tmp_path):
         ({"pointer_candidates": [candidate([1], temperature="1")]}, "temperature is no finite"),
         ({"pointer_candidates": [candidate([1], beam_rank=[0])]}, "beam_rank is no finite"),
         ({"pointer_candidates": [candidate([1], vqa_acc_score=10**99)]}, "vqa_acc_score is no"),
-        ({"pointer_candidates": [candidate([1])], "query": 3}, "`query` is no object"),
+        ({"pointer_candidates": [candidate([1])], "query": 3}, "`query` is not an object"),
         ({"pointer_candidates": [candidate([1])], "query": {"row": -2}}, "query.row is no list"),
         ({"pointer_candidates": [candidate([1])], "pool": 3}, "pool is no list of rows"),
         ({"pointer_candidates": [candidate([1])], "excluded": 3}, "excluded is no list of rows"),
