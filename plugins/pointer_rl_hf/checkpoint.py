@@ -16,7 +16,6 @@ from pointer_rl.local.hub import checkpoint_folder
 from pointer_rl.local.loading import (
     LOADING_ERRORS,
     SNAPSHOT_FILES,
-    apply_adapter,
     check_attention,
     check_weights,
     load_weights,
@@ -64,15 +63,14 @@ def load_checkpoint(options: HFBackendOptions) -> Checkpoint:
     processor = load_processor(folder)
     tokenizer = processor.tokenizer
     chat = load_chat(processor, folder, options.chat_template)
+    adapter = None if options.adapter is None else Path(options.adapter).expanduser()
     model = load_weights(
         transformers.AutoModelForImageTextToText,
         folder,
         dtype=dtype,
         attention=options.attn_implementation,
+        adapter=adapter,
     )
-    adapter = None if options.adapter is None else Path(options.adapter).expanduser()
-    if adapter is not None:
-        apply_adapter(model, adapter)
     model = place(model, device, options.model)
 
     special_ids = frozenset(
