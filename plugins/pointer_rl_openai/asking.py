@@ -85,7 +85,7 @@ class Asker:
         while (pause := self._held_until - loop.time()) > 0 and self.gone is None:
             await asyncio.sleep(pause)
         if self.gone is not None:
-            raise CallError(message=self.gone)
+            raise CallError(self.gone)
         sent = self._limit.sent()
         try:
             value = await self._transport.send(call)

@@ -97,21 +97,21 @@ def read_completion(reply: object) -> Completion:
     """Read the first choice of a chat completion. Raises CallError."""
     error = look_up(reply, "error", "message")
     if isinstance(error, str):
-        raise CallError(message=f"an error instead of an answer: {error}", again=True)
+        raise CallError(f"an error instead of an answer: {error}", again=True)
     choices = look_up(reply, "choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise CallError(message="the reply is no chat completion", again=True)
+        raise CallError("the reply is no chat completion", again=True)
     message, finish = choices[0].get("message"), choices[0].get("finish_reason")
     if not isinstance(message, dict):
-        raise CallError(message="the reply has no message", again=True)
+        raise CallError("the reply has no message", again=True)
     text = message.get("content")
     if finish == "content_filter" or message.get("refusal"):
-        raise CallError(message="the server's filter, or the model, refused to answer")
+        raise CallError("the server's filter, or the model, refused to answer")
     if text is None and finish is not None:
         # The model was cut off while it was thinking, or it called a tool.
-        raise CallError(message=f"the answer has no text (finish_reason {finish})")
+        raise CallError(f"the answer has no text (finish_reason {finish})")
     if not isinstance(text, str):
-        raise CallError(message="the reply has no text", again=True)
+        raise CallError("the reply has no text", again=True)
     fingerprint = look_up(reply, "system_fingerprint")
     return Completion(
         text, read_usage(reply), fingerprint if isinstance(fingerprint, str) else None

@@ -77,10 +77,10 @@ class Scorer:
         if not isinstance(entries, list):
             read_completion(reply)  # Raises an error of its own if it is not a chat completion.
             self._able = False
-            raise CallError(message=CANNOT_SCORE)
+            raise CallError(CANNOT_SCORE)
         first = len(entries) - tail.after - len(tail.answer)
         if first < 1:  # The first token of a prompt has no log-probability.
-            raise CallError(message="the log-probabilities are fewer than the tokens")
+            raise CallError("the log-probabilities are fewer than the tokens")
         pairs = zip(entries[first:], tail.answer, strict=False)
         logprob = sum(logprob_of(entry, token_id) for entry, token_id in pairs)
         return Score(logprob, read_usage(reply))
@@ -92,7 +92,7 @@ class Scorer:
         start, end = len(before), len(until)
         if until[:start] != before or whole[:end] != until or len(whole) == end:
             raise CallError(
-                message="an answer cannot be scored: with this chat template a chat that has it"
+                "an answer cannot be scored: with this chat template a chat that has it"
                 " does not begin with the tokens of the chat that asks for it"
             )
         return _Tail(tuple(whole[start : end + 1]), len(whole) - end - 1)
@@ -107,18 +107,15 @@ class Scorer:
         except (CallError, InputError) as error:
             if isinstance(error, CallError) and error.status in (404, 405, 501):
                 self._able = False
-                raise CallError(message=CANNOT_SCORE) from error
-            raise CallError(message=f"scoring an answer, /tokenize: {error}") from error
+                raise CallError(CANNOT_SCORE) from error
+            raise CallError(f"scoring an answer, /tokenize: {error}") from error
 
 
 def logprob_of(entry: object, token_id: int) -> float:
     """A token's log-probability in an entry of `prompt_logprobs`. Raises CallError."""
     logprob = look_up(entry, str(token_id), "logprob")
     if not isinstance(logprob, int | float) or not math.isfinite(logprob):
-        raise CallError(
-            message="the prompt's log-probabilities are not of the tokens that /tokenize gave",
-            again=False,
-        )
+        raise CallError("the prompt's log-probabilities are not of the tokens that /tokenize gave")
     return float(logprob)
 
 
@@ -126,5 +123,5 @@ def read_tokens(reply: object) -> list[int]:
     """Read token ids from the reply of /tokenize. Raises CallError."""
     tokens = look_up(reply, "tokens")
     if not isinstance(tokens, list) or not all(type(each) is int for each in tokens):
-        raise CallError(message="/tokenize returned no token ids", again=True)
+        raise CallError("/tokenize returned no token ids", again=True)
     return tokens

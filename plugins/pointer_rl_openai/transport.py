@@ -7,7 +7,7 @@ import json
 import re
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
@@ -27,11 +27,12 @@ _LONGEST_QUOTE = 200
 T = TypeVar("T")
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class CallError(Exception):
     """Why a call failed."""
 
     message: str
+    _: KW_ONLY
     again: bool = False
     """Whether a retry may help."""
     busy: bool = False
@@ -89,28 +90,28 @@ class Transport:
                 response, body = await self._exchange(call.url, content)
         except TimeoutError:
             message = f"no answer in {self._timeout:g} s"
-            raise CallError(message=message, again=True, busy=True) from None
+            raise CallError(message, again=True, busy=True) from None
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             host = httpx2.URL(call.url).netloc.decode()
             message = f"no connection to {host} ({first_line(error)})"
-            raise CallError(message=message, again=True, unreachable=True) from error
+            raise CallError(message, again=True, unreachable=True) from error
         except httpx2.HTTPError as error:
             message = f"the connection broke ({type(error).__name__})"
-            raise CallError(message=message, again=True) from error
+            raise CallError(message, again=True) from error
         if response.status_code != 200:
             raise self._refusal(response, body, call.private)
         if body is None:
             message = f"the reply is larger than {LARGEST_BODY:,} bytes"
-            raise CallError(message=message, again=True)
+            raise CallError(message, again=True)
         try:
             reply = json.loads(body)
         except (ValueError, RecursionError):
-            raise CallError(message="the reply is no JSON", again=True) from None
+            raise CallError("the reply is no JSON", again=True) from None
         try:
             return call.read(reply)
         except CallError as error:
             message = self._quotable(error.message, call.private)
-            raise CallError(message=message, again=error.again) from error
+            raise CallError(message, again=error.again) from error
 
     async def _exchange(
         self, url: str, content: bytes | None

@@ -143,10 +143,10 @@ def test_any_header_is_a_number_or_nothing(text):
 # --- asking ---
 
 CALL = Call(url="http://there/", read=lambda reply: reply)
-BUSY = CallError(message="busy", again=True, busy=True, status=429)
-BROKEN = CallError(message="broken", again=True, status=500)
-SLOW = CallError(message="slow", again=True, busy=True)
-NOBODY = CallError(message="nobody there", again=True, unreachable=True)
+BUSY = CallError("busy", again=True, busy=True, status=429)
+BROKEN = CallError("broken", again=True, status=500)
+SLOW = CallError("slow", again=True, busy=True)
+NOBODY = CallError("nobody there", again=True, unreachable=True)
 
 
 class Script:
@@ -188,7 +188,7 @@ def test_a_call_is_repeated_as_often_as_allowed(failure):
 
 
 def test_what_no_repetition_mends_is_not_repeated():
-    script = Script(CallError(message="wrong", status=400))
+    script = Script(CallError("wrong", status=400))
     [result] = ask(script)
     assert (script.sent, result.message) == (1, "wrong")
 
@@ -231,7 +231,7 @@ def test_a_server_that_answered_meanwhile_is_not_gone():
 def test_a_refusal_is_held_against_all():
     async def main() -> float:
         loop = asyncio.get_running_loop()
-        refusal = CallError(message="wait", again=True, busy=True, status=429, wait=0.05)
+        refusal = CallError("wait", again=True, busy=True, status=429, wait=0.05)
         asker = Asker(Script(refusal, "a", "b"), ConcurrencyLimit(1), retries=2, backoff=1e-4)
         began = loop.time()
         await asyncio.gather(asker.ask(CALL), asker.ask(CALL))
