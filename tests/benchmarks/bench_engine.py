@@ -59,7 +59,7 @@ GOALS = {"scored": 15, "not scored": 6}
 LIMIT_GOAL, OVERHEAD_GOAL = 0.7, 0.1
 PARTS = {
     "images": (PatchCache, "_open"),
-    "text": (PromptEncoder, "encode"),
+    "text": (PromptEncoder, "tokenise"),
     "prefixes in": (PrefixStore, "write"),
     "prefixes out": (PrefixStore, "read"),
     "rows moved": (RowCache, "keep"),
@@ -242,7 +242,7 @@ def measure(world: World, name: str, bare: Bare | None) -> Bare:
     number = len(every)
     places = range(0, number, max(1, number // world.looped))[: world.looped]
     some = [every[place] for place in places]
-    [image] = PatchCache(checkpoint).find([("", some[0].prompt.images[0])])
+    image = PatchCache(checkpoint).get("", some[0].prompt.images[0])
     backend = Qwen2VLBackend(checkpoint)
     found = ask(backend, windows)  # Warm up.
     check(loop(checkpoint, some), [found[place] for place in places])
