@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pointer_rl.hookspecs import hookimpl
-from pointer_rl.selectors.options import SelectorConfig
+from pointer_rl.selectors.options import PointerConfig
 from pointer_rl_standard.options import (
     OKVQA,
     BeamOptions,
@@ -199,7 +199,7 @@ def pointer_rl_register_selectors(register: Register) -> None:
     register(
         "pointer",
         "pointer_rl.selectors:PointerSelector",
-        options=SelectorConfig,
+        options=PointerConfig,
         summary="Cross-attention over the pool, then cosines; chooses exactly `shots` rows",
     )
 

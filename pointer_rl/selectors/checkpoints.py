@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pointer_rl.errors import InputError, PluginError, first_line
 from pointer_rl.files import write_tensors, write_text
-from pointer_rl.selectors.options import SelectorConfig
+from pointer_rl.selectors.options import PointerConfig
 from pointer_rl.selectors.pointer import PointerSelector
 from pointer_rl.selectors.selector import Selector, create_selector
 
@@ -185,7 +185,7 @@ def _todays_name(key: str) -> str:
 
 def _infer_config(
     tensors: Mapping[str, Tensor], num_heads: int | None, file: Path
-) -> SelectorConfig:
+) -> PointerConfig:
     if num_heads is None:
         _log.warning("%s: does not say how many attention heads it has; taking 1", file)
         num_heads = 1
@@ -195,7 +195,7 @@ def _infer_config(
     history: Literal["static", "gated"] = "gated" if gated else "static"
     layers = [int(name.split(".")[1]) for name in tensors if name.startswith("cross_attn_layers.")]
     try:
-        return SelectorConfig(
+        return PointerConfig(
             d_model=_width(tensors, "input_proj.weight", file) if projected else hidden_dim,
             hidden_dim=hidden_dim,
             num_layers=max(layers, default=0) + 1,

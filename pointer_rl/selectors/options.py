@@ -7,7 +7,7 @@ from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectorConfig:
+class PointerConfig:
     """Options of the `pointer` selector."""
 
     d_model: int

@@ -18,7 +18,7 @@ from pointer_rl.datasets.embeddings import check_dims, load_embeddings
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
 from pointer_rl.registry import ConfiguredEntry, registry
-from pointer_rl.selectors import PointerSelector, SelectorConfig, SelectorPolicy, load_selector
+from pointer_rl.selectors import PointerConfig, PointerSelector, SelectorPolicy, load_selector
 from pointer_rl.session.cache import cache_folder
 from pointer_rl.types import Dataset, Decoded, Example, Pool
 
@@ -110,7 +110,7 @@ def make_policy(
     if sft_ckpt is not None:
         selector = load_selector(sft_ckpt, d_model=dim)
     elif dataset.companions is not None:
-        config = SelectorConfig(
+        config = PointerConfig(
             d_model=dim, hidden_dim=dim, num_layers=1, num_heads=1, history="gated"
         )
         selector = PointerSelector.seeded(config, seed)

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from pointer_rl.selectors import (
+    PointerConfig,
     PointerSelector,
-    SelectorConfig,
     beam_search,
     initial_state,
     sample,
@@ -166,9 +166,7 @@ def gigaflops_per_second() -> float:
 
 @torch.no_grad()
 def main() -> None:
-    config = SelectorConfig(
-        d_model=D, hidden_dim=HIDDEN, num_layers=1, num_heads=1, history="gated"
-    )
+    config = PointerConfig(d_model=D, hidden_dim=HIDDEN, num_layers=1, num_heads=1, history="gated")
     selector = PointerSelector.seeded(config, 0).eval()
     random = torch.Generator().manual_seed(1)
     queries = torch.randn(QUERIES, D, generator=random)

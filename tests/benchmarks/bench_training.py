@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.flop_counter import FlopCounterMode
 
-from pointer_rl.selectors import PointerSelector, SelectorConfig, initial_state
+from pointer_rl.selectors import PointerConfig, PointerSelector, initial_state
 from pointer_rl.train import losses
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
@@ -67,7 +67,7 @@ def make_groups(own: bool) -> Groups:
 
 
 def selector() -> PointerSelector:
-    config = SelectorConfig(d_model=D, hidden_dim=D, num_layers=1, num_heads=1, history="gated")
+    config = PointerConfig(d_model=D, hidden_dim=D, num_layers=1, num_heads=1, history="gated")
     return PointerSelector.seeded(config, 0).eval()
 
 

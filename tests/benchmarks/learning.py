@@ -31,7 +31,7 @@ from learning_tables import accuracy_table, draw, shots_table, versus_own_rce, v
 from pointer_rl.beams.run import BeamConfig, BeamRun, run_beams
 from pointer_rl.evaluate.run import EvaluateConfig, OpenedPolicy, evaluate, open_policy
 from pointer_rl.generate.run import GenerateRun, run_generate
-from pointer_rl.selectors import PointerSelector, SelectorConfig, save_selector
+from pointer_rl.selectors import PointerConfig, PointerSelector, save_selector
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.train.config import RECIPES, TrainConfig
 from pointer_rl.train.online import OnlineConfig, OnlineRun, run_online
@@ -167,7 +167,7 @@ class Bench:
 
     def untrained(self) -> Path:
         folder = self.folder / "untrained"
-        config = SelectorConfig(d_model=256, **THEIRS)
+        config = PointerConfig(d_model=256, **THEIRS)
         save_selector(folder, PointerSelector.seeded(config, self.seed))
         return folder
 

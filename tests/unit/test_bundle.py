@@ -24,8 +24,8 @@ from pointer_rl.datasets.embeddings import (
 )
 from pointer_rl.errors import InputError
 from pointer_rl.selectors import (
+    PointerConfig,
     PointerSelector,
-    SelectorConfig,
     SelectorPolicy,
     initial_state,
     load_selector,
@@ -60,7 +60,7 @@ def vectors(rows: int, seed: int, dim: int = DIM) -> torch.Tensor:
 
 
 def selector(seed: int = 0, dim: int = DIM) -> PointerSelector:
-    config = SelectorConfig(
+    config = PointerConfig(
         d_model=dim, hidden_dim=8, num_layers=1, num_heads=2, history="gated", dropout=0.2
     )
     return PointerSelector.seeded(config, seed)
@@ -282,7 +282,7 @@ def test_the_card_says_what_the_bundle_is(folder: Path) -> None:
 
 
 def test_the_card_of_a_policy_that_may_stop_says_so(tmp_path: Path) -> None:
-    config = SelectorConfig(d_model=DIM, num_layers=1, num_heads=1)
+    config = PointerConfig(d_model=DIM, num_layers=1, num_heads=1)
     with installed():
         save_bundle(tmp_path, StoppingSelector(config), vectors(SIZE, 1), POOL_IDS, INFO, QUERY_IDS)
     assert "up to 2 of a pool of 7 examples" in (tmp_path / "README.md").read_text()
