@@ -675,7 +675,7 @@ FAULTS = [
     (BackendTests, (Longest,), "in a batch and .* alone: mask the padding"),
     (BackendTests, (ByPlace,), "yield each result with the index of its own request"),
     (BackendTests, (SortedScores,), "give score_logprobs in the order of Request.score"),
-    (BackendTests, (Probabilities,), "no log-probabilities: give natural logarithms"),
+    (BackendTests, (Probabilities,), "not log-probabilities: give natural logarithms"),
     (BackendTests, (Deaf,), "end the text before the first of Decoding.stop"),
     (BackendTests, (Swallows,), "cannot be read is answered 'blue': yield a BackendError"),
     (BackendTests, (Draws,), "asked again it answers .*: decode as Decoding says"),
