@@ -113,7 +113,9 @@ def write_tensors(
 
     with AtomicFile(path) as file:
         try:
+            mode = os.fstat(file.fileno()).st_mode
             save_file(dict(tensors), file.name, None if metadata is None else dict(metadata))
+            os.chmod(file.name, mode)  # safetensors makes a file that only its owner can read
         except SafetensorError as error:
             raise cannot_be_written(path, error) from error
 
@@ -123,7 +125,7 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
 
     Call it before anything that takes long. Without `overwrite` an existing file is an error too.
     """
-    if path.exists() and not overwrite:
+    if path.exists() and not path.is_dir() and not overwrite:
         raise InputError(f"{path}: exists; remove it, or give --overwrite")
     AtomicFile(path).discard()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pointer_rl.cli.common import FILE
 from pointer_rl.registry import KINDS
 
 
@@ -14,7 +15,7 @@ from pointer_rl.registry import KINDS
 @click.option("--kind", type=click.Choice(list(KINDS)), required=True, help="What it registers.")
 @click.option(
     "--output-dir",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Folder to create [default: pointer-rl-NAME].",
 )
 def new(name: str, kind: str, output_dir: Path | None) -> None:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pointer_rl.cli.common import FILE
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pointer_rl.datasets.embeddings import Embeddings
     from pointer_rl.types import Example
-
-FILE = click.Path(path_type=Path)
 
 
 @click.command()

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from pointer_rl.cli.common import (
     DEVICE,
@@ -125,6 +126,11 @@ _ONLINE = [
         "--pointers", minimum=2, help="Pointers to try per query and round  [default: 4]."
     ),
 ]
+_ONLY_ONLINE = {
+    parameter.name
+    for parameter in click.command()(with_options([*_ONLINE, *TRIAL_OPTIONS])(lambda: None)).params
+} - {"online", "query_emb", "cand_emb", "device"}
+"""Options that mean nothing to training on logged data."""
 
 
 @click.command(cls=GuideCommand)
@@ -138,8 +144,8 @@ def train(**given: Any) -> None:
     or --query-emb and --cand-emb; data of a dataset that brings its own encoder need neither.
 
     With --online it also asks the backend, in rounds: the policy proposes, the backend answers,
-    and it learns from all there is so far. Only then are the options of backend, dataset, prompt,
-    metric, decoding and store of any effect.
+    and it learns from all there is so far. The options of backend, dataset, prompt, metric,
+    decoding and store are for --online alone.
     """
     from pointer_rl.errors import InputError
 
@@ -147,8 +153,9 @@ def train(**given: Any) -> None:
     if given["online"]:
         _train_online(given, config)
         return
-    for name in ("max_calls", "rounds", "pointers"):
-        if given[name] is not None:
+    context = click.get_current_context()
+    for name in given.keys() & _ONLY_ONLINE:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise InputError(f"--{name.replace('_', '-')} is for --online")
     if given["beam_data"] is None:
         raise InputError("give --beam-data, or --online to ask the backend while learning")

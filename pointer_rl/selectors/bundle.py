@@ -44,6 +44,8 @@ _DOCUMENT = "bundle.json"
 _CARD = "README.md"
 _POOL = "pool.safetensors"
 _QUERY_IDS = "query_ids.txt"
+BUNDLE_FILES = ("model.safetensors", "config.json", _POOL, _QUERY_IDS, _CARD, _DOCUMENT)
+"""The files that `save_bundle` writes or overwrites."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from pointer_rl.files import remove_leftovers, write_text
 from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
 from pointer_rl.selectors import Selector, SelectorPolicy
 from pointer_rl.selectors.bundle import (
+    BUNDLE_FILES,
     BundleInfo,
     DataFile,
     is_bundle,
@@ -50,8 +51,8 @@ class Output:
     def prepare(self, *inputs: Path | None) -> None:
         """Make the folder ready: create it, empty it of the run in it, or keep that to continue.
 
-        Raises InputError if it holds a bundle without the run that made it, MissingExtraError
-        without TensorBoard if that is wanted, before anything is deleted.
+        Raises InputError if it holds files that would be overwritten but no run, and
+        MissingExtraError without TensorBoard if that is wanted, before anything is deleted.
         """
         if self.tensorboard:
             _summary_writer()
@@ -61,11 +62,12 @@ class Output:
         if self.overwrite:
             self._empty([checkpoint, bundle, rounds], inputs)
         elif not checkpoint.exists():
-            found = next((path for path in (bundle, rounds) if path.exists()), None)
+            written = (self.folder / name for name in (*BUNDLE_FILES, ROUNDS))
+            found = next((path for path in written if path.exists()), None)
             if found is not None:
                 raise InputError(
-                    f"{found}: exists, without the {CHECKPOINT} of the run that made it: name "
-                    "another --output-dir, or replace it with --overwrite"
+                    f"{found}: exists, without the {CHECKPOINT} of a run: name another "
+                    "--output-dir, or replace it with --overwrite"
                 )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -257,7 +257,7 @@ def test_a_truncated_file_is_refused(tmp_path, suffix, kept):
 
 def test_files_that_are_none_are_refused(tmp_path):
     expect_refused(tmp_path / "absent.pt", "no such checkpoint")
-    expect_refused(tmp_path, "no such checkpoint")
+    expect_refused(tmp_path, "no model.safetensors in it")
     (tmp_path / "text.ckpt").write_text("hello world")
     expect_refused(tmp_path / "text.ckpt", "damaged")
 
