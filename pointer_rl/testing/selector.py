@@ -6,6 +6,7 @@ Shapes: B queries, K pool rows, N hypotheses of a query, S shots, d embedding si
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -13,18 +14,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pointer_rl.registry import ConfiguredEntry, registry
+from pointer_rl.registry import ConfiguredEntry
 from pointer_rl.selectors import Selector, decoding, load_selector, save_selector
 from pointer_rl.selectors.selector import create_selector
-from pointer_rl.testing.plugin import PluginTests
+from pointer_rl.testing.plugin import BatchTests
 
 _BATCH, _POOL, _SHOTS = 3, 5, 2
 
 
-class SelectorTests(PluginTests[Selector]):
+class SelectorTests(BatchTests[Selector]):
     """Builds an untrained selector, and lets it choose for three queries from a pool of five."""
 
     kind = "selector"
+    item = "query"
+    how_to_repeat = (
+        "draw nothing in evaluation mode, and initialise weights from torch's generator alone"
+    )
+    how_to_separate = "keep queries independent, as without batch normalisation"
     d_model: int = 8
     """Size of the embeddings."""
     tolerance: float = 1e-4
@@ -32,37 +38,44 @@ class SelectorTests(PluginTests[Selector]):
 
     def configure(self, **changes: object) -> ConfiguredEntry:
         """The registered selector for embeddings of size `d_model`."""
-        options = {"d_model": self.d_model, **self.options, **changes}
-        return registry().configure(self.kind, self.name, options)
+        return super().configure(**{"d_model": self.d_model, **self.options, **changes})
 
     def make(self, **changes: object) -> Selector:
         """Build the selector, in evaluation mode; its weights depend on a seed."""
         options = {"d_model": self.d_model, **self.options, **changes}
         return create_selector(self.name, options, seed=0).eval()
 
+    @property
+    def inputs(self) -> Sequence[int]:
+        return range(_BATCH)
+
+    def ask(self, made: Selector, inputs: Sequence[int]) -> Sequence[Any]:
+        """The logits of each query's first step."""
+        pool = made.encode_pool(self.embeddings(_POOL, seed=1))
+        queries = self.embeddings(_BATCH, seed=0)[list(inputs)]
+        return list(self.logits(made, made.encode(queries, pool)))
+
+    def same(self, one: Any, other: Any) -> bool:
+        """Whether two tensors agree within the tolerance."""
+        return one.shape == other.shape and torch.allclose(
+            one, other, rtol=self.tolerance, atol=self.tolerance
+        )
+
     def embeddings(self, *shape: int, seed: int) -> Tensor:
         """Random embeddings [*shape, d]."""
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(*shape, self.d_model, generator=generator)
 
-    def state(self, selector: Selector | None = None, allowed: Tensor | None = None) -> Any:
+    def state(self, selector: Selector, allowed: Tensor | None = None) -> Any:
         """The state before the first choice."""
-        selector = selector or self.made
         pool = selector.encode_pool(self.embeddings(_POOL, seed=1))
         return selector.encode(self.embeddings(_BATCH, seed=0), pool, allowed)
 
     @torch.no_grad()
-    def logits(self, state: Any, selector: Selector | None = None) -> Tensor:
+    def logits(self, selector: Selector, state: Any) -> Tensor:
         """The logits of a state's rows, and last that of the stop if it has one."""
-        selector = selector or self.made
         rows_BNK, stop_BN = selector.step_logits(state), selector.stop_logit(state)
         return rows_BNK if stop_BN is None else torch.cat([rows_BNK, stop_BN[..., None]], -1)
-
-    def close(self, one: Tensor, other: Tensor) -> bool:
-        """Whether two tensors agree within the tolerance."""
-        return one.shape == other.shape and torch.allclose(
-            one, other, rtol=self.tolerance, atol=self.tolerance
-        )
 
     def test_scores_the_allowed_rows(self) -> None:
         """Logits are [B, 1, K], finite for allowed rows and -inf for others."""
@@ -71,20 +84,22 @@ class SelectorTests(PluginTests[Selector]):
         own = self.made.encode(
             self.embeddings(_BATCH, seed=0), self.made.encode_pool(own_BKd), allowed_BK
         )
-        for state in (self.state(allowed=allowed_BK), own):
+        for state in (self.state(self.made, allowed_BK), own):
             _check_logits(self.made.step_logits(state), allowed_BK[:, None])
-        _check_logits(self.made.step_logits(self.state()), torch.ones(_BATCH, 1, _POOL).bool())
+        _check_logits(
+            self.made.step_logits(self.state(self.made)), torch.ones(_BATCH, 1, _POOL).bool()
+        )
 
     def test_offers_no_row_twice(self) -> None:
         """After `advance` with rows [B, N], logits are [B, N, K] and the chosen rows -inf."""
-        rows_BN = torch.tensor([[0, 1, 2, 4]]).expand(_BATCH, -1)
-        logits_BNK = self.made.step_logits(self.made.advance(self.state(), rows_BN))
+        rows_BN = _rows(0, 1, 2, 4)
+        logits_BNK = self.made.step_logits(self.made.advance(self.state(self.made), rows_BN))
         _check_logits(logits_BNK, torch.arange(_POOL) != rows_BN[..., None])
 
     def test_may_stop_at_every_step_or_never(self) -> None:
         """`stop_logit` is None at every step, or [B, N] and finite."""
-        rows_BN = torch.tensor([[0, 1]]).expand(_BATCH, -1)
-        state = self.state()
+        rows_BN = _rows(0, 1)
+        state = self.state(self.made)
         first = self.made.stop_logit(state)
         later = self.made.stop_logit(self.made.advance(state, rows_BN))
         assert (first is None) == (later is None), (
@@ -96,51 +111,34 @@ class SelectorTests(PluginTests[Selector]):
                 "each hypothesis of each query"
             )
 
-    def test_builds_the_same_from_the_same_seed(self) -> None:
-        """Weights come from torch's generator, and evaluation mode is deterministic."""
-        expected = self.logits(self.state())
-        again = self.make()
-        assert self.logits(self.state()).equal(expected), (
-            "asked again it gives other logits: let nothing be drawn in evaluation mode"
-        )
-        assert self.logits(self.state(again), again).equal(expected), (
-            "built again from the same seed it gives other logits: initialise weights from torch's "
-            "generator alone"
-        )
-
-    def test_scores_queries_alone_as_in_a_batch(self) -> None:
-        """Which queries share a batch does not matter."""
-        together = self.logits(self.state())
-        pool = self.made.encode_pool(self.embeddings(_POOL, seed=1))
-        for query, embedding in enumerate(self.embeddings(_BATCH, seed=0)):
-            alone = self.logits(self.made.encode(embedding[None], pool))
-            assert self.close(alone, together[query : query + 1]), (
-                f"query {query} gets other logits alone than in a batch: keep queries independent"
-            )
-
     def test_leaves_states_as_they_are(self) -> None:
         """`advance` and `select` return new states, because decodings share the old one."""
-        state = self.state()
-        before = self.logits(state)
-        advanced = self.made.advance(state, torch.tensor([[0, 1]]).expand(_BATCH, -1))
-        after = self.logits(advanced)
+        state = self.state(self.made)
+        before = self.logits(self.made, state)
+        advanced = self.made.advance(state, _rows(0, 1))
+        after = self.logits(self.made, advanced)
         self.made.advance(
-            advanced.select(torch.tensor([[1, 0]]).expand(_BATCH, -1)),
-            torch.tensor([[2, 2]]).expand(_BATCH, -1),
+            advanced.select(_rows(1, 0)),
+            _rows(2, 2),
         )
-        assert self.logits(state).equal(before) and self.logits(advanced).equal(after), (
+        assert self.logits(self.made, state).equal(before) and self.logits(
+            self.made, advanced
+        ).equal(after), (
             "a state gives other logits after advance or select: return a new state, and change "
             "no tensor in place"
         )
 
     def test_selects_hypotheses(self) -> None:
         """Hypothesis n of `state.select(parents)` is hypothesis `parents[b, n]` of the state."""
-        state = self.made.advance(self.state(), torch.tensor([[0, 1, 2]]).expand(_BATCH, -1))
+        state = self.made.advance(self.state(self.made), _rows(0, 1, 2))
         parents_BM = torch.tensor([[2, 0], [1, 1], [0, 2]])
         expected = torch.stack(
-            [own[parents] for own, parents in zip(self.logits(state), parents_BM, strict=True)]
+            [
+                own[parents]
+                for own, parents in zip(self.logits(self.made, state), parents_BM, strict=True)
+            ]
         )
-        assert self.close(self.logits(state.select(parents_BM)), expected), (
+        assert self.same(self.logits(self.made, state.select(parents_BM)), expected), (
             "state.select(parents) does not give the hypotheses that parents name: index each "
             "tensor of the state by parents [B, M]"
         )
@@ -150,8 +148,8 @@ class SelectorTests(PluginTests[Selector]):
         rows_BK = torch.stack([torch.arange(_POOL).roll(query + 1) for query in range(_BATCH)])
         pools = self.made.encode_pool(self.embeddings(_POOL, seed=1)).of(rows_BK)
         logits_BNK = self.made.step_logits(self.made.encode(self.embeddings(_BATCH, seed=0), pools))
-        expected = self.made.step_logits(self.state()).gather(-1, rows_BK[:, None])
-        assert self.close(logits_BNK, expected), (
+        expected = self.made.step_logits(self.state(self.made)).gather(-1, rows_BK[:, None])
+        assert self.same(logits_BNK, expected), (
             "encode_pool(pool).of(rows) does not score the rows in that order: index each tensor "
             "of the encoded pool by rows [B, M]"
         )
@@ -160,12 +158,12 @@ class SelectorTests(PluginTests[Selector]):
     def test_decodes_consistently(self) -> None:
         """Beam search and sampling report the log-probability of what they choose."""
         rngs = [np.random.default_rng(query) for query in range(_BATCH)]
-        state = self.state()
+        state = self.state(self.made)
         found = decoding.beam_search(self.made, state, shots=_SHOTS, width=4)
         drawn = decoding.sample(self.made, state, shots=_SHOTS, num_samples=8, rngs=rngs)
         for how, decoded in (("beam search", found), ("sampling", drawn)):
             recomputed = decoding.log_prob(self.made, state, decoded.rows)
-            assert self.close(recomputed, decoded.logprobs), (
+            assert self.same(recomputed, decoded.logprobs), (
                 f"{how} gives its pointers other log-probabilities than log_prob: let advance and "
                 "select treat every hypothesis alike"
             )
@@ -195,9 +193,13 @@ class SelectorTests(PluginTests[Selector]):
             f"saved with {self.made.config} it comes back with {loaded.config}: set self.config to "
             "the options that it was built from"
         )
-        assert self.logits(self.state(loaded), loaded).equal(self.logits(self.state())), (
-            "saved and loaded it gives other logits: keep its state in parameters and buffers"
-        )
+        fix = "keep its state in parameters and buffers"
+        self.compare(self.use(loaded), "saved and loaded", fix)
+
+
+def _rows(*rows: int) -> Tensor:
+    """The same row for each hypothesis of all queries [B, N]."""
+    return torch.tensor(rows).expand(_BATCH, -1)
 
 
 def _check_logits(logits_BNK: Tensor, offered_BNK: Tensor) -> None:
