@@ -252,20 +252,21 @@ class BatchTests(PluginTests[Made]):
     def _by_input(self, results: Sequence[Any]) -> dict[str, Any]:
         return {f"{self.item} {index}": result for index, result in enumerate(results)}
 
+    def test_gives_the_same_alone_as_in_a_batch(self) -> None:
+        """What shares a batch does not matter."""
+        _ = self.results
+        alone = [self.ask(self.made, [each])[0] for each in self.inputs]
+        self.compare(self._by_input(alone), "alone", self.how_to_separate)
+
     def test_gives_the_same_in_any_order(self) -> None:
         """Each result belongs to its own input."""
+        _ = self.results
         results = list(self.ask(self.made, self.inputs[::-1]))
         self.compare(
             self._by_input(results[::-1]),
             f"if each {self.item} comes in reverse order",
             f"give each result with its own {self.item}",
         )
-
-    def test_gives_the_same_alone_as_in_a_batch(self) -> None:
-        """What shares a batch does not matter."""
-        _ = self.results
-        alone = [self.ask(self.made, [each])[0] for each in self.inputs]
-        self.compare(self._by_input(alone), "alone", self.how_to_separate)
 
 
 class FingerprintTests(BatchTests[Made]):

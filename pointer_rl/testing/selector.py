@@ -30,7 +30,7 @@ class SelectorTests(BatchTests[Selector]):
     how_to_repeat = (
         "draw nothing in evaluation mode, and initialise weights from torch's generator alone"
     )
-    how_to_separate = "keep queries independent, as without batch normalisation"
+    how_to_separate = "keep queries independent: no batch normalisation, for example"
     d_model: int = 8
     """Size of the embeddings."""
     tolerance: float = 1e-4
@@ -75,7 +75,13 @@ class SelectorTests(BatchTests[Selector]):
     def logits(self, selector: Selector, state: Any) -> Tensor:
         """The logits of a state's rows, and last that of the stop if it has one."""
         rows_BNK, stop_BN = selector.step_logits(state), selector.stop_logit(state)
-        return rows_BNK if stop_BN is None else torch.cat([rows_BNK, stop_BN[..., None]], -1)
+        if stop_BN is None:
+            return rows_BNK
+        assert stop_BN.shape == rows_BNK.shape[:2] and stop_BN.isfinite().all(), (
+            f"stop_logit is not a finite tensor of shape {list(rows_BNK.shape[:2])}: return a "
+            "logit for each hypothesis of each query"
+        )
+        return torch.cat([rows_BNK, stop_BN[..., None]], -1)
 
     def test_scores_the_allowed_rows(self) -> None:
         """Logits are [B, 1, K], finite for allowed rows and -inf for others."""
@@ -86,9 +92,8 @@ class SelectorTests(BatchTests[Selector]):
         )
         for state in (self.state(self.made, allowed_BK), own):
             _check_logits(self.made.step_logits(state), allowed_BK[:, None])
-        _check_logits(
-            self.made.step_logits(self.state(self.made)), torch.ones(_BATCH, 1, _POOL).bool()
-        )
+        everything = torch.ones(_BATCH, 1, _POOL, dtype=torch.bool)
+        _check_logits(self.made.step_logits(self.state(self.made)), everything)
 
     def test_offers_no_row_twice(self) -> None:
         """After `advance` with rows [B, N], logits are [B, N, K] and the chosen rows -inf."""
@@ -97,19 +102,13 @@ class SelectorTests(BatchTests[Selector]):
         _check_logits(logits_BNK, torch.arange(_POOL) != rows_BN[..., None])
 
     def test_may_stop_at_every_step_or_never(self) -> None:
-        """`stop_logit` is None at every step, or [B, N] and finite."""
-        rows_BN = _rows(0, 1)
-        state = self.state(self.made)
-        first = self.made.stop_logit(state)
-        later = self.made.stop_logit(self.made.advance(state, rows_BN))
-        assert (first is None) == (later is None), (
+        """`stop_logit` is None at every step, or at none."""
+        first = self.state(self.made)
+        later = self.made.advance(first, _rows(0, 1))
+        _ = self.logits(self.made, later)
+        assert (self.made.stop_logit(first) is None) == (self.made.stop_logit(later) is None), (
             "stop_logit is None at one step and a tensor at another: give a tensor at each, or None"
         )
-        for stop_BN, shape in ((first, (_BATCH, 1)), (later, (_BATCH, 2))):
-            assert stop_BN is None or (stop_BN.shape == shape and stop_BN.isfinite().all()), (
-                f"stop_logit is not a finite tensor of shape {list(shape)}: return a logit for "
-                "each hypothesis of each query"
-            )
 
     def test_leaves_states_as_they_are(self) -> None:
         """`advance` and `select` return new states, because decodings share the old one."""
@@ -117,26 +116,20 @@ class SelectorTests(BatchTests[Selector]):
         before = self.logits(self.made, state)
         advanced = self.made.advance(state, _rows(0, 1))
         after = self.logits(self.made, advanced)
-        self.made.advance(
-            advanced.select(_rows(1, 0)),
-            _rows(2, 2),
-        )
-        assert self.logits(self.made, state).equal(before) and self.logits(
-            self.made, advanced
-        ).equal(after), (
-            "a state gives other logits after advance or select: return a new state, and change "
-            "no tensor in place"
-        )
+        self.made.advance(advanced.select(_rows(1, 0)), _rows(2, 2))
+        for old, logits in ((state, before), (advanced, after)):
+            assert self.logits(self.made, old).equal(logits), (
+                "a state gives other logits after advance or select: return a new state, and change "
+                "no tensor in place"
+            )
 
     def test_selects_hypotheses(self) -> None:
         """Hypothesis n of `state.select(parents)` is hypothesis `parents[b, n]` of the state."""
         state = self.made.advance(self.state(self.made), _rows(0, 1, 2))
         parents_BM = torch.tensor([[2, 0], [1, 1], [0, 2]])
+        logits = self.logits(self.made, state)
         expected = torch.stack(
-            [
-                own[parents]
-                for own, parents in zip(self.logits(self.made, state), parents_BM, strict=True)
-            ]
+            [own[parents] for own, parents in zip(logits, parents_BM, strict=True)]
         )
         assert self.same(self.logits(self.made, state.select(parents_BM)), expected), (
             "state.select(parents) does not give the hypotheses that parents name: index each "
