@@ -8,10 +8,11 @@ import numpy as np
 
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.evaluate.arms import Arm, Outcomes, Pointers, Setting
+from pointer_rl.session.proposing import check_candidates
 from pointer_rl.session.similarity import Space
 from pointer_rl.testing.fakes import EqualMetric, batch, pool, tiny_dataset
-from pointer_rl.testing.generator import check_pointer
-from pointer_rl.testing.plugin import PluginTests
+from pointer_rl.testing.plugin import PluginTests, explain
+from pointer_rl.types import Candidate
 
 
 class ArmTests(PluginTests[Arm]):
@@ -50,15 +51,17 @@ class ArmTests(PluginTests[Arm]):
             f"choose did not give a list with an entry for each of {len(setting.queries)} queries"
         )
         allowed = AllowedRows(setting.pool).mask(setting.queries)
-        for pointers, mine in zip(chosen, allowed, strict=True):
+        fix = "choose different rows among those that the query may see, or a query sees itself"
+        for query, pointers, mine in zip(setting.queries, chosen, allowed.numpy(), strict=True):
             assert isinstance(pointers, tuple), (
                 f"choose gave {pointers!r} for a query: give a tuple of pointers"
             )
             assert pointers or type(arm).accuracies is not Arm.accuracies, (
                 "choose gave no pointer for a query: give at least one, or override accuracies"
             )
-            for pointer in pointers:
-                check_pointer(pointer, shots, mine)
+            candidates = [Candidate(pointer, self.name) for pointer in pointers]
+            with explain("choose", fix):
+                check_candidates(self.name, query, mine, shots, candidates)
         return chosen
 
     def test_gives_an_accuracy_for_each_query(self) -> None:

@@ -12,6 +12,7 @@ from unittest.mock import patch
 from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pointer_rl.session.caching import run_checked
 from pointer_rl.testing.fakes import PlainPrompt, UnreadableImage, tiny_dataset
 from pointer_rl.testing.plugin import FingerprintTests, explain
 from pointer_rl.types import (
@@ -73,27 +74,14 @@ class BackendTests(FingerprintTests[VQABackend]):
 
     def ask(self, made: VQABackend, inputs: Sequence[Request]) -> Sequence[Any]:
         """The result of each request. Fails unless there is one sound result for each."""
-        answers: dict[int, Response | BackendError] = {}
         fix = (
-            "yield (index, BackendError(why)) for the request that fails, so that the others are "
-            "not lost"
+            "yield (index, Response(…)) once for each request, index being its position counted "
+            "from 0, and (index, BackendError(why)) for one that fails, so that no other is lost"
         )
         with explain("run", fix):
-            for index, answer in made.run(inputs):
-                assert type(index) is int and 0 <= index < len(inputs), (
-                    f"run gave a result for request {index!r} of {len(inputs)}: give the position "
-                    "of the request in the sequence, counted from 0"
-                )
-                assert index not in answers, (
-                    f"run gave two results for request {index}: yield one for each request"
-                )
-                _check_answer(inputs[index], answer)
-                answers[index] = answer
-        missing = [index for index in range(len(inputs)) if index not in answers]
-        assert not missing, (
-            f"run gave no result for {len(missing)} of {len(inputs)} requests (the first: "
-            f"{missing[0]}): yield a Response or a BackendError for each"
-        )
+            answers = dict(run_checked(made, inputs))
+        for index, request in enumerate(inputs):
+            _check_answer(request, answers[index])
         return [answers[index] for index in range(len(inputs))]
 
     def same(self, one: Any, other: Any) -> bool:
@@ -247,11 +235,6 @@ def _check_answer(request: Request, answer: object) -> None:
     assert isinstance(given, tuple) and all(type(each) is float for each in given), (
         "score_logprobs is not a tuple of Python floats: call tolist() or float() on what the "
         "model returns"
-    )
-    assert len(given) == len(request.score), (
-        f"a request with {len(request.score)} answers to score got {len(given)} "
-        "log-probabilities: give one for each, in their order, and yield each result with the "
-        "index of its own request"
     )
     assert all(each <= 1e-3 for each in given), (
         f"score_logprobs {given} are no log-probabilities: give natural logarithms, at most 0"

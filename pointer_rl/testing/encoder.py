@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from pointer_rl.datasets.embed import encode_batch
 from pointer_rl.errors import InputError
 from pointer_rl.testing.fakes import UnreadableImage, tiny_dataset
-from pointer_rl.testing.plugin import FingerprintTests, check_type, explain
+from pointer_rl.testing.plugin import FingerprintTests, explain
 from pointer_rl.types import Encoder, Example
 
 
@@ -32,21 +32,15 @@ class EncoderTests(FingerprintTests[Encoder]):
 
     def ask(self, made: Encoder, inputs: Sequence[Example]) -> Sequence[Any]:
         """The vectors, on the CPU."""
-        vectors = made.encode(inputs)
-        check_type(vectors, Tensor, "encode", "a torch.Tensor")
-        expected = [len(inputs), made.dim]
-        assert list(vectors.shape) == expected, (
-            f"encode gave the shape {list(vectors.shape)} for {len(inputs)} examples and "
-            f"dim={made.dim}: return {expected}, a row an example"
-        )
+        with explain("encode", "return a finite torch.Tensor, with row i for example i"):
+            vectors = encode_batch(made, inputs)
         assert vectors.dtype == torch.float32, (
             f"encode gave {vectors.dtype}: return float32, by .float()"
         )
         assert not vectors.requires_grad, (
             "what encode gives requires gradients: decorate it with @torch.inference_mode()"
         )
-        assert vectors.isfinite().all(), "encode gave NaN or infinity: check each division"
-        return list(vectors.cpu())
+        return list(vectors)
 
     def same(self, one: Any, other: Any) -> bool:
         """Whether they are equal, within the tolerance."""

@@ -10,9 +10,9 @@ from typing import Any
 from unittest import SkipTest
 
 import numpy as np
-from torch import Tensor
 
 from pointer_rl.records.records import to_record
+from pointer_rl.session.proposing import check_candidates, check_length
 from pointer_rl.testing.fakes import batch, fake_policy, pool, tiny_dataset
 from pointer_rl.testing.plugin import BatchTests, explain
 from pointer_rl.types import Candidate, Example, Outcome, QueryBatch, SearchGenerator
@@ -69,16 +69,20 @@ class GeneratorTests(BatchTests[Any]):
             else:
                 examples = pool(tiny_dataset().pool, _DIM)
                 proposals = made.propose(fake_policy(_DIM), queries, examples, rngs)
-        assert len(proposals) == len(rows) and all(
-            isinstance(each, Candidate) for each in chain.from_iterable(proposals)
-        ), f"it did not give a list of Candidates for each of {len(rows)} queries"
         assert queries.embeddings.equal(embeddings) and queries.allowed.equal(mask), (
             "it changes the embeddings or the mask that it receives: clone them first, because "
             "other generators get the same"
         )
-        for candidates, mine in zip(proposals, mask, strict=True):
-            for candidate in candidates:
-                check_pointer(candidate.pointer, shots, mine)
+        fix = (
+            "give a list of Candidates for each query, whose pointers are tuples of different rows "
+            "among the allowed ones, or a query sees itself"
+        )
+        with explain("its proposals", fix):
+            check_length(self.name, queries, proposals)
+            for query, mine, candidates in zip(
+                queries.examples, mask.numpy(), proposals, strict=True
+            ):
+                check_candidates(self.name, query, mine, shots, candidates)
         return proposals
 
     def same(self, one: Any, other: Any) -> bool:
@@ -133,21 +137,6 @@ class GeneratorTests(BatchTests[Any]):
             return Outcome(failure="the backend did not answer")
 
         self.candidates(self.made, self.inputs, judge=fail)
-
-
-def check_pointer(pointer: object, shots: int, allowed: Tensor) -> None:
-    """Fail unless it is a tuple of up to `shots` different rows, all `allowed` [K]."""
-    assert isinstance(pointer, tuple) and all(type(row) is int for row in pointer), (
-        f"it proposes the pointer {pointer!r}: make it a tuple of Python integers, by tolist()"
-    )
-    assert len(pointer) <= shots and len(set(pointer)) == len(pointer), (
-        f"it proposes {pointer} for {shots} shots: a pointer is at most `shots` rows, all different"
-    )
-    rows = allowed.nonzero()[:, 0].tolist()
-    assert set(rows).issuperset(pointer), (
-        f"it proposes {pointer} for a query that may choose {rows}: choose among the allowed rows, "
-        "or a query sees itself"
-    )
 
 
 def _skip_unless_search(made: object) -> None:

@@ -22,7 +22,7 @@ from unittest import SkipTest
 
 import torch
 
-from pointer_rl.errors import PointerRLError, first_line
+from pointer_rl.errors import PluginError, PointerRLError, first_line
 from pointer_rl.options import convert_text, describe_options
 from pointer_rl.registry import GROUP, ConfiguredEntry, registry
 
@@ -323,15 +323,18 @@ class FingerprintTests(BatchTests[Made]):
 def explain(what: str, fix: str, *allowed: type[Exception]) -> Iterator[None]:
     """Let an exception fail the test: `what` raised it, and how to fix that.
 
-    Failed and skipped tests and exceptions of the `allowed` types pass.
+    PluginError is what the engine's own checks raise, and says what it found. Failed and skipped
+    tests and exceptions of the `allowed` types pass.
     """
     try:
         yield
     except Exception as error:
         if isinstance(error, (AssertionError, SkipTest, *allowed)):
             raise
-        raised = f"{what} raised {type(error).__name__} ({first_line(error)})"
-        raise AssertionError(f"{raised}: {fix}") from error
+        found = f"{what} raised {type(error).__name__} ({first_line(error)})"
+        if isinstance(error, PluginError):
+            found = first_line(error)
+        raise AssertionError(f"{found}: {fix}") from error
 
 
 def check_type(value: object, cls: type, what: str, fix: str = "") -> None:

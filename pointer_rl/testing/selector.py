@@ -119,8 +119,8 @@ class SelectorTests(BatchTests[Selector]):
         self.made.advance(advanced.select(_rows(1, 0)), _rows(2, 2))
         for old, logits in ((state, before), (advanced, after)):
             assert self.logits(self.made, old).equal(logits), (
-                "a state gives other logits after advance or select: return a new state, and change "
-                "no tensor in place"
+                "a state gives other logits after advance or select: return a new state, and "
+                "change no tensor in place"
             )
 
     def test_selects_hypotheses(self) -> None:

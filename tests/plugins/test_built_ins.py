@@ -97,7 +97,7 @@ def run_checks(name: str, options: dict[str, Any]) -> list[Result]:
 
 @pytest.fixture
 def a_qwen() -> dict[str, Any]:
-    from pointer_rl_glyphs.checkpoint import MODEL_DIR
+    from pointer_rl_glyphs.dataset import MODEL_DIR
 
     return {"model": str(MODEL_DIR), "device": "cpu"}
 
