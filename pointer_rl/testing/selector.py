@@ -66,8 +66,9 @@ class SelectorTests(BatchTests[Selector]):
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(*shape, self.d_model, generator=generator)
 
-    def state(self, selector: Selector, allowed: Tensor | None = None) -> Any:
-        """The state before the first choice."""
+    def state(self, selector: Selector | None = None, allowed: Tensor | None = None) -> Any:
+        """The state of `made`, or another selector, before the first choice."""
+        selector = selector or self.made
         pool = selector.encode_pool(self.embeddings(_POOL, seed=1))
         return selector.encode(self.embeddings(_BATCH, seed=0), pool, allowed)
 
@@ -90,20 +91,20 @@ class SelectorTests(BatchTests[Selector]):
         own = self.made.encode(
             self.embeddings(_BATCH, seed=0), self.made.encode_pool(own_BKd), allowed_BK
         )
-        for state in (self.state(self.made, allowed_BK), own):
+        for state in (self.state(allowed=allowed_BK), own):
             _check_logits(self.made.step_logits(state), allowed_BK[:, None])
         everything = torch.ones(_BATCH, 1, _POOL, dtype=torch.bool)
-        _check_logits(self.made.step_logits(self.state(self.made)), everything)
+        _check_logits(self.made.step_logits(self.state()), everything)
 
     def test_offers_no_row_twice(self) -> None:
         """After `advance` with rows [B, N], logits are [B, N, K] and the chosen rows -inf."""
         rows_BN = _rows(0, 1, 2, 4)
-        logits_BNK = self.made.step_logits(self.made.advance(self.state(self.made), rows_BN))
+        logits_BNK = self.made.step_logits(self.made.advance(self.state(), rows_BN))
         _check_logits(logits_BNK, torch.arange(_POOL) != rows_BN[..., None])
 
     def test_may_stop_at_every_step_or_never(self) -> None:
         """`stop_logit` is None at every step, or at none."""
-        first = self.state(self.made)
+        first = self.state()
         later = self.made.advance(first, _rows(0, 1))
         _ = self.logits(self.made, later)
         assert (self.made.stop_logit(first) is None) == (self.made.stop_logit(later) is None), (
@@ -112,7 +113,7 @@ class SelectorTests(BatchTests[Selector]):
 
     def test_leaves_states_as_they_are(self) -> None:
         """`advance` and `select` return new states, because decodings share the old one."""
-        state = self.state(self.made)
+        state = self.state()
         before = self.logits(self.made, state)
         advanced = self.made.advance(state, _rows(0, 1))
         after = self.logits(self.made, advanced)
@@ -125,7 +126,7 @@ class SelectorTests(BatchTests[Selector]):
 
     def test_selects_hypotheses(self) -> None:
         """Hypothesis n of `state.select(parents)` is hypothesis `parents[b, n]` of the state."""
-        state = self.made.advance(self.state(self.made), _rows(0, 1, 2))
+        state = self.made.advance(self.state(), _rows(0, 1, 2))
         parents_BM = torch.tensor([[2, 0], [1, 1], [0, 2]])
         logits = self.logits(self.made, state)
         expected = torch.stack(
@@ -141,7 +142,7 @@ class SelectorTests(BatchTests[Selector]):
         rows_BK = torch.stack([torch.arange(_POOL).roll(query + 1) for query in range(_BATCH)])
         pools = self.made.encode_pool(self.embeddings(_POOL, seed=1)).of(rows_BK)
         logits_BNK = self.made.step_logits(self.made.encode(self.embeddings(_BATCH, seed=0), pools))
-        expected = self.made.step_logits(self.state(self.made)).gather(-1, rows_BK[:, None])
+        expected = self.made.step_logits(self.state()).gather(-1, rows_BK[:, None])
         assert self.same(logits_BNK, expected), (
             "encode_pool(pool).of(rows) does not score the rows in that order: index each tensor "
             "of the encoded pool by rows [B, M]"
@@ -151,7 +152,7 @@ class SelectorTests(BatchTests[Selector]):
     def test_decodes_consistently(self) -> None:
         """Beam search and sampling report the log-probability of what they choose."""
         rngs = [np.random.default_rng(query) for query in range(_BATCH)]
-        state = self.state(self.made)
+        state = self.state()
         found = decoding.beam_search(self.made, state, shots=_SHOTS, width=4)
         drawn = decoding.sample(self.made, state, shots=_SHOTS, num_samples=8, rngs=rngs)
         for how, decoded in (("beam search", found), ("sampling", drawn)):
