@@ -12,7 +12,7 @@ import codecs
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -22,7 +22,8 @@ from pointer_rl.errors import InputError
 WINDOW = 1 << 18
 """Bytes read at a time. A longer value doubles the window."""
 _TOKEN = 32
-"""No token except a string is longer. An error nearer to the window's end may be due to the cut."""
+"""Only strings have longer tokens: an error nearer to the window's end than this may come from
+where the window was cut, and one farther away is the file's."""
 
 _skip_space = re.compile(r"[ \t\n\r]*").match
 _skip_comma = re.compile(r"[ \t\n\r]*,[ \t\n\r]*").match
@@ -166,8 +167,9 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(name)
 
 
+_scan: Callable[[str, int], tuple[Any, int]]
 _scan = json.JSONDecoder(parse_constant=_refuse_constant).scan_once  # type: ignore[attr-defined]
-"""(text, position) → (value, end). Raises StopIteration where no value begins."""
+"""The C function behind `raw_decode`. Raises StopIteration where no value begins."""
 
 
 class _Reader:
@@ -211,7 +213,7 @@ class _Reader:
             more = self._take(",]", "Expecting ',' delimiter") == ","
 
     def _whole_items(self) -> Iterator[Any]:
-        """Yield items that the window holds with the comma after them, at several times the speed.
+        """Yield the items that the window holds with the comma after them, three times as fast.
 
         Stops before anything else: an item at the window's end, a list's last item, or an error.
         """

@@ -50,9 +50,10 @@ def parse_assignments(pairs: Iterable[str], flag: str) -> dict[str, str]:
 def build_options(cls: type[T], values: Mapping[str, object], owner: str) -> T:
     """Make an instance of an options class.
 
-    Strings are converted to the field's type; other values are used as they are. Raises InputError,
-    which names `owner` ("backend qwen2vl"), for an unknown key, a string that cannot be converted,
-    a missing required option, and a ValueError of the class itself.
+    Strings are converted to the field's type, and lists, which come from JSON, to tuples; other
+    values are used as they are. Raises InputError, which names `owner` ("backend qwen2vl"), for an
+    unknown key, a string that cannot be converted, a missing required option, and a ValueError of
+    the class itself.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
@@ -60,6 +61,8 @@ def build_options(cls: type[T], values: Mapping[str, object], owner: str) -> T:
     for key, value in values.items():
         if key not in fields:
             raise InputError(f"{owner} has no option {key!r}{did_you_mean(key, fields)}")
+        if isinstance(value, list):
+            value = tuple(value)
         try:
             converted[key] = convert_text(value, hints[key]) if isinstance(value, str) else value
         except ValueError as error:

@@ -18,6 +18,7 @@ from functools import lru_cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from pkgutil import resolve_name
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ class Entry:
 
     kind: str
     name: str
-    factory: Callable[..., Any]
+    factory: Callable[..., Any] | str
     options: type | None
     summary: str
     plugin: PluginRecord
@@ -123,7 +124,10 @@ class ConfiguredEntry:
         if missing is not None:
             raise missing
         try:
-            return self.entry.factory(*([] if self.options is None else [self.options]))
+            factory = self.entry.factory
+            if isinstance(factory, str):
+                factory = resolve_name(factory)
+            return factory(*([] if self.options is None else [self.options]))
         except (ImportError, RuntimeError):
             # transformers hides the cause when torchvision does not match torch.
             from pointer_rl.devices import check_torchvision

@@ -366,7 +366,11 @@ class Policy(Protocol):
 
 
 class Generator(Protocol):
-    """Proposes candidates, batched over queries."""
+    """Proposes candidates, batched over queries.
+
+    Optional: `any_length = True` if its pointers may have fewer than `queries.shots` rows. Without
+    it only a policy that can stop may propose them.
+    """
 
     def propose(
         self,
@@ -473,7 +477,7 @@ class Register(Protocol):
     def __call__(
         self,
         name: str,
-        factory: Callable[..., Any],
+        factory: Callable[..., Any] | str,
         *,
         options: type | None = None,
         summary: str,
@@ -482,9 +486,10 @@ class Register(Protocol):
     ) -> None:
         """Register `factory(options)`, or `factory()` where there is no options class.
 
-        `options` is a keyword-only frozen dataclass; its fields, their defaults and the docstring
-        under each are what a user sees. Heavy imports belong in the factory. `needs` names the
-        packages that not every user has: as they are imported → what pip installs them by. Where
-        one is missing, `pointer-rl plugins` says so, and the factory is not called.
+        `factory` may be a string, "package.module:name", which is imported when the plugin is
+        first created: heavy imports belong there. `options` is a keyword-only frozen dataclass; its
+        fields, their defaults and the docstring under each are what a user sees. `needs` maps
+        optional packages, by the name to import, to what pip installs. If one is missing,
+        `pointer-rl plugins` says so and the factory is not called.
         """
         ...

@@ -14,7 +14,7 @@ from tiny_flamingo import make_parts
 from tiny_models import make_tiny_model
 
 from pointer_rl.cli.main import cli
-from pointer_rl.selectors import PointerSelector, SelectorConfig, save_selector
+from pointer_rl.selectors import PointerConfig, PointerSelector, save_selector
 from pointer_rl_glyphs.dataset import MODEL_DIR, draw_split
 from pointer_rl_glyphs.options import GlyphsOptions
 
@@ -78,7 +78,7 @@ def _older_files(folder: Path) -> None:
     beams = {str(row): {"id_list": [[4, 3, row]], "score_list": [0.5]} for row in (0, 1)}
     _write(folder / "lever_beams.json", beams)
     torch.save(torch.randn(6, 4), folder / "embeddings.pt")
-    config = SelectorConfig(
+    config = PointerConfig(
         d_model=CLIP_DIM, hidden_dim=8, num_layers=1, num_heads=1, history="gated"
     )
     selector = PointerSelector.seeded(config, 0)

@@ -15,7 +15,7 @@ from torch.nn.functional import embedding
 
 from pointer_rl.hookspecs import hookimpl
 from pointer_rl.registry import registry
-from pointer_rl.selectors import PointerSelector, Selector, SelectorConfig, take_hypotheses
+from pointer_rl.selectors import PointerConfig, PointerSelector, Selector, take_hypotheses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +80,10 @@ class ToySelector(Selector):
         bonus = state.chosen.unsqueeze(-1) * 0.3
         return (state.scores * (1 + bonus)).masked_fill(state.blocked, -torch.inf)
 
+    @property
+    def can_stop(self) -> bool:
+        return self.config.stops
+
     def stop_logit(self, state: ToyState) -> Tensor | None:
         return self.stop[state.chosen] if self.config.stops else None
 
@@ -93,7 +97,7 @@ class StoppingSelector(PointerSelector):
 
     name = "stopping"
 
-    def __init__(self, config: SelectorConfig) -> None:
+    def __init__(self, config: PointerConfig) -> None:
         super().__init__(config)
         self.stop = nn.Linear(config.hidden_dim, 1)
 
@@ -115,7 +119,7 @@ def installed(**more):
 
     def pointer_rl_register_selectors(register):
         register("toy", ToySelector, options=ToyConfig, summary="a toy")
-        register("stopping", StoppingSelector, options=SelectorConfig, summary="with a stop")
+        register("stopping", StoppingSelector, options=PointerConfig, summary="with a stop")
         for name, factory in more.items():
             register(name, factory, options=ToyConfig, summary="wrong")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from pointer_rl.selectors import PointerSelector, SelectorConfig, initial_state
+from pointer_rl.selectors import PointerConfig, PointerSelector, initial_state
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
 from pointer_rl.train.learner import Learner
@@ -102,7 +102,7 @@ def worth(selector: PointerSelector, groups: Groups) -> float:
 
 def selector_for(groups: Groups, history: str = "gated", seed: int = 0) -> PointerSelector:
     dim = groups.pool.shape[1]
-    config = SelectorConfig(d_model=dim, hidden_dim=dim, num_layers=1, num_heads=2, history=history)
+    config = PointerConfig(d_model=dim, hidden_dim=dim, num_layers=1, num_heads=2, history=history)
     return PointerSelector.seeded(config, seed).eval()
 
 

@@ -9,19 +9,18 @@ Shapes: B rows, L tokens of the longest row, T images of a row at most.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import pad_sequence
+from transformers import IdeficsForVisionText2Text
 
-from pointer_rl.errors import InputError, first_line
-from pointer_rl.local.loading import LOADING_ERRORS, load_weights, place, set_end_tokens
-from pointer_rl.local.padding import PaddedModel, left_pad
+from pointer_rl.errors import InputError
+from pointer_rl.local.loading import load_preprocessing, load_weights, place, set_end_tokens
+from pointer_rl.local.padding import PaddedModel, PaddedPrompt
 from pointer_rl.types import Prompt
 from pointer_rl_flamingo.prompts import IMAGE, check_images, render
 
@@ -31,22 +30,12 @@ _BEFORE_ANSWER = ":"
 """The last character of every prompt."""
 
 
-@dataclass(frozen=True)
-class IdeficsPrompt:
-    """A prompt in the model's own format."""
+class Idefics(PaddedModel[Tensor]):
+    """An IDEFICS-1 model on its device, with its tokenizer.
 
-    token_ids: list[int]
-    pixels: Tensor
-    """[T, 3, side, side] of its images. A prompt without images has one that no token sees."""
-
-    @property
-    def tokens(self) -> int:
-        """Number of positions in a row."""
-        return len(self.token_ids)
-
-
-class Idefics(PaddedModel[IdeficsPrompt]):
-    """An IDEFICS-1 model on its device, with its tokenizer."""
+    The images of a prompt are pixels [T, 3, side, side]. A prompt without images has one that no
+    token sees.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any) -> None:
         self.model = model
@@ -57,12 +46,12 @@ class Idefics(PaddedModel[IdeficsPrompt]):
         self._is_instructed = _END_OF_UTTERANCE in vocabulary
         end_id: int = vocabulary.get(_END_OF_UTTERANCE, tokenizer.eos_token_id)
         self._end_id = end_id
-        self._pad_id = end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.stop_ids = set_end_tokens(model, [end_id, tokenizer.eos_token_id], self._pad_id)
+        self.pad_id = end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.stop_ids = set_end_tokens(model, [end_id, tokenizer.eos_token_id], self.pad_id)
         model.generation_config.suppress_tokens = [self._image_id, vocabulary[_FAKE]]
         self.max_tokens = model.config.get_text_config().max_position_embeddings
 
-    def encode(self, prompt: Prompt) -> IdeficsPrompt:
+    def encode(self, prompt: Prompt) -> PaddedPrompt[Tensor]:
         """See `LocalModel`."""
         text = _dialogue(prompt) if self._is_instructed else render(prompt, close="\n")
         text = text.replace(IMAGE, f"{_FAKE}{IMAGE}{_FAKE}").replace(_FAKE + _FAKE, _FAKE)
@@ -75,7 +64,7 @@ class Idefics(PaddedModel[IdeficsPrompt]):
         else:
             side = self._image_processor.image_size
             pixels = torch.zeros(1, 3, side, side)
-        return IdeficsPrompt(token_ids, pixels)
+        return PaddedPrompt(token_ids, pixels)
 
     def encode_answer(self, answer: str) -> list[int]:
         """See `LocalModel`. The tokens are those that the answer has at the end of a prompt."""
@@ -87,19 +76,12 @@ class Idefics(PaddedModel[IdeficsPrompt]):
             raise InputError(f"an answer to be scored contains the token {IMAGE}")
         return [*token_ids, self._end_id]
 
-    def arguments(self, rows: Sequence[tuple[IdeficsPrompt, Sequence[int]]]) -> dict[str, Tensor]:
+    def image_arguments(self, images: Sequence[Tensor], input_ids: Tensor) -> dict[str, Tensor]:
         """See `PaddedModel`."""
-        device = self.model.device
-        token_ids = [[*prompt.token_ids, *following] for prompt, following in rows]
-        arguments = left_pad(token_ids, self._pad_id, device)
-        pixels = pad_sequence([prompt.pixels for prompt, _ in rows], batch_first=True)
-        number_BL = (arguments["input_ids"] == self._image_id).long().cumsum(-1)
+        pixels = pad_sequence(list(images), batch_first=True)
+        number_BL = (input_ids == self._image_id).long().cumsum(-1)
         seen_BLT = one_hot(number_BL, pixels.shape[1] + 1)[:, :, 1:]
-        return {
-            **arguments,
-            "pixel_values": pixels.to(device),
-            "image_attention_mask": seen_BLT,
-        }
+        return {"pixel_values": pixels.to(input_ids.device), "image_attention_mask": seen_BLT}
 
     def _tokenise(self, text: str) -> list[int]:
         token_ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -111,20 +93,11 @@ def load_idefics(folder: Path, dtype: torch.dtype, device: torch.device, name: s
 
     `name` is the user's name for the model.
     """
-    # The image processor resizes with Pillow even if torchvision is installed: the two round
-    # differently, and installed packages must not change an answer.
-    try:
-        image_processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    except LOADING_ERRORS as error:
-        raise InputError(
-            f"{folder}: cannot load the tokenizer and the image processor ({first_line(error)})"
-        ) from error
+    tokenizer, image_processor = load_preprocessing(folder)
     missing = {IMAGE, _FAKE} - tokenizer.get_vocab().keys()
     if missing:
         raise InputError(f"{folder}: the tokenizer has no {', '.join(sorted(missing))}")
-    model_class = transformers.IdeficsForVisionText2Text
-    model = load_weights(model_class, folder, dtype=dtype, attention="sdpa")
+    model = load_weights(IdeficsForVisionText2Text, folder, dtype=dtype)
     return Idefics(place(model, device, name), tokenizer, image_processor)
 
 

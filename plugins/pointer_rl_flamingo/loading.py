@@ -17,12 +17,11 @@ from pointer_rl.local.fingerprints import folder_digest, make_fingerprint
 from pointer_rl.local.hub import checkpoint_folder
 from pointer_rl.local.loading import SNAPSHOT_FILES, check_weights, place, read_model_type
 from pointer_rl.types import VQABackend
-from pointer_rl_flamingo.fingerprint import file_digest
 from pointer_rl_flamingo.idefics import load_idefics
 from pointer_rl_flamingo.native import OpenFlamingo
 from pointer_rl_flamingo.openflamingo import assemble, load_saved
 from pointer_rl_flamingo.options import FlamingoOptions
-from pointer_rl_flamingo.published import find_checkpoint
+from pointer_rl_flamingo.published import file_digest, find_checkpoint
 
 
 def load_backend(options: FlamingoOptions) -> VQABackend:

@@ -25,9 +25,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from pointer_rl_flamingo.cross_attention import FlamingoLayer, GatedCrossAttention, Seen
+from pointer_rl_flamingo.attention import (
+    FlamingoLayer,
+    GatedCrossAttention,
+    PerceiverResampler,
+    Seen,
+)
 from pointer_rl_flamingo.language import LAYERS, language_model
-from pointer_rl_flamingo.resampler import PerceiverResampler
 
 _CONFIGS = {
     "clip_vision_model": CLIPVisionConfig,

@@ -10,7 +10,6 @@ their width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from transformers import GenerationConfig
 from pointer_rl.errors import InputError
 from pointer_rl.local.loading import set_end_tokens
 from pointer_rl.local.lru import LRUCache
-from pointer_rl.local.padding import PaddedModel, left_pad
+from pointer_rl.local.padding import PaddedModel, PaddedPrompt
 from pointer_rl.types import ImageRef, Prompt
 from pointer_rl_flamingo.model import OpenFlamingoModel
 from pointer_rl_flamingo.pixels import pixels
@@ -31,23 +30,11 @@ _CACHE_BYTES = 256 * 2**20
 """Size of the cache of latents: 2,000 images of the published models in bfloat16."""
 
 
-@dataclass(frozen=True)
-class FlamingoPrompt:
-    """A prompt in the model's own format."""
+class OpenFlamingo(PaddedModel[tuple[Tensor, ...]]):
+    """An OpenFlamingo model on its device, with its tokenizer.
 
-    token_ids: list[int]
-    """Includes one <image> for each image."""
-    latents: tuple[Tensor, ...]
-    """[n, D] of each image, in reading order."""
-
-    @property
-    def tokens(self) -> int:
-        """Number of positions in a row."""
-        return len(self.token_ids)
-
-
-class OpenFlamingo(PaddedModel[FlamingoPrompt]):
-    """An OpenFlamingo model on its device, with its tokenizer."""
+    A prompt has one <image> for each image, and the latents [n, D] of each, in reading order.
+    """
 
     def __init__(self, model: OpenFlamingoModel, tokenizer: Any) -> None:
         self.model = model
@@ -55,11 +42,11 @@ class OpenFlamingo(PaddedModel[FlamingoPrompt]):
         config = model.config
         self._end_id: int = config.eoc_token_id
         self._image_id: int = config.media_token_id
-        self._pad_id = self._end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.pad_id = self._end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         # Only <|endofchunk|> ends an answer, as in OpenFlamingo's own evaluation. The language
         # model's end of text does not.
         model.generation_config = GenerationConfig()
-        self.stop_ids = set_end_tokens(model, [self._end_id], self._pad_id)
+        self.stop_ids = set_end_tokens(model, [self._end_id], self.pad_id)
         model.generation_config.suppress_tokens = [self._image_id]
         text = config.text_config
         self.max_tokens = getattr(text, "max_seq_len", None) or text.max_position_embeddings
@@ -70,11 +57,11 @@ class OpenFlamingo(PaddedModel[FlamingoPrompt]):
         )
         self._latents: LRUCache[str, Tensor] = LRUCache(_CACHE_BYTES, lambda each: each.nbytes)
 
-    def encode(self, prompt: Prompt) -> FlamingoPrompt:
+    def encode(self, prompt: Prompt) -> PaddedPrompt[tuple[Tensor, ...]]:
         """See `LocalModel`. Encodes the prompt's images, too."""
         token_ids: list[int] = self.tokenizer(render(prompt))["input_ids"]
         check_images(token_ids.count(self._image_id), prompt)
-        return FlamingoPrompt(token_ids, tuple(map(self._encode_image, prompt.images)))
+        return PaddedPrompt(token_ids, tuple(map(self._encode_image, prompt.images)))
 
     def encode_answer(self, answer: str) -> list[int]:
         """See `LocalModel`. An answer ends with <|endofchunk|>."""
@@ -101,19 +88,13 @@ class OpenFlamingo(PaddedModel[FlamingoPrompt]):
         return latents
 
     @torch.inference_mode()
-    def arguments(self, rows: Sequence[tuple[FlamingoPrompt, Sequence[int]]]) -> dict[str, Tensor]:
-        """See `PaddedModel`.
+    def image_arguments(
+        self, images: Sequence[tuple[Tensor, ...]], input_ids: Tensor
+    ) -> dict[str, Tensor]:
+        """See `PaddedModel`: the model's projection of the images, if there are any.
 
-        `media` is the model's projection of the images, if there are any. Rows with fewer images
-        are padded with zeros, which no token sees.
+        Rows with fewer images are padded with zeros, which no token sees.
         """
-        token_ids = [[*prompt.token_ids, *following] for prompt, following in rows]
-        arguments = left_pad(token_ids, self._pad_id, self.model.device)
-        latents = [
-            torch.stack(prompt.latents) if prompt.latents else self._no_latents
-            for prompt, _ in rows
-        ]
+        latents = [torch.stack(row) if row else self._no_latents for row in images]
         latents_BTnD = pad_sequence(latents, batch_first=True)
-        if latents_BTnD.shape[1]:
-            arguments["media"] = self.model.project(latents_BTnD)
-        return arguments
+        return {"media": self.model.project(latents_BTnD)} if latents_BTnD.shape[1] else {}

@@ -6,7 +6,6 @@ trained tensors, a language model, and a vision tower.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from pointer_rl.local.loading import LOADING_ERRORS, load_weights, read_model_ty
 from pointer_rl_flamingo.language import LAYERS, language_config, load_language_model
 from pointer_rl_flamingo.model import OpenFlamingoConfig, OpenFlamingoModel
 from pointer_rl_flamingo.prompts import END_OF_CHUNK, IMAGE
-from pointer_rl_flamingo.published import layout, read_checkpoint, rename
+from pointer_rl_flamingo.published import read_checkpoint, read_sizes, rename
 
 
 def assemble(
@@ -35,28 +34,28 @@ def assemble(
     text_config = language_config(language)
     layers = LAYERS[text_config.model_type]
     trained = rename(read_checkpoint(path), layers)
-    shape = layout(trained, text_config.model_type, path)
+    sizes = read_sizes(trained, text_config.model_type, path)
+    vocab_size = sizes.pop("vocab_size")
     tokenizer = add_special_tokens(_tokenizer(language))
-    if len(tokenizer) != shape.vocab_size:
+    if len(tokenizer) != vocab_size:
         raise InputError(
-            f"{path}: has embeddings of {shape.vocab_size} tokens, but {language}'s tokenizer has"
+            f"{path}: has embeddings of {vocab_size} tokens, but {language}'s tokenizer has"
             f" {len(tokenizer)} with {END_OF_CHUNK} and {IMAGE}: it was trained on another model"
         )
     tower = _load_vision(vision, dtype)
     language_model, report = _load(language, load_language_model, language, text_config, dtype)
     _check_report(language, report)
-    values = dataclasses.asdict(shape)
-    text_config.vocab_size = values.pop("vocab_size")
+    text_config.vocab_size = vocab_size
     config = OpenFlamingoConfig(
         vision_config=tower.config,
         text_config=text_config,
         media_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
         eoc_token_id=tokenizer.convert_tokens_to_ids(END_OF_CHUNK),
-        **values,
+        **sizes,
     )
     with torch.device("meta"):
         names = set(OpenFlamingoModel(config).state_dict())
-    base = _base_tensors(tower, language_model, names, layers, shape.vocab_size)
+    base = _base_tensors(tower, language_model, names, layers, vocab_size)
     tied = {"lang_encoder.lm_head.weight"} if text_config.tie_word_embeddings else set()
     _check(path, names - tied - base.keys() - trained.keys(), (), trained.keys() - names)
     model, report = _load(path, _from_pretrained, None, dtype, config, {**base, **trained})
@@ -126,9 +125,9 @@ def _load_vision(folder: Path, dtype: torch.dtype) -> Any:
     """Load a vision tower from a CLIP model or from a folder of its own."""
     model_type = read_model_type(folder)
     if model_type == "clip":
-        return load_weights(CLIPModel, folder, dtype=dtype, attention="sdpa").vision_model
+        return load_weights(CLIPModel, folder, dtype=dtype).vision_model
     if model_type == "clip_vision_model":
-        return load_weights(CLIPVisionModel, folder, dtype=dtype, attention="sdpa")
+        return load_weights(CLIPVisionModel, folder, dtype=dtype)
     raise InputError(f"{folder}: is a {model_type} model; OpenFlamingo sees through CLIP's")
 
 

@@ -11,10 +11,11 @@ that include an optimizer). Gated layers may belong to the language model's laye
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import re
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -36,18 +37,6 @@ _OLD_BUFFERS = re.compile(r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)
 _OWN_LIST = re.compile(r"^lang_encoder\.gated_cross_attn_layers\.(\d+)\.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How the parts are combined."""
-
-    cross_attn_every_n_layers: int
-    resampler_depth: int
-    num_latents: int
-    num_heads: int
-    head_dim: int
-    vocab_size: int
-
-
 def find_checkpoint(folder: Path) -> Path:
     """Find the file of weights in a folder. Raises InputError unless there is exactly one."""
     named = folder / "checkpoint.pt"
@@ -61,6 +50,28 @@ def find_checkpoint(folder: Path) -> Path:
         f"{folder}: expected one OpenFlamingo checkpoint (checkpoint.pt, another *.pt or"
         f" *.safetensors), found {what}"
     )
+
+
+def file_digest(path: Path) -> str:
+    """Hash a file of tensors. Of an archive only the directory is read, with the members' CRC-32.
+
+    Member names start with the name under which the file was saved; that part is left out. Raises
+    InputError for a file that cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                for part in sorted(archive.infolist(), key=lambda each: each.filename):
+                    name = part.filename.partition("/")[2]
+                    digest.update(f"{name}\0{part.file_size}\0{part.CRC}\0".encode())
+        else:
+            with path.open("rb") as file:
+                while piece := file.read(2**20):
+                    digest.update(piece)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    return digest.hexdigest()
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -106,37 +117,31 @@ def rename(tensors: dict[str, Tensor], layers: str) -> dict[str, Tensor]:
     return renamed
 
 
-def layout(tensors: dict[str, Tensor], model_type: str, path: Path) -> Layout:
-    """Derive the layout from renamed tensors. Raises InputError for any other kind of model."""
-    numbers = [_number(r"\.(\d+)\.gated_cross_attn_layer\.attn_gate$", name) for name in tensors]
-    depths = [_number(r"^perceiver\.layers\.(\d+)\.", name) for name in tensors]
-    first_gated = min((number for number in numbers if number is not None), default=None)
-    last_depth = max((number for number in depths if number is not None), default=None)
-    latents = tensors.get("perceiver.latents")
-    queries = tensors.get("perceiver.layers.0.0.to_q.weight")
-    embeddings = tensors.get(EMBEDDINGS[model_type])
-    if (
-        first_gated is None
-        or last_depth is None
-        or latents is None
-        or queries is None
-        or embeddings is None
-    ):
+def read_sizes(tensors: dict[str, Tensor], model_type: str, path: Path) -> dict[str, int]:
+    """Derive fields of `OpenFlamingoConfig`, and `vocab_size`, from renamed tensors.
+
+    Raises InputError for any other kind of model.
+    """
+    gated = _numbers(r"\.(\d+)\.gated_cross_attn_layer\.attn_gate$", tensors)
+    depths = _numbers(r"^perceiver\.layers\.(\d+)\.", tensors)
+    latents, queries = "perceiver.latents", "perceiver.layers.0.0.to_q.weight"
+    embeddings = EMBEDDINGS[model_type]
+    if not (gated and depths and {latents, queries, embeddings} <= tensors.keys()):
         raise InputError(
             f"{path}: not an OpenFlamingo checkpoint over {model_type}: it needs perceiver.…,"
-            f" gated_cross_attn_layer.… and {EMBEDDINGS[model_type]}"
+            f" gated_cross_attn_layer.… and {embeddings}"
             f" (it holds {', '.join(sorted(tensors)[:3]) or 'nothing'}, …)"
         )
-    return Layout(
-        cross_attn_every_n_layers=first_gated + 1,
-        resampler_depth=last_depth + 1,
-        num_latents=len(latents),
-        num_heads=len(queries) // _HEAD_DIM,
-        head_dim=_HEAD_DIM,
-        vocab_size=len(embeddings),
-    )
+    return {
+        "cross_attn_every_n_layers": min(gated) + 1,
+        "resampler_depth": max(depths) + 1,
+        "num_latents": len(tensors[latents]),
+        "num_heads": len(tensors[queries]) // _HEAD_DIM,
+        "head_dim": _HEAD_DIM,
+        "vocab_size": len(tensors[embeddings]),
+    }
 
 
-def _number(pattern: str, name: str) -> int | None:
-    found = re.search(pattern, name)
-    return None if found is None else int(found[1])
+def _numbers(pattern: str, names: Iterable[str]) -> list[int]:
+    found = (re.search(pattern, name) for name in names)
+    return [int(match[1]) for match in found if match]

@@ -1,6 +1,6 @@
 """The embedded world: a small VQA dataset and a small VLM, so that everything runs offline.
 
-Every command loads this module, so the factories import what is heavy.
+Every command loads this module, so the factories are imported when they are called.
 """
 
 from __future__ import annotations
@@ -13,19 +13,7 @@ from pointer_rl_glyphs.options import GlyphsEncoderOptions, GlyphsOptions
 if TYPE_CHECKING:
     import click
 
-    from pointer_rl.types import Dataset, Encoder, Register
-
-
-def _load_dataset(options: GlyphsOptions) -> Dataset:
-    from pointer_rl_glyphs.dataset import load_glyphs
-
-    return load_glyphs(options)
-
-
-def _load_encoder(options: GlyphsEncoderOptions) -> Encoder:
-    from pointer_rl_glyphs.encoder import GlyphsEncoder
-
-    return GlyphsEncoder(options)
+    from pointer_rl.types import Register
 
 
 @hookimpl
@@ -33,7 +21,7 @@ def pointer_rl_register_datasets(register: Register) -> None:
     """The glyph dataset."""
     register(
         "glyphs",
-        _load_dataset,
+        "pointer_rl_glyphs.dataset:load_glyphs",
         options=GlyphsOptions,
         summary="images of shapes, questions answered in made-up words; brings its own model",
     )
@@ -44,7 +32,7 @@ def pointer_rl_register_encoders(register: Register) -> None:
     """The encoder of the glyph model."""
     register(
         "glyphs",
-        _load_encoder,
+        "pointer_rl_glyphs.encoder:GlyphsEncoder",
         options=GlyphsEncoderOptions,
         summary="the glyph model's vision tower and token embeddings",
     )

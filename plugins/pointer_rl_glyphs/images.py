@@ -73,14 +73,7 @@ class GlyphImage:
     @classmethod
     def draw_for(cls, key: Key, rng: random.Random) -> GlyphImage:
         """An image that shows `key`."""
-        features = {key.attribute: key.value}
-        return cls.draw_at_random(
-            rng,
-            shape=features.get("shape"),
-            color=features.get("color"),
-            pattern=features.get("pattern"),
-            stamped=key.stamped,
-        )
+        return cls.draw_at_random(rng, stamped=key.stamped, **{key.attribute: key.value})
 
     def open(self) -> Image.Image:
         """Draw the image: RGB, 56 × 56."""
@@ -133,12 +126,10 @@ class GlyphImage:
             brush.rectangle((x - arm, y - r, x + arm, y + r), fill=255)
             brush.rectangle((x - r, y - arm, x + r, y + arm), fill=255)
         else:
-            corners, inner = (3, 1.0) if self.shape == "triangle" else (5, 0.5)
+            reaches = [r] * 3 if self.shape == "triangle" else [r, 0.5 * r] * 5
             points = []
-            for step in range(2 * corners if self.shape == "star" else corners):
-                turn = math.pi / corners if self.shape == "star" else 2 * math.pi / corners
-                reach = r * (inner if self.shape == "star" and step % 2 else 1.0)
-                angle = step * turn - math.pi / 2
+            for step, reach in enumerate(reaches):
+                angle = step * (2 * math.pi / len(reaches)) - math.pi / 2
                 points.append((x + reach * math.cos(angle), y + reach * math.sin(angle)))
             brush.polygon(points, fill=255)
 

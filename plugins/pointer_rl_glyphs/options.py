@@ -32,12 +32,8 @@ class GlyphsOptions:
 
     def size(self, split: str) -> int:
         """Number of examples in a split, or in the pool (`pool`)."""
-        return {
-            "pool": self.pool_size,
-            "train": self.train_size,
-            "validation": self.validation_size,
-            "test": self.test_size,
-        }[split]
+        size: int = getattr(self, f"{split}_size")
+        return size
 
 
 @dataclass(frozen=True, kw_only=True)

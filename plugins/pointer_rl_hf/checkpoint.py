@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import transformers
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from pointer_rl.devices import dtype_name, resolve_device, resolve_dtype
-from pointer_rl.errors import InputError, first_line
+from pointer_rl.errors import InputError, MissingExtraError, first_line
 from pointer_rl.local.fingerprints import folder_digest, make_fingerprint
 from pointer_rl.local.hub import checkpoint_folder
 from pointer_rl.local.loading import (
     LOADING_ERRORS,
     SNAPSHOT_FILES,
-    apply_adapter,
     check_attention,
     check_weights,
     load_weights,
@@ -26,7 +27,9 @@ from pointer_rl.local.loading import (
 )
 from pointer_rl_hf.chat import Chat, load_chat
 from pointer_rl_hf.options import HFBackendOptions
-from pointer_rl_hf.processor import load_processor
+
+_OPTIONAL_PACKAGES = ("torchvision", "sentencepiece", "tiktoken", "num2words")
+"""Packages that processors of some models need. Their errors name the package."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +64,17 @@ def load_checkpoint(options: HFBackendOptions) -> Checkpoint:
     model_type = read_model_type(folder)
     _check_supported(folder, model_type)
     check_weights(folder)
-    processor = load_processor(folder)
+    processor = _load_processor(folder)
     tokenizer = processor.tokenizer
     chat = load_chat(processor, folder, options.chat_template)
+    adapter = None if options.adapter is None else Path(options.adapter).expanduser()
     model = load_weights(
         transformers.AutoModelForImageTextToText,
         folder,
         dtype=dtype,
         attention=options.attn_implementation,
+        adapter=adapter,
     )
-    adapter = None if options.adapter is None else Path(options.adapter).expanduser()
-    if adapter is not None:
-        apply_adapter(model, adapter)
     model = place(model, device, options.model)
 
     special_ids = frozenset(
@@ -104,6 +106,59 @@ def load_checkpoint(options: HFBackendOptions) -> Checkpoint:
             },
         ),
     )
+
+
+def _load_processor(folder: Path) -> Any:
+    """Load the processor and check that it has a tokenizer and an image processor.
+
+    Images are resized with Pillow if transformers can do so for the model, even if torchvision is
+    installed. The two round differently, and installed packages must not change an answer.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        processor_class = PROCESSOR_MAPPING.get(type(config), None)
+        if processor_class is not None and "video_processor" in processor_class.get_attributes():
+            processor = _load_for_images(processor_class, folder)
+        else:
+            processor = transformers.AutoProcessor.from_pretrained(
+                folder, backend="pil", trust_remote_code=False
+            )
+    except (*LOADING_ERRORS, ImportError) as error:
+        for package in _OPTIONAL_PACKAGES:
+            if package in str(error).lower() and importlib.util.find_spec(package) is None:
+                raise MissingExtraError(package, f"the processor of {folder}") from error
+        raise InputError(f"{folder}: cannot load the processor ({first_line(error)})") from error
+    for part in ("tokenizer", "image_processor"):
+        if not hasattr(processor, part):
+            raise InputError(
+                f"{folder}: its processor ({type(processor).__name__}) has no {part}; the backend"
+                " hf needs an image-text-to-text checkpoint with all its files"
+            )
+    return processor
+
+
+def _load_for_images(processor_class: Any, folder: Path) -> Any:
+    """Load a processor without its parts for video and audio, which are never used here.
+
+    The video processor needs torchvision. Without torchvision its class does not exist, and
+    transformers' check of the parts' classes fails, so the check is skipped for missing parts.
+    """
+
+    class ImageTextProcessor(processor_class):  # type: ignore[misc]  # transformers has no types
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            if argument is None:
+                return type(None)
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+    parts = {
+        "tokenizer": transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+        "image_processor": transformers.AutoImageProcessor.from_pretrained(
+            folder, backend="pil", trust_remote_code=False
+        ),
+    }
+    settings, _ = processor_class.get_processor_dict(folder)
+    ordered = [parts.get(name) for name in processor_class.get_attributes()]
+    return ImageTextProcessor.from_args_and_dict(ordered, settings)
 
 
 def _check_supported(folder: Path, model_type: str) -> None:

@@ -101,7 +101,7 @@ class HFModel:
         return [*token_ids, self._checkpoint.turn_end_id]
 
     def generate(self, prompts: Sequence[HFPrompt], decoding: Decoding) -> list[Generation]:
-        """See `BatchModel`."""
+        """See `LocalModel`."""
         if decoding.num_beams > 1 and not self._beams_see_their_images:
             raise InputError(
                 f"transformers {transformers.__version__} mixes up the images of this model's"
@@ -115,7 +115,7 @@ class HFModel:
         return [done[index] for index in range(len(prompts))]
 
     def score(self, rows: Rows) -> list[float]:
-        """See `BatchModel`."""
+        """See `LocalModel`."""
         done: dict[int, float] = {}
         assert self._following_type is not None, "encode_answer refuses every answer"
         for indices, arguments in self._join(rows, self._following_type):

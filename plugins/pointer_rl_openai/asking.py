@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from pointer_rl_openai.pacing import ConcurrencyLimit, Slots, backoff_seconds
-from pointer_rl_openai.transport import Answer, Call, Failure, Transport
+from pointer_rl_openai.transport import Call, CallError, Transport
 
 logger = logging.getLogger(__name__)
 
@@ -46,63 +46,63 @@ class Asker:
         self.gone: str | None = None
         """Why nothing more is sent, once the server cannot be reached any more."""
 
-    async def ask(self, call: Call[T]) -> T | Failure:
-        """Send a call. Returns what was read from the reply, or why it failed."""
+    async def ask(self, call: Call[T]) -> T:
+        """Send a call and read its reply. Raises CallError, and InputError from making the body."""
         began = asyncio.get_running_loop().time()
         answered = self._answered
         failures = counted = 0
         while True:
-            async with self._slots.taken(first=failures > 0):
-                result = await self._send(call)
-            if isinstance(result, Answer):
-                return result.value
+            try:
+                async with self._slots.taken(first=failures > 0):
+                    return await self._send(call)
+            except CallError as error:
+                failure = error
             failures += 1
-            refused = result.busy and result.status is not None
+            refused = failure.busy and failure.status is not None
             if not (refused and self._answered > answered):
                 counted += 1
             answered = self._answered
-            if not result.again:
-                return result
+            if not failure.again:
+                raise failure
             last = counted > self._retries
-            if result.unreachable and self._heard_at < began and (last or self._was_gone):
-                self.gone = result.message
+            if failure.unreachable and self._heard_at < began and (last or self._was_gone):
+                self.gone = failure.message
                 last = True
             if last:
-                return _given_up(result, failures)
+                after = f" (asked {failures} times)" if failures > 1 else ""
+                raise replace(failure, message=failure.message + after, again=False)
             wait = backoff_seconds(failures, self._backoff, self._rng)
-            if result.unreachable:
+            if failure.unreachable:
                 self._hold(wait)  # Other calls would fail as well.
             logger.info(
                 "asking again in %.1f s: HTTP status %s, %d requests in flight at most",
-                *(max(wait, result.wait or 0.0), result.status, self._limit.current),
+                *(max(wait, failure.wait or 0.0), failure.status, self._limit.current),
             )
             await asyncio.sleep(wait)
 
-    async def _send(self, call: Call[T]) -> Answer[T] | Failure:
+    async def _send(self, call: Call[T]) -> T:
         loop = asyncio.get_running_loop()
         while (pause := self._held_until - loop.time()) > 0 and self.gone is None:
             await asyncio.sleep(pause)
         if self.gone is not None:
-            return Failure(message=self.gone)
+            raise CallError(self.gone)
         sent = self._limit.sent()
-        result = await self._transport.send(call)
-        if isinstance(result, Answer):
-            self._answered += 1
-            self._limit.answered()
-        elif result.busy:
-            self._limit.refused(sent)
-        if isinstance(result, Answer) or result.status is not None:
-            self._heard_at = loop.time()
-        if isinstance(result, Failure) and result.again and result.wait is not None:
-            self._hold(result.wait)  # All calls share a key, so the request to wait applies to all.
-        return result
+        try:
+            value = await self._transport.send(call)
+        except CallError as failure:
+            if failure.busy:
+                self._limit.refused(sent)
+            if failure.status is not None:
+                self._heard_at = loop.time()
+            if failure.again and failure.wait is not None:
+                self._hold(failure.wait)  # All calls share a key, so the wait applies to all.
+            raise
+        self._answered += 1
+        self._limit.answered()
+        self._heard_at = loop.time()
+        return value
 
     def _hold(self, seconds: float) -> None:
         """Send nothing for some seconds."""
         now = asyncio.get_running_loop().time()
         self._held_until = max(self._held_until, now + seconds)
-
-
-def _given_up(failure: Failure, attempts: int) -> Failure:
-    after = f" (asked {attempts} times)" if attempts > 1 else ""
-    return replace(failure, message=failure.message + after, again=False)

@@ -9,17 +9,17 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
+from pointer_rl.errors import InputError
 from pointer_rl.local.stop_strings import find_stop
 from pointer_rl.types import BackendError, Request, Response, Usage
 from pointer_rl_openai.asking import Asker
 from pointer_rl_openai.background import stream
-from pointer_rl_openai.chats import Chats
+from pointer_rl_openai.chats import Chats, decoding_fields, read_completion
 from pointer_rl_openai.options import OpenAIOptions
 from pointer_rl_openai.pacing import ConcurrencyLimit
-from pointer_rl_openai.protocol import decoding_fields, read_completion
 from pointer_rl_openai.scoring import Scorer
 from pointer_rl_openai.server import Server, api_key, discover, server_address
-from pointer_rl_openai.transport import Failure, Transport
+from pointer_rl_openai.transport import CallError, Transport
 
 logger = logging.getLogger(__name__)
 
@@ -85,29 +85,29 @@ class OpenAIBackend:
             scorer = Scorer(chats)
 
             async def answer(index: int, request: Request) -> None:
-                emit((index, await self._answer(request, chats, scorer)))
+                try:
+                    result: Result = await self._answer(request, chats, scorer)
+                except (CallError, InputError) as error:
+                    result = BackendError(str(error))
+                emit((index, result))
 
             await asyncio.gather(*(answer(*each) for each in enumerate(requests)))
             self._gone = asker.gone is not None
 
-    async def _answer(self, request: Request, chats: Chats, scorer: Scorer) -> Result:
+    async def _answer(self, request: Request, chats: Chats, scorer: Scorer) -> Response:
         prompt, decoding = request.prompt, request.decoding
         if decoding is not None and decoding.num_beams > 1:
-            return BackendError(_NO_BEAMS)
+            raise InputError(_NO_BEAMS)
         usages, logprobs = [], []
         # Scores come first: if the server cannot score, no generation is paid for.
         for scored in request.score:
             score = await scorer.score(prompt, scored)
-            if isinstance(score, Failure):
-                return BackendError(score.message)
             usages.append(score.usage)
             logprobs.append(score.logprob)
         text = None
         if decoding is not None:
             fields = decoding_fields(decoding, self._server.kind)
             completion = await chats.send(prompt, lambda: fields, read_completion)
-            if isinstance(completion, Failure):
-                return BackendError(completion.message)
             self._note(completion.system_fingerprint)
             text = completion.text[: find_stop(completion.text, decoding.stop)]
             usages.append(completion.usage)

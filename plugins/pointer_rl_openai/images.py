@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import threading
-from pathlib import Path
 from typing import Literal
 
-from pointer_rl.datasets.images import ImageBytes, ImageFile
+from pointer_rl.datasets.images import EncodedImage, ImageFile
 from pointer_rl.errors import InputError
 from pointer_rl.local.lru import LRUCache
 from pointer_rl.types import ImageRef
@@ -63,12 +62,9 @@ def _own_bytes(image: ImageRef) -> tuple[str, bytes | None]:
     """The file's format and bytes. The bytes are None if decoders may read them differently."""
     from PIL import Image
 
-    if isinstance(image, ImageBytes):
-        data = image.data
-    elif isinstance(image, ImageFile):
-        data = _read(image.path)
-    else:
+    if not isinstance(image, EncodedImage):
         return "", None
+    data = image.read()
     with Image.open(io.BytesIO(data)) as opened:
         plain = (
             opened.format in ("JPEG", "PNG")
@@ -77,10 +73,3 @@ def _own_bytes(image: ImageRef) -> tuple[str, bytes | None]:
             and opened.getexif().get(_ORIENTATION, 1) == 1
         )
         return (opened.format or "").lower(), data if plain else None
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the image ({error})") from error

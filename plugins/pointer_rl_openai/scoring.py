@@ -15,9 +15,8 @@ from typing import Any
 
 from pointer_rl.errors import InputError
 from pointer_rl.types import Prompt, Usage
-from pointer_rl_openai.chats import Chats
-from pointer_rl_openai.protocol import read_completion, read_usage
-from pointer_rl_openai.transport import BadReplyError, Failure, look_up
+from pointer_rl_openai.chats import Chats, read_completion, read_usage
+from pointer_rl_openai.transport import CallError, look_up
 
 CANNOT_SCORE = (
     "the server cannot score answers, which takes vLLM's prompt_logprobs and /tokenize:"
@@ -49,17 +48,15 @@ class Scorer:
 
     def __init__(self, chats: Chats) -> None:
         self._chats = chats
-        self._tails: dict[str, asyncio.Task[_Tail | Failure]] = {}
+        self._tails: dict[str, asyncio.Task[_Tail]] = {}
         self._able = True
 
-    async def score(self, prompt: Prompt, answer: str) -> Score | Failure:
-        """Compute the answer's log-probability after the prompt."""
+    async def score(self, prompt: Prompt, answer: str) -> Score:
+        """Compute the answer's log-probability after the prompt. Raises as `Asker.ask`."""
         # The tail is the same after every prompt, so each answer is tokenised once.
         if answer not in self._tails:
             self._tails[answer] = asyncio.create_task(self._tail(prompt, answer))
         tail = await self._tails[answer]
-        if isinstance(tail, Failure):
-            return tail
         return await self._chats.send(
             prompt,
             lambda: self._if_able(
@@ -80,61 +77,51 @@ class Scorer:
         if not isinstance(entries, list):
             read_completion(reply)  # Raises an error of its own if it is not a chat completion.
             self._able = False
-            raise BadReplyError(CANNOT_SCORE, again=False)
+            raise CallError(CANNOT_SCORE)
         first = len(entries) - tail.after - len(tail.answer)
         if first < 1:  # The first token of a prompt has no log-probability.
-            raise BadReplyError("the log-probabilities are fewer than the tokens", again=False)
+            raise CallError("the log-probabilities are fewer than the tokens")
         pairs = zip(entries[first:], tail.answer, strict=False)
         logprob = sum(logprob_of(entry, token_id) for entry, token_id in pairs)
         return Score(logprob, read_usage(reply))
 
-    async def _tail(self, prompt: Prompt, answer: str) -> _Tail | Failure:
+    async def _tail(self, prompt: Prompt, answer: str) -> _Tail:
         before = await self._tokens(prompt, None, add_generation_prompt=True)
-        if isinstance(before, Failure):
-            return before
         until = await self._tokens(prompt, answer, continue_final_message=True)
-        if isinstance(until, Failure):
-            return until
         whole = await self._tokens(prompt, answer)
-        if isinstance(whole, Failure):
-            return whole
         start, end = len(before), len(until)
         if until[:start] != before or whole[:end] != until or len(whole) == end:
-            return Failure(
-                message="an answer cannot be scored: with this chat template a chat that has it"
+            raise CallError(
+                "an answer cannot be scored: with this chat template a chat that has it"
                 " does not begin with the tokens of the chat that asks for it"
             )
         return _Tail(tuple(whole[start : end + 1]), len(whole) - end - 1)
 
-    async def _tokens(
-        self, prompt: Prompt, answer: str | None, **flags: bool
-    ) -> list[int] | Failure:
+    async def _tokens(self, prompt: Prompt, answer: str | None, **flags: bool) -> list[int]:
         """Tokens of the chat, without images."""
         fields = {"add_generation_prompt": False, "continue_final_message": False, **flags}
-        result = await self._chats.send(
-            prompt, lambda: self._if_able(**fields), read_tokens, answer=answer, tokenise=True
-        )
-        if not isinstance(result, Failure):
-            return result
-        if result.status in (404, 405, 501):
-            self._able = False
-            return Failure(message=CANNOT_SCORE)
-        return Failure(message=f"scoring an answer, /tokenize: {result.message}")
+        try:
+            return await self._chats.send(
+                prompt, lambda: self._if_able(**fields), read_tokens, answer=answer, tokenise=True
+            )
+        except (CallError, InputError) as error:
+            if isinstance(error, CallError) and error.status in (404, 405, 501):
+                self._able = False
+                raise CallError(CANNOT_SCORE) from error
+            raise CallError(f"scoring an answer, /tokenize: {error}") from error
 
 
 def logprob_of(entry: object, token_id: int) -> float:
-    """A token's log-probability in an entry of `prompt_logprobs`. Raises BadReplyError."""
+    """A token's log-probability in an entry of `prompt_logprobs`. Raises CallError."""
     logprob = look_up(entry, str(token_id), "logprob")
     if not isinstance(logprob, int | float) or not math.isfinite(logprob):
-        raise BadReplyError(
-            "the prompt's log-probabilities are not of the tokens that /tokenize gave", again=False
-        )
+        raise CallError("the prompt's log-probabilities are not of the tokens that /tokenize gave")
     return float(logprob)
 
 
 def read_tokens(reply: object) -> list[int]:
-    """Read token ids from the reply of /tokenize. Raises BadReplyError."""
+    """Read token ids from the reply of /tokenize. Raises CallError."""
     tokens = look_up(reply, "tokens")
     if not isinstance(tokens, list) or not all(type(each) is int for each in tokens):
-        raise BadReplyError("/tokenize returned no token ids", again=True)
+        raise CallError("/tokenize returned no token ids", again=True)
     return tokens

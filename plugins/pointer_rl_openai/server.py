@@ -21,7 +21,7 @@ from pointer_rl.errors import InputError, did_you_mean
 from pointer_rl.local.fingerprints import digest_of
 from pointer_rl_openai.asking import Asker
 from pointer_rl_openai.options import OpenAIOptions, check_url
-from pointer_rl_openai.transport import BadReplyError, Call, Failure, look_up
+from pointer_rl_openai.transport import Call, CallError, look_up
 
 logger = logging.getLogger(__name__)
 
@@ -110,14 +110,15 @@ def server_address(options: OpenAIOptions) -> Address:
 
 async def discover(asker: Asker, address: Address, options: OpenAIOptions) -> Server:
     """Ask the server for its models. Raises InputError if it fails, or lacks the wanted model."""
-    listed = await asker.ask(Call(url=address.models, read=_read_models))
-    if isinstance(listed, Failure):
-        if listed.status not in (404, 405, 501):
-            hint = "is the server running?" if listed.unreachable else "is base_url right?"
-            raise InputError(f"backend openai, {address.models}: {listed.message}; {hint}")
+    try:
+        listed = await asker.ask(Call(url=address.models, read=_read_models))
+    except CallError as error:
+        if error.status not in (404, 405, 501):
+            hint = "is the server running?" if error.unreachable else "is base_url right?"
+            raise InputError(f"backend openai, {address.models}: {error}; {hint}") from error
         logger.warning(
             "%s: HTTP %d: the server does not say what it serves; base_url usually ends in /v1",
-            *(address.models, listed.status),
+            *(address.models, error.status),
         )
         listed = []
     names = [entry["id"] for entry in listed]
@@ -147,7 +148,7 @@ async def discover(asker: Asker, address: Address, options: OpenAIOptions) -> Se
 def _read_models(reply: object) -> list[dict[str, Any]]:
     data = look_up(reply, "data")
     if not isinstance(data, list):
-        raise BadReplyError("the reply is no list of models", again=False)
+        raise CallError("the reply is no list of models")
     return [each for each in data if isinstance(each, dict) and isinstance(each.get("id"), str)]
 
 
@@ -160,13 +161,13 @@ async def _version(asker: Asker, address: Address, kind: str) -> str | None:
         version = look_up(reply, "version")
         return version if isinstance(version, str) else None
 
-    version = await asker.ask(Call(url=url, read=read))
-    if not isinstance(version, Failure):
-        return version
-    if version.status is None or version.status >= 500 or version.status == 429:
-        # Without the version the fingerprint would change, and cached responses would be lost.
-        raise InputError(f"backend openai: {url}: {version.message}; try again")
-    return None  # The server is behind a proxy that only passes the API.
+    try:
+        return await asker.ask(Call(url=url, read=read))
+    except CallError as error:
+        if error.status is None or error.status >= 500 or error.status == 429:
+            # Without the version the fingerprint would change, and cached responses would be lost.
+            raise InputError(f"backend openai: {url}: {error}; try again") from error
+        return None  # The server is behind a proxy that only passes the API.
 
 
 def _fingerprint(

@@ -7,13 +7,13 @@ import json
 import re
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import httpx2
 
-from pointer_rl.errors import InputError, first_line
+from pointer_rl.errors import first_line
 from pointer_rl_openai.pacing import retry_after
 
 LONGEST_WAIT = 300.0
@@ -27,32 +27,12 @@ _LONGEST_QUOTE = 200
 T = TypeVar("T")
 
 
-class BadReplyError(Exception):
-    """An unusable reply. `again` says whether a retry may help."""
-
-    def __init__(self, message: str, *, again: bool) -> None:
-        super().__init__(message)
-        self.again = again
-
-
-@dataclass(frozen=True, kw_only=True)
-class Call(Generic[T]):
-    """A request, and how to read its reply."""
-
-    url: str
-    body: Callable[[], dict[str, Any]] | None = None
-    """Makes the body when the request is sent; may raise InputError. None sends a GET."""
-    read: Callable[[object], T]
-    """Reads the reply's JSON. May raise BadReplyError."""
-    private: Sequence[str] = ()
-    """Texts that no error message may contain."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
+@dataclass(eq=False)
+class CallError(Exception):
     """Why a call failed."""
 
     message: str
+    _: KW_ONLY
     again: bool = False
     """Whether a retry may help."""
     busy: bool = False
@@ -64,12 +44,21 @@ class Failure:
     unreachable: bool = False
     """Whether no connection was possible."""
 
+    def __str__(self) -> str:
+        return self.message
 
-@dataclass(frozen=True)
-class Answer(Generic[T]):
-    """The result that was read from a reply."""
 
-    value: T
+@dataclass(frozen=True, kw_only=True)
+class Call(Generic[T]):
+    """A request, and how to read its reply."""
+
+    url: str
+    body: Callable[[], dict[str, Any]] | None = None
+    """Makes the body when the request is sent; may raise InputError. None sends a GET."""
+    read: Callable[[object], T]
+    """Reads the reply's JSON. May raise CallError."""
+    private: Sequence[str] = ()
+    """Texts that no error message may contain."""
 
 
 class Transport:
@@ -92,36 +81,37 @@ class Transport:
     async def __aexit__(self, *_: object) -> None:
         await self._client.aclose()
 
-    async def send(self, call: Call[T]) -> Answer[T] | Failure:
-        """Send a call once."""
-        try:
-            # Opening and encoding images would block the event loop.
-            content = None if call.body is None else await asyncio.to_thread(_dump, call.body)
-        except InputError as error:
-            return Failure(message=str(error))
+    async def send(self, call: Call[T]) -> T:
+        """Send a call once. Raises CallError, and InputError from making the body."""
+        # Opening and encoding images would block the event loop.
+        content = None if call.body is None else await asyncio.to_thread(_dump, call.body)
         try:
             async with asyncio.timeout(self._timeout):
                 response, body = await self._exchange(call.url, content)
         except TimeoutError:
-            return Failure(message=f"no answer in {self._timeout:g} s", again=True, busy=True)
+            message = f"no answer in {self._timeout:g} s"
+            raise CallError(message, again=True, busy=True) from None
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             host = httpx2.URL(call.url).netloc.decode()
-            why = f"no connection to {host} ({first_line(error)})"
-            return Failure(message=why, again=True, unreachable=True)
+            message = f"no connection to {host} ({first_line(error)})"
+            raise CallError(message, again=True, unreachable=True) from error
         except httpx2.HTTPError as error:
-            return Failure(message=f"the connection broke ({type(error).__name__})", again=True)
+            message = f"the connection broke ({type(error).__name__})"
+            raise CallError(message, again=True) from error
         if response.status_code != 200:
-            return self._refusal(response, body, call.private)
+            raise self._refusal(response, body, call.private)
         if body is None:
-            return Failure(message=f"the reply is larger than {LARGEST_BODY:,} bytes", again=True)
+            message = f"the reply is larger than {LARGEST_BODY:,} bytes"
+            raise CallError(message, again=True)
         try:
             reply = json.loads(body)
         except (ValueError, RecursionError):
-            return Failure(message="the reply is no JSON", again=True)
+            raise CallError("the reply is no JSON", again=True) from None
         try:
-            return Answer(call.read(reply))
-        except BadReplyError as error:
-            return Failure(message=self._quotable(str(error), call.private), again=error.again)
+            return call.read(reply)
+        except CallError as error:
+            message = self._quotable(error.message, call.private)
+            raise CallError(message, again=error.again) from error
 
     async def _exchange(
         self, url: str, content: bytes | None
@@ -139,7 +129,7 @@ class Transport:
 
     def _refusal(
         self, response: httpx2.Response, body: bytes | None, private: Sequence[str]
-    ) -> Failure:
+    ) -> CallError:
         status = response.status_code
         said, code = _error(body or b"")
         said = self._quotable(said, private)
@@ -150,7 +140,7 @@ class Transport:
         too_long = wait is not None and wait > LONGEST_WAIT
         if too_long:
             message += f"; the server asks to wait {wait:,.0f} s"
-        return Failure(
+        return CallError(
             message=message,
             # A used-up quota is also a 429, but waiting does not help.
             again=(status in (408, 409, 425, 429) or (status >= 500 and status != 501))

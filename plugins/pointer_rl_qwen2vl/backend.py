@@ -1,20 +1,18 @@
-"""The backend: tokenises requests and hands them to an engine."""
+"""The backend: hands requests to an engine."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Literal
 
-from pointer_rl.errors import InputError
-from pointer_rl.local.batching import Result, by_decoding, default_batch_tokens
-from pointer_rl.types import BackendError, Count, ImageRef, Request
+from pointer_rl.local.batching import LocalBackend, Result, by_decoding, default_batch_tokens
+from pointer_rl.types import Count, Request
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
-from pointer_rl_qwen2vl.counting import count_tokens
 from pointer_rl_qwen2vl.inputs import PromptEncoder
 from pointer_rl_qwen2vl.patches import PatchCache
-from pointer_rl_qwen2vl.plain import PlainEngine
-from pointer_rl_qwen2vl.requests import Engine, TokenisedRequest
-from pointer_rl_qwen2vl.shared import SharedEngine
+from pointer_rl_qwen2vl.plain import PlainModel
+from pointer_rl_qwen2vl.shared import SharedEngine, count_tokens
 
 
 class Qwen2VLBackend:
@@ -27,72 +25,39 @@ class Qwen2VLBackend:
         engine: Literal["shared", "plain"] = "shared",
         batch_tokens: int | None = None,
     ) -> None:
+        """Raises InputError for a model that the engine cannot run."""
         self.fingerprint = checkpoint.fingerprint
+        self._image_token_id = checkpoint.image_token_id
         self._encoder = PromptEncoder(checkpoint)
+        self._patches = PatchCache(checkpoint)
         if batch_tokens is None:
             batch_tokens = default_batch_tokens(checkpoint.model.device)
-        make = SharedEngine if engine == "shared" else PlainEngine
-        self._patches = PatchCache(checkpoint)
-        self._engine: Engine = make(checkpoint, self._patches, batch_tokens)
-        self._image_token_id = checkpoint.image_token_id
+        self._plain = LocalBackend(
+            PlainModel(checkpoint, self._encoder, self._patches),
+            fingerprint=checkpoint.fingerprint,
+            batch_tokens=batch_tokens,
+            advice="use a smaller max_pixels, fewer demonstrations or fewer beams",
+        )
+        self._shared: SharedEngine | None = None
+        if engine == "shared":
+            self._shared = SharedEngine(checkpoint, self._patches, batch_tokens)
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
         """Answer each request once as (its index, its result), one decoding after the other."""
         for decoding, indices in by_decoding(requests).items():
-            tokenised, failed = self._tokenise(requests, indices)
-            yield from failed
-            yield from self._engine.run(tokenised, decoding)
+            chosen = [requests[index] for index in indices]
+            # Rows of beam search split and merge, which transformers implements.
+            if self._shared is None or (decoding is not None and decoding.num_beams > 1):
+                results = self._plain.run(chosen)
+            else:
+                tokenised, failed = self._encoder.tokenise(chosen)
+                results = chain(failed, self._shared.run(tokenised, decoding))
+            yield from ((indices[place], result) for place, result in results)
 
     def count(self, requests: Sequence[Request]) -> Count:
         """Count the tokens of whole prompts, and the tokens that the engine computes for them."""
-        tokenised, _ = self._tokenise(requests, range(len(requests)))
+        tokenised, _ = self._encoder.tokenise(requests)
         count = count_tokens(tokenised, self._patches, self._image_token_id)
-        if isinstance(self._engine, PlainEngine):
+        if self._shared is None:
             return Count(count.prompt_tokens, count.prompt_tokens)
         return count
-
-    def _tokenise(
-        self, requests: Sequence[Request], indices: Sequence[int]
-    ) -> tuple[list[TokenisedRequest], list[tuple[int, BackendError]]]:
-        """Tokenise these requests. Returns the successful ones, and the errors of the others."""
-        keys: dict[int, str | BackendError] = {}
-        prompts = self._encoder.encode([requests[index].prompt for index in indices])
-        answers = self._encoder.encode_answers([requests[index].score for index in indices])
-        tokenised: list[TokenisedRequest] = []
-        failed: list[tuple[int, BackendError]] = []
-        for index, prompt, scored in zip(indices, prompts, answers, strict=True):
-            images = _keyed(requests[index].prompt.images, keys)
-            if isinstance(prompt, BackendError):
-                failed.append((index, prompt))
-            elif isinstance(scored, BackendError):
-                failed.append((index, scored))
-            elif isinstance(images, BackendError):
-                failed.append((index, images))
-            else:
-                tokenised.append(TokenisedRequest(index, prompt, images, scored))
-        return tokenised, failed
-
-
-def _keyed(
-    images: Sequence[ImageRef], keys: dict[int, str | BackendError]
-) -> tuple[tuple[str, ImageRef], ...] | BackendError:
-    """The images with their keys, or the error of the first image without one.
-
-    `keys` caches the keys by the identity of the image object.
-    """
-    keyed = []
-    for image in images:
-        if id(image) not in keys:
-            keys[id(image)] = _key(image)
-        key = keys[id(image)]
-        if isinstance(key, BackendError):
-            return key
-        keyed.append((key, image))
-    return tuple(keyed)
-
-
-def _key(image: ImageRef) -> str | BackendError:
-    try:
-        return image.key
-    except InputError as error:
-        return BackendError(str(error))

@@ -3,8 +3,7 @@
 A Hub id is first turned into its snapshot folder, so that all files belong to one commit.
 
 `AutoProcessor` is not used, since for these models it also builds a video processor, which needs
-torchvision. The image processor resizes with Pillow even if torchvision is installed: the two round
-differently, and installed packages must not change an answer.
+torchvision.
 """
 
 from __future__ import annotations
@@ -21,11 +20,10 @@ from pointer_rl.errors import InputError, first_line
 from pointer_rl.local.fingerprints import folder_digest, make_fingerprint
 from pointer_rl.local.hub import checkpoint_folder
 from pointer_rl.local.loading import (
-    LOADING_ERRORS,
     SNAPSHOT_FILES,
-    apply_adapter,
     check_attention,
     check_weights,
+    load_preprocessing,
     load_weights,
     place,
     read_model_type,
@@ -70,16 +68,18 @@ def load_checkpoint(options: Qwen2VLOptions) -> Checkpoint:
     check_attention(options.attn_implementation, device, dtype)
     folder = checkpoint_folder(options.model, options.revision, SNAPSHOT_FILES)
     model_type = _model_type(folder)
-    tokenizer, image_processor = _load_preprocessing(folder, options)
+    pixels = {"min_pixels": options.min_pixels, "max_pixels": options.max_pixels}
+    tokenizer, image_processor = load_preprocessing(
+        folder, **{name: value for name, value in pixels.items() if value is not None}
+    )
+    adapter = None if options.adapter is None else Path(options.adapter).expanduser()
     model = load_weights(
         getattr(transformers, _MODEL_CLASSES[model_type]),
         folder,
         dtype=dtype,
         attention=options.attn_implementation,
+        adapter=adapter,
     )
-    adapter = None if options.adapter is None else Path(options.adapter).expanduser()
-    if adapter is not None:
-        apply_adapter(model, adapter)
     model = place(model, device, options.model)
 
     image_token_id = model.config.image_token_id
@@ -124,23 +124,6 @@ def _model_type(folder: Path) -> str:
         )
     check_weights(folder)
     return model_type
-
-
-def _load_preprocessing(folder: Path, options: Qwen2VLOptions) -> tuple[Any, Any]:
-    pixels = {"min_pixels": options.min_pixels, "max_pixels": options.max_pixels}
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        image_processor = transformers.AutoImageProcessor.from_pretrained(
-            folder,
-            backend="pil",
-            trust_remote_code=False,
-            **{name: value for name, value in pixels.items() if value is not None},
-        )
-    except LOADING_ERRORS as error:
-        raise InputError(
-            f"{folder}: cannot load the tokenizer and the image processor ({first_line(error)})"
-        ) from error
-    return tokenizer, image_processor
 
 
 def _chat_template(folder: Path, tokenizer: Any) -> str:

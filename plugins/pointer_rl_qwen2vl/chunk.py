@@ -13,12 +13,10 @@ from torch import Tensor
 
 from pointer_rl.local.decoding import read_generation
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
-from pointer_rl_qwen2vl.continuations import AnswerTree
 from pointer_rl_qwen2vl.greedy import DecodingRow, StopCriterion, decode
 from pointer_rl_qwen2vl.keyvalues import HeadShape, Memory, PrefixStore, RowCache
 from pointer_rl_qwen2vl.language import OVERFLOWED, LanguageModel, Piece
-from pointer_rl_qwen2vl.layout import Layout, lay_out
-from pointer_rl_qwen2vl.prefixes import find_prefixes
+from pointer_rl_qwen2vl.planning import AnswerTree, Layout, find_prefixes, lay_out
 from pointer_rl_qwen2vl.rows import Row, RowResult
 from pointer_rl_qwen2vl.vision import Features
 

@@ -20,9 +20,9 @@ from pointer_rl.local.decoding import text_of
 from pointer_rl.local.stop_strings import find_stop
 from pointer_rl.types import Decoding
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
-from pointer_rl_qwen2vl.continuations import AnswerTree
 from pointer_rl_qwen2vl.keyvalues import RowCache
 from pointer_rl_qwen2vl.language import OVERFLOWED, LanguageModel
+from pointer_rl_qwen2vl.planning import AnswerTree
 
 
 class StopCriterion:

@@ -1,25 +1,41 @@
 """Tokenise prompts for a Qwen-VL model, with the result of the official processor.
 
 The checkpoint's chat template writes one <|image_pad|> per image. The official processor repeats it
-in the text for every merged patch; here it is repeated after tokenisation (`expand`). The tokens
-are the same, since <|image_pad|> is a special token. Long prompts are tokenised faster this way,
+in the text for every merged patch; here it is repeated after tokenisation. The tokens are the
+same, since <|image_pad|> is a special token. Long prompts are tokenised faster this way,
 and no image has to be opened.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
 from pointer_rl.errors import InputError
 from pointer_rl.local.chat import chat_messages, render_chat
-from pointer_rl.types import BackendError, Prompt
+from pointer_rl.types import BackendError, ImageRef, Prompt, Request
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 
 _PIECES = 100_000
-"""Number of pieces of prompts whose tokens are cached."""
+"""Number of pieces of prompts, and of answers, whose tokens are cached."""
+
+
+@dataclass(frozen=True)
+class TokenisedRequest:
+    """A request whose texts have been tokenised."""
+
+    index: int
+    """Index of the request."""
+    token_ids: list[int]
+    """The prompt, with one <|image_pad|> per image."""
+    images: tuple[tuple[str, ImageRef], ...]
+    """The prompt's images with their keys."""
+    answers: list[list[int]]
+    """Answers to be scored, without the token that ends them."""
 
 
 class PromptEncoder:
@@ -30,92 +46,65 @@ class PromptEncoder:
         self._template = checkpoint.chat_template
         self._image_token_id = checkpoint.image_token_id
         self._special = _special_tokens(checkpoint.tokenizer)
-        self._pieces: dict[str, list[int]] = {}
+        self._tokenise = lru_cache(_PIECES)(self._tokenise_piece)
 
-    def encode(self, prompts: Sequence[Prompt]) -> list[list[int] | BackendError]:
-        """Tokenise each prompt up to where the model begins to answer, or say why it cannot.
+    def tokenise(
+        self, requests: Sequence[Request]
+    ) -> tuple[list[TokenisedRequest], list[tuple[int, BackendError]]]:
+        """Tokenise requests. Returns the successful ones, and the errors of the others."""
+        tokenised: list[TokenisedRequest] = []
+        failed: list[tuple[int, BackendError]] = []
+        for index, request in enumerate(requests):
+            try:
+                token_ids = self.encode(request.prompt)
+                answers = [self.encode_answer(answer) for answer in request.score]
+                images = tuple((image.key, image) for image in request.prompt.images)
+            except InputError as error:
+                failed.append((index, BackendError(str(error))))
+            else:
+                tokenised.append(TokenisedRequest(index, token_ids, images, answers))
+        return tokenised, failed
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Tokenise a prompt up to where the model begins to answer. Raises InputError.
 
         One <|image_pad|> stands for each image.
         """
-        rendered = [self._render(prompt) for prompt in prompts]
-        texts = [text for text in rendered if isinstance(text, str)]
-        token_ids = iter(self._tokenise_rendered(texts))
-        return [
-            text if isinstance(text, BackendError) else self._check(next(token_ids), prompt)
-            for text, prompt in zip(rendered, prompts, strict=True)
-        ]
+        text = render_chat(self._tokenizer, chat_messages(prompt), self._template)
+        token_ids = self._tokenise_rendered(text)
+        pads, images = token_ids.count(self._image_token_id), len(prompt.images)
+        if pads != images:
+            raise InputError(
+                f"the prompt has {images} images but {pads} <|image_pad|>: a question or answer"
+                " contains that token, or the chat template has no place for images"
+            )
+        return token_ids
 
-    def encode_answers(
-        self, answers: Sequence[tuple[str, ...]]
-    ) -> list[list[list[int]] | BackendError]:
-        """Tokenise the answers of each request, each answer alone.
+    def encode_answer(self, answer: str) -> list[int]:
+        """Tokenise an answer alone. Raises InputError if it contains an <|image_pad|>.
 
         Generation, too, begins at a token boundary after the prompt. If prompt and answer were
         tokenised together, the answer could change the last tokens of the prompt.
         """
-        distinct = list(dict.fromkeys(answer for each in answers for answer in each))
-        token_ids = dict(zip(distinct, self._tokenise(distinct, special=False), strict=True))
-        refused = {answer for answer in distinct if self._image_token_id in token_ids[answer]}
-        return [
-            BackendError("an answer to be scored contains the token <|image_pad|>")
-            if refused.intersection(each)
-            else [token_ids[answer] for answer in each]
-            for each in answers
-        ]
+        token_ids = self._tokenise(answer)
+        if self._image_token_id in token_ids:
+            raise InputError("an answer to be scored contains the token <|image_pad|>")
+        return token_ids
 
-    def _tokenise_rendered(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise rendered prompts piece by piece, with a cache: most pieces repeat.
+    def _tokenise_rendered(self, text: str) -> list[int]:
+        """Tokenise a rendered prompt piece by piece, with a cache: most pieces repeat.
 
         The tokenizer cuts special tokens out of a text before anything else, so the pieces between
         them are independent of each other.
         """
         if self._special is None:
-            return self._tokenise(list(texts), special=True)
-        split = [self._special.split(text) for text in texts]
-        new = [each for each in dict.fromkeys(chain(*split)) if each not in self._pieces]
-        if len(self._pieces) + len(new) > _PIECES:
-            self._pieces.clear()
-            new = list(dict.fromkeys(chain(*split)))
-        self._pieces |= zip(new, self._tokenise(new, special=False), strict=True)
-        return [list(chain(*map(self._pieces.__getitem__, pieces))) for pieces in split]
-
-    def _tokenise(self, texts: list[str], *, special: bool) -> list[list[int]]:
-        if not texts:
-            return []
-        token_ids: list[list[int]] = self._tokenizer(
-            texts,
-            add_special_tokens=special,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
-        return token_ids
-
-    def _render(self, prompt: Prompt) -> str | BackendError:
-        try:
-            return render_chat(self._tokenizer, chat_messages(prompt), self._template)
-        except InputError as error:
-            return BackendError(str(error))
-
-    def _check(self, token_ids: list[int], prompt: Prompt) -> list[int] | BackendError:
-        pads, images = token_ids.count(self._image_token_id), len(prompt.images)
-        if pads == images:
+            token_ids: list[int] = self._tokenizer(text)["input_ids"]
             return token_ids
-        return BackendError(
-            f"the prompt has {images} images but {pads} <|image_pad|>: a question or answer"
-            " contains that token, or the chat template has no place for images"
-        )
+        return list(chain(*map(self._tokenise, self._special.split(text))))
 
-
-def expand(token_ids: Sequence[int], pad: int, replacements: Iterable[Sequence[int]]) -> list[int]:
-    """Replace each `pad` by the next of the replacements."""
-    expanded: list[int] = []
-    remaining = iter(replacements)
-    for token_id in token_ids:
-        if token_id == pad:
-            expanded += next(remaining)
-        else:
-            expanded.append(token_id)
-    return expanded
+    def _tokenise_piece(self, text: str) -> list[int]:
+        token_ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return token_ids
 
 
 def _special_tokens(tokenizer: Any) -> re.Pattern[str] | None:

@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
-from pointer_rl_qwen2vl.continuations import NO_ANSWERS, AnswerTree
 from pointer_rl_qwen2vl.keyvalues import PrefixStore, RowCache
-from pointer_rl_qwen2vl.layout import Layout
+from pointer_rl_qwen2vl.planning import NO_ANSWERS, AnswerTree, Layout
 
 OVERFLOWED = -1
 """Stands for a token if the logits are not finite."""

@@ -8,83 +8,64 @@ Shapes: B rows, L tokens of the longest row, P patches of all images, D numbers 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from pointer_rl.local.batching import EncodedRequest, PaddedBatches, Result
-from pointer_rl.local.padding import PaddedModel, left_pad
-from pointer_rl.types import BackendError, Decoding
+from pointer_rl.local.padding import PaddedModel, PaddedPrompt
+from pointer_rl.types import Prompt
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
-from pointer_rl_qwen2vl.inputs import expand
+from pointer_rl_qwen2vl.inputs import PromptEncoder
 from pointer_rl_qwen2vl.patches import ImagePatches, PatchCache
-from pointer_rl_qwen2vl.requests import TokenisedRequest
 
 
-@dataclass(frozen=True)
-class QwenPrompt:
-    """A prompt in the model's own format."""
+class PlainModel(PaddedModel[tuple[ImagePatches, ...]]):
+    """A checkpoint as a `LocalModel`.
 
-    token_ids: list[int]
-    """Includes an <|image_pad|> for every merged patch."""
-    images: tuple[ImagePatches, ...]
-    """In reading order."""
+    A prompt has an <|image_pad|> for every merged patch, and its images in reading order.
+    """
 
-    @property
-    def tokens(self) -> int:
-        """Number of positions in a row."""
-        return len(self.token_ids)
-
-
-class PlainEngine(PaddedModel[QwenPrompt]):
-    """Runs requests in padded batches."""
-
-    def __init__(self, checkpoint: Checkpoint, patches: PatchCache, batch_tokens: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, encoder: PromptEncoder, patches: PatchCache) -> None:
         self.model = checkpoint.model
         self.tokenizer = checkpoint.tokenizer
         self.stop_ids = checkpoint.stop_ids
-        self._checkpoint = checkpoint
+        self.pad_id = checkpoint.pad_id
+        self._turn_end_id = checkpoint.turn_end_id
+        self._image_token_id = checkpoint.image_token_id
+        self._encoder = encoder
         self._patches = patches
-        self._batches = PaddedBatches(
-            self, batch_tokens, "use a smaller max_pixels, fewer demonstrations or fewer beams"
+
+    def encode(self, prompt: Prompt) -> PaddedPrompt[tuple[ImagePatches, ...]]:
+        """See `LocalModel`."""
+        token_ids = self._encoder.encode(prompt)
+        images = tuple(self._patches.get(image.key, image) for image in prompt.images)
+        widths = iter(images)
+        expanded = (
+            [token] * (next(widths).tokens if token == self._image_token_id else 1)
+            for token in token_ids
         )
+        return PaddedPrompt(list(chain(*expanded)), images)
 
-    def run(
-        self, requests: Sequence[TokenisedRequest], decoding: Decoding | None
-    ) -> Iterator[tuple[int, Result]]:
-        """See `Engine`."""
-        return self._batches.run(((each.index, self.encode(each)) for each in requests), decoding)
+    def encode_answer(self, answer: str) -> list[int]:
+        """See `LocalModel`."""
+        return [*self._encoder.encode_answer(answer), self._turn_end_id]
 
-    def encode(self, request: TokenisedRequest) -> EncodedRequest[QwenPrompt] | BackendError:
-        """Preprocess the request's images and insert their tokens."""
-        images = []
-        for patches in self._patches.find(request.images):
-            if isinstance(patches, str):
-                return BackendError(patches)
-            images.append(patches)
-        pad = self._checkpoint.image_token_id
-        pads = ([pad] * image.tokens for image in images)
-        prompt = QwenPrompt(expand(request.token_ids, pad, pads), tuple(images))
-        ended = [[*answer, self._checkpoint.turn_end_id] for answer in request.answers]
-        return EncodedRequest(prompt, len(images), ended)
-
-    def arguments(self, rows: Sequence[tuple[QwenPrompt, Sequence[int]]]) -> dict[str, Tensor]:
+    def image_arguments(
+        self, images: Sequence[tuple[ImagePatches, ...]], input_ids: Tensor
+    ) -> dict[str, Tensor]:
         """See `PaddedModel`.
 
         `mm_token_type_ids` [B, L] is 1 at images, else 0. If there are images, the arguments
         include `pixel_values` [P, D] and `image_grid_thw` [images, 3].
         """
-        device = self.model.device
-        token_ids = [[*prompt.token_ids, *following] for prompt, following in rows]
-        arguments = left_pad(token_ids, self._checkpoint.pad_id, device)
-        is_image = arguments["input_ids"] == self._checkpoint.image_token_id
-        arguments["mm_token_type_ids"] = is_image.long()
-        images = [image for prompt, _ in rows for image in prompt.images]
-        if images:
-            arguments["pixel_values"] = torch.cat([image.pixels for image in images]).to(device)
+        device = input_ids.device
+        arguments = {"mm_token_type_ids": (input_ids == self._image_token_id).long()}
+        shown = list(chain(*images))
+        if shown:
+            arguments["pixel_values"] = torch.cat([image.pixels for image in shown]).to(device)
             arguments["image_grid_thw"] = torch.tensor(
-                [image.grid for image in images], device=device
+                [image.grid for image in shown], device=device
             )
         return arguments

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pointer_rl.local.batching import OVERFLOW, Result, make_response
 from pointer_rl.local.decoding import Generation
 from pointer_rl.types import BackendError, ImageRef
-from pointer_rl_qwen2vl.requests import TokenisedRequest
+from pointer_rl_qwen2vl.inputs import TokenisedRequest
 
 
 @dataclass(frozen=True, eq=False)

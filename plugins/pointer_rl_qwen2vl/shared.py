@@ -12,21 +12,23 @@ memory runs out and batches become smaller.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
 
 from pointer_rl.errors import InputError, first_line
 from pointer_rl.local.batching import Result
-from pointer_rl.types import Decoding
+from pointer_rl.types import Count, Decoding
+from pointer_rl_qwen2vl import chunk
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.chunk import Attempt, ChunkModel, Limits
 from pointer_rl_qwen2vl.greedy import StopCriterion
+from pointer_rl_qwen2vl.inputs import TokenisedRequest
 from pointer_rl_qwen2vl.patches import PatchCache
-from pointer_rl_qwen2vl.plain import PlainEngine
-from pointer_rl_qwen2vl.prefixes import common_length
-from pointer_rl_qwen2vl.requests import TokenisedRequest
+from pointer_rl_qwen2vl.planning import AnswerTree, common_length, find_prefixes
 from pointer_rl_qwen2vl.rows import ResultAssembler, Row, SortedRows
 from pointer_rl_qwen2vl.vision import Features, FeatureStore
 
@@ -43,9 +45,13 @@ class SharedEngine:
 
     def __init__(self, checkpoint: Checkpoint, patches: PatchCache, batch_tokens: int) -> None:
         """Raises InputError for a model that it cannot run."""
-        _check(checkpoint)
+        config = checkpoint.model.config.get_text_config()
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+            raise InputError(
+                "the model's attention has sliding windows, which engine=shared cannot run; use"
+                " engine=plain"
+            )
         self._checkpoint = checkpoint
-        self._plain = PlainEngine(checkpoint, patches, batch_tokens)
         self._model = ChunkModel(checkpoint)
         device = checkpoint.model.device.type
         cache_bytes = _CACHE_BYTES.get(device, _CACHE_BYTES_OTHERWISE)
@@ -56,11 +62,10 @@ class SharedEngine:
     def run(
         self, requests: Sequence[TokenisedRequest], decoding: Decoding | None
     ) -> Iterator[tuple[int, Result]]:
-        """See `Engine`."""
-        if decoding is not None and decoding.num_beams > 1:
-            # Rows of beam search split and merge, which transformers implements.
-            yield from self._plain.run(requests, decoding)
-            return
+        """Generate (unless `decoding` is None) and score: each request's index and result, once.
+
+        Decoding must be greedy.
+        """
         generates = decoding is not None
         sorted_rows = SortedRows(
             requests,
@@ -80,37 +85,26 @@ class SharedEngine:
         self, sorted_rows: SortedRows, assembler: ResultAssembler, stop: StopCriterion | None
     ) -> Iterator[tuple[int, Result]]:
         held: dict[int, Features] = {}
-        chunk: list[Row] = []
+        pending: list[Row] = []
         tokens = 0
         for row in sorted_rows.rows:
-            found = self._find_features(row, sorted_rows, held)
-            if isinstance(found, str):
-                yield from assembler.fail(row, found)
+            indices = sorted_rows.image_indices
+            missing = [e for e in dict.fromkeys(row.elements) if e < 0 and e not in held]
+            try:
+                held |= {each: self._features.get(indices[each]) for each in missing}
+            except InputError as error:
+                yield from assembler.fail(row, str(error))
                 continue
-            held |= found
-            shared = common_length(chunk[-1].elements, row.elements) if chunk else 0
+            shared = common_length(pending[-1].elements, row.elements) if pending else 0
             new = _count_tokens(row.elements[shared:], held)
-            if chunk and tokens + new > self._limits.cache:
-                yield from self._answer(chunk, held, stop, assembler)
+            if pending and tokens + new > self._limits.cache:
+                yield from self._answer(pending, held, stop, assembler)
                 held = {each: held[each] for each in row.elements if each < 0}
-                chunk, tokens, new = [], 0, _count_tokens(row.elements, held)
-            chunk.append(row)
+                pending, tokens, new = [], 0, _count_tokens(row.elements, held)
+            pending.append(row)
             tokens += new
-        if chunk:
-            yield from self._answer(chunk, held, stop, assembler)
-
-    def _find_features(
-        self, row: Row, sorted_rows: SortedRows, held: dict[int, Features]
-    ) -> dict[int, Features] | str:
-        """Features of the row's images that are not held yet, or why an image has none."""
-        found: dict[int, Features] = {}
-        for element in dict.fromkeys(each for each in row.elements if each < 0):
-            if element not in held:
-                features = self._features.get(sorted_rows.image_indices[element])
-                if isinstance(features, str):
-                    return features
-                found[element] = features
-        return found
+        if pending:
+            yield from self._answer(pending, held, stop, assembler)
 
     def _answer(
         self,
@@ -173,13 +167,38 @@ class SharedEngine:
         return True
 
 
-def _check(checkpoint: Checkpoint) -> None:
-    config = checkpoint.model.config.get_text_config()
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise InputError(
-            "the model's attention has sliding windows, which engine=shared cannot run; use"
-            " engine=plain"
-        )
+def count_tokens(
+    requests: Sequence[TokenisedRequest], patches: PatchCache, image_token_id: int
+) -> Count:
+    """Count the tokens that the engine computes for these requests, for `generate --plan`.
+
+    Images are opened and cut into patches, since their size determines their number of tokens.
+    Requests with an image that cannot be opened are not counted.
+    """
+    sorted_rows = SortedRows(
+        requests, generates=True, image_token_id=image_token_id, answer_tokens=sys.maxsize
+    )
+    widths: dict[int, int] = {}
+    for number, index in sorted_rows.image_indices.items():
+        with suppress(InputError):
+            widths[number] = patches.get(*sorted_rows.images[index]).tokens
+
+    def width(element: int) -> int:
+        return 1 if element >= 0 else widths[element]
+
+    rows = [row for row in sorted_rows.rows if all(e >= 0 or e in widths for e in row.elements)]
+    whole = [sum(map(width, row.elements)) for row in rows]
+    plan = find_prefixes([row.elements for row in rows], width, chunk.MIN_SAVING)
+    shared = sum(sum(map(width, rows[n.row].elements[n.start : n.end])) for n in plan.nodes)
+    own = [
+        sum(map(width, row.elements[0 if parent is None else plan.nodes[parent].end :]))
+        for row, parent in zip(rows, plan.parents, strict=True)
+    ]
+    trees = [AnswerTree.merge(row.answer_tokens, end=0) for row in rows]
+    return Count(
+        prompt_tokens=sum(whole) + sum(len(each) for row in rows for each in row.answer_tokens),
+        unique_tokens=shared + sum(own) + sum(len(tree.token_ids) for tree in trees),
+    )
 
 
 def _count_tokens(elements: Sequence[int], features: dict[int, Features]) -> int:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pointer_rl.errors import InputError
 from pointer_rl.local.lru import LRUCache
 from pointer_rl.local.memory import run_in_halves
 from pointer_rl.types import ImageRef
@@ -87,8 +88,8 @@ class FeatureStore:
         self._cache.clear()
         self._seen = 0
 
-    def get(self, index: int) -> Features | str:
-        """The features of an image by its index in the call, or why it has none."""
+    def get(self, index: int) -> Features:
+        """The features of an image by its index in the call. Raises InputError if it has none."""
         while index >= self._seen:
             block = next(self._blocks) if self._opening is None else self._opening.result()
             assert block is not None, "every image belongs to a block"
@@ -98,10 +99,11 @@ class FeatureStore:
         found = self._cache.get(index)
         if found is None:  # Its features were dropped from the cache.
             self._wait()
-            [patches] = self._patches.find([self._images[index]])
-            self._encode_into_cache([(index, patches)])
+            self._encode_into_cache([(index, self._open(self._images[index]))])
             found = self._cache.get(index)
             assert found is not None
+        if isinstance(found, str):
+            raise InputError(found)
         return found
 
     def _open_ahead(self) -> None:
@@ -117,7 +119,8 @@ class FeatureStore:
         """Blocks of images that are encoded together. They depend on the images' sizes only."""
         block: _Block = []
         size = 0
-        for index, patches in enumerate(self._patches.find(images)):
+        for index, image in enumerate(images):
+            patches = self._open(image)
             more = 0 if isinstance(patches, str) else len(patches.pixels)
             if block and (len(block) == _BLOCK_IMAGES or size + more > self._block_patches):
                 yield block
@@ -126,6 +129,12 @@ class FeatureStore:
             size += more
         if block:
             yield block
+
+    def _open(self, image: tuple[str, ImageRef]) -> ImagePatches | str:
+        try:
+            return self._patches.get(*image)
+        except InputError as error:
+            return str(error)
 
     def _encode_into_cache(self, block: _Block) -> None:
         ready = [(index, each) for index, each in block if isinstance(each, ImagePatches)]

@@ -1,47 +1,41 @@
 """The standard plugin: prompts, metrics, generators, rewards, datasets, `clip` and `pointer`.
 
-Every command loads this module, so it imports only the options. The factories import the rest.
+Every command loads this module, so it imports only the options. Factories are named by their module
+and imported when they are called.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pointer_rl.hookspecs import hookimpl
-from pointer_rl.selectors.options import SelectorConfig
-from pointer_rl_standard.arm_options import (
-    OracleOptions,
-    PolicyOptions,
-    RandomArmOptions,
-    SimilarityOptions,
-    VoteOptions,
-)
-from pointer_rl_standard.dataset_options import OKVQA, HFOptions, JSONLOptions, VQAOptions
+from pointer_rl.selectors.options import PointerConfig
 from pointer_rl_standard.options import (
+    OKVQA,
     BeamOptions,
     ChatOptions,
     ClipOptions,
+    HFOptions,
+    JSONLOptions,
+    OracleOptions,
+    PolicyOptions,
     ProbeOptions,
+    RandomArmOptions,
     RandomOptions,
     RetrievalOptions,
     SampleOptions,
     ShortAnswerOptions,
+    SimilarityOptions,
+    VoteOptions,
+    VQAOptions,
 )
 from pointer_rl_standard.rewards import FORMULAS, FormulaReward
 
 if TYPE_CHECKING:
     from pointer_rl.evaluate.arms import Arm
-    from pointer_rl.selectors import Selector
-    from pointer_rl.types import (
-        Dataset,
-        Encoder,
-        Executor,
-        Generator,
-        Metric,
-        PromptBuilder,
-        Register,
-    )
+    from pointer_rl.types import Register
 
 
 @hookimpl
@@ -49,13 +43,13 @@ def pointer_rl_register_prompt_builders(register: Register) -> None:
     """Register the prompt layouts."""
     register(
         "short-answer",
-        _short_answer,
+        "pointer_rl_standard.prompts:ShortAnswerPromptBuilder",
         options=ShortAnswerOptions,
         summary="One user message of `Question:… Short answer:…` blocks, each after its image",
     )
     register(
         "chat",
-        _chat,
+        "pointer_rl_standard.prompts:ChatPromptBuilder",
         options=ChatOptions,
         summary="A conversation: the user asks about an image, the assistant answers",
     )
@@ -64,44 +58,55 @@ def pointer_rl_register_prompt_builders(register: Register) -> None:
 @hookimpl
 def pointer_rl_register_metrics(register: Register) -> None:
     """Register the comparisons with the annotators' answers."""
-    register("vqa", _vqa_accuracy, summary="The official VQA accuracy over several annotators")
     register(
-        "exact", _exact_match, summary="Equal to an annotator's answer, ignoring case and spaces"
+        "vqa",
+        "pointer_rl_standard.metrics:VQAAccuracy",
+        summary="The official VQA accuracy over several annotators",
+    )
+    register(
+        "exact",
+        "pointer_rl_standard.metrics:ExactMatch",
+        summary="Equal to an annotator's answer, ignoring case and spaces",
     )
 
 
 @hookimpl
 def pointer_rl_register_rewards(register: Register) -> None:
     """Register the formulas of Lever-Plus."""
-    for name, formula in FORMULAS.items():
-        make = partial(FormulaReward, formula)
-        register(name, make, options=formula.options, summary=formula.summary)
+    for name, (options, summary) in FORMULAS.items():
+        register(name, partial(FormulaReward, name), options=options, summary=summary)
 
 
 @hookimpl
 def pointer_rl_register_generators(register: Register) -> None:
     """Register the ways to propose candidates."""
     register(
-        "beam", _beam, options=BeamOptions, summary="The policy's best pointers, by beam search"
+        "beam",
+        "pointer_rl_standard.generators:BeamGenerator",
+        options=BeamOptions,
+        summary="The policy's best pointers, by beam search",
     )
     register(
         "sample",
-        _sample,
+        "pointer_rl_standard.generators:SampleGenerator",
         options=SampleOptions,
         summary="Pointers drawn from the policy, at one or more temperatures",
     )
     register(
-        "random", _random, options=RandomOptions, summary="Pointers drawn uniformly from the pool"
+        "random",
+        "pointer_rl_standard.generators:RandomGenerator",
+        options=RandomOptions,
+        summary="Pointers drawn uniformly from the pool",
     )
     register(
         "retrieval",
-        _retrieval,
+        "pointer_rl_standard.generators:RetrievalGenerator",
         options=RetrievalOptions,
         summary="Pointers of the rows most similar to the query",
     )
     register(
         "probe",
-        _probe,
+        "pointer_rl_standard.generators:ProbeGenerator",
         options=ProbeOptions,
         summary="Pointers that differ in one row: the best rows, each with the same random others",
     )
@@ -112,20 +117,23 @@ def pointer_rl_register_datasets(register: Register) -> None:
     """Register the loaders of each file format."""
     register(
         "vqa",
-        _vqa,
+        "pointer_rl_standard.vqa_files:load_vqa",
         options=VQAOptions,
         summary="Question and annotation files in VQAv2's format (VQAv2, OK-VQA)",
         aliases={"okvqa_local": OKVQA},
     )
     register(
         "hf",
-        _hf,
+        "pointer_rl_standard.hf_dataset:load_hf",
         options=HFOptions,
         summary="A dataset of the Hugging Face `datasets` library",
         needs={"datasets": "pointer-rl[hf]"},
     )
     register(
-        "jsonl", _jsonl, options=JSONLOptions, summary="JSON lines: image, question and answers"
+        "jsonl",
+        "pointer_rl_standard.jsonl_dataset:load_jsonl",
+        options=JSONLOptions,
+        summary="JSON lines: image, question and answers",
     )
 
 
@@ -134,7 +142,7 @@ def pointer_rl_register_encoders(register: Register) -> None:
     """Register CLIP and SigLIP."""
     register(
         "clip",
-        _clip,
+        "pointer_rl_standard.clip:ClipEncoder",
         options=ClipOptions,
         summary="CLIP or SigLIP, through transformers: image, question or both",
     )
@@ -143,30 +151,43 @@ def pointer_rl_register_encoders(register: Register) -> None:
 @hookimpl
 def pointer_rl_register_executors(register: Register) -> None:
     """Register where windows of queries run."""
-    register("in-process", _in_process, summary="One window after the other, in this process")
+    register(
+        "in-process",
+        "pointer_rl.session.windows:InProcess",
+        summary="One window after the other, in this process",
+    )
 
 
 @hookimpl
 def pointer_rl_register_arms(register: Register) -> None:
     """Register the arms that every evaluation compares."""
-    register("zero-shot", _zero_shot_arm, summary="No demonstrations")
-    register("random", _random_arm, options=RandomArmOptions, summary="Random pointers, averaged")
+    register(
+        "zero-shot",
+        "pointer_rl.evaluate.arms:ZeroShotArm",
+        summary="No demonstrations",
+    )
+    register(
+        "random",
+        partial(_create_arm, "RandomArm"),
+        options=RandomArmOptions,
+        summary="Random pointers, averaged",
+    )
     register(
         "similarity",
-        _similarity_arm,
+        partial(_create_arm, "SimilarityArm"),
         options=SimilarityOptions,
         summary="The rows most similar to the query",
     )
     register("policy", _policy_arm, options=PolicyOptions, summary="A policy's likeliest pointer")
     register(
         "vote",
-        _vote_arm,
+        partial(_create_arm, "VoteArm"),
         options=VoteOptions,
         summary="The majority of an arm's demonstrations' answers, without a model",
     )
     register(
         "oracle",
-        _oracle_arm,
+        partial(_create_arm, "OracleArm"),
         options=OracleOptions,
         summary="The best of what any arm shows, and of some pointers more",
     )
@@ -177,118 +198,18 @@ def pointer_rl_register_selectors(register: Register) -> None:
     """Register the engine's own selector."""
     register(
         "pointer",
-        _pointer,
-        options=SelectorConfig,
+        "pointer_rl.selectors:PointerSelector",
+        options=PointerConfig,
         summary="Cross-attention over the pool, then cosines; chooses exactly `shots` rows",
     )
 
 
-def _short_answer(options: ShortAnswerOptions) -> PromptBuilder:
-    from pointer_rl_standard.prompts import ShortAnswerPromptBuilder
+def _create_arm(name: str, options: Any) -> Arm:
+    """An arm of the engine, whose arguments are named as its options are."""
+    from pointer_rl.evaluate import arms
 
-    return ShortAnswerPromptBuilder(options)
-
-
-def _chat(options: ChatOptions) -> PromptBuilder:
-    from pointer_rl_standard.prompts import ChatPromptBuilder
-
-    return ChatPromptBuilder(options)
-
-
-def _vqa_accuracy() -> Metric:
-    from pointer_rl_standard.metrics import VQAAccuracy
-
-    return VQAAccuracy()
-
-
-def _exact_match() -> Metric:
-    from pointer_rl_standard.metrics import ExactMatch
-
-    return ExactMatch()
-
-
-def _beam(options: BeamOptions) -> Generator:
-    from pointer_rl_standard.generators import BeamGenerator
-
-    return BeamGenerator(options)
-
-
-def _sample(options: SampleOptions) -> Generator:
-    from pointer_rl_standard.generators import SampleGenerator
-
-    return SampleGenerator(options)
-
-
-def _random(options: RandomOptions) -> Generator:
-    from pointer_rl_standard.generators import RandomGenerator
-
-    return RandomGenerator(options)
-
-
-def _retrieval(options: RetrievalOptions) -> Generator:
-    from pointer_rl_standard.generators import RetrievalGenerator
-
-    return RetrievalGenerator(options)
-
-
-def _probe(options: ProbeOptions) -> Generator:
-    from pointer_rl_standard.generators import ProbeGenerator
-
-    return ProbeGenerator(options)
-
-
-def _vqa(options: VQAOptions) -> Dataset:
-    from pointer_rl_standard.vqa_files import load_vqa
-
-    return load_vqa(options)
-
-
-def _hf(options: HFOptions) -> Dataset:
-    from pointer_rl_standard.hf_dataset import load_hf
-
-    return load_hf(options)
-
-
-def _jsonl(options: JSONLOptions) -> Dataset:
-    from pointer_rl_standard.jsonl_dataset import load_jsonl
-
-    return load_jsonl(options)
-
-
-def _pointer(options: SelectorConfig) -> Selector:
-    from pointer_rl.selectors import PointerSelector
-
-    return PointerSelector(options)
-
-
-def _clip(options: ClipOptions) -> Encoder:
-    from pointer_rl_standard.clip import ClipEncoder
-
-    return ClipEncoder(options)
-
-
-def _in_process() -> Executor:
-    from pointer_rl.session.windows import InProcess
-
-    return InProcess()
-
-
-def _zero_shot_arm() -> Arm:
-    from pointer_rl.evaluate.arms import ZeroShotArm
-
-    return ZeroShotArm()
-
-
-def _random_arm(options: RandomArmOptions) -> Arm:
-    from pointer_rl.evaluate.arms import RandomArm
-
-    return RandomArm(options.seeds)
-
-
-def _similarity_arm(options: SimilarityOptions) -> Arm:
-    from pointer_rl.evaluate.arms import SimilarityArm
-
-    return SimilarityArm(options.of)
+    arm: Arm = getattr(arms, name)(**asdict(options))
+    return arm
 
 
 def _policy_arm(options: PolicyOptions) -> Arm:
@@ -298,15 +219,3 @@ def _policy_arm(options: PolicyOptions) -> Arm:
     from pointer_rl.evaluate.run import open_policy
 
     return PolicyArm(open_policy(Path(options.path)).policy)
-
-
-def _vote_arm(options: VoteOptions) -> Arm:
-    from pointer_rl.evaluate.arms import VoteArm
-
-    return VoteArm(options.arm)
-
-
-def _oracle_arm(options: OracleOptions) -> Arm:
-    from pointer_rl.evaluate.arms import OracleArm
-
-    return OracleArm(options.random, options.retrieval)

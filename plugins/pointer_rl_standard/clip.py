@@ -132,9 +132,8 @@ def _digest(folder: Path) -> str:
     """Hash of the files that determine the vectors."""
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".safetensors", ".txt", ".model"):
+        if any(map(file.match, FILES)):
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())
             with file.open("rb") as content:
-                while block := content.read(1 << 20):
-                    digest.update(block)
+                hashlib.file_digest(content, lambda: digest)
     return f"sha256:{digest.hexdigest()[:16]}"

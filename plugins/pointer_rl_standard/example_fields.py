@@ -8,9 +8,7 @@ from __future__ import annotations
 import reprlib
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from pointer_rl.datasets.images import ImageFile
 from pointer_rl.errors import InputError
 from pointer_rl.types import Example, ImageRef
 
@@ -88,8 +86,3 @@ def check_ids(examples: Sequence[Example], where: Callable[[int], str]) -> dict[
                 "ids must be unique"
             )
     return rows
-
-
-def image_in(folder: Path, name: str) -> ImageFile:
-    """The image file of that name in a folder; it is not opened."""
-    return ImageFile(folder / name)

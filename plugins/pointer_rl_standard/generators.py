@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -25,6 +26,7 @@ from pointer_rl_standard.options import (
     SampleOptions,
 )
 
+Rngs = Sequence[np.random.Generator]
 Proposals = list[list[Candidate]]
 
 
@@ -34,22 +36,14 @@ class BeamGenerator:
 
     options: BeamOptions
 
-    def propose(
-        self,
-        policy: Policy,
-        queries: QueryBatch,
-        pool: Pool,
-        rngs: Sequence[np.random.Generator],
-    ) -> Proposals:
+    def propose(self, policy: Policy, queries: QueryBatch, pool: Pool, rngs: Rngs) -> Proposals:
         """Up to `width` candidates per query; both scores are the policy's log-probability."""
-        found = policy.beam(queries, pool, self.options.width)
         return [
             [
                 Candidate(pointer, "beam", rank, beam_score=score, logprob_score=score)
-                for rank, (pointer, score) in enumerate(zip(pointers, scores, strict=True))
-                if score > -math.inf
+                for rank, (pointer, score) in enumerate(found)
             ]
-            for pointers, scores in zip(found.pointers(), found.logprobs.tolist(), strict=True)
+            for found in _beam_search(policy, queries, pool, self.options.width)
         ]
 
 
@@ -59,30 +53,18 @@ class SampleGenerator:
 
     options: SampleOptions
 
-    def propose(
-        self,
-        policy: Policy,
-        queries: QueryBatch,
-        pool: Pool,
-        rngs: Sequence[np.random.Generator],
-    ) -> Proposals:
+    def propose(self, policy: Policy, queries: QueryBatch, pool: Pool, rngs: Rngs) -> Proposals:
         """`num_samples` candidates per temperature, temperatures in order, repeats included."""
         proposals: Proposals = [[] for _ in queries.examples]
         num, top_p = self.options.num_samples, self.options.top_p
         for temperature in self.options.temperatures:
             drawn = policy.sample(queries, pool, num, rngs, temperature, top_p)
-            drawn_for = zip(proposals, drawn.pointers(), drawn.logprobs.tolist(), strict=True)
-            for candidates, pointers, scores in drawn_for:
-                candidates.extend(
-                    Candidate(
-                        pointer,
-                        "sample",
-                        logprob_score=score,
-                        temperature=temperature,
-                        top_p=top_p,
-                    )
-                    for pointer, score in zip(pointers, scores, strict=True)
-                )
+            make = partial(Candidate, gen_method="sample", temperature=temperature, top_p=top_p)
+            scores_BN = drawn.logprobs.tolist()
+            for candidates, *each in zip(proposals, drawn.pointers(), scores_BN, strict=True):
+                candidates += [
+                    make(rows, logprob_score=score) for rows, score in zip(*each, strict=True)
+                ]
         return proposals
 
 
@@ -92,13 +74,7 @@ class RandomGenerator:
 
     options: RandomOptions
 
-    def propose(
-        self,
-        policy: Policy,
-        queries: QueryBatch,
-        pool: Pool,
-        rngs: Sequence[np.random.Generator],
-    ) -> Proposals:
+    def propose(self, policy: Policy, queries: QueryBatch, pool: Pool, rngs: Rngs) -> Proposals:
         """`num` different pointers per query, or all of them if there are fewer."""
         shots = queries.shots
         return [
@@ -125,13 +101,7 @@ class RetrievalGenerator:
 
     options: RetrievalOptions
 
-    def propose(
-        self,
-        policy: Policy,
-        queries: QueryBatch,
-        pool: Pool,
-        rngs: Sequence[np.random.Generator],
-    ) -> Proposals:
+    def propose(self, policy: Policy, queries: QueryBatch, pool: Pool, rngs: Rngs) -> Proposals:
         """`num` candidates per query, or as many as the allowed rows suffice for."""
         cosines_BK, ranks_BK = _ranked(queries, pool)
         wanted = self.options.num * queries.shots
@@ -161,25 +131,12 @@ class ProbeGenerator:
 
     options: ProbeOptions
 
-    def propose(
-        self,
-        policy: Policy,
-        queries: QueryBatch,
-        pool: Pool,
-        rngs: Sequence[np.random.Generator],
-    ) -> Proposals:
+    def propose(self, policy: Policy, queries: QueryBatch, pool: Pool, rngs: Rngs) -> Proposals:
         """`num` candidates per query, or fewer so that enough allowed rows remain to share."""
         shared_rows = queries.shots - 1
         if self.options.by == "policy":
-            first = policy.beam(replace(queries, shots=1), pool, self.options.num)
-            ranked = [
-                [
-                    row[0]
-                    for row, score in zip(rows, scores, strict=True)
-                    if row and score > -math.inf
-                ]
-                for rows, scores in zip(first.pointers(), first.logprobs.tolist(), strict=True)
-            ]
+            found = _beam_search(policy, replace(queries, shots=1), pool, self.options.num)
+            ranked = [[pointer[0] for pointer, _ in each if pointer] for each in found]
         else:
             counts = queries.allowed.sum(-1).clamp(max=self.options.num).tolist()
             rows_BN = _ranked(queries, pool)[1][:, : self.options.num].tolist()
@@ -191,6 +148,17 @@ class ProbeGenerator:
             shared = rng.choice(others, shared_rows, replace=False).tolist() if probed else []
             proposals.append([Candidate((row, *shared), "probe") for row in probed])
         return proposals
+
+
+def _beam_search(
+    policy: Policy, queries: QueryBatch, pool: Pool, width: int
+) -> list[list[tuple[Pointer, float]]]:
+    """For each query the pointers found and their log-probabilities, best first."""
+    found = policy.beam(queries, pool, width)
+    return [
+        [(pointer, score) for pointer, score in zip(*each, strict=True) if score > -math.inf]
+        for each in zip(found.pointers(), found.logprobs.tolist(), strict=True)
+    ]
 
 
 def _ranked(queries: QueryBatch, pool: Pool) -> tuple[Tensor, Tensor]:

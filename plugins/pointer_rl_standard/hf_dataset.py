@@ -13,7 +13,6 @@ from typing import Any
 from pointer_rl.datasets.images import EncodedImage, ImageFile
 from pointer_rl.errors import InputError, did_you_mean, first_line
 from pointer_rl.types import Dataset, Example
-from pointer_rl_standard.dataset_options import HFOptions
 from pointer_rl_standard.example_fields import (
     check_ids,
     make_example,
@@ -21,6 +20,7 @@ from pointer_rl_standard.example_fields import (
     read_id,
     read_text,
 )
+from pointer_rl_standard.options import HFOptions
 
 
 def load_hf(options: HFOptions) -> Dataset:
@@ -87,24 +87,24 @@ def _read_split(options: HFOptions, split: str) -> tuple[Example, ...]:
     def place(row: int) -> str:
         return f"{where}, row {row}"
 
-    examples = []
-    for row, fields in enumerate(_values(rows.select_columns(list(dict.fromkeys(columns))), where)):
-        question_id, image_id = (
-            None if column is None else read_id(fields[column], column, place(row))
-            for column in (options.id_column, options.image_id_column)
+    def optional_id(column: str | None, fields: dict[str, object], row: int) -> int | str | None:
+        return None if column is None else read_id(fields[column], column, place(row))
+
+    examples = [
+        make_example(
+            question_id=optional_id(options.id_column, fields, row),
+            image_id=optional_id(options.image_id_column, fields, row),
+            row=row,
+            image=RowImage(images, row),
+            question=read_text(
+                fields[options.question_column], options.question_column, place(row)
+            ),
+            answers=read_answers(fields[options.answers_column], place(row)),
         )
-        question = read_text(fields[options.question_column], options.question_column, place(row))
-        answers = read_answers(fields[options.answers_column], place(row))
-        examples.append(
-            make_example(
-                row,
-                RowImage(images, row),
-                question,
-                answers,
-                question_id=question_id,
-                image_id=image_id,
-            )
+        for row, fields in enumerate(
+            _values(rows.select_columns(list(dict.fromkeys(columns))), where)
         )
+    ]
     if not examples:
         raise InputError(f"{where}: no examples in it")
     check_ids(examples, place)
@@ -131,13 +131,8 @@ def _values(rows: Any, where: str) -> Iterator[dict[str, object]]:
 
 
 def _check_columns(options: HFOptions, columns: Sequence[str], where: str) -> None:
-    for option in (
-        "question_column",
-        "image_column",
-        "answers_column",
-        "id_column",
-        "image_id_column",
-    ):
+    for kind in ("question", "image", "answers", "id", "image_id"):
+        option = f"{kind}_column"
         column = getattr(options, option)
         if column is not None and column not in columns:
             raise InputError(

@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
+from pointer_rl.datasets.images import ImageFile
 from pointer_rl.errors import InputError, did_you_mean
 from pointer_rl.types import Dataset, Example, ImageRef
-from pointer_rl_standard.dataset_options import JSONLOptions
 from pointer_rl_standard.example_fields import (
     check_ids,
-    image_in,
     make_example,
     read_answers,
     read_id,
     read_text,
 )
+from pointer_rl_standard.options import JSONLOptions
 
 
 def load_jsonl(options: JSONLOptions) -> Dataset:
@@ -45,7 +45,8 @@ def load_jsonl(options: JSONLOptions) -> Dataset:
 
 
 def _read(path: Path, images: Path | None, unanswered: bool = False) -> tuple[Example, ...]:
-    image = cache(partial(image_in, path.parent if images is None else images))
+    folder = path.parent if images is None else images
+    image = cache(lambda name: ImageFile(folder / name))
     examples: list[Example] = []
     numbers: list[int] = []
     for number, line in _lines(path):

@@ -21,7 +21,6 @@ Every command imports this module, so it imports nothing heavy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -76,100 +75,72 @@ class LegacyOptions:
     """Score a candidate by -logprob_score if it has one, not by beam_score."""
 
 
-@dataclass(frozen=True, slots=True)
-class Signals:
-    """The values that formulas combine; 0 for missing ones."""
-
-    hard: float
-    soft: float
-    gt_prob: float
-    rel: float
-    correctness: float
-    beam_score: float
-    logprob_score: float | None
-
-
-@dataclass(frozen=True)
-class Formula:
-    """A reward before clipping."""
-
-    options: type
-    value: Callable[[Any, Signals], float]
-    """Takes an instance of `options` and the signals."""
-    summary: str
-
-
-def _legacy(o: LegacyOptions, s: Signals) -> float:
-    quality = -s.logprob_score if o.use_logprob and s.logprob_score is not None else s.beam_score
-    correctness = 2 * s.correctness - 1 if o.correctness_mode == "pm1" else s.correctness
-    return o.alpha * quality + o.beta * correctness
-
-
-def _separated(o: HardSoftOptions, s: Signals) -> float:
-    return 2 * o.hard_weight * s.hard + o.soft_weight * s.soft
-
-
-FORMULAS: dict[str, Formula] = {
-    "hard_plus_soft": Formula(
+FORMULAS: dict[str, tuple[type, str]] = {
+    "hard_plus_soft": (HardSoftOptions, "correct + accuracy"),
+    "hard_plus_soft_v2": (HardSoftOptions, "2·correct + accuracy"),
+    "hard_only": (HardOptions, "correct"),
+    "soft_only": (SoftOptions, "accuracy"),
+    "separated": (
         HardSoftOptions,
-        lambda o, s: o.hard_weight * s.hard + o.soft_weight * s.soft,
-        "correct + accuracy",
-    ),
-    "hard_plus_soft_v2": Formula(HardSoftOptions, _separated, "2·correct + accuracy"),
-    "hard_only": Formula(HardOptions, lambda o, s: o.hard_weight * s.hard, "correct"),
-    "soft_only": Formula(SoftOptions, lambda o, s: o.soft_weight * s.soft, "accuracy"),
-    "separated": Formula(
-        HardSoftOptions,
-        _separated,
         "2·correct + accuracy, so that right and wrong answers never overlap",
     ),
-    "hard01_plus_gtprob": Formula(
+    "hard01_plus_gtprob": (HardSoftOptions, "correct + probability of the annotators' answers"),
+    "hard01_plus_gtprob_separated": (
         HardSoftOptions,
-        lambda o, s: o.hard_weight * s.hard + o.soft_weight * s.gt_prob,
-        "correct + probability of the annotators' answers",
-    ),
-    "hard01_plus_gtprob_separated": Formula(
-        HardSoftOptions,
-        lambda o, s: 2 * o.hard_weight * s.hard + o.soft_weight * s.gt_prob,
         "2·correct + probability of the annotators' answers",
     ),
-    "hard_plus_gtprob_plus_rel": Formula(
+    "hard_plus_gtprob_plus_rel": (
         HardRelOptions,
-        lambda o, s: (
-            o.hard_weight * s.hard + o.soft_weight * s.gt_prob + o.rel_weight * (1 - s.hard) * s.rel
-        ),
         "correct + probability of the annotators' answers + similarity to them if wrong",
     ),
-    "legacy": Formula(
+    "legacy": (
         LegacyOptions,
-        _legacy,
         "alpha·(score under the policy) + beta·correctness, as in the first Lever-Plus",
     ),
 }
-"""Name of the reward → its formula."""
+"""Name of the reward → its options and summary."""
 
 
 @dataclass(frozen=True)
 class FormulaReward:
     """The value of a formula for an outcome, clipped to [-5, 5]."""
 
-    formula: Formula
+    formula: str
+    """A name in FORMULAS."""
     options: Any
-    """An instance of `formula.options`."""
 
     def __call__(self, outcome: Outcome, candidate: Candidate) -> float:
         """Raises ValueError for a failed trial, which has no reward and is not a negative."""
         if outcome.failure is not None:
             raise ValueError(f"a trial that failed has no reward ({outcome.failure})")
-        hard = float(outcome.correct or 0)
-        soft = outcome.accuracy or 0.0
-        signals = Signals(
-            hard=hard,
-            soft=soft,
-            gt_prob=outcome.gt_prob or 0.0,
-            rel=outcome.rel_score or 0.0,
-            correctness=soft if outcome.correct is None else hard,
-            beam_score=candidate.beam_score or 0.0,
-            logprob_score=candidate.logprob_score,
-        )
-        return min(CLIP, max(-CLIP, self.formula.value(self.options, signals)))
+        return min(CLIP, max(-CLIP, self._value(outcome, candidate)))
+
+    def _value(self, outcome: Outcome, candidate: Candidate) -> float:
+        options, gt_prob = self.options, outcome.gt_prob or 0.0
+        hard, soft = float(outcome.correct or 0), outcome.accuracy or 0.0
+        value: float
+        match self.formula:
+            case "hard_plus_soft":
+                value = options.hard_weight * hard + options.soft_weight * soft
+            case "hard_plus_soft_v2" | "separated":
+                value = 2 * options.hard_weight * hard + options.soft_weight * soft
+            case "hard_only":
+                value = options.hard_weight * hard
+            case "soft_only":
+                value = options.soft_weight * soft
+            case "hard01_plus_gtprob":
+                value = options.hard_weight * hard + options.soft_weight * gt_prob
+            case "hard01_plus_gtprob_separated":
+                value = 2 * options.hard_weight * hard + options.soft_weight * gt_prob
+            case "hard_plus_gtprob_plus_rel":
+                value = options.hard_weight * hard + options.soft_weight * gt_prob
+                value += options.rel_weight * (1 - hard) * (outcome.rel_score or 0.0)
+            case _:
+                quality = candidate.beam_score or 0.0
+                if options.use_logprob and candidate.logprob_score is not None:
+                    quality = -candidate.logprob_score
+                correctness = soft if outcome.correct is None else hard
+                if options.correctness_mode == "pm1":
+                    correctness = 2 * correctness - 1
+                value = options.alpha * quality + options.beta * correctness
+        return value

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
+from pointer_rl.datasets.images import ImageFile
 from pointer_rl.errors import InputError
 from pointer_rl.json_stream import find_member, stream_items
 from pointer_rl.types import Dataset, Example
-from pointer_rl_standard.dataset_options import VQAOptions
 from pointer_rl_standard.example_fields import (
     check_ids,
-    image_in,
     make_example,
     read_answers,
     read_id,
     read_text,
 )
+from pointer_rl_standard.options import VQAOptions
 
 
 def load_vqa(options: VQAOptions) -> Dataset:
@@ -54,19 +54,21 @@ def _read_split(
 ) -> tuple[Example, ...]:
     if not images.is_dir():
         raise InputError(f"{images}: no such folder of images")
-    subtype = find_member(questions, "data_subtype")
-    if "{data_subtype" in image_name and not isinstance(subtype, str):
+    subtype = find_member(questions, "data_subtype") if "{data_subtype" in image_name else ""
+    if not isinstance(subtype, str):
         raise InputError(f"{questions}: no data_subtype in it, which {image_name} needs")
 
     def where(row: int) -> str:
         return f"{questions}, questions[{row}]"
 
-    image = cache(partial(image_in, images))
+    image = cache(lambda name: ImageFile(images / name))
+    image_ids: dict[int | str, int | str] = {}  # one object per image saves memory
     examples: list[Example] = []
     for row, item in enumerate(stream_items(questions, "questions")):
         fields = _object(item, where(row))
         question_id = read_id(fields.get("question_id"), "question_id", where(row))
         image_id = read_id(fields.get("image_id"), "image_id", where(row))
+        image_id = image_ids.setdefault(image_id, image_id)
         name = _file_name(image_name, subtype, image_id, where(row))
         question = read_text(fields.get("question"), "question", where(row))
         examples.append(

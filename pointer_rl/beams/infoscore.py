@@ -60,23 +60,17 @@ class AnswerScorer:
         A trial fails if its prompt cannot be built, its query has no answers, or no answer has a
         probability above 0. Raises PluginError as `run_checked` does.
         """
-        requests, indices = [], []
-        for index, trial in enumerate(trials):
-            try:
-                request = self._request(trial)
-            except InputError as error:
-                yield index, BackendError(str(error))
-                continue
-            requests.append(request)
-            indices.append(index)
-        for position, result in run_checked(self.backend, requests):
-            index = indices[position]
+        for index, result in run_checked(self.backend, map(self._request, trials)):
             yield index, self._logprob(trials[index].query, result)
 
-    def _request(self, trial: Trial) -> Request:
+    def _request(self, trial: Trial) -> Request | InputError:
+        """The trial's request, or why there is none."""
         if not trial.query.answers:
-            raise InputError(f"query {trial.query.id} has no annotators' answers")
-        prompt = self.prompt.build(trial.query, trial.demonstrations)
+            return InputError(f"query {trial.query.id} has no annotators' answers")
+        try:
+            prompt = self.prompt.build(trial.query, trial.demonstrations)
+        except InputError as error:
+            return error
         return Request(prompt, None, tuple(dict.fromkeys(trial.query.answers)))
 
     def _logprob(self, query: Example, result: Response | BackendError) -> float | BackendError:

@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import pointer_rl_schemas
 from pointer_rl.beams.infoscore import AnswerScorer, most_trials, search
 from pointer_rl.beams.sub_pools import Sampler, SubPools, sampler_space
@@ -22,7 +20,7 @@ from pointer_rl.records.records import describe_query
 from pointer_rl.session.journal import RUN, Journal
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
-from pointer_rl.session.windows import Budget, due_windows, run_windows, windows_of
+from pointer_rl.session.windows import Budget, RunSummary, complete, windows_of
 from pointer_rl.types import BackendError, Window
 
 TRIALS_TOGETHER = 4096
@@ -62,7 +60,7 @@ class BeamRun:
     session: SessionOptions
     config: BeamConfig = BeamConfig()
     max_calls: int | None = None
-    """Stop before a window with which the backend could be asked more trials."""
+    """Trials that the backend may be asked at most; see `Budget`."""
     executor: PluginRef = PluginRef("in-process")
     overwrite: bool = False
     """Start over, whatever there is."""
@@ -146,28 +144,15 @@ class _Trials:
 
 
 @dataclass
-class BeamSummary:
-    """What a run of `beams` produced."""
+class BeamSummary(RunSummary):
+    """What a run of `beams` produced; `queries` are those with beams."""
 
-    queries: int = 0
-    """Queries with beams."""
     beams: int = 0
     left_out: int = 0
     """Queries for which no pointer could be scored."""
-    left: int = 0
-    """Queries that are not done."""
-    unchanged: bool = False
-    """Whether the run was finished before, and nothing was left to do."""
-    stopped_by: str | None = None
-    """The option that ended the run early."""
-    asked: int = 0
-    """Trials that this run put to the backend, each once."""
-    from_cache: int = 0
-    """Trials answered from the response cache."""
     trials: int = 0
     failed: int = 0
     """Of the trials."""
-    first_failure: str | None = None
     helped: int = 0
     """Queries whose best beam has an InfoScore above 0."""
     scores: list[float] = field(default_factory=list)
@@ -271,26 +256,13 @@ def run_beams(run: BeamRun, observer: Observer = Observer()) -> BeamSummary:
     summary = BeamSummary()
     ids = [query.id for query in queries]
     with Journal(run.output_path, meta, ids, overwrite=run.overwrite) as journal:
-        observer.start(len(ids), len(journal))
         fresh = not len(journal)
-        todo = due_windows(journal, size, cached=run.session.cache is not None)
-        counted = np.zeros(len(ids), dtype=bool)
-        for records in run_windows(job, todo, executor, journal, observer, budget):
-            for record in records.values():
-                summary.add(record)
-            counted[list(records)] = True
+        for _ in complete(summary, job, size, executor, session, journal, budget):
             if fresh and summary.failed == summary.trials:
                 raise InputError(
                     f"not one of {summary.trials:,} trials has a score, and beams are made of "
                     f"scores; the first: {summary.first_failure}"
                 )
-        for record in journal.records(~counted):
-            summary.add(record)
-        summary.left, summary.unchanged = journal.left, not journal.changed
-        if not journal.left:
-            journal.finish()
-    summary.stopped_by = budget.stopped_by
-    summary.asked, summary.from_cache = session.backend.asked, session.backend.hits
     return summary
 
 

@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pointer_rl.cli.common import (
+    BACKEND_OPTIONS,
+    EXECUTOR_OPTIONS,
     FILE,
+    RESUME,
+    SHOTS,
+    STORE_OPTIONS,
     GuideCommand,
-    backend_options,
-    executor_options,
     kept_in,
+    number_option,
+    plugin_options,
     plugin_ref,
-    read_executor,
     read_session_options,
     resumable,
+    seed_option,
+    with_options,
 )
 
 if TYPE_CHECKING:
@@ -27,21 +33,8 @@ if TYPE_CHECKING:
 @click.option(
     "--output-path", required=True, type=FILE, help="The .json, .jsonl or .parquet file to write."
 )
-@backend_options
-@click.option(
-    "--shots",
-    type=click.IntRange(min=1),
-    default=2,
-    show_default=True,
-    help="Demonstrations in a pointer.",
-)
-@click.option(
-    "--beam-size",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    help="Pointers kept for each query.",
-)
+@with_options([*BACKEND_OPTIONS, *STORE_OPTIONS, SHOTS])
+@number_option("--beam-size", 5, help="Pointers kept for each query.")
 @click.option(
     "--sampler",
     type=click.Choice(["random", "image", "text", "mixed"]),
@@ -49,40 +42,24 @@ if TYPE_CHECKING:
     show_default=True,
     help="Which demonstrations are tried: random ones, or the most similar.",
 )
-@click.option(
+@number_option(
     "--sub-pool",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
+    64,
     metavar="SIZE",
     help="How many are tried for each query; the pool's size: all.",
 )
-@click.option(
-    "--encoder",
-    metavar="NAME",
-    help="Encoder of image, text and mixed  [default: the dataset's own].",
+@with_options(
+    plugin_options(
+        "encoder", None, "Encoder of image, text and mixed  [default: the dataset's own]."
+    )
 )
-@click.option(
-    "--encoder-opt",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Option of the encoder (repeatable).",
-)
-@click.option(
+@number_option(
     "--max-calls",
-    type=click.IntRange(min=1),
     metavar="N",
-    help="Stop before a window of queries with which the VLM could be asked more than N trials.",
+    help="Ask the VLM at most N trials: a window of queries that could take more is not started.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**63 - 1),
-    default=0,
-    show_default=True,
-    help="Of random sub-pools.",
-)
-@executor_options
-@click.option("--resume", is_flag=True, help="Accepted: an interrupted run is always continued.")
+@seed_option("Of random sub-pools.")
+@with_options([*EXECUTOR_OPTIONS, RESUME])
 @click.option("--overwrite", is_flag=True, help="Start over, whatever there is.")
 def beams(**given: Any) -> None:
     """Make beam data, from which a policy starts: the demonstrations that a VLM itself rates best.
@@ -131,6 +108,6 @@ def _run(given: dict[str, Any]) -> BeamRun:
             **{key: given[key] for key in ("shots", "beam_size", "sampler", "sub_pool", "seed")},
         ),
         max_calls=given["max_calls"],
-        executor=read_executor(given),
+        executor=plugin_ref(given, "executor"),
         overwrite=given["overwrite"],
     )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FILE = click.Path(dir_okay=True, path_type=Path)
 Function = TypeVar("Function", bound=Callable[..., Any])
+Option = Callable[[Any], Any]
 
 
 class GuideCommand(click.Command):
@@ -26,61 +27,67 @@ class GuideCommand(click.Command):
         self.context_settings["token_normalize_func"] = lambda token: token.replace("_", "-")
 
 
-_BACKEND_OPTIONS = [
-    click.option(
-        "--backend",
-        "--vqa-model",
-        "backend",
-        default="qwen2vl",
+def number_option(
+    name: str,
+    default: int | None = None,
+    *,
+    help: str,
+    minimum: int = 1,
+    metavar: str | None = None,
+) -> Option:
+    """An option that takes an integer from `minimum` up."""
+    return click.option(
+        name,
+        type=click.IntRange(min=minimum),
+        default=default,
         show_default=True,
-        metavar="NAME",
-        help="VQA backend, or an alias such as qwen2.5_vl_3B.",
+        metavar=metavar,
+        help=help,
+    )
+
+
+def seed_option(help: str | None = None) -> Option:
+    """`--seed`, 0 by default."""
+    return click.option(
+        "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help=help
+    )
+
+
+def plugin_options(
+    kind: str, default: str | None, help: str, *names: str, owner: str | None = None
+) -> list[Option]:
+    """`--KIND NAME` and `--KIND-opt KEY=VALUE`; `names` are further spellings of the first."""
+    return [
+        click.option(
+            *(f"--{kind}", *names, kind),
+            default=default,
+            show_default=True,
+            metavar="NAME",
+            help=help,
+        ),
+        click.option(
+            f"--{kind}-opt",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help=f"Option of the {owner or kind} (repeatable).",
+        ),
+    ]
+
+
+DEVICE = click.option("--device", help="cpu, cuda, cuda:1, …; by default the first GPU, if any.")
+BACKEND_OPTIONS = [
+    *plugin_options(
+        "backend", "qwen2vl", "VQA backend, or an alias such as qwen2.5_vl_3B.", "--vqa-model"
     ),
-    click.option(
-        "--backend-opt",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Option of the backend (repeatable).",
+    *plugin_options("dataset", "glyphs", "Dataset loader."),
+    *plugin_options("prompt", "short-answer", "Prompt builder."),
+    *plugin_options("metric", "vqa", "Accuracy metric."),
+    number_option(
+        "--limit", help="Only so many queries: the first (evaluate, doctor: a random subset)."
     ),
-    click.option(
-        "--dataset", default="glyphs", show_default=True, metavar="NAME", help="Dataset loader."
-    ),
-    click.option(
-        "--dataset-opt",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Option of the dataset (repeatable).",
-    ),
-    click.option(
-        "--prompt",
-        default="short-answer",
-        show_default=True,
-        metavar="NAME",
-        help="Prompt builder.",
-    ),
-    click.option(
-        "--prompt-opt",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Option of the prompt (repeatable).",
-    ),
-    click.option(
-        "--metric", default="vqa", show_default=True, metavar="NAME", help="Accuracy metric."
-    ),
-    click.option(
-        "--metric-opt",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Option of the metric (repeatable).",
-    ),
-    click.option(
-        "--limit",
-        type=click.IntRange(min=1),
-        help="Only so many queries: the first (evaluate, doctor: a random subset).",
-    ),
-    click.option("--device", help="cpu, cuda, cuda:1, …; by default the first GPU, if any."),
+    DEVICE,
 ]
-_STORE_OPTIONS = [
+STORE_OPTIONS = [
     click.option(
         "--store",
         type=FILE,
@@ -89,62 +96,33 @@ _STORE_OPTIONS = [
     ),
     click.option("--no-store", is_flag=True, help="Keep no responses, and use none that are kept."),
 ]
-_EMBEDDING_OPTIONS = [
+EMBEDDING_OPTIONS = [
     click.option("--query-emb", type=FILE, help="Embeddings of the queries."),
     click.option("--cand-emb", type=FILE, help="Embeddings of the pool."),
 ]
-_DECODING_OPTIONS = [
-    click.option(
-        "--decoding-opt",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="max_new_tokens, num_beams, length_penalty, stop (comma-separated).",
-    ),
-]
+DECODING_OPTION = click.option(
+    "--decoding-opt",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="max_new_tokens, num_beams, length_penalty, stop (comma-separated).",
+)
+TRIAL_OPTIONS = [*BACKEND_OPTIONS, *STORE_OPTIONS, *EMBEDDING_OPTIONS, DECODING_OPTION]
+EXECUTOR_OPTIONS = plugin_options("executor", "in-process", "What runs the windows of queries.")
+RESUME = click.option(
+    "--resume", is_flag=True, help="Accepted: an interrupted run is always continued."
+)
+SHOTS = number_option("--shots", 2, help="Demonstrations in a pointer.")
 
 
-_EXECUTOR_OPTIONS = [
-    click.option(
-        "--executor",
-        default="in-process",
-        show_default=True,
-        metavar="NAME",
-        help="What runs the windows of queries.",
-    ),
-    click.option(
-        "--executor-opt",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Option of the executor (repeatable).",
-    ),
-]
+def with_options(options: Sequence[Option]) -> Callable[[Function], Function]:
+    """Add these options to a command, in this order."""
 
+    def add(command: Function) -> Function:
+        for option in reversed(options):
+            command = option(command)
+        return command
 
-def trial_options(command: Function) -> Function:
-    """Add the options that `read_session_options` reads: backend, embeddings, decoding."""
-    options = [*_BACKEND_OPTIONS, *_STORE_OPTIONS, *_EMBEDDING_OPTIONS, *_DECODING_OPTIONS]
-    return _add(options, command)
-
-
-def backend_options(command: Function) -> Function:
-    """Add those for a command that proposes without a policy and generates no text."""
-    return _add([*_BACKEND_OPTIONS, *_STORE_OPTIONS], command)
-
-
-def asking_options(command: Function) -> Function:
-    """Add those for a command that generates without a policy and caches no responses."""
-    return _add([*_BACKEND_OPTIONS, *_DECODING_OPTIONS], command)
-
-
-def executor_options(command: Function) -> Function:
-    """Add the options that `read_executor` reads."""
-    return _add(_EXECUTOR_OPTIONS, command)
-
-
-def _add(options: Sequence[Callable[[Function], Function]], command: Function) -> Function:
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return add
 
 
 def plugin_ref(given: dict[str, Any], kind: str) -> PluginRef:
@@ -180,13 +158,8 @@ def plugin_refs(
     return [PluginRef(name, values) for name, values in options.items()]
 
 
-def read_executor(given: dict[str, Any]) -> PluginRef:
-    """The value of `executor_options`."""
-    return plugin_ref(given, "executor")
-
-
 def read_session_options(given: dict[str, Any]) -> SessionOptions:
-    """The values of `trial_options`, `backend_options` or `asking_options`."""
+    """The values of `TRIAL_OPTIONS`, or of those of them that a command has."""
     from pointer_rl.options import build_options, parse_assignments
     from pointer_rl.session.cache import default_store
     from pointer_rl.session.session import SessionOptions

@@ -14,9 +14,9 @@ import click
 def convert(source: Path, target: Path, overwrite: bool) -> None:
     """Write SOURCE, RL data or beam data, to TARGET in the current layout.
 
-    The layouts of Lever-LM and Lever-Plus are upgraded; the suffixes .json, .jsonl and .parquet
-    (needs pyarrow) say which form each file has. Nothing is lost, and TARGET appears when it is
-    whole.
+    The layouts of Lever-LM and Lever-Plus are upgraded. The suffixes .json, .jsonl and .parquet
+    (needs pyarrow) name the formats of the two files. No data is lost, and TARGET appears only when
+    it is complete.
     """
     from pointer_rl.cli.tables import counted
     from pointer_rl.records.convert import convert_file

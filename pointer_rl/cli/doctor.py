@@ -7,7 +7,15 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from pointer_rl.cli.common import GuideCommand, asking_options, read_session_options
+from pointer_rl.cli.common import (
+    BACKEND_OPTIONS,
+    DECODING_OPTION,
+    GuideCommand,
+    number_option,
+    read_session_options,
+    seed_option,
+    with_options,
+)
 
 
 @click.command(cls=GuideCommand)
@@ -16,21 +24,15 @@ from pointer_rl.cli.common import GuideCommand, asking_options, read_session_opt
     is_flag=True,
     help="Ask random trials in batches and one at a time, and compare the responses.",
 )
-@asking_options
-@click.option(
-    "--shots",
-    type=click.IntRange(min=1),
-    default=2,
-    show_default=True,
-    help="Demonstrations per trial.",
-)
+@with_options([*BACKEND_OPTIONS, DECODING_OPTION])
+@number_option("--shots", 2, help="Demonstrations per trial.")
 @click.option(
     "--score-answers/--no-score-answers",
     default=True,
     show_default=True,
     help="Also compare the log-probabilities of the annotators' answers.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@seed_option()
 @click.pass_context
 def doctor(ctx: click.Context, /, parity: bool, **given: Any) -> None:
     """Check the installation or, with --parity, whether batching changes a backend's answers.

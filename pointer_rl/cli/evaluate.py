@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pointer_rl.cli.common import (
+    EXECUTOR_OPTIONS,
     FILE,
+    RESUME,
+    TRIAL_OPTIONS,
     GuideCommand,
-    executor_options,
     kept_in,
+    number_option,
+    plugin_options,
     plugin_ref,
     plugin_refs,
-    read_executor,
     read_session_options,
     resumable,
-    trial_options,
+    seed_option,
+    with_options,
 )
 
 if TYPE_CHECKING:
@@ -61,7 +65,7 @@ def _policies(
 
 
 @click.command(cls=GuideCommand)
-@trial_options
+@with_options(TRIAL_OPTIONS)
 @click.option(
     "--policy",
     "policies",
@@ -88,44 +92,31 @@ def _policies(
     help="Numbers of demonstrations, as 2,1,4 or 1..4. The verdict is at those that the primary "
     "policy's bundle was trained at, else at the first.",
 )
-@click.option(
-    "--seeds",
-    type=click.IntRange(min=1),
-    default=3,
-    show_default=True,
-    help="Random pointers for each query, averaged.",
-)
-@click.option(
+@number_option("--seeds", 3, help="Random pointers for each query, averaged.")
+@number_option(
     "--oracle-random",
-    type=click.IntRange(min=0),
-    default=4,
-    show_default=True,
+    4,
+    minimum=0,
     help="Further random pointers that the oracle chooses from.",
 )
-@click.option(
+@number_option(
     "--oracle-retrieval",
-    type=click.IntRange(min=0),
-    default=4,
-    show_default=True,
+    4,
+    minimum=0,
     help="Pointers of the most similar rows that it chooses from.",
 )
-@click.option(
-    "--encoder",
-    metavar="NAME",
-    help="Encoder of the similarity arms  [default: the dataset's own, else the embeddings].",
+@with_options(
+    plugin_options(
+        "encoder",
+        None,
+        "Encoder of the similarity arms  [default: the dataset's own, else the embeddings].",
+    )
 )
-@click.option(
-    "--encoder-opt",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Option of the encoder (repeatable).",
-)
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@seed_option()
 @click.option("--output-path", type=FILE, help="The .json file to write, query by query.")
 @click.option("--plot", type=FILE, help="The .png file to draw accuracy by shots in.")
 @click.option("--record", is_flag=True, help="Write the verdict into the primary policy's bundle.")
-@executor_options
-@click.option("--resume", is_flag=True, help="Accepted: an interrupted run is always continued.")
+@with_options([*EXECUTOR_OPTIONS, RESUME])
 @click.option("--overwrite", is_flag=True, help="Replace existing files, and start over.")
 def evaluate(**given: Any) -> None:
     """Compare policies with random, similar and no demonstrations, on the same questions.
@@ -184,6 +175,6 @@ def _run(given: dict[str, Any]) -> EvaluateRun:
             encoder=given["encoder"] and encoder,
             **{key: given[key] for key in _CONFIG},
         ),
-        executor=read_executor(given),
+        executor=plugin_ref(given, "executor"),
         **{key: given[key] for key in ("record", "output_path", "overwrite")},
     )

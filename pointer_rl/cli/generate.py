@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pointer_rl.cli.common import (
+    EXECUTOR_OPTIONS,
     FILE,
+    RESUME,
+    SHOTS,
+    TRIAL_OPTIONS,
     GuideCommand,
-    executor_options,
     kept_in,
+    number_option,
+    plugin_ref,
     plugin_refs,
-    read_executor,
     read_session_options,
     resumable,
-    trial_options,
+    seed_option,
+    with_options,
 )
 
 if TYPE_CHECKING:
@@ -66,29 +71,13 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
 @click.option(
     "--output-path", required=True, type=FILE, help="The .json, .jsonl or .parquet file to write."
 )
-@trial_options
+@with_options(TRIAL_OPTIONS)
 @click.option("--sft-ckpt", type=FILE, help="Selector checkpoint that proposes beams and samples.")
 @click.option("--beam-data", type=FILE, help="Only the queries that this beam file has.")
-@click.option(
-    "--shots",
-    type=click.IntRange(min=1),
-    default=2,
-    show_default=True,
-    help="Demonstrations in a pointer.",
-)
-@click.option(
-    "--num-beams",
-    type=click.IntRange(min=0),
-    default=5,
-    show_default=True,
-    help="Beams for each query.",
-)
-@click.option(
-    "--num-retrieval",
-    type=click.IntRange(min=0),
-    default=1,
-    show_default=True,
-    help="Pointers of the most similar rows, for each query.",
+@with_options([SHOTS])
+@number_option("--num-beams", 5, minimum=0, help="Beams for each query.")
+@number_option(
+    "--num-retrieval", 1, minimum=0, help="Pointers of the most similar rows, for each query."
 )
 @click.option(
     "--temps",
@@ -99,20 +88,10 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
     metavar="T…",
     help="Sampling temperatures.",
 )
-@click.option(
-    "--num-samples-per-temp",
-    type=click.IntRange(min=0),
-    default=2,
-    show_default=True,
-    help="Samples for each query at each temperature.",
+@number_option(
+    "--num-samples-per-temp", 2, minimum=0, help="Samples for each query at each temperature."
 )
-@click.option(
-    "--num-random",
-    type=click.IntRange(min=0),
-    default=1,
-    show_default=True,
-    help="Uniformly drawn pointers for each query.",
-)
+@number_option("--num-random", 1, minimum=0, help="Uniformly drawn pointers for each query.")
 @click.option(
     "--generator", "more", multiple=True, metavar="NAME", help="A further candidate generator."
 )
@@ -131,18 +110,16 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
     is_flag=True,
     help="Record the annotators' answers' probability too (one more pass for each answer).",
 )
-@click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed."
-)
-@click.option(
+@seed_option("Random seed.")
+@number_option(
     "--window",
-    type=click.IntRange(min=1),
-    default=128,
-    show_default=True,
+    128,
     help="Queries asked together: more have more in common, fewer are lost by a kill.",
 )
-@click.option(
-    "--max-calls", type=click.IntRange(min=1), help="Stop before the backend is asked more trials."
+@number_option(
+    "--max-calls",
+    metavar="N",
+    help="Ask the VLM at most N trials: a window of queries that could take more is not started.",
 )
 @click.option(
     "--max-seconds",
@@ -153,8 +130,7 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
     "--shard", callback=_shard, metavar="I/N", help="Only the I-th of N parts (see `merge`)."
 )
 @click.option("--plan", is_flag=True, help="Say what the run would cost, and stop.")
-@executor_options
-@click.option("--resume", is_flag=True, help="Accepted: an interrupted run is always continued.")
+@with_options([*EXECUTOR_OPTIONS, RESUME])
 @click.option("--overwrite", is_flag=True, help="Start over, whatever there is.")
 def generate(**given: Any) -> None:
     """Generate RL data: propose pointers for each query, ask the VLM with each, judge the answers.
@@ -224,7 +200,7 @@ def _run(given: dict[str, Any]) -> GenerateRun:
     return GenerateRun(
         session=read_session_options(given),
         generators=_generators(given),
-        executor=read_executor(given),
+        executor=plugin_ref(given, "executor"),
         **{name: given[name] for name in names},
     )
 

@@ -17,10 +17,10 @@ def merge(files: tuple[Path, ...], output_path: Path, overwrite: bool) -> None:
     """Join FILES of one run: the shards of a run on several machines, or parts of a dataset.
 
     Shards are put in the dataset's order, whatever order they are named in: the result is the file
-    that one machine would have written. Other files follow one another. A query that stands in
-    several files, equal, is kept once; where it differs, or the files are of different runs
-    (_meta), nothing is written. The suffixes .json, .jsonl and .parquet (needs pyarrow) say which
-    form each file has.
+    that one machine would have written. Other files follow one another. A query that occurs in
+    several files with equal records is kept once. If its records differ, or the files belong to
+    different runs (_meta), nothing is written. The suffixes .json, .jsonl and .parquet (needs
+    pyarrow) name the formats of the files.
     """
     from pointer_rl.cli.tables import counted
     from pointer_rl.records.merge import merge_files

@@ -65,14 +65,11 @@ def show(name: str) -> None:
     Write KIND:NAME if several kinds have that name.
     """
     found = _find_all(name)
-    failures = [plugin for plugin in registry().plugins if plugin.error]
-    failed = [plugin for plugin in failures if plugin.name == name]
+    failed = [plugin for plugin in registry().plugins if plugin.error and plugin.name == name]
     if not found and not failed:
-        known = {entry.name for entry in _entries()} | {plugin.name for plugin in failures}
-        raise PluginError(
-            f"nothing is registered as {name!r}{did_you_mean(name.rpartition(':')[2], known)}"
-        )
-    click.echo("\n\n".join(_describe(entry) for entry in found))
+        raise _unknown(name)
+    if found:
+        click.echo("\n\n".join(_describe(entry) for entry in found))
     for plugin in failed:
         click.echo(f"plugin {plugin.name} of {plugin.origin} failed to load:\n{plugin.traceback}")
 
@@ -155,15 +152,22 @@ def _find_one(name: str) -> tuple[Entry, str]:
         return found[0], rest
     if found:
         choices = " or ".join(f"{entry.kind}:{rest}" for entry in found)
-        raise PluginError(f"{rest} stands in several kinds: write {choices}")
+        raise PluginError(f"{rest} is registered for several kinds: write {choices}")
     for plugin in registry().plugins:
         if plugin.error and plugin.name == rest:
             raise PluginError(
                 f"the plugin {plugin.name} of {plugin.origin} failed to load ({plugin.error}): "
                 f"see `pointer-rl plugins show {plugin.name}`"
             )
+    raise _unknown(name)
+
+
+def _unknown(name: str) -> PluginError:
+    """The error for a name that nothing has."""
     known = {each for entry in _entries() for each in (entry.name, *entry.aliases)}
-    raise PluginError(f"nothing is registered as {name!r}{did_you_mean(rest, known)}")
+    known |= {plugin.name for plugin in registry().plugins if plugin.error}
+    rest = name.rpartition(":")[2]
+    return PluginError(f"nothing is registered as {name!r}{did_you_mean(rest, known)}")
 
 
 def _describe(entry: Entry) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pointer_rl.cli.common import FILE
+from pointer_rl.cli.common import FILE, plugin_options, with_options
 
 if TYPE_CHECKING:
     from pointer_rl.records.rescore import Rescored
@@ -16,26 +16,17 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("source", type=FILE)
 @click.option("--output-path", required=True, type=FILE, help="The file to write.")
-@click.option(
-    "--metric", metavar="NAME", help="Accuracy metric  [default: the one named in the file]."
-)
-@click.option(
-    "--metric-opt",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Option of the metric (repeatable).",
-)
-@click.option(
-    "--prompt",
-    metavar="NAME",
-    help="Prompt builder that extracts the answers from the raw generations  [default: keep the "
-    "recorded answers].",
-)
-@click.option(
-    "--prompt-opt",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Option of the prompt builder (repeatable).",
+@with_options(
+    [
+        *plugin_options("metric", None, "Accuracy metric  [default: the one named in the file]."),
+        *plugin_options(
+            "prompt",
+            None,
+            "Prompt builder that extracts the answers from the raw generations  [default: keep "
+            "the recorded answers].",
+            owner="prompt builder",
+        ),
+    ]
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def rescore(

@@ -30,10 +30,10 @@ FILE = click.Path(path_type=Path)
 @click.option(
     "--shots",
     type=click.IntRange(min=1),
-    help="Demonstrations for each question (default: as many as the policy was trained at).",
+    help="Demonstrations for each question (default: the number that the policy was trained for).",
 )
 @click.option(
-    "--encoder", metavar="NAME", help="What embeds the questions, if the bundle does not say."
+    "--encoder", metavar="NAME", help="Encoder of the questions, if the bundle does not name it."
 )
 @click.option(
     "--encoder-opt",
@@ -61,7 +61,7 @@ def select(
     """Choose demonstrations for new questions, with the policy in the folder BUNDLE.
 
     Prints a JSON line for each question: query_id, pointer (rows of the pool), demonstrations
-    (their ids), in the order in which they are to be shown, and logprob.
+    (their ids), in the order in which they are shown, and logprob.
     """
     from pointer_rl.errors import InputError
     from pointer_rl.options import parse_assignments

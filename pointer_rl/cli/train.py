@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pointer_rl.cli.common import (
+    DEVICE,
+    EMBEDDING_OPTIONS,
+    EXECUTOR_OPTIONS,
     FILE,
+    RESUME,
+    TRIAL_OPTIONS,
     GuideCommand,
-    executor_options,
-    read_executor,
+    number_option,
+    plugin_options,
+    plugin_ref,
     read_session_options,
     resumable,
-    trial_options,
+    with_options,
 )
 
 if TYPE_CHECKING:
     from pointer_rl.session.session import PluginRef
     from pointer_rl.train.config import TrainConfig
     from pointer_rl.train.run import Output, TrainResult
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 _OUTPUT = [
     click.option(
@@ -32,9 +36,7 @@ _OUTPUT = [
         type=FILE,
         help="Folder for the policy bundle, metrics.jsonl and the checkpoint.",
     ),
-    click.option(
-        "--resume", is_flag=True, help="Accepted: an interrupted run is always continued."
-    ),
+    RESUME,
     click.option("--overwrite", is_flag=True, help="Start over in a folder that holds a run."),
     click.option(
         "--tensorboard", is_flag=True, help="Write the metrics as TensorBoard events too."
@@ -43,47 +45,27 @@ _OUTPUT = [
 _START = [
     click.option("--img-emb", type=FILE, help="One file of embeddings for queries and pool alike."),
     click.option("--sft-ckpt", type=FILE, help="Policy bundle or checkpoint to start from."),
-    click.option(
-        "--shots",
-        type=click.IntRange(min=1),
-        help="Demonstrations in a pointer  [default: the data's].",
+    number_option("--shots", help="Demonstrations in a pointer  [default: the data's]."),
+    *plugin_options(
+        "selector",
+        "pointer",
+        "Selector to train, if --sft-ckpt does not give one.",
+        owner="new selector",
     ),
-    click.option(
-        "--selector",
-        default="pointer",
-        show_default=True,
-        metavar="NAME",
-        help="Selector to train, if --sft-ckpt does not give one.",
-    ),
-    click.option(
-        "--selector-opt",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Option of the new selector (repeatable).",
-    ),
-    click.option(
+    number_option(
         "--layers",
-        "num_layers",
-        type=click.IntRange(min=1),
         help="Number of cross-attention layers of a new `pointer` selector  [default: 3].",
     ),
-    click.option(
-        "--heads",
-        "num_heads",
-        type=click.IntRange(min=1),
-        help="Number of attention heads of each layer  [default: 8].",
-    ),
-    click.option(
-        "--hidden-dim",
-        type=click.IntRange(min=1),
-        help="Size of the hidden layers  [default: that of the embeddings].",
+    number_option("--heads", help="Number of attention heads of each layer  [default: 8]."),
+    number_option(
+        "--hidden-dim", help="Size of the hidden layers  [default: that of the embeddings]."
     ),
     click.option(
         "--history",
         type=click.Choice(["static", "gated"]),
         help="Whether each chosen row updates the query vector (gated) or not  [default: static].",
     ),
-    click.option("--batch-size", type=click.IntRange(min=1), help="Queries a step."),
+    number_option("--batch-size", help="Queries a step."),
     click.option(
         "--own-pools",
         "per_query_pool",
@@ -102,14 +84,14 @@ _LEARNING = [
         help="Defaults of the options below: ours, or those of the request that pointer-rl began "
         "with.",
     ),
-    click.option(
+    number_option(
         "--rce-epochs",
-        type=click.IntRange(min=0),
+        minimum=0,
         help="Of RCE; with --online, of every round too  [default: 20, and 8 a round].",
     ),
-    click.option(
+    number_option(
         "--grpo-epochs",
-        type=click.IntRange(min=0),
+        minimum=0,
         help="Of GRPO; with --online, of every round too  [default: 5, and 2 a round].",
     ),
     click.option("--rce-lr", type=float, help="Learning rate of RCE."),
@@ -137,28 +119,15 @@ _LEARNING = [
 ]
 _ONLINE = [
     click.option("--online", is_flag=True, help="Ask the backend while learning."),
-    click.option(
-        "--max-calls", type=click.IntRange(min=1), help="Trials that it may ask, in all rounds."
-    ),
-    click.option("--rounds", type=click.IntRange(min=1), help="Of asking and learning."),
-    click.option("--pointers", type=click.IntRange(min=2), help="Asked for each query of a round."),
+    number_option("--max-calls", help="Trials that it may ask, in all rounds."),
+    number_option("--rounds", help="Of asking and learning."),
+    number_option("--pointers", minimum=2, help="Asked for each query of a round."),
 ]
-
-
-def _with(options: Iterable[Callable[[Function], Function]]) -> Callable[[Function], Function]:
-    def add(command: Function) -> Function:
-        for option in reversed([*options]):
-            command = option(command)
-        return command
-
-    return add
 
 
 @click.command(cls=GuideCommand)
 @click.option("--beam-data", type=FILE, help="RL data, as `generate` writes it.")
-@_with([*_OUTPUT, *_START, *_LEARNING, *_ONLINE])
-@executor_options
-@trial_options
+@with_options([*_OUTPUT, *_START, *_LEARNING, *_ONLINE, *EXECUTOR_OPTIONS, *TRIAL_OPTIONS])
 def train(**given: Any) -> None:
     """Train a policy on RL data: reward-weighted cross-entropy (RCE), then GRPO.
 
@@ -186,15 +155,13 @@ def train(**given: Any) -> None:
 
 @click.command(cls=GuideCommand)
 @click.option("--beam-data", required=True, type=FILE, help="Beam data, as `beams` writes it.")
-@_with([*_OUTPUT, *_START])
+@with_options([*_OUTPUT, *_START])
 @click.option("--epochs", "rce_epochs", type=click.IntRange(min=1), help="Over the beams.")
 @click.option("--lr", "rce_lr", type=float, help="Learning rate.")
 @click.option(
     "--temperature", type=float, default=1.0, show_default=True, help="Of softmax(score / T)."
 )
-@click.option("--query-emb", type=FILE, help="Embeddings of the queries.")
-@click.option("--cand-emb", type=FILE, help="Embeddings of the pool.")
-@click.option("--device", help="cpu, cuda, cuda:1, …; by default the first GPU, if any.")
+@with_options([*EMBEDDING_OPTIONS, DEVICE])
 def sft(**given: Any) -> None:
     """Train a policy on InfoScore beams, by teacher forcing.
 
@@ -232,11 +199,13 @@ def _selector_options(given: dict[str, Any]) -> dict[str, object]:
     from pointer_rl.options import parse_assignments
 
     options: dict[str, object] = {**parse_assignments(given["selector_opt"], "--selector-opt")}
-    for name in ("num_layers", "num_heads", "hidden_dim", "history"):
-        if given[name] is not None:
+    flags = {"layers": "num_layers", "heads": "num_heads"}
+    for flag in ("layers", "heads", "hidden_dim", "history"):
+        name = flags.get(flag, flag)
+        if given[flag] is not None:
             if name in options:
                 raise InputError(f"--selector-opt {name}: given twice")
-            options[name] = given[name]
+            options[name] = given[flag]
     return options
 
 
@@ -271,9 +240,7 @@ def _train_on_data(given: dict[str, Any], config: TrainConfig, supervised: bool)
             for name in ("shots", "img_emb", "query_emb", "cand_emb", "sft_ckpt", "device")
         },
     )
-    criterion = "cross_entropy" if supervised else "reward"
-    progress = Progress(lambda metrics: _epoch_text(metrics, criterion))
-    with progress, resumable(progress, lambda: _kept(given)):
+    with Progress(_epoch_text) as progress, resumable(progress, lambda: _kept(given)):
         result = run_training(run, progress)
     _tell(result)
 
@@ -291,7 +258,7 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
     more = {name: given[name] for name in names if given[name] is not None}
     run = OnlineRun(
         session=read_session_options(given),
-        executor=read_executor(given),
+        executor=plugin_ref(given, "executor"),
         output=_output(given),
         online=OnlineConfig(max_calls=given["max_calls"], **more),
         config=config,
@@ -319,10 +286,11 @@ def _tell(result: TrainResult) -> None:
     click.echo(str(finished) if result.unchanged else f"wrote {result.folder}")
 
 
-def _epoch_text(line: Mapping[str, Any], criterion: str = "reward") -> str:
+def _epoch_text(line: Mapping[str, Any]) -> str:
     """A line for people; metrics.jsonl has every number."""
     shown = ("rce", "contrast", "ppo", "kl", "entropy", "clipped")
     numbers = [f"{name} {line[name]:.3f}" for name in shown if name in line]
     place = f"round {line['round']}  " if line["round"] else ""
+    criterion = line["keep_by"]
     worth = f"held-out {criterion.replace('_', '-')} {line[f'held_out_{criterion}']:.3f}"
     return "  ".join([f"{place}{line['stage']:<5} {line['epoch']:>3}", *numbers, worth])

@@ -43,7 +43,7 @@ def validate(
     Exits with 0 if all files are valid, 1 if there are findings, 2 if a file cannot be read.
     """
     from pointer_rl.validate import Report, ValidationConfig, validate_file
-    from pointer_rl.validate.formats import FORMATS, annotate_unreadable
+    from pointer_rl.validate.report import FORMATS, annotate_unreadable
 
     config = ValidationConfig(pool_size=pool_size, recompute=recompute, max_findings=max_findings)
     reports: list[Report] = []

@@ -6,10 +6,8 @@ on the examples and the batch size, so an interrupted run gives a bit-identical 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,11 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from pointer_rl.datasets.embeddings import (
-    Embeddings,
-    load_embeddings,
-    save_embeddings,
-)
+from pointer_rl.datasets.embeddings import Embeddings, load_embeddings, save_embeddings
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.files import write_text
 from pointer_rl.types import Dataset, Encoder, Example
@@ -55,8 +49,6 @@ def embed_dataset(
     partial = output_path.with_name(f"{output_path.name}.partial")
     if output_path.exists():
         finished = _finished(output_path, examples_digest, encoder)
-        if finished.encoder_plugin is None:  # written by an older version
-            finished = dataclasses.replace(finished, encoder_plugin=encoder_plugin)
         shutil.rmtree(partial, ignore_errors=True)  # left if interrupted at the very end
         return finished
     plan: dict[str, str | int] = {
@@ -80,16 +72,14 @@ def embed_dataset(
     embeddings = Embeddings(
         tuple(ids), vectors, encoder.fingerprint, examples_digest, encoder_plugin
     )
-    assembled = partial / "assembled.safetensors"
-    save_embeddings(assembled, vectors, ids, encoder.fingerprint, examples_digest, encoder_plugin)
-    os.replace(assembled, output_path)
+    save_embeddings(output_path, vectors, ids, encoder.fingerprint, examples_digest, encoder_plugin)
     shutil.rmtree(partial)
     return embeddings
 
 
 def digest(examples: Sequence[Example]) -> str:
     """SHA-256 of ids and questions. Images, which may be many gigabytes, are not read."""
-    return _digest_list((example.id, example.question) for example in examples)
+    return digest_ids((example.id, example.question) for example in examples)
 
 
 def digest_examples(examples: Sequence[Example]) -> str:
@@ -101,15 +91,13 @@ def digest_examples(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def digest_ids(ids: Iterable[str]) -> str:
-    """SHA-256 of ids in order. It identifies a pool or a set of queries."""
-    return _digest_list(ids)
+def digest_ids(ids: Iterable[object]) -> str:
+    """SHA-256 of ids in order, which identifies a pool or a set of queries.
 
-
-def _digest_list(items: Iterable[object]) -> str:
-    """SHA-256 of the items as one JSON list, encoded item by item because it may be large."""
+    It is that of one JSON list, encoded item by item because it may be large.
+    """
     digest = hashlib.sha256(b"[")
-    for position, item in enumerate(items):
+    for position, item in enumerate(ids):
         digest.update(f"{', ' if position else ''}{json.dumps(item)}".encode())
     digest.update(b"]")
     return digest.hexdigest()

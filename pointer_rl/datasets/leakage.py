@@ -33,12 +33,9 @@ class AllowedRows:
 
     def excluded(self, query: Example) -> tuple[int, ...]:
         """The rows that may not be shown to the query, ascending."""
-        return tuple(self._excluded(query))
-
-    def _excluded(self, query: Example) -> list[int]:
         if self._have_ids and query.image_id is not None:
-            return self._by_id.get(str(query.image_id), [])
-        return self._by_content.get(image_content(query), [])
+            return tuple(self._by_id.get(str(query.image_id), ()))
+        return tuple(self._by_content.get(image_content(query), ()))
 
     def check(self, queries: Sequence[Example], shots: int) -> None:
         """Raise InputError for the first query with fewer than `shots` allowed rows."""
@@ -47,11 +44,13 @@ class AllowedRows:
             raise InputError(
                 f"{shots} shots need a pool of at least as many examples; this one has {size}"
             )
-        by_key = self._by_id if self._have_ids else self._by_content
-        if size - max(map(len, by_key.values()), default=0) >= shots:
-            return
+        if not self._have_ids or all(query.image_id is not None for query in queries):
+            # All are compared alike. No query's image is hashed if no image could exclude so many.
+            by_key = self._by_id if self._have_ids else self._by_content
+            if size - max(map(len, by_key.values()), default=0) >= shots:
+                return
         for query in queries:
-            allowed = size - len(self._excluded(query))
+            allowed = size - len(self.excluded(query))
             if allowed < shots:
                 raise InputError(
                     f"query {query.id} may choose {allowed} of the pool's {size} examples (the "
@@ -62,7 +61,7 @@ class AllowedRows:
         """[B, K] bool: True where a row may be shown to a query."""
         allowed = torch.ones(len(queries), len(self._pool), dtype=torch.bool)
         for index, query in enumerate(queries):
-            allowed[index, self._excluded(query)] = False
+            allowed[index, list(self.excluded(query))] = False
         return allowed
 
 

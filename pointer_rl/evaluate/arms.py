@@ -19,14 +19,16 @@ from numpy.typing import NDArray
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
 from pointer_rl.registry import registry
-from pointer_rl.session.proposing import propose
+from pointer_rl.session.proposing import check_candidates, check_length, propose
 from pointer_rl.session.resolve import NoPolicy
 from pointer_rl.session.similarity import Space
-from pointer_rl.types import Example, Generator, Metric, Pointer, Policy, QueryBatch
+from pointer_rl.types import Candidate, Example, Generator, Metric, Pointer, Policy, QueryBatch
 
 ZERO_SHOT, RANDOM, ORACLE = "zero-shot", "random", "oracle"
 VOTE = "vote "
 """Prefix of a vote's name; the rest is the arm whose demonstrations vote."""
+METHOD = "arm"
+"""`gen_method` of the candidates in an evaluation's journal."""
 WINDOW = 64
 """Queries that pointers are chosen for together."""
 
@@ -77,6 +79,24 @@ class Setting:
             )
         ]
 
+    def checked(self, arm: str, chosen: Pointers) -> Pointers:
+        """The pointers that an arm chose. Raises PluginError for one that it must not show."""
+        check_length(arm, self.queries, chosen)
+        lengths = range(self.shots + 1)
+        return [
+            tuple(
+                each.pointer
+                for each in check_candidates(
+                    arm,
+                    query,
+                    self._allowed.mask([query])[0].numpy(),
+                    lengths,
+                    [Candidate(pointer, METHOD) for pointer in pointers],
+                )
+            )
+            for query, pointers in zip(self.queries, chosen, strict=True)
+        ]
+
 
 class Arm:
     """A way of choosing demonstrations. Inherit from it and override `choose`."""
@@ -116,7 +136,7 @@ class ZeroShotArm(Arm):
 
 
 class RandomArm(Arm):
-    """Some random pointers per query, averaged."""
+    """A few random pointers for each query; its accuracy is their mean."""
 
     def __init__(self, seeds: int) -> None:
         self._seeds = seeds
@@ -129,8 +149,8 @@ class RandomArm(Arm):
 class SimilarityArm(Arm):
     """The most similar rows, the nearest last."""
 
-    def __init__(self, similarity: str) -> None:
-        self._similarity = similarity
+    def __init__(self, of: str) -> None:
+        self._similarity = of
 
     def choose(self, setting: Setting) -> Pointers:
         space = setting.similar.get(self._similarity)
@@ -201,12 +221,13 @@ class OracleArm(Arm):
 def choose(setting: Setting, arms: Mapping[str, Arm]) -> Setting:
     """Let the arms that show as many demonstrations choose, in order; fills `setting.chosen`.
 
-    Raises InputError, naming the arm, if one cannot choose.
+    Raises InputError, naming the arm, if one cannot choose, and PluginError for pointers that are
+    not allowed.
     """
     for name, arm in arms.items():
         if arm.zero_shot == (setting.shots == 0):
             try:
-                setting.chosen[name] = arm.choose(setting)
+                setting.chosen[name] = setting.checked(f"arm {name}", arm.choose(setting))
             except InputError as error:
                 raise InputError(f"arm {name}: {error}") from error
     return setting

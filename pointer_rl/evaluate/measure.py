@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pointer_rl.evaluate.arms import RANDOM, Arm, Floats, Setting
+from pointer_rl.errors import PluginError
+from pointer_rl.evaluate.arms import METHOD, RANDOM, Arm, Floats, Setting
+from pointer_rl.records.fields import has_failed
 from pointer_rl.records.records import to_record
 from pointer_rl.session.candidates import judge_candidates
 from pointer_rl.session.judge import Judge
@@ -24,8 +26,6 @@ from pointer_rl.types import Candidate, Example, Metric, Pointer, Window
 
 WINDOW = 64
 """Queries whose trials go to the backend together: thousands of trials, so that it can batch."""
-METHOD = "arm"
-"""`gen_method` of the candidates in an evaluation's journal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Asked:
         """Take in the record of a query."""
         for candidate in record["pointer_candidates"]:
             accuracy = math.nan
-            if candidate.get("eval_failed"):
+            if has_failed(candidate):
                 self.failed += 1
                 self.first_failure = self.first_failure or candidate["eval_error"]
             else:
@@ -121,7 +121,10 @@ def _shown(setting: Setting) -> list[dict[Pointer, None]]:
 
 
 def measure(setting: Setting, arms: Mapping[str, Arm], asked: Asked, metric: Metric) -> Measured:
-    """The accuracies of every arm that chose in this setting."""
+    """The accuracies of every arm that chose in this setting.
+
+    Raises PluginError for an arm that has no accuracy on a query without a failed trial.
+    """
     outcomes = [
         {pointer: asked.accuracies[number, pointer] for pointer in pointers}
         for number, pointers in enumerate(_shown(setting))
@@ -135,6 +138,9 @@ def measure(setting: Setting, arms: Mapping[str, Arm], asked: Asked, metric: Met
         name: arms[name].accuracies(setting, shown, outcomes, metric)
         for name, shown in setting.chosen.items()
     }
+    for name, each in accuracies.items():
+        if each.shape != out.shape or np.isnan(each[~out]).any():
+            raise PluginError(f"arm {name} does not have an accuracy for each query")
     return Measured(
         shots=setting.shots,
         accuracies={name: np.where(out, np.nan, each) for name, each in accuracies.items()},

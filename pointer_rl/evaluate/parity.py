@@ -33,7 +33,7 @@ Result = Response | BackendError
 
 @dataclass(frozen=True)
 class Pair:
-    """The two results of one trial."""
+    """A trial's result when it was asked with all the others, and when it was asked alone."""
 
     trial: Trial
     together: Result

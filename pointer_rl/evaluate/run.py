@@ -42,7 +42,7 @@ from pointer_rl.session.proposing import random_source
 from pointer_rl.session.resolve import describe_policy
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.session.similarity import MODES, Space, similarity_spaces
-from pointer_rl.session.windows import due_windows, run_windows, windows_of
+from pointer_rl.session.windows import run_windows
 from pointer_rl.types import Example, Executor, Policy
 
 RESERVED = {ZERO_SHOT, RANDOM, ORACLE, "similarity", *MODES}
@@ -278,14 +278,13 @@ def _ask(
     records: dict[int, Mapping[str, Any]] = {}
     if output_path is None:
         session.observer.start(len(ids))
-        for found in run_windows(job, windows_of(len(ids), WINDOW), made, None, session.observer):
+        for found in run_windows(job, WINDOW, made, session, queries=len(ids)):
             records.update(found)
     else:
         meta = {**decided, "queries_sha256": digest_ids(ids)}
         with Journal(output_path, meta, ids, overwrite=overwrite, take_over=False) as journal:
             session.observer.start(len(ids), len(journal))
-            todo = due_windows(journal, WINDOW, cached=session.cache is not None)
-            deque(run_windows(job, todo, made, journal, session.observer), maxlen=0)
+            deque(run_windows(job, WINDOW, made, session, journal), maxlen=0)
             records.update(enumerate(journal.records()))
     asked = Asked()
     for index, record in sorted(records.items()):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import pointer_rl_schemas
 from pointer_rl.datasets.embed import digest_examples
@@ -24,7 +23,7 @@ from pointer_rl.session.observer import Observer
 from pointer_rl.session.proposing import Dedup
 from pointer_rl.session.resolve import describe_policy
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
-from pointer_rl.session.windows import Budget, due_windows, run_windows
+from pointer_rl.session.windows import Budget, complete
 from pointer_rl.types import Example
 
 log = logging.getLogger(__name__)
@@ -56,10 +55,9 @@ class GenerateRun:
     shard: Shard | None = None
     """Only this part of the queries."""
     max_calls: int | None = None
-    """Stop before a window with which the backend could be asked more trials; cached ones are
-    free."""
+    """Trials that the backend may be asked at most; see `Budget`. Cached ones are free."""
     max_seconds: float | None = None
-    """Begin no window after that."""
+    """No window is started after so many seconds."""
     executor: PluginRef = PluginRef("in-process")
     overwrite: bool = False
     """Start over, whatever there is."""
@@ -72,7 +70,7 @@ class GenerateRun:
 
 
 def prepare(
-    run: GenerateRun, observer: Observer | None = None
+    run: GenerateRun, observer: Observer = Observer()
 ) -> tuple[CandidateJob, dict[str, Any]]:
     """The run's job and its `_meta`. Loads everything, cheapest first; the backend comes last.
 
@@ -90,6 +88,18 @@ def prepare(
     AllowedRows(session.dataset.pool).check(queries, run.shots)
     embeddings, pool = session.embeddings(queries)
     policy = session.policy(run.sft_ckpt, pool.embeddings.shape[1], run.seed)
+    job = CandidateJob(
+        session=session,
+        queries=queries,
+        embeddings=embeddings,
+        pool=pool,
+        policy=policy,
+        generators=generators,
+        shots=run.shots,
+        seed=run.seed,
+        dedup=run.dedup,
+        score_answers=run.score_answers,
+    )
     meta = {
         "schema_version": pointer_rl_schemas.version("pointer_candidates"),
         **session.describe(queries),
@@ -102,7 +112,7 @@ def prepare(
         },
         "policy": describe_policy(policy),
         "generators": described,
-        "shots": run.shots,
+        "max_shots" if job.any_length else "shots": run.shots,
         "seed": run.seed,
         "dedup": run.dedup,
         "window": run.window,
@@ -116,19 +126,7 @@ def prepare(
                 f"shard {run.shard}: no query is left for it, in windows of {run.window}: "
                 "make fewer shards"
             )
-        queries, embeddings = [queries[row] for row in rows], embeddings[rows]
-    job = CandidateJob(
-        session=session,
-        queries=queries,
-        embeddings=embeddings,
-        pool=pool,
-        policy=policy,
-        generators=generators,
-        shots=run.shots,
-        seed=run.seed,
-        dedup=run.dedup,
-        score_answers=run.score_answers,
-    )
+        job = replace(job, queries=[queries[row] for row in rows], embeddings=embeddings[rows])
     return job, meta
 
 
@@ -153,20 +151,7 @@ def run_generate(run: GenerateRun, observer: Observer = Observer()) -> Summary:
     summary = Summary()
     ids = [query.id for query in job.queries]
     with Journal(run.output_path, meta, ids, overwrite=run.overwrite) as journal:
-        observer.start(len(ids), len(journal))
-        todo = due_windows(journal, run.window, cached=run.session.cache is not None)
-        counted = np.zeros(len(ids), dtype=bool)
-        for records in run_windows(job, todo, executor, journal, observer, budget):
-            for record in records.values():
-                summary.add(record)
-            counted[list(records)] = True
-        for record in journal.records(~counted):
-            summary.add(record)
-        summary.left, summary.unchanged = journal.left, not journal.changed
-        if not journal.left:
-            journal.finish()
-    summary.stopped_by = budget.stopped_by
-    summary.asked, summary.from_cache = backend.asked, backend.hits
+        deque(complete(summary, job, run.window, executor, job.session, journal, budget), maxlen=0)
     summary.used, summary.cost = backend.used, backend.cost
     return summary
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pointer_rl.records.fields import has_failed
+from pointer_rl.session.windows import RunSummary
 from pointer_rl.types import Usage
 
 
@@ -44,37 +46,24 @@ class Tally:
 
 
 @dataclass
-class Summary:
+class Summary(RunSummary):
     """Tallies by generator, over all candidates, and over each query's best candidate."""
 
-    queries: int = 0
     by_method: dict[str, Tally] = field(default_factory=dict)
     all: Tally = field(default_factory=Tally)
     best: Tally = field(default_factory=Tally)
     """Each query's best candidate: what a perfect chooser among them would get."""
-    asked: int = 0
-    """Trials that this run put to the backend."""
-    from_cache: int = 0
-    """Trials answered from the response cache."""
-    left: int = 0
-    """Queries that are not done."""
-    unchanged: bool = False
-    """Whether the run was finished before, and nothing was left to do."""
-    stopped_by: str | None = None
-    """The option that ended the run early."""
     used: Usage = Usage()
     """Tokens and images of the trials that were not cached."""
     cost: float | None = None
     """Their price; None if the backend knows none."""
-    first_failure: str | None = None
-    """Why the first failed trial failed."""
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Count the candidates of a query's record."""
         self.queries += 1
         best: tuple[int | None, float | None] = (None, None)
         for candidate in record["pointer_candidates"]:
-            if candidate.get("eval_failed"):
+            if has_failed(candidate):
                 self.first_failure = self.first_failure or candidate.get("eval_error")
             correct, accuracy = candidate.get("vqa_correct"), candidate.get("vqa_acc_score")
             self.all.add(correct, accuracy)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -44,29 +44,10 @@ class EncodedPrompt(Protocol):
 
 
 P = TypeVar("P", bound=EncodedPrompt)
-P_contra = TypeVar("P_contra", bound=EncodedPrompt, contravariant=True)
 
 
-class BatchModel(Protocol[P_contra]):
-    """A model that processes prompts of different lengths in one batch."""
-
-    def generate(self, prompts: Sequence[P_contra], decoding: Decoding) -> Sequence[Generation]:
-        """Decode each prompt as if it were alone.
-
-        Raises torch.OutOfMemoryError, and InputError for prompts that the model refuses.
-        """
-        ...
-
-    def score(self, rows: Sequence[tuple[P_contra, Sequence[int]]]) -> Sequence[float]:
-        """log p(tokens | prompt) of each row: natural logarithm, summed over the tokens.
-
-        Raises torch.OutOfMemoryError, and InputError for prompts that the model refuses.
-        """
-        ...
-
-
-class LocalModel(BatchModel[P], Protocol):
-    """What a plugin provides: a model, and how it encodes prompts and answers."""
+class LocalModel(Protocol[P]):
+    """What a plugin provides: a model that processes prompts of different lengths in one batch."""
 
     def encode(self, prompt: Prompt) -> P:
         """Encode a prompt, which opens its images. Raises InputError if that is not possible."""
@@ -79,11 +60,26 @@ class LocalModel(BatchModel[P], Protocol):
         """
         ...
 
+    def generate(self, prompts: Sequence[P], decoding: Decoding) -> Sequence[Generation]:
+        """Decode each prompt as if it were alone.
+
+        Raises torch.OutOfMemoryError, and InputError for prompts that the model refuses.
+        """
+        ...
+
+    def score(self, rows: Sequence[tuple[P, Sequence[int]]]) -> Sequence[float]:
+        """log p(tokens | prompt) of each row: natural logarithm, summed over the tokens.
+
+        Raises torch.OutOfMemoryError, and InputError for prompts that the model refuses.
+        """
+        ...
+
 
 @dataclass(frozen=True)
-class EncodedRequest(Generic[P]):
+class _Encoded(Generic[P]):
     """A request in the model's own format."""
 
+    index: int
     prompt: P
     images: int
     """Number of images in the prompt."""
@@ -102,128 +98,103 @@ class LocalBackend(Generic[P]):
     def __init__(
         self, model: LocalModel[P], *, fingerprint: str, batch_tokens: int, advice: str
     ) -> None:
-        """For `batch_tokens` and `advice` see `PaddedBatches`."""
-        self.fingerprint = fingerprint
-        self._model = model
-        self._batches = PaddedBatches(model, batch_tokens, advice)
-
-    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
-        """Answer each request once as (its index, its result), one decoding after the other."""
-        for decoding, indices in by_decoding(requests).items():
-            encoded = ((index, self._encode(requests[index])) for index in indices)
-            yield from self._batches.run(encoded, decoding)
-
-    def _encode(self, request: Request) -> EncodedRequest[P] | BackendError:
-        try:
-            answers = [self._model.encode_answer(answer) for answer in request.score]
-            prompt = self._model.encode(request.prompt)
-        except InputError as error:
-            return BackendError(str(error))
-        return EncodedRequest(prompt, len(request.prompt.images), answers)
-
-
-Batch = Sequence[tuple[int, EncodedRequest[P]]]
-"""Requests with their indices."""
-
-
-class PaddedBatches(Generic[P]):
-    """Runs encoded requests in padded batches."""
-
-    def __init__(self, model: BatchModel[P], batch_tokens: int, advice: str) -> None:
         """`batch_tokens`, the most tokens in a batch with padding, is lowered if memory runs out.
 
         `advice` tells a user what to do about a prompt that does not fit: "use … or …".
         """
+        self.fingerprint = fingerprint
         self._model = model
         self._ahead = _BATCHES_AHEAD * batch_tokens
         self._batch_tokens = batch_tokens
         self._advice = advice
 
-    def run(
-        self,
-        requests: Iterable[tuple[int, EncodedRequest[P] | BackendError]],
-        decoding: Decoding | None,
-    ) -> Iterator[tuple[int, Result]]:
-        """Generate (unless `decoding` is None) and score: a result per index, as they finish.
+    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
+        """Answer each request once as (its index, its result), one decoding after the other."""
+        for decoding, indices in by_decoding(requests).items():
+            ahead: list[_Encoded[P]] = []
+            tokens = 0
+            for index in indices:
+                try:
+                    ahead.append(self._encode(index, requests[index]))
+                except InputError as error:
+                    yield index, BackendError(str(error))
+                    continue
+                tokens += ahead[-1].tokens
+                if tokens >= self._ahead:
+                    yield from self._run_sorted(ahead, decoding)
+                    ahead, tokens = [], 0
+            yield from self._run_sorted(ahead, decoding)
 
-        The requests are read as they are needed. A BackendError is passed on.
-        """
-        ahead: list[tuple[int, EncodedRequest[P]]] = []
-        tokens = 0
-        for index, request in requests:
-            if isinstance(request, BackendError):
-                yield index, request
-                continue
-            ahead.append((index, request))
-            tokens += request.tokens
-            if tokens >= self._ahead:
-                yield from self._run_sorted(ahead, decoding)
-                ahead, tokens = [], 0
-        yield from self._run_sorted(ahead, decoding)
+    def _encode(self, index: int, request: Request) -> _Encoded[P]:
+        answers = [self._model.encode_answer(answer) for answer in request.score]
+        prompt = self._model.encode(request.prompt)
+        return _Encoded(index, prompt, len(request.prompt.images), answers)
 
     def _run_sorted(
-        self, requests: Batch[P], decoding: Decoding | None
+        self, requests: Sequence[_Encoded[P]], decoding: Decoding | None
     ) -> Iterator[tuple[int, Result]]:
         """Run the longest requests first, so that one that does not fit fails early."""
-        batch: list[tuple[int, EncodedRequest[P]]] = []
-        for index, request in sorted(requests, key=lambda each: -each[1].tokens):
-            if batch and batch[0][1].tokens * (len(batch) + 1) > self._batch_tokens:
+        batch: list[_Encoded[P]] = []
+        for request in sorted(requests, key=lambda each: -each.tokens):
+            if batch and batch[0].tokens * (len(batch) + 1) > self._batch_tokens:
                 yield from self._answer(batch, decoding)
                 batch = []
-            batch.append((index, request))
+            batch.append(request)
         if batch:
             yield from self._answer(batch, decoding)
 
-    def _answer(self, batch: Batch[P], decoding: Decoding | None) -> Iterator[tuple[int, Result]]:
+    def _answer(
+        self, batch: Sequence[_Encoded[P]], decoding: Decoding | None
+    ) -> Iterator[tuple[int, Result]]:
         """Answer a batch; if that fails, half of it at a time."""
         before = self._batch_tokens
 
-        def run(part: Batch[P]) -> list[tuple[int, Result]]:
+        def run(part: Sequence[_Encoded[P]]) -> list[tuple[int, Result]]:
             return self._run_batch(part, decoding)
 
-        def answer_alone(each: tuple[int, EncodedRequest[P]], message: str) -> tuple[int, Result]:
+        def answer_alone(request: _Encoded[P], message: str) -> tuple[int, Result]:
             """Score fewer answers at a time, as long as that is possible; else give up."""
-            index, request = each
             if len(request.answers) > 1 and self._batch_tokens >= 2 * request.tokens:
-                self._halve_budget([each])
+                self._halve_budget([request])
                 [result] = run_in_halves(
-                    [each], run, on_split=self._halve_budget, on_failure=answer_alone
+                    [request], run, on_split=self._halve_budget, on_failure=answer_alone
                 )
                 return result
             self._batch_tokens = before  # Only this prompt is too large; keep batches of others.
-            return index, BackendError(
+            return request.index, BackendError(
                 f"out of memory on a single prompt ({request.prompt.tokens} tokens);"
                 f" {self._advice} ({message})"
             )
 
         yield from run_in_halves(batch, run, on_split=self._halve_budget, on_failure=answer_alone)
 
-    def _halve_budget(self, batch: Batch[P]) -> None:
+    def _halve_budget(self, batch: Sequence[_Encoded[P]]) -> None:
         """Set the budget to half of what a batch took that did not fit."""
-        requests = [request for _, request in batch]
-        rows = max(len(requests), *(len(request.answers) for request in requests))
-        tokens = rows * max(request.tokens for request in requests)
+        rows = max(len(batch), *(len(request.answers) for request in batch))
+        tokens = rows * max(request.tokens for request in batch)
         self._batch_tokens = min(self._batch_tokens, tokens) // 2
         logger.warning(
             "out of memory with a batch of %d prompts; continuing with half: batch_tokens=%d"
             " avoids the failed passes",
-            *(len(requests), self._batch_tokens),
+            *(len(batch), self._batch_tokens),
         )
 
-    def _run_batch(self, batch: Batch[P], decoding: Decoding | None) -> list[tuple[int, Result]]:
+    def _run_batch(
+        self, batch: Sequence[_Encoded[P]], decoding: Decoding | None
+    ) -> list[tuple[int, Result]]:
         """The results of a batch. If the model refuses it, each half is tried on its own."""
-        requests = [request for _, request in batch]
         try:
-            generations: Sequence[Generation | None] = [None] * len(requests)
+            generations: Sequence[Generation | None] = [None] * len(batch)
             if decoding is not None:
-                generations = self._model.generate([each.prompt for each in requests], decoding)
-            scores = iter(self._score(requests))
+                generations = self._model.generate([each.prompt for each in batch], decoding)
+            scores = iter(self._score(batch))
         except InputError as error:
-            refusal = str(error)
+            if len(batch) == 1:
+                return [(batch[0].index, BackendError(str(error)))]
         else:
             return [
                 (
-                    index,
+                    request.index,
                     make_response(
                         generation,
                         [next(scores) for _ in request.answers],
@@ -231,15 +202,13 @@ class PaddedBatches(Generic[P]):
                         images=request.images,
                     ),
                 )
-                for (index, request), generation in zip(batch, generations, strict=True)
+                for request, generation in zip(batch, generations, strict=True)
             ]
-        if len(batch) == 1:
-            return [(batch[0][0], BackendError(refusal))]
         middle = (len(batch) + 1) // 2
         halves = (batch[:middle], batch[middle:])
-        return [each for half in halves for each in self._run_batch(half, decoding)]
+        return [result for half in halves for result in self._run_batch(half, decoding)]
 
-    def _score(self, requests: Sequence[EncodedRequest[P]]) -> list[float]:
+    def _score(self, requests: Sequence[_Encoded[P]]) -> list[float]:
         """Log-probabilities of all answers of the batch, request by request."""
         rows = [(request.prompt, answer) for request in requests for answer in request.answers]
         step = max(1, self._batch_tokens // max(request.tokens for request in requests))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import GenerationConfig
+from transformers import AutoImageProcessor, AutoTokenizer, GenerationConfig
 
 from pointer_rl.devices import dtype_name
 from pointer_rl.errors import InputError, MissingExtraError, first_line
@@ -62,10 +62,36 @@ def check_weights(folder: Path) -> None:
         )
 
 
-def load_weights(model_class: Any, folder: Path, *, dtype: torch.dtype, attention: str) -> Any:
-    """Call `model_class.from_pretrained`, and require that every tensor comes from the files.
+def load_preprocessing(folder: Path, **settings: object) -> tuple[Any, Any]:
+    """Load the tokenizer and the image processor, with further settings of the image processor.
 
-    Raises InputError for weights that cannot be read or that do not cover the model.
+    Images are resized with Pillow even if torchvision is installed: the two round differently, and
+    installed packages must not change an answer. Raises InputError for files that cannot be read.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        image_processor = AutoImageProcessor.from_pretrained(
+            folder, backend="pil", trust_remote_code=False, **settings
+        )
+    except LOADING_ERRORS as error:
+        raise InputError(
+            f"{folder}: cannot load the tokenizer and the image processor ({first_line(error)})"
+        ) from error
+    return tokenizer, image_processor
+
+
+def load_weights(
+    model_class: Any,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    attention: str = "sdpa",
+    adapter: Path | None = None,
+) -> Any:
+    """Load a model, and add the layers of a LoRA adapter. Every tensor must come from the files.
+
+    Raises InputError for weights that cannot be read or that do not cover the model, for a folder
+    that is not a LoRA adapter of this model, and MissingExtraError for an adapter without peft.
     """
     try:
         model, report = model_class.from_pretrained(
@@ -80,16 +106,13 @@ def load_weights(model_class: Any, folder: Path, *, dtype: torch.dtype, attentio
     except LOADING_ERRORS as error:
         raise InputError(f"{folder}: cannot load the model ({first_line(error)})") from error
     _check_complete(folder, report["missing_keys"], report["mismatched_keys"])
+    if adapter is not None:
+        _apply_adapter(model, adapter)
     return model
 
 
-def apply_adapter(model: Any, adapter: Path) -> None:
-    """Add the layers of a LoRA adapter to a model.
-
-    They are not merged into the weights, which would round them to the weights' dtype. Raises
-    InputError for a folder that is not a LoRA adapter of this model, and MissingExtraError without
-    peft.
-    """
+def _apply_adapter(model: Any, adapter: Path) -> None:
+    """Add the layers of an adapter. Merging them would round them to the weights' dtype."""
     if not (adapter / "adapter_config.json").is_file():
         raise InputError(f"{adapter}: not an adapter folder (no adapter_config.json)")
     if not (adapter / "adapter_model.safetensors").is_file():
@@ -126,7 +149,9 @@ def set_end_tokens(model: Any, end_ids: Iterable[int], pad_id: int) -> tuple[int
     This drops the checkpoint's sampling defaults (temperature, repetition penalty, …), which
     `generate` would otherwise use for every option that a call does not set.
     """
-    stop_ids = sorted({*end_ids, pad_id, *_ids(model.generation_config.eos_token_id)})
+    own = model.generation_config.eos_token_id
+    own_ids = own if isinstance(own, list) else [own]
+    stop_ids = sorted({*end_ids, pad_id, *own_ids} - {None})
     model.generation_config = GenerationConfig(eos_token_id=stop_ids, pad_token_id=pad_id)
     return tuple(stop_ids)
 
@@ -141,9 +166,3 @@ def _check_complete(
             f"{folder}: {len(faults)} tensors of the model are missing or of another shape"
             f" ({faults[0]}, …); the files are incomplete or belong to another model"
         )
-
-
-def _ids(value: int | list[int] | None) -> list[int]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, int) else list(value)

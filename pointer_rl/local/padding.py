@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Generic
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from pointer_rl.errors import InputError
-from pointer_rl.local.batching import P
 from pointer_rl.local.decoding import Generation, generate_batch, score_batch
 from pointer_rl.types import Decoding
+
+I = TypeVar("I")  # noqa: E741  # Images in a model's own format.
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> dict[str, Tensor]:
@@ -31,8 +33,22 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -
     }
 
 
-class PaddedModel(ABC, Generic[P]):
-    """Implements `BatchModel` for a transformers model. A subclass makes the model's arguments.
+@dataclass(frozen=True)
+class PaddedPrompt(Generic[I]):
+    """A prompt as tokens and preprocessed images."""
+
+    token_ids: list[int]
+    images: I
+    """The images in the model's own format."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of positions in a row."""
+        return len(self.token_ids)
+
+
+class PaddedModel(ABC, Generic[I]):
+    """Generates and scores with a transformers model. A subclass encodes prompts and images.
 
     It is a `TextModel`: a subclass sets `model`, `tokenizer` and `stop_ids`.
     """
@@ -40,20 +56,30 @@ class PaddedModel(ABC, Generic[P]):
     model: Any
     tokenizer: Any
     stop_ids: Sequence[int]
+    pad_id: int
     max_tokens: int | None = None
     """Longest row that the model can read; None if it has no limit."""
 
     @abstractmethod
-    def arguments(self, rows: Sequence[tuple[P, Sequence[int]]]) -> dict[str, Tensor]:
-        """The model's arguments for rows of (prompt, tokens that follow it), on its device."""
+    def image_arguments(self, images: Sequence[I], input_ids: Tensor) -> dict[str, Tensor]:
+        """The model's arguments, besides the tokens [B, L], for the images of each row."""
 
-    def generate(self, prompts: Sequence[P], decoding: Decoding) -> Sequence[Generation]:
-        """See `BatchModel`. Raises InputError for a prompt that is too long."""
+    def arguments(self, rows: Sequence[tuple[PaddedPrompt[I], Sequence[int]]]) -> dict[str, Tensor]:
+        """The model's arguments for rows of (prompt, tokens that follow it), on its device."""
+        token_ids = [[*prompt.token_ids, *following] for prompt, following in rows]
+        arguments = left_pad(token_ids, self.pad_id, self.model.device)
+        images = [prompt.images for prompt, _ in rows]
+        return arguments | self.image_arguments(images, arguments["input_ids"])
+
+    def generate(
+        self, prompts: Sequence[PaddedPrompt[I]], decoding: Decoding
+    ) -> Sequence[Generation]:
+        """See `LocalModel`. Raises InputError for a prompt that is too long."""
         self._check_length(max(prompt.tokens for prompt in prompts) + decoding.max_new_tokens)
         return generate_batch(self, self.arguments([(each, ()) for each in prompts]), decoding)
 
-    def score(self, rows: Sequence[tuple[P, Sequence[int]]]) -> Sequence[float]:
-        """See `BatchModel`. Raises InputError for a row that is too long."""
+    def score(self, rows: Sequence[tuple[PaddedPrompt[I], Sequence[int]]]) -> Sequence[float]:
+        """See `LocalModel`. Raises InputError for a row that is too long."""
         self._check_length(max(prompt.tokens + len(answer) for prompt, answer in rows))
         return score_batch(self, self.arguments(rows), [len(answer) for _, answer in rows])
 

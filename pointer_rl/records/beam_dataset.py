@@ -9,7 +9,9 @@ Shapes: Q queries, C candidates of all queries, N candidates of one query, S_max
 from __future__ import annotations
 
 import hashlib
+import math
 import operator
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -20,20 +22,40 @@ import numpy as np
 import numpy.typing as npt
 
 from pointer_rl.errors import InputError
-from pointer_rl.records.candidate_arrays import CandidateReader
-from pointer_rl.records.columns import RowLists, gather
+from pointer_rl.records.beams import read_beams
+from pointer_rl.records.fields import CANDIDATE
 from pointer_rl.records.formats import stream_records
+from pointer_rl.records.layouts import BEAM_LAYOUTS, detect_layout, read_rows, upgrade_record
+from pointer_rl.records.records import Judged, Record, read_candidate
 from pointer_rl.registry import registry
-from pointer_rl.types import NO_ROW
+from pointer_rl.types import NO_ROW, Candidate, Outcome, Reward
 
 if TYPE_CHECKING:
     from pointer_rl.datasets.embeddings import Embeddings
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int32]
+Indices = npt.NDArray[np.int64]
+Kind = Literal["rl", "beam"]
 
-_OF_CANDIDATES = ("rewards", "accuracies", "methods", "logprobs", "temperatures", "top_ps")
-"""The arrays with a number per candidate."""
+_COLUMNS = {
+    "rewards": "f",
+    "accuracies": "f",
+    "methods": "B",
+    "logprobs": "f",
+    "temperatures": "f",
+    "top_ps": "f",
+}
+"""The arrays with a number per candidate, and their types as codes of the module `array`."""
+_MAX_ROW = 2**31 - 1
+_MAX_FLOAT = float(np.finfo(np.float32).max)
+_NUMBERS = tuple(
+    field.key
+    for field in CANDIDATE.values()
+    if field.attribute is not None and {"number", "integer"} & set(field.type.json)
+    if not field.type.is_list
+)
+"""Fields of a candidate that hold a number, which must be finite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +97,9 @@ class BeamDataset:
     ids: list[str]
     """The queries, in the file's order."""
     image_ids: list[str | None]
-    recorded_rows: npt.NDArray[np.int64]
+    recorded_rows: Indices
     """[Q] the queries' own rows (`query.row`), NO_ROW if the file does not say."""
-    offsets: npt.NDArray[np.int64]
+    offsets: Indices
     """[Q+1]: the candidates of query i are offsets[i]:offsets[i+1]."""
     pointers: Rows
     """[C, S_max] pool rows in the order shown, padded with NO_ROW."""
@@ -93,13 +115,13 @@ class BeamDataset:
     """[C]; NaN if there is none."""
     top_ps: Floats
     """[C]; NaN if there is none."""
-    pools: RowLists
+    pools: list[Rows | None]
     """For each query the rows that it could choose from; None: the whole pool."""
-    excluded: RowLists
+    excluded: list[Rows | None]
     """For each query the rows that it may not choose; None if the file does not say."""
 
     method_names: tuple[str, ...]
-    kind: Literal["rl", "beam"]
+    kind: Kind
     meta: dict[str, Any]
     """The file's `_meta`; empty if it has none."""
     sha256: str
@@ -118,22 +140,26 @@ class BeamDataset:
         reward_options: Mapping[str, object] | None = None,
     ) -> None:
         self.path = Path(path)
-        reader = CandidateReader(registry().create("reward", reward_mode, reward_options))
+        reader = _Reader(registry().create("reward", reward_mode, reward_options))
         for key, record in stream_records(self.path):
             try:
                 reader.add(key, record)
             except InputError as error:
                 raise InputError(f"{self.path}: query {key!r}: {error}") from error
         if not reader.ids:
-            raise InputError(f"{self.path}: no candidate with a reward in it ({reader.left_out()})")
+            raise InputError(
+                f"{self.path}: no candidate with a reward in it (failed: {reader.failed:,}, "
+                f"without an outcome: {reader.without_reward:,})"
+            )
+        assert reader.kind is not None
         self.ids, self.image_ids = reader.ids, reader.image_ids
-        self.recorded_rows = reader.recorded_rows.array()
-        self.offsets = reader.offsets.array()
+        self.recorded_rows = np.asarray(reader.recorded_rows, dtype=np.int64)
+        self.offsets = np.asarray(reader.offsets, dtype=np.int64)
         self.pointers = reader.pointers()
-        for name in _OF_CANDIDATES:
-            setattr(self, name, getattr(reader, name).array())
-        self.pools, self.excluded = reader.pools(), reader.excluded()
-        self.method_names = tuple(reader.method_names)
+        for name, column in reader.columns.items():
+            setattr(self, name, np.asarray(column))
+        self.pools, self.excluded = reader.pools, reader.excluded()
+        self.method_names = tuple(reader.method_of)
         self.kind, self.meta = reader.kind, reader.meta
         self.sha256 = _sha256(self.path)
         self.failed, self.without_reward = reader.failed, reader.without_reward
@@ -148,7 +174,7 @@ class BeamDataset:
         return len(self.ids)
 
     def __iter__(self) -> Iterator[Group]:
-        return (self[index] for index in range(len(self)))
+        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, index: int) -> Group:
         """The group of query `index`. Raises IndexError."""
@@ -171,22 +197,24 @@ class BeamDataset:
     def _query_embedding(self, index: int) -> Floats | None:
         return None
 
-    def select(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> BeamDataset:
+    def select(self, indices: Sequence[int] | Indices) -> BeamDataset:
         """The queries at these indices, in this order. Counts and `meta` stay those of the file."""
         chosen = copy(self)
         # operator.index refuses a boolean mask, which would pass for the indices 0 and 1.
         chosen._keep(np.array(list(map(operator.index, indices)), dtype=np.int64))
         return chosen
 
-    def _keep(self, queries: npt.NDArray[np.int64]) -> None:
-        self.offsets, candidates = gather(self.offsets, queries)
-        for name in ("pointers", *_OF_CANDIDATES):
+    def _keep(self, queries: Indices) -> None:
+        starts, sizes = self.offsets[:-1][queries], np.diff(self.offsets)[queries]
+        self.offsets = np.concatenate([[0], sizes.cumsum()]).astype(np.int64)
+        shift = np.repeat(starts - self.offsets[:-1], sizes)
+        candidates = np.arange(self.offsets[-1]) + shift
+        for name in ("pointers", *_COLUMNS):
             setattr(self, name, getattr(self, name)[candidates])
         self.recorded_rows = self.recorded_rows[queries]
-        self.ids = [self.ids[query] for query in queries]
-        self.image_ids = [self.image_ids[query] for query in queries]
-        self.pools = self.pools.select(queries)
-        self.excluded = self.excluded.select(queries)
+        for name in ("ids", "image_ids", "pools", "excluded"):
+            values = getattr(self, name)
+            setattr(self, name, [values[query] for query in queries])
 
 
 class BeamDatasetWithEmbedding(BeamDataset):
@@ -197,7 +225,7 @@ class BeamDatasetWithEmbedding(BeamDataset):
     for embeddings of other queries or of another pool than the file's.
     """
 
-    query_rows: npt.NDArray[np.int64]
+    query_rows: Indices
     """[Q] rows of `query_embeddings`."""
 
     def __init__(
@@ -217,7 +245,7 @@ class BeamDatasetWithEmbedding(BeamDataset):
         self.query_rows = self._find_queries(query_embeddings)
         self._check_pool(candidate_embeddings)
 
-    def _find_queries(self, embeddings: Embeddings) -> npt.NDArray[np.int64]:
+    def _find_queries(self, embeddings: Embeddings) -> Indices:
         if embeddings.ids is not None:
             row_of = {each: row for row, each in enumerate(embeddings.ids)}
             rows = np.array([row_of.get(each, NO_ROW) for each in self.ids], dtype=np.int64)
@@ -260,7 +288,7 @@ class BeamDatasetWithEmbedding(BeamDataset):
         vector: Floats = self.query_embeddings.vectors[int(self.query_rows[index])].numpy()
         return vector
 
-    def _keep(self, queries: npt.NDArray[np.int64]) -> None:
+    def _keep(self, queries: Indices) -> None:
         super()._keep(queries)
         self.query_rows = self.query_rows[queries]
 
@@ -272,3 +300,168 @@ def _is_number(text: str) -> bool:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- reading a file ---
+
+
+class _Reader:
+    """Takes records one by one and collects the arrays of a dataset, named as there."""
+
+    def __init__(self, reward: Reward) -> None:
+        self._reward = reward
+        self.kind: Kind | None = None
+        self.meta: Record = {}
+        self.method_of: dict[str, int] = {}
+        """Name → index, as `columns["methods"]` holds it."""
+        self.ids: list[str] = []
+        self.image_ids: list[str | None] = []
+        self.recorded_rows = array("q")
+        self.offsets = array("q", [0])
+        self.columns: dict[str, array[Any]] = {name: array(code) for name, code in _COLUMNS.items()}
+        self.pools: list[Rows | None] = []
+        self.failed = self.without_reward = self.empty = 0
+        self._excluded: list[Rows | None] = []
+        self._rows = array("i")
+        self._lengths = array("i")
+
+    def add(self, key: str, record: Any) -> None:
+        """Add a member of the file. Raises InputError, which names neither file nor query."""
+        if key.startswith("_"):
+            if key == "_meta" and isinstance(record, dict):
+                self.meta = record
+            return
+        layout = detect_layout(record)
+        kind: Kind = "beam" if layout in BEAM_LAYOUTS else "rl"
+        record = upgrade_record(record, layout)
+        if self.kind not in (kind, None):
+            raise InputError("RL data and beam data in one file; keep one kind")
+        self.kind = kind
+        query = record.get("query", {})
+        if not isinstance(query, dict):
+            raise InputError("`query` is not an object")
+        own = query.get("row")
+        own_row = NO_ROW if own is None else read_rows([own], "query.row")[0]
+        pool, excluded = (_optional_rows(record, key) for key in ("pool", "excluded"))
+        self._add_candidates(record)
+        if len(self._lengths) == self.offsets[-1]:
+            self.empty += 1
+            return
+        image_id = query.get("image_id")
+        self.ids.append(key)
+        self.image_ids.append(None if image_id is None else str(image_id))
+        self.recorded_rows.append(own_row)
+        self.offsets.append(len(self._lengths))
+        self.pools.append(pool)
+        self._excluded.append(excluded)
+
+    def _add_candidates(self, record: Record) -> None:
+        judged = _beams(record) if self.kind == "beam" else _candidates(record)
+        for candidate, outcome in judged:
+            if outcome.failure is not None:
+                self.failed += 1
+                continue
+            if self.kind == "beam":
+                reward = candidate.beam_score or 0.0
+            elif _is_judged(outcome):
+                reward = float(self._reward(outcome, candidate))
+            else:
+                reward = math.nan
+            if not abs(reward) <= _MAX_FLOAT:  # true of NaN as well
+                self.without_reward += 1
+                continue
+            self._rows.extend(candidate.pointer)
+            self._lengths.append(len(candidate.pointer))
+            numbers = (
+                reward,
+                _or_nan(outcome.accuracy),
+                self._method(candidate.gen_method),
+                _or_nan(candidate.logprob_score),
+                _or_nan(candidate.temperature),
+                _or_nan(candidate.top_p),
+            )
+            for column, number in zip(self.columns.values(), numbers, strict=True):
+                column.append(number)
+
+    def _method(self, name: str) -> int:
+        index = self.method_of.setdefault(name, len(self.method_of))
+        if index > 255:
+            raise InputError("more than 256 gen_methods in one file: are they names of methods?")
+        return index
+
+    def pointers(self) -> Rows:
+        """[C, S_max], padded with NO_ROW."""
+        lengths, rows = np.asarray(self._lengths), np.asarray(self._rows)
+        width = int(lengths.max(initial=0))
+        if len(rows) == len(lengths) * width:  # all have the same length: no copy
+            return rows.reshape(len(lengths), width)
+        padded = np.full((len(lengths), width), NO_ROW, dtype=np.int32)
+        padded[np.arange(width) < lengths[:, None]] = rows
+        return padded
+
+    def excluded(self) -> list[Rows | None]:
+        """For each query, the rows its record excludes, and its own if queries and pool are one.
+
+        The rows of a query are ascending.
+        """
+        dataset = self.meta.get("dataset")
+        shared = isinstance(dataset, dict) and dataset.get("shared_pool") is True
+        own_rows = self.recorded_rows if shared else [NO_ROW] * len(self.ids)
+        return [_union(*each) for each in zip(self._excluded, own_rows, strict=True)]
+
+
+# --- one record -------------------------------------------------------------------------------
+
+
+def _candidates(record: Record) -> Iterator[Judged]:
+    for index, value in enumerate(record["pointer_candidates"]):
+        _check_pointer(value.get("pointer"), f"candidate {index}")
+        if not isinstance(value.get("gen_method"), str):
+            raise InputError(f"candidate {index}: gen_method is no string")
+        for key in _NUMBERS:
+            number = value.get(key)
+            if number is None or (isinstance(number, (int, float)) and abs(number) <= _MAX_FLOAT):
+                continue
+            raise InputError(f"candidate {index}: {key} is no finite number")
+        yield read_candidate(value)
+
+
+def _beams(record: Record) -> Iterator[Judged]:
+    for index, beam in enumerate(read_beams(record)):
+        _check_pointer(list(beam.pointer), f"beam {index}")
+        yield Candidate(beam.pointer, "beam", beam_rank=index, beam_score=beam.score), Outcome()
+
+
+def _check_pointer(value: Any, what: str) -> None:
+    rows = _rows(value, f"{what}: pointer")
+    if len(set(rows)) < len(rows):
+        raise InputError(f"{what}: a row twice in the pointer {rows}")
+
+
+def _rows(value: Any, what: str) -> list[int]:
+    rows = read_rows(value, what)
+    if max(rows, default=0) > _MAX_ROW:
+        raise InputError(f"{what} has the row {max(rows)}: no pool is that large")
+    return rows
+
+
+def _optional_rows(record: Record, key: str) -> Rows | None:
+    value = record.get(key)
+    return None if value is None else np.array(_rows(value, key), dtype=np.int32)
+
+
+def _union(rows: Rows | None, own: int) -> Rows | None:
+    known = set(() if rows is None else rows.tolist())
+    if own != NO_ROW:
+        known.add(own)
+    return None if rows is None and not known else np.array(sorted(known), dtype=np.int32)
+
+
+def _is_judged(outcome: Outcome) -> bool:
+    """Whether there is anything to reward. A candidate that was never asked is not a wrong one."""
+    known = (outcome.correct, outcome.accuracy, outcome.gt_prob)
+    return any(each is not None for each in known)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -10,27 +10,11 @@ first with the metric that judges.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from functools import lru_cache
 
 
-def closeness(answer: str, answers: Iterable[str]) -> float:
-    """The larger of `word_f1` and `edit_similarity`."""
-    distinct = set(answers)
-    return max(word_f1(answer, distinct), edit_similarity(answer, distinct))
-
-
-def word_f1(answer: str, answers: Iterable[str]) -> float:
-    """The best word F1 of the answer with one of `answers`."""
-    return max((_word_f1(answer, each) for each in answers), default=0.0)
-
-
-def edit_similarity(answer: str, answers: Iterable[str]) -> float:
-    """The best edit similarity of the answer with one of `answers`."""
-    return max((_edit_similarity(answer, each) for each in answers), default=0.0)
-
-
-def _word_f1(first: str, second: str) -> float:
+def word_f1(first: str, second: str) -> float:
+    """F1 of the words of two answers."""
     if first == second:
         return 1.0
     words, others = first.split(), second.split()
@@ -41,7 +25,8 @@ def _word_f1(first: str, second: str) -> float:
 
 
 @lru_cache(maxsize=1 << 14)  # the candidates of a query mostly give the same few answers
-def _edit_similarity(first: str, second: str) -> float:
+def edit_similarity(first: str, second: str) -> float:
+    """1 for equal answers, 0 if as many characters are edited as the longer one has."""
     if first == second:
         return 1.0
     if not first or not second:

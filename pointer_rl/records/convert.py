@@ -7,7 +7,6 @@ Parquet). Nothing is lost: keys that pointer-rl does not know stay where they ar
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +14,8 @@ from typing import Any, Literal
 from pointer_rl.errors import InputError
 from pointer_rl.files import check_writable
 from pointer_rl.records.formats import open_writer, read_meta, stream_records
-from pointer_rl.records.layouts import Layout, detect_layout, upgrade_record
+from pointer_rl.records.layouts import BEAM_LAYOUTS, Layout, detect_layout, upgrade_record
 from pointer_rl.records.writer import RecordWriter
-
-Kind = Literal["RL data", "beam data"]
-_KINDS: dict[Layout, Kind] = {"beams": "beam data", "beam": "beam data"}
-_CURRENT: frozenset[Layout] = frozenset({"pointer_candidates", "beams"})
 
 
 @dataclass
@@ -32,25 +27,21 @@ class Converted:
     candidates: int = 0
     """Number of candidates, or of beams."""
 
-    def add(self, layout: Layout, record: Mapping[str, Any]) -> None:
-        """Count a record that was in this layout and has been upgraded."""
-        self.layouts[layout] += 1
-        self.candidates += len(record.get("pointer_candidates", record.get("beams", ())))
-
     @property
     def queries(self) -> int:
         """The number of all queries."""
         return self.layouts.total()
 
     @property
-    def kinds(self) -> set[Kind]:
+    def kinds(self) -> set[Literal["RL data", "beam data"]]:
         """The kinds of data."""
-        return {_KINDS.get(layout, "RL data") for layout in self.layouts}
+        return {"beam data" if each in BEAM_LAYOUTS else "RL data" for each in self.layouts}
 
     @property
     def upgraded(self) -> dict[Layout, int]:
         """Older layout → number of queries that were in it."""
-        return {key: count for key, count in self.layouts.items() if key not in _CURRENT}
+        current = ("pointer_candidates", "beams")
+        return {key: count for key, count in self.layouts.items() if key not in current}
 
 
 class Rewriter:
@@ -68,7 +59,9 @@ class Rewriter:
                 return
             layout = detect_layout(value)
             record = upgrade_record(value, layout)
-            self.converted.add(layout, record)
+            self.converted.layouts[layout] += 1
+            members = "beams" if layout in BEAM_LAYOUTS else "pointer_candidates"
+            self.converted.candidates += len(record[members])
             if len(self.converted.kinds) > 1:
                 raise InputError("RL data and beam data in one file; keep one kind")
             self._writer.write(key, record)
@@ -93,8 +86,6 @@ def convert_file(source: Path, target: Path, overwrite: bool = False) -> Convert
         for key, value in stream_records(source):
             if key != "_meta":
                 rewriter.add(f"{source}: {key!r}", key, value)
-            elif meta is None:
-                raise InputError(f"{source}: '_meta' is no object")
         if not rewriter.converted.queries:
             raise InputError(f"{source}: no query in it")
     return rewriter.converted

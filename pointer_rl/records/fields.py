@@ -108,6 +108,12 @@ CANDIDATE = _by_key(
 FAILED = "eval_failed"
 """The key that is true in a candidate whose trial failed."""
 
+
+def has_failed(candidate: Mapping[str, Any]) -> bool:
+    """Whether a candidate's trial failed. Lever-Plus may say so by `vqa_eval_mode` alone."""
+    return bool(candidate.get(FAILED)) or candidate.get("vqa_eval_mode") == "error"
+
+
 OUTCOME_KEYS = tuple(field.key for field in CANDIDATE.values() if field.part == "outcome")
 """The fields that a candidate whose trial failed does not have."""
 

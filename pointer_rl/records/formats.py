@@ -23,7 +23,6 @@ from pointer_rl.records.writer import RecordWriter
 class Format:
     """A container of records."""
 
-    suffix: str
     stream: Callable[[Path], Iterator[Member]]
     """The members of a file, `_meta` included, in its order."""
     read_meta: Callable[[Path], Record | None]
@@ -38,35 +37,31 @@ class Format:
 def stream_members(path: Path) -> Iterator[Member]:
     """The members of a file in its order, with their lines and with what JSON forbids in them.
 
-    A key that occurs twice comes out twice. A suffix that is unknown is read as .json. Raises
+    Repeated keys are yielded each time. A suffix that is unknown is read as .json. Raises
     InputError, naming the place, for content that cannot be parsed.
     """
     return _format_of(path).stream(path)
-
-
-def stream_sound_members(path: Path) -> Iterator[tuple[str, Any]]:
-    """(key, value) of each member; like `stream_members`, but NaN and repeated keys are errors."""
-    for member in stream_members(path):
-        for flaw in member.flaws:
-            raise InputError(
-                f"{path}: line {member.line}: {flaw.describe(member.key)}; correct it (pointer-rl "
-                "validate lists all there are)"
-            )
-        yield member.key, member.value
 
 
 def stream_records(path: Path) -> Iterator[tuple[str, Any]]:
     """(query id, record), and ("_meta", …) and other keys that begin with _, in the file's order.
 
     Raises InputError for content that cannot be parsed or would have to be guessed: NaN, a
-    repeated key, a query that occurs twice.
+    repeated key, a query that occurs twice, a `_meta` that is not an object.
     """
     seen: set[str] = set()
-    for key, value in stream_sound_members(path):
-        if key in seen:
-            raise InputError(f"{path}: {key!r} occurs twice; keep one of them")
-        seen.add(key)
-        yield key, value
+    for member in stream_members(path):
+        for flaw in member.flaws:
+            raise InputError(
+                f"{path}: line {member.line}: {flaw.describe(member.key)}; correct it (pointer-rl "
+                "validate lists all there are)"
+            )
+        if member.key in seen:
+            raise InputError(f"{path}: {member.key!r} occurs twice; keep one of them")
+        if member.key == "_meta" and not isinstance(member.value, dict):
+            raise InputError(f"{path}: '_meta' is not an object")
+        seen.add(member.key)
+        yield member.key, member.value
 
 
 def read_meta(path: Path) -> Record | None:
@@ -97,10 +92,11 @@ class JsonWriter(RecordWriter):
     """Writes `.json`: one object, one record per line."""
 
     def __init__(self, path: Path, meta: Mapping[str, Any] | None = None) -> None:
+        encoded = None if meta is None else encode_record(meta)
         super().__init__(path)
         self._separator = b"{\n"
-        if meta is not None:
-            self._append("_meta", encode_record(meta))
+        if encoded is not None:
+            self._append("_meta", encoded)
 
     def write_encoded(self, query_id: str, record: bytes) -> None:
         check_query_id(query_id)
@@ -175,16 +171,9 @@ def _mentions_meta(path: Path) -> bool:
     return False
 
 
-def _stream_parquet(path: Path) -> Iterator[Member]:
-    return (Member(key, value, row) for key, value, row in stream_parquet(path))
-
-
 FORMATS = {
-    each.suffix: each
-    for each in (
-        Format(".json", stream_json, _read_json_meta, JsonWriter),
-        Format(".jsonl", stream_json, _read_json_meta, JsonLinesWriter),
-        Format(".parquet", _stream_parquet, read_parquet_meta, ParquetWriter),
-    )
+    ".json": Format(stream_json, _read_json_meta, JsonWriter),
+    ".jsonl": Format(stream_json, _read_json_meta, JsonLinesWriter),
+    ".parquet": Format(stream_parquet, read_parquet_meta, ParquetWriter),
 }
 """Suffix → container."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pointer_rl.errors import InputError
-from pointer_rl.records.fields import FAILED, OUTCOME_KEYS
+from pointer_rl.records.fields import FAILED, OUTCOME_KEYS, has_failed
 
 Layout = Literal["pointer_candidates", "v4", "k64", "beams", "beam"]
 Record = dict[str, Any]
@@ -21,6 +21,9 @@ LAYOUTS: dict[Layout, str] = {
     "answers; it is not RL data",
 }
 """Layout → its description. `pointer_candidates` and `beams` are the current ones."""
+
+BEAM_LAYOUTS = ("beams", "beam")
+"""The layouts of beam data; the others are RL data."""
 
 
 def detect_layout(record: Any) -> Layout:
@@ -67,7 +70,7 @@ def upgrade_record(record: Any, layout: Layout) -> Record:
     own would be misread. A current record is returned as it is. Raises InputError, which names
     neither file nor query, for a record of no layout and for one that contradicts itself.
     """
-    kind = "beams" if layout in ("beams", "beam") else "pointer_candidates"
+    kind = "beams" if layout in BEAM_LAYOUTS else "pointer_candidates"
     if not isinstance(record, dict) or (layout == kind and kind not in record):
         raise InputError("neither RL data (pointer_candidates) nor beam data (beams)")
     if layout == "beam":
@@ -135,7 +138,7 @@ def _at(pool: list[int], positions: list[int], index: int) -> list[int]:
 
 def _without_failed_outcome(candidate: Record) -> Record:
     """Lever-Plus wrote a wrong answer for a failed evaluation; move it to `failed_outcome`."""
-    if candidate.get(FAILED) is not True and candidate.get("vqa_eval_mode") != "error":
+    if not has_failed(candidate):
         return candidate
     kept = {key: value for key, value in candidate.items() if key not in OUTCOME_KEYS}
     aside = {key: candidate[key] for key in OUTCOME_KEYS if key in candidate}

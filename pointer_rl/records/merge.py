@@ -10,21 +10,22 @@ All files are read side by side, record by record; of each query, its id and a h
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pointer_rl.errors import InputError
 from pointer_rl.files import check_writable
 from pointer_rl.records.convert import Converted, Rewriter
-from pointer_rl.records.formats import open_writer, read_meta, stream_sound_members
+from pointer_rl.records.formats import open_writer, read_meta, stream_records
 from pointer_rl.records.provenance import differences
 from pointer_rl.records.shards import Shard, window_of
 
-_Member = tuple[int, str, Any]
-"""Index of the file, key, value."""
+_Member = tuple[Path, str, Any]
+"""File, key, value."""
 
 
 @dataclass
@@ -50,89 +51,66 @@ def merge_files(sources: Sequence[Path], target: Path, overwrite: bool = False) 
         raise InputError("a file is given twice: name each once")
     shards = _shards(metas)
     meta = _common_meta(metas, ignored="shard" if shards else None)
-    ordered = sorted(shards, key=shards.__getitem__) if shards else list(sources)
+    ordered = sorted(shards, key=shards.__getitem__) or sources
+    streams = [_stream(source) for source in ordered]
     with open_writer(target, meta) as writer:
-        return _Merge(Rewriter(writer), ordered, shards, meta).run()
+        members = _in_turn(streams, window_of(meta)) if shards else chain(*streams)
+        merged, found = _write(members, Rewriter(writer))
+    dataset = (meta or {}).get("dataset")
+    queries = dataset.get("num_queries") if isinstance(dataset, dict) else None
+    if isinstance(queries, int):
+        sizes = {source: each.size(queries, window_of(meta)) for source, each in shards.items()}
+        merged.short = [
+            (source, found[source], own) for source, own in sizes.items() if found[source] < own
+        ]
+    return merged
 
 
-class _Merge:
-    """The state of one merge."""
+def _stream(source: Path) -> Iterator[_Member]:
+    return ((source, key, value) for key, value in stream_records(source) if key != "_meta")
 
-    def __init__(
-        self,
-        rewriter: Rewriter,
-        sources: Sequence[Path],
-        shards: Mapping[Path, Shard],
-        meta: Mapping[str, Any] | None,
-    ) -> None:
-        self._rewriter = rewriter
-        self._sources = sources
-        self._shards = shards
-        self._meta = meta
-        self._merged = Merged(rewriter.converted)
-        self._known: dict[str, int] = {}  # key → hash · number of sources + index of the source
-        self._queries = dict.fromkeys(sources, 0)
-        self._conflict = ""  # describes the first one
-        self._conflicts = 0
 
-    def run(self) -> Merged:
-        streams = [self._stream(index) for index in range(len(self._sources))]
-        for index, key, value in self._in_turn(streams) if self._shards else chain(*streams):
-            self._member(index, key, value)
-        if self._conflicts:
-            others = f" ({self._conflicts:,} such queries in all)" if self._conflicts > 1 else ""
-            raise InputError(f"{self._conflict}{others}; keep one of them")
-        if not self._merged.converted.queries:
-            raise InputError("no query in these files")
-        self._merged.short = list(self._short())
-        return self._merged
-
-    def _stream(self, index: int) -> Iterator[_Member]:
-        for key, value in stream_sound_members(self._sources[index]):
-            if key != "_meta":
-                yield index, key, value
-            elif self._meta is None:
-                raise InputError(f"{self._sources[index]}: '_meta' is no object")
-
-    def _in_turn(self, streams: Sequence[Iterator[_Member]]) -> Iterator[_Member]:
-        """The first window of each stream, then the second of each, until all have ended."""
-        size = window_of(self._meta)
-        left = list(streams)
-        while left:
-            for stream in tuple(left):
-                window = list(islice(stream, size))
-                yield from window
-                if len(window) < size:
-                    left.remove(stream)
-
-    def _member(self, index: int, key: str, value: Any) -> None:
-        source = self._sources[index]
-        self._queries[source] += not key.startswith("_")
-        digest = hash(json.dumps(value, sort_keys=True))
-        if key in self._known:
-            known, first = divmod(self._known[key], len(self._sources))
-            if first == index:
-                raise InputError(f"{source}: {key!r} occurs twice; keep one of them")
-            if known != digest:
-                other = self._sources[first]
-                self._conflict = self._conflict or f"{source}: {key!r} differs from that in {other}"
-                self._conflicts += 1
+def _in_turn(streams: Sequence[Iterator[_Member]], size: int) -> Iterator[_Member]:
+    """The first window of queries of each stream, then the second of each, until all have ended."""
+    left = list(streams)
+    while left:
+        for stream in tuple(left):
+            queries = 0
+            for member in stream:
+                yield member
+                queries += not member[1].startswith("_")
+                if queries == size:
+                    break
             else:
-                self._merged.repeated += not key.startswith("_")
-            return
-        self._known[key] = digest * len(self._sources) + index
-        if not self._conflicts:
-            self._rewriter.add(f"{source}: {key!r}", key, value)
+                left.remove(stream)
 
-    def _short(self) -> Iterator[tuple[Path, int, int]]:
-        dataset = (self._meta or {}).get("dataset")
-        queries = dataset.get("num_queries") if isinstance(dataset, dict) else None
-        for source, shard in self._shards.items():
-            found = self._queries[source]
-            if isinstance(queries, int):
-                own = shard.size(queries, window_of(self._meta))
-                if found < own:
-                    yield source, found, own
+
+def _write(members: Iterator[_Member], rewriter: Rewriter) -> tuple[Merged, Counter[Path]]:
+    """Write each member once. Also returns the number of queries in each file."""
+    merged = Merged(rewriter.converted)
+    queries: Counter[Path] = Counter()
+    known: dict[str, tuple[Path, int]] = {}  # key → first file with it, hash of its value
+    conflicts: list[str] = []
+    for source, key, value in members:
+        is_query = not key.startswith("_")
+        queries[source] += is_query
+        digest = hash(json.dumps(value, sort_keys=True))
+        if key not in known:
+            known[key] = source, digest
+            if not conflicts:
+                rewriter.add(f"{source}: {key!r}", key, value)
+            continue
+        first, expected = known[key]
+        if digest == expected:
+            merged.repeated += is_query
+        else:
+            conflicts.append(f"{source}: {key!r} differs from that in {first}")
+    if conflicts:
+        others = f" ({len(conflicts):,} such queries in all)" if conflicts[1:] else ""
+        raise InputError(f"{conflicts[0]}{others}; keep one of them")
+    if not merged.converted.queries:
+        raise InputError("no query in these files")
+    return merged, queries
 
 
 # --- do the files belong to one run -------------------------------------------------------------

@@ -25,6 +25,7 @@ from typing import Any
 
 from pointer_rl.errors import InputError, MissingExtraError, first_line
 from pointer_rl.files import cannot_be_written
+from pointer_rl.json_stream import Member
 from pointer_rl.records.fields import ID, RECORDS, TEXT, Field, Objects, Type
 from pointer_rl.records.records import Record
 from pointer_rl.records.writer import RecordWriter
@@ -51,14 +52,14 @@ def _type_of(kind: Type | Objects | Field) -> Type | Objects:
 # --- reading ----------------------------------------------------------------------------------
 
 
-def stream_parquet(path: Path) -> Iterator[tuple[str, Any, int]]:
-    """(key, value, row from 1): first `_meta` and other keys that begin with _, then the records.
+def stream_parquet(path: Path) -> Iterator[Member]:
+    """First `_meta` and other keys that begin with _, then the records. Rows pass for lines.
 
     Raises InputError for a file without our columns, MissingExtraError without pyarrow.
     """
     row = 1
     with _opened(path) as file:
-        yield from ((key, value, row) for key, value in _read_asides(path, file).items())
+        yield from (Member(key, value, row) for key, value in _read_asides(path, file).items())
         kinds = _kinds_of(path, file.schema_arrow)
         for batch in file.iter_batches(batch_size=_ROWS):
             for cells in batch.to_pylist():
@@ -67,7 +68,7 @@ def stream_parquet(path: Path) -> Iterator[tuple[str, Any, int]]:
                     if not isinstance(key, str):
                         raise InputError("its query_id is no string")
                     extra = _parse_object(_EXTRA, cells.get(_EXTRA))
-                    yield key, _read_object(kinds, cells, extra), row
+                    yield Member(key, _read_object(kinds, cells, extra), row)
                 except (InputError, ValueError) as error:
                     raise InputError(f"{path}: row {row}: {error}") from error
                 row += 1
@@ -80,42 +81,42 @@ def read_parquet_meta(path: Path) -> Record | None:
     return meta if isinstance(meta, dict) else None
 
 
-def _read_object(kinds: Kinds, cells: Mapping[str, Any], extra: Record) -> Record:
-    """The object of a row or struct. Where `extra` and a column differ, the column was changed."""
-    extra = {**extra, **_parse_object(_REST, cells.get(_REST))}
-    keys = [key for key, kind in kinds.items() if _is_present(kind, key, cells) or key in extra]
-    keys += [key for key in extra if key not in kinds]
+def _read_object(kinds: Kinds, cells: Mapping[str, Any], extra: Any) -> Record:
+    """The object of a row or struct. `extra` is what its columns could not hold."""
+    rest = extra if isinstance(extra, dict) else {}
+    if cells.get(_REST) is not None:
+        rest = _parse_object(_REST, cells[_REST])
+    record: Record = {}
+    for key, kind in kinds.items():
+        cell = cells.get(key)
+        if cell is not None:
+            record[key] = _read_value(_type_of(kind), cell, rest.get(key))
+        elif key in rest:
+            record[key] = rest[key]
+        elif key in cells and isinstance(kind, Field) and kind.presence == "nullable":
+            record[key] = None
+    record.update((key, value) for key, value in rest.items() if key not in kinds)
     if cells.get(_KEYS) is not None:
-        keys = list(_parse_keys(cells[_KEYS]))
-    return {
-        key: _read_value(kinds[key], cells.get(key), extra.get(key)) if key in kinds else extra[key]
-        for key in keys
-    }
+        return {key: record.get(key) for key in _parse_keys(cells[_KEYS])}
+    return record
 
 
-def _is_present(kind: Type | Objects | Field, key: str, cells: Mapping[str, Any]) -> bool:
-    nullable = isinstance(kind, Field) and kind.presence == "nullable"
-    return cells.get(key) is not None or (nullable and key in cells)
-
-
-def _read_value(kind: Type | Objects | Field, cell: Any, extra: Any) -> Any:
-    kind = _type_of(kind)
-    if cell is None:
+def _read_value(kind: Type | Objects, cell: Any, extra: Any) -> Any:
+    if isinstance(kind, Objects):
+        if not kind.is_list:
+            return _read_object(kind.fields, cell, extra)
+        parts = extra if isinstance(extra, dict) else {}
+        return [
+            None if each is None else _read_object(kind.fields, each, parts.get(str(index)))
+            for index, each in enumerate(cell)
+        ]
+    # If they differ, the column was changed after the file was written.
+    if extra is not None and _cell(kind, extra) == cell:
         return extra
-    if isinstance(kind, Type):
-        if extra is not None and _cell(kind, extra) == cell:
-            return extra
-        for each in cell if kind.is_list else (cell,):
-            if isinstance(each, float) and not math.isfinite(each):
-                raise InputError("a number that is not finite, which JSON lacks")
-        return cell
-    parts = extra if isinstance(extra, dict) else {}
-    if not kind.is_list:
-        return _read_object(kind.fields, cell, parts)
-    return [
-        _read_object(kind.fields, each, parts.get(str(index), {}))
-        for index, each in enumerate(cell)
-    ]
+    for each in cell if kind.is_list else (cell,):
+        if type(each) is float and not math.isfinite(each):
+            raise InputError("a number that is not finite, which JSON lacks")
+    return cell
 
 
 def _parse_object(column: str, text: str | None) -> Record:
@@ -229,7 +230,6 @@ class ParquetWriter(RecordWriter):
 
     def __init__(self, path: Path, meta: Mapping[str, Any] | None = None) -> None:
         self._arrow = _pyarrow()
-        super().__init__(path)
         self._asides: list[str] = []
         self._writer: Any = None
         self._kind = next(iter(RECORDS))
@@ -237,6 +237,7 @@ class ParquetWriter(RecordWriter):
         self._members = 0  # in the rows
         if meta is not None:
             self._add_aside("_meta", meta)
+        super().__init__(path)
 
     def _add(self, query_id: str, record: Mapping[str, Any]) -> None:
         if self._writer is None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from pointer_rl.errors import InputError
-from pointer_rl.records.fields import CANDIDATE, FAILED, QUERY, Field
+from pointer_rl.records.fields import CANDIDATE, FAILED, QUERY, Field, has_failed
 from pointer_rl.types import Candidate, Example, Outcome
 
 Record = dict[str, Any]
@@ -42,14 +42,16 @@ class Fields(Generic[T]):
 
     def write(self, instance: T, record: Record) -> None:
         """Add the required and nullable fields to a record."""
+        own = vars(instance)  # faster than getattr; the classes have no slots
         for key, attribute, convert in self._always:
-            value = getattr(instance, attribute)
+            value = own[attribute]
             record[key] = value if convert is None else convert(value)
 
     def write_optional(self, instance: T, record: Record) -> None:
         """Add the optional fields that are not None."""
+        own = vars(instance)
         for key, attribute, convert in self._optional:
-            value = getattr(instance, attribute)
+            value = own[attribute]
             if value is not None:
                 record[key] = value if convert is None else convert(value)
 
@@ -116,10 +118,13 @@ def _to_json(candidate: Candidate, outcome: Outcome) -> Record:
     return value
 
 
+_ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
+
+
 def encode_record(value: object) -> bytes:
     """JSON on one line. Raises ValueError for NaN and infinity, which JSON lacks."""
     try:
-        return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+        return _ENCODER.encode(value).encode()
     except UnicodeEncodeError:  # a lone surrogate can only be written as an escape
         return json.dumps(value, allow_nan=False).encode()
 
@@ -144,7 +149,7 @@ def from_record(record: Mapping[str, Any]) -> list[Judged]:
 def read_candidate(value: Mapping[str, Any]) -> Judged:
     """One candidate and its outcome, which is empty if it was never judged."""
     candidate = _CANDIDATE.read(value)
-    if value.get(FAILED):
+    if has_failed(value):
         reason = value.get("eval_error")
         return candidate, Outcome(failure="unknown" if reason is None else reason)
     return candidate, _OUTCOME.read(value)

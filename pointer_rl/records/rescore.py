@@ -22,9 +22,9 @@ from pointer_rl.errors import InputError, PointerRLError
 from pointer_rl.files import check_writable
 from pointer_rl.records.closeness import edit_similarity, word_f1
 from pointer_rl.records.convert import Rewriter
-from pointer_rl.records.fields import FAILED
+from pointer_rl.records.fields import has_failed
 from pointer_rl.records.formats import open_writer, read_meta, stream_records
-from pointer_rl.records.layouts import detect_layout, upgrade_record
+from pointer_rl.records.layouts import BEAM_LAYOUTS, detect_layout, upgrade_record
 from pointer_rl.registry import ConfiguredEntry, registry
 from pointer_rl.types import Metric, PromptBuilder
 
@@ -109,11 +109,11 @@ class _Rescorer:
     def record(self, key: str, value: Any) -> Record | None:
         """Return the record with new judgements; None if a field that this needs is missing."""
         layout = detect_layout(value)
-        if layout in ("beams", "beam"):
+        if layout in BEAM_LAYOUTS:
             raise InputError("beam data, which has no answers: generate RL data from it")
         record = upgrade_record(value, layout)
         self.done.queries += 1
-        if all(candidate.get(FAILED) for candidate in record["pointer_candidates"]):
+        if all(map(has_failed, record["pointer_candidates"])):
             self.done.failed += len(record["pointer_candidates"])
             return record
         query = record.get("query")
@@ -143,7 +143,7 @@ class _Rescorer:
     def _candidate(
         self, candidate: Record, judge: Callable[[str], Record], place: str, other: bool
     ) -> Record:
-        if candidate.get(FAILED):
+        if has_failed(candidate):
             self.done.failed += 1
             return candidate
         wanted = "vqa_pred_answer" if self._prompt is None else "vqa_raw_generation"
@@ -189,7 +189,8 @@ def _judge(metric: Metric, answers: list[str], normalised: set[str]) -> Callable
     def judge(answer: str) -> Record:
         judgement = metric.judge(answer, answers)
         own = metric.normalise(answer)
-        words, edits = word_f1(own, normalised), edit_similarity(own, normalised)
+        words = max((word_f1(own, each) for each in normalised), default=0.0)
+        edits = max((edit_similarity(own, each) for each in normalised), default=0.0)
         return {
             "vqa_pred_answer": answer,
             "vqa_correct": int(judgement.correct),
@@ -230,17 +231,16 @@ def _describe(
     """Return the new `_meta`: it names the new metric, the source file, and its metric."""
     with source.open("rb") as file:
         origin = {"file": source.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    new: dict[str, Any]
     if meta is not None and "schema_version" in meta:
         before = {key: meta[key] for key in ("metric", "parse") if key in meta}
-        new = {**meta, "rescored_from": {**origin, **before}}
+        new = dict(meta)
     else:
         before = {} if meta is None else {"meta": meta}
         new = {
             "schema_version": pointer_rl_schemas.version("pointer_candidates"),
             "pointer_rl_version": version("pointer-rl"),
-            "rescored_from": {**origin, **before},
         }
+    new["rescored_from"] = {**origin, **before}
     new["metric"] = {**metric.describe(), "version": metric_version}
     if parse is not None:
         new["parse"] = parse.describe()

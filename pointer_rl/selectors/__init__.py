@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pointer_rl.selectors.checkpoints import load_selector, save_selector
     from pointer_rl.selectors.decoding import beam_search, greedy, log_prob, sample
-    from pointer_rl.selectors.options import SelectorConfig
-    from pointer_rl.selectors.pointer import PointerSelector, SelectorState
+    from pointer_rl.selectors.options import PointerConfig
+    from pointer_rl.selectors.pointer import PointerSelector, PointerState
     from pointer_rl.selectors.policy import SelectorPolicy
     from pointer_rl.selectors.selector import (
         EncodedPool,
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EncodedPool",
+    "PointerConfig",
     "PointerSelector",
+    "PointerState",
     "Selector",
-    "SelectorConfig",
     "SelectorPolicy",
-    "SelectorState",
     "State",
     "beam_search",
     "create_selector",
@@ -45,9 +45,9 @@ __all__ = [
 
 _HOME = {
     "PointerSelector": "pointer",
-    "SelectorConfig": "options",
+    "PointerConfig": "options",
     "SelectorPolicy": "policy",
-    "SelectorState": "pointer",
+    "PointerState": "pointer",
     "beam_search": "decoding",
     "greedy": "decoding",
     "load_selector": "checkpoints",

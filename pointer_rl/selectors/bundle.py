@@ -28,6 +28,7 @@ from torch import Tensor
 from pointer_rl.datasets.embed import digest_ids
 from pointer_rl.datasets.embeddings import (
     Embeddings,
+    digest_vectors,
     load_embeddings,
     save_embeddings,
 )
@@ -136,8 +137,13 @@ def save_bundle(
             "selector": policy.name,
             "sha256": policy.hash,
             "config": dataclasses.asdict(policy.config),
+            "can_stop": policy.can_stop,
         },
-        "pool": {"size": len(pool_ids), "sha256": digest_ids(pool_ids)},
+        "pool": {
+            "size": len(pool_ids),
+            "sha256": digest_ids(pool_ids),
+            "vectors_sha256": digest_vectors(load_embeddings(folder / _POOL).vectors),
+        },
         "queries": {"number": len(query_ids), "sha256": digest_ids(query_ids)},
     }
     _write_documents(folder, _plain(document))
@@ -191,9 +197,11 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
     if policy.hash != document["policy"]["sha256"]:
         raise _damaged(folder, "model.safetensors or config.json is not what it was saved with")
     pool = load_embeddings(folder / _POOL)
+    vectors = digest_vectors(pool.vectors)
     if (
         pool.ids is None
         or digest_ids(pool.ids) != document["pool"]["sha256"]
+        or document["pool"].get("vectors_sha256", vectors) != vectors  # not in older bundles
         or pool.encoder != info.encoder.fingerprint
         or pool.vectors.shape[1] != policy.config.d_model
     ):

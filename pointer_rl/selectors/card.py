@@ -9,14 +9,15 @@ from typing import Any
 def write_card(document: Mapping[str, Any]) -> str:
     """The card as Markdown, written from the content of bundle.json alone."""
     dataset, pool = document["dataset"].get("name", "an unnamed dataset"), document["pool"]["size"]
+    may_stop = document["policy"].get("can_stop")
+    number = f"up to {document['shots']}" if may_stop else document["shots"]
     lines = [
         f"# A policy that chooses demonstrations: {dataset}",
         "",
         "A vision-language model answers a question about an image better or worse depending on",
         "which solved examples (demonstrations) it is shown before. This policy chooses them: for",
-        f"a question and its image, {document['shots']} of a pool of {pool:,} examples, in the "
-        "order in which they",
-        "are to be shown. (It can be asked for another number, but was trained for this one.)",
+        f"a question and its image, {number} of a pool of {pool:,} examples, in the order in which",
+        "they are to be shown. (It can be asked for another number, but was trained for this one.)",
         "",
         "## Evaluation",
         "",

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from pointer_rl.errors import InputError, PluginError, first_line
 from pointer_rl.files import write_tensors, write_text
-from pointer_rl.selectors.options import SelectorConfig
+from pointer_rl.selectors.options import PointerConfig
 from pointer_rl.selectors.pointer import PointerSelector
-from pointer_rl.selectors.selector import Selector, create_selector, options_from_json
+from pointer_rl.selectors.selector import Selector, create_selector
 
 _log = logging.getLogger(__name__)
 
@@ -59,15 +59,21 @@ def save_selector(folder: str | Path, selector: Selector) -> None:
 
 
 def load_selector(
-    path: str | Path, device: str | torch.device = "cpu", *, num_heads: int | None = None
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    num_heads: int | None = None,
+    d_model: int | None = None,
 ) -> Selector:
     """Read a selector, in float32 and evaluation mode.
 
     `path` is a folder that `save_selector` wrote, a `.safetensors` file, or a `.ckpt` or `.pt` of
     Lever-LM or Lever-Plus. `num_heads` is for a file without `config.json` beside it, since the
     tensors do not show it. If it is not given, 1 is assumed, as in Lever-Plus, and logged.
+    `d_model` is the size of the embeddings that it will be given, if that is known.
     Raises InputError, in one line, for a file that is damaged, holds code, is of another
-    architecture, or lacks a tensor; PluginError for a selector that is not installed.
+    architecture or embedding size, or lacks a tensor; PluginError for a selector that is not
+    installed.
     """
     path = Path(path)
     file = path / _WEIGHTS if path.is_dir() else path
@@ -84,11 +90,16 @@ def load_selector(
         tensors = _pointer_tensors(tensors, file)
         selector = PointerSelector(_infer_config(tensors, num_heads, file))
         _log.info("%s: %d tensors of other models ignored", file, found - len(tensors))
-    elif num_heads not in (None, getattr(selector.config, "num_heads", None)):
-        raise InputError(
-            f"{file}: saved with {selector.config.num_heads} heads; {num_heads} were asked for"
-        )
+    elif num_heads is not None:
+        saved = getattr(selector.config, "num_heads", None)
+        if saved != num_heads:
+            raise InputError(f"{file}: saved with num_heads={saved}; {num_heads} was asked for")
     _fill(selector, tensors, file)
+    if d_model not in (None, selector.config.d_model):
+        raise InputError(
+            f"{path}: the selector takes embeddings of {selector.config.d_model} dimensions and "
+            f"these have {d_model}: use the encoder that it was trained with"
+        )
     return selector.to(device).eval()
 
 
@@ -108,7 +119,7 @@ def _saved_selector(file: Path) -> Selector | None:
     if not isinstance(name, str) or not isinstance(config, dict):
         return None
     try:
-        return create_selector(name, options_from_json(config))
+        return create_selector(name, config)
     except PluginError as error:
         raise PluginError(f"{file}: {error}") from error
     except (InputError, TypeError) as error:
@@ -174,7 +185,7 @@ def _todays_name(key: str) -> str:
 
 def _infer_config(
     tensors: Mapping[str, Tensor], num_heads: int | None, file: Path
-) -> SelectorConfig:
+) -> PointerConfig:
     if num_heads is None:
         _log.warning("%s: does not say how many attention heads it has; taking 1", file)
         num_heads = 1
@@ -184,7 +195,7 @@ def _infer_config(
     history: Literal["static", "gated"] = "gated" if gated else "static"
     layers = [int(name.split(".")[1]) for name in tensors if name.startswith("cross_attn_layers.")]
     try:
-        return SelectorConfig(
+        return PointerConfig(
             d_model=_width(tensors, "input_proj.weight", file) if projected else hidden_dim,
             hidden_dim=hidden_dim,
             num_layers=max(layers, default=0) + 1,

@@ -89,7 +89,7 @@ def sample(
     for step in range(shots):
         logp_BNC = _log_distribution(logits_BNC, temperature, top_p)
         choices = _invert(logp_BNC.exp().cumsum(-1), uniforms_BNS[..., step])
-        logprob_BN += _pick(logp_BNC, choices)
+        logprob_BN += pick(logp_BNC, choices)
         rows.append(_to_rows(choices, logp_BNC.shape[-1], stops))
         if step + 1 < shots:
             state, logits_BNC = _next_logits(selector, state, rows[-1], stops)
@@ -119,7 +119,7 @@ def log_prob(
     for logits_BNC, chosen_BN in zip(steps, rows.unbind(-1), strict=True):
         dtype = torch.promote_types(logits_BNC.dtype, dtype)
         logp_BNC = _log_distribution(logits_BNC, temperature, top_p)
-        total_BN = total_BN + _pick(logp_BNC, chosen_BN)
+        total_BN = total_BN + pick(logp_BNC, chosen_BN)
     return total_BN.to(dtype)
 
 
@@ -236,7 +236,7 @@ def _invert(cdf_BNC: Tensor, uniforms_BM: Tensor) -> Tensor:
     return torch.searchsorted(cdf_BNC, targets_BM.unsqueeze(-1), right=True).squeeze(-1)
 
 
-def _pick(logp_BNC: Tensor, choices_BM: Tensor) -> Tensor:
+def pick(logp_BNC: Tensor, choices_BM: Tensor) -> Tensor:
     """The log-probabilities [B, M] of these choices; -1 is the last."""
     choices_BM = choices_BM.where(choices_BM >= 0, logp_BNC.shape[-1] - 1)
     return logp_BNC.expand(*choices_BM.shape, -1).gather(-1, choices_BM.unsqueeze(-1)).squeeze(-1)

@@ -7,7 +7,7 @@ from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectorConfig:
+class PointerConfig:
     """Options of the `pointer` selector."""
 
     d_model: int
@@ -35,7 +35,10 @@ class SelectorConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if hidden_dim % self.num_heads:
-            raise ValueError(f"hidden_dim {hidden_dim} is no multiple of {self.num_heads} heads")
+            raise ValueError(
+                f"hidden_dim {hidden_dim} is no multiple of {self.num_heads} heads: give --heads "
+                "or --hidden-dim"
+            )
         if self.history not in ("static", "gated"):
             raise ValueError(f"history is {self.history!r}; it must be static or gated")
         if not self.temperature > 0:

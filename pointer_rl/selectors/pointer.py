@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, normalize
 
-from pointer_rl.selectors.options import SelectorConfig
+from pointer_rl.selectors.options import PointerConfig
 from pointer_rl.selectors.selector import Selector, take_hypotheses
 
 
@@ -45,7 +45,7 @@ class PointerPool:
 
 
 @dataclass(frozen=True)
-class SelectorState:
+class PointerState:
     """Where each hypothesis stands."""
 
     candidates: Tensor
@@ -55,9 +55,9 @@ class SelectorState:
     blocked: Tensor
     """[B, N, K] bool: rows that are not allowed or already chosen"""
 
-    def select(self, parents: Tensor) -> SelectorState:
+    def select(self, parents: Tensor) -> PointerState:
         """The state whose hypothesis n of query b is this one's hypothesis `parents[b, n]`."""
-        return SelectorState(
+        return PointerState(
             self.candidates,
             take_hypotheses(self.query, parents),
             take_hypotheses(self.blocked, parents),
@@ -94,9 +94,9 @@ class PointerSelector(Selector):
     """Scores rows by cosine after cross-attention; it never stops early."""
 
     name = "pointer"
-    config: SelectorConfig
+    config: PointerConfig
 
-    def __init__(self, config: SelectorConfig) -> None:
+    def __init__(self, config: PointerConfig) -> None:
         super().__init__(config)
         hidden = config.hidden_dim
         assert hidden is not None
@@ -127,7 +127,7 @@ class PointerSelector(Selector):
 
     def encode(
         self, query: Tensor, pool: PointerPool, allowed: Tensor | None = None
-    ) -> SelectorState:
+    ) -> PointerState:
         """The state before the first choice.
 
         Attention sees the whole pool: `allowed` restricts the choice, not the view.
@@ -138,18 +138,18 @@ class PointerSelector(Selector):
         query_BH = normalize(self.query_proj(self.dropout(x_BH)), dim=-1)
         if allowed is None:
             allowed = query.new_ones(len(query), pool.candidates.shape[-2], dtype=torch.bool)
-        return SelectorState(pool.candidates, query_BH.unsqueeze(1), ~allowed.unsqueeze(1))
+        return PointerState(pool.candidates, query_BH.unsqueeze(1), ~allowed.unsqueeze(1))
 
-    def step_logits(self, state: SelectorState) -> Tensor:
+    def step_logits(self, state: PointerState) -> Tensor:
         """[B, N, K] logits of the next row; -inf for rows not allowed or already chosen."""
         cosine_BNK = state.query @ state.candidates.mT
         return (cosine_BNK / self.config.temperature).masked_fill(state.blocked, -math.inf)
 
-    def advance(self, state: SelectorState, rows: Tensor) -> SelectorState:
+    def advance(self, state: PointerState, rows: Tensor) -> PointerState:
         """The state after hypothesis n of query b has chosen `rows[b, n]`."""
         blocked_BNK = state.blocked.expand(*rows.shape, -1).scatter(-1, rows.unsqueeze(-1), True)
         if self.config.history == "static":
-            return SelectorState(state.candidates, state.query, blocked_BNK)
+            return PointerState(state.candidates, state.query, blocked_BNK)
         chosen_BNH = _rows_of(state.candidates, rows)
         # The gate in two halves. The state's half is computed once for hypotheses that share it.
         # The rows' half is computed once per pool row where the pool is the smaller.
@@ -161,7 +161,7 @@ class PointerSelector(Selector):
         gate_BNH = gate_BNH + linear(state.query, weight_state, self.query_update_gate.bias)
         gate_BNH = gate_BNH.sigmoid()
         query_BNH = normalize(torch.lerp(chosen_BNH, state.query, gate_BNH), dim=-1)
-        return SelectorState(state.candidates, query_BNH, blocked_BNK)
+        return PointerState(state.candidates, query_BNH, blocked_BNK)
 
 
 def _rows_of(candidates: Tensor, rows_BN: Tensor) -> Tensor:

@@ -47,6 +47,11 @@ class SelectorPolicy:
         """The selector's configuration."""
         return self._selector.config
 
+    @property
+    def can_stop(self) -> bool:
+        """Whether its pointers may have fewer rows than shots."""
+        return self._selector.can_stop
+
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the selector's name, configuration and weights."""

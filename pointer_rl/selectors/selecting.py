@@ -19,7 +19,6 @@ from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
 from pointer_rl.registry import registry
 from pointer_rl.selectors.bundle import Bundle, BundleInfo, load_bundle
-from pointer_rl.selectors.selector import options_from_json
 from pointer_rl.types import Encoder, Example, Pointer, Pool, QueryBatch
 
 _ENCODED_TOGETHER = 64
@@ -157,9 +156,7 @@ class Policy:
                 f"({recorded.fingerprint or 'unknown'}): name it (--encoder), or give embeddings"
             )
         entry = registry().find("encoder", name)
-        options: dict[str, object] = {}
-        if entry.name == recorded.name:
-            options = options_from_json(recorded.options)
+        options = dict(recorded.options) if entry.name == recorded.name else {}
         if entry.has_option("device"):
             options["device"] = self._device
         options |= {**entry.aliases.get(name, {}), **self._encoder_options}

@@ -89,6 +89,11 @@ class Selector(nn.Module):
         """[B, N] logits of choosing no further row; None, at every step, if it never stops."""
         return None
 
+    @property
+    def can_stop(self) -> bool:
+        """Whether `stop_logit` returns logits. Override it if that depends on the configuration."""
+        return type(self).stop_logit is not Selector.stop_logit
+
     def advance(self, state: Any, rows: Tensor) -> State:
         """The state after hypothesis n of query b has chosen `rows[b, n]`.
 
@@ -128,13 +133,6 @@ def create_selector(name: str, options: Mapping[str, object], seed: int = 0) -> 
             f"set name = {configured.entry.name!r}"
         )
     return selector
-
-
-def options_from_json(values: Mapping[str, object]) -> dict[str, object]:
-    """Recorded plugin options; tuples come out of JSON as lists."""
-    return {
-        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-    }
 
 
 def initial_state(

@@ -211,9 +211,10 @@ class ResponseCache:
                 }
 
     def prune(self, fingerprint: str | None = None, before: float | None = None) -> int:
-        """Remove responses of one backend, or from before a time, or both; without either, all.
+        """Remove the responses of a backend, those older than a time, or (if neither is given) all.
 
-        `before` is in seconds since 1970. Returns how many were removed. The file shrinks.
+        With both, only that backend's older ones. `before` is in seconds since 1970. Returns how
+        many were removed. The file shrinks.
         """
         created = None if before is None else _timestamp(before)
         with self._reporting_errors() as connection:

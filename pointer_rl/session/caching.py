@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -40,31 +40,42 @@ class Cache(Protocol):
         ...
 
 
-def run_checked(backend: VQABackend, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
+def run_checked(
+    backend: VQABackend, requests: Iterable[Request | InputError]
+) -> Iterator[tuple[int, Result]]:
     """Each request's result once, in the order in which the backend gives them.
 
-    Raises PluginError for a result that is missing, repeated or out of range, and for another
+    An InputError stands for a request that cannot be made; its result is a BackendError that says
+    why. Raises PluginError for a result that is missing, repeated or out of range, and for another
     number of log-probabilities than of answers.
     """
-    waiting = set(range(len(requests)))
-    for index, result in backend.run(requests):
-        if index not in waiting:
+    asked: list[Request] = []
+    indices: list[int] = []
+    for index, request in enumerate(requests):
+        if isinstance(request, InputError):
+            yield index, BackendError(str(request))
+        else:
+            asked.append(request)
+            indices.append(index)
+    waiting = set(range(len(asked)))
+    for position, result in backend.run(asked):
+        if position not in waiting:
             raise PluginError(
-                f"the backend {backend.fingerprint} answered request {index} of "
-                f"{len(requests)} twice, or out of range"
+                f"the backend {backend.fingerprint} answered request {position} of "
+                f"{len(asked)} twice, or out of range"
             )
-        waiting.remove(index)
-        wanted = len(requests[index].score)
+        waiting.remove(position)
+        wanted = len(asked[position].score)
         if isinstance(result, Response) and len(result.score_logprobs) != wanted:
             raise PluginError(
                 f"the backend {backend.fingerprint} returned {len(result.score_logprobs)} "
                 f"log-probabilities for {wanted} answers"
             )
-        yield index, result
+        yield indices[position], result
     if waiting:
         raise PluginError(
             f"the backend {backend.fingerprint} left {len(waiting)} of "
-            f"{len(requests)} requests without a result"
+            f"{len(asked)} requests without a result"
         )
 
 

@@ -97,6 +97,13 @@ class CandidateJob:
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @cached_property
+    def any_length(self) -> bool:
+        """Whether pointers may have fewer than `shots` rows: the policy or a generator says so."""
+        return getattr(self.policy, "can_stop", False) or any(
+            getattr(each, "any_length", False) for each in self._generators.values()
+        )
+
+    @cached_property
     def _allowed(self) -> AllowedRows:
         return AllowedRows(self.pool.examples)
 
@@ -138,6 +145,7 @@ class CandidateJob:
     def first_requests(self, window: Window) -> tuple[int, list[Request]]:
         """How many candidates a window's first round has, and what it would ask; asks nothing."""
         rounds = self._first_round(window)
+        self._first_rounds.clear()  # a window that runs elsewhere is never taken out
         self._first_rounds[window] = rounds
         trials = _trials(rounds.queries, self.pool.examples, rounds.new)
         return len(trials), self._judge.requests(trials)
@@ -146,12 +154,11 @@ class CandidateJob:
         """The most requests that a window could put to the backend."""
         _, requests = self.first_requests(window)
         uncached = self.session.backend.split_cached(requests)[1]
-        budgets = (getattr(each, "budget", 0) for each in self._generators.values())
-        return len(uncached) + len(window.todo) * sum(budgets)
+        return len(uncached) + self._first_rounds[window].budget
 
     @cached_property
     def _first_rounds(self) -> dict[Window, _Rounds]:
-        """Windows whose proposals were counted before they are run."""
+        """The window whose proposals were counted last, which is often run next."""
         return {}
 
     def _first_round(self, window: Window) -> _Rounds:
@@ -169,7 +176,7 @@ class CandidateJob:
             else:
                 proposed = generator.propose(self.policy, batch, self.pool, rngs)
                 started = list(map(_OneRound, proposed))
-            check_length(name, batch, started)
+            check_length(f"generator {name}", batch.examples, started)
             budget = getattr(generator, "budget", None)
             searches += [
                 _Running(name, place, started[index], budget) for place, index in enumerate(chosen)
@@ -177,7 +184,7 @@ class CandidateJob:
         rounds = _Rounds(
             [queries[index] for index in chosen],
             allowed.numpy()[chosen],
-            self.shots,
+            range(0 if self.any_length else self.shots, self.shots + 1),
             self.dedup,
             searches,
         )
@@ -224,7 +231,7 @@ class _Rounds:
         self,
         queries: Sequence[Example],
         allowed: npt.NDArray[np.bool_],
-        shots: int,
+        shots: range,
         dedup: Dedup,
         searches: Sequence[_Running],
     ) -> None:
@@ -240,6 +247,11 @@ class _Rounds:
         self._dedup = dedup
         self._searches = searches
 
+    @property
+    def budget(self) -> int:
+        """Trials that the searches may still ask for."""
+        return sum(each.budget or 0 for each in self._searches)
+
     def ask(self) -> None:
         """Ask every search for its next candidates."""
         new: list[dict[Pointer, Candidate]] = [{} for _ in self.queries]
@@ -247,7 +259,7 @@ class _Rounds:
         for running in self._searches:
             place = running.query
             candidates = check_candidates(
-                running.generator,
+                f"generator {running.generator}",
                 self.queries[place],
                 self._allowed[place],
                 self._shots,

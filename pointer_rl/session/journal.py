@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pointer_rl.errors import InputError
+from pointer_rl.records.fields import has_failed
 from pointer_rl.records.formats import open_writer, read_meta, stream_records
 from pointer_rl.records.provenance import differences
 from pointer_rl.records.records import as_line, encode_record, split_line
@@ -180,7 +181,7 @@ class Journal:
         if "beams" in record:
             self._incomplete[index] = self._left_out[index] = not record["beams"]
         else:
-            self._incomplete[index] = any(map(_has_failed, record["pointer_candidates"]))
+            self._incomplete[index] = any(map(has_failed, record["pointer_candidates"]))
 
     def finish(self) -> None:
         """Write the finished file and remove the journal. Every query must have a record."""
@@ -305,10 +306,6 @@ def _without_notes(encoded: bytes) -> bytes:
     record = json.loads(encoded)
     record.pop(RUN, None)
     return encode_record(record)
-
-
-def _has_failed(candidate: Mapping[str, Any]) -> bool:
-    return bool(candidate.get("eval_failed"))
 
 
 def _meta_of(head: bytes) -> Any:

@@ -46,15 +46,7 @@ class Judge:
 
         The outcome of a failed trial says why it failed. Raises PluginError as `run_checked` does.
         """
-        requests, indices = [], []
-        for index, request in enumerate(self._requests(trials)):
-            if isinstance(request, InputError):
-                yield index, Outcome(failure=str(request))
-            else:
-                requests.append(request)
-                indices.append(index)
-        for position, result in run_checked(self.backend, requests):
-            index = indices[position]
+        for index, result in run_checked(self.backend, self._requests(trials)):
             yield index, self._outcome(trials[index].query, result)
 
     def requests(self, trials: Sequence[Trial]) -> list[Request]:

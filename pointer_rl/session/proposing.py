@@ -43,15 +43,16 @@ def propose(
     Raises PluginError if a generator breaks the mask or the number of shots.
     """
     proposed: list[dict[Pointer, Candidate]] = [{} for _ in queries.examples]
-    allowed = queries.allowed.cpu().numpy()
+    allowed, lengths = queries.allowed.cpu().numpy(), range(queries.shots + 1)
     for name, generator in generators.items():
         rngs = [random_source(seed, query.id, name) for query in queries.examples]
         found = generator.propose(policy, queries, pool, rngs)
-        check_length(name, queries, found)
+        who = f"generator {name}"
+        check_length(who, queries.examples, found)
         for query, mine, kept, candidates in zip(
             queries.examples, allowed, proposed, found, strict=True
         ):
-            for candidate in check_candidates(name, query, mine, queries.shots, candidates):
+            for candidate in check_candidates(who, query, mine, lengths, candidates):
                 kept.setdefault(dedup_key(candidate.pointer, dedup), candidate)
     return [list(kept.values()) for kept in proposed]
 
@@ -61,34 +62,32 @@ def dedup_key(pointer: Pointer, dedup: Dedup) -> Pointer:
     return pointer if dedup == "ordered" else tuple(sorted(pointer))
 
 
-def check_length(name: str, queries: QueryBatch, found: Sequence[object]) -> None:
-    """Raise PluginError unless the generator `name` returned something for each query."""
-    if len(found) != len(queries.examples):
-        raise PluginError(
-            f"generator {name} proposed for {len(found)} of {len(queries.examples)} queries"
-        )
+def check_length(who: str, queries: Sequence[Example], found: Sequence[object]) -> None:
+    """Raise PluginError unless a plugin (`generator beam`) returned something for each query."""
+    if len(found) != len(queries):
+        raise PluginError(f"{who} proposed for {len(found)} of {len(queries)} queries")
 
 
 def check_candidates(
-    name: str,
+    who: str,
     query: Example,
     allowed: npt.NDArray[np.bool_],
-    shots: int,
+    shots: range,
     candidates: Iterable[Candidate],
 ) -> list[Candidate]:
-    """What the generator `name` proposed for a query, with rows as Python integers.
+    """What a plugin (`generator beam`) proposed for a query, with rows as Python integers.
 
-    `allowed` [K]: rows that the query may choose. Raises PluginError for a candidate that is no
-    pointer, longer than `shots`, has a row twice or one that is not allowed, or a score that is not
-    finite.
+    `allowed` [K]: rows that the query may choose; `shots`: how many of them a pointer may have.
+    Raises PluginError for a candidate that is no pointer, has another length, a row twice or one
+    that is not allowed, or a score that is not finite.
     """
     try:
         return [_checked(each, allowed, shots) for each in candidates]
     except ValueError as error:
-        raise PluginError(f"generator {name}, query {query.id}: {error}") from error
+        raise PluginError(f"{who}, query {query.id}: {error}") from error
 
 
-def _checked(candidate: Candidate, allowed: npt.NDArray[np.bool_], shots: int) -> Candidate:
+def _checked(candidate: Candidate, allowed: npt.NDArray[np.bool_], shots: range) -> Candidate:
     try:
         rows = tuple(map(operator.index, candidate.pointer))
     except TypeError as error:
@@ -99,13 +98,13 @@ def _checked(candidate: Candidate, allowed: npt.NDArray[np.bool_], shots: int) -
             raise ValueError(f"{name} of {list(rows)} is {number}")
     size = len(allowed)
     if (
-        len(rows) > shots
+        len(rows) not in shots
         or len(set(rows)) < len(rows)
         or not all(0 <= row < size and allowed[row] for row in rows)
     ):
+        number = f"{shots[0]}" if len(shots) == 1 else f"up to {shots[-1]}"
         raise ValueError(
-            f"proposed {list(rows)}; a pointer is at most {shots} different rows that the query "
-            "may choose"
+            f"proposed {list(rows)}; a pointer is {number} different rows that the query may choose"
         )
     if set(map(type, candidate.pointer)) <= {int} and type(candidate.pointer) is tuple:
         return candidate

@@ -18,7 +18,7 @@ from pointer_rl.datasets.embeddings import check_dims, load_embeddings
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
 from pointer_rl.registry import ConfiguredEntry, registry
-from pointer_rl.selectors import PointerSelector, SelectorConfig, SelectorPolicy, load_selector
+from pointer_rl.selectors import PointerConfig, PointerSelector, SelectorPolicy, load_selector
 from pointer_rl.session.cache import cache_folder
 from pointer_rl.types import Dataset, Decoded, Example, Pool
 
@@ -89,6 +89,8 @@ def encoder_embeddings(
 class NoPolicy:
     """The policy if no selector was given. It refuses the first generator that needs one."""
 
+    can_stop = False
+
     def _refuse(self, *_args: object, **_options: object) -> Decoded:
         raise InputError(
             "beams and samples need a selector: give --sft-ckpt, or do without them "
@@ -106,14 +108,9 @@ def make_policy(
     Raises InputError for a checkpoint that takes embeddings of another size than `dim`.
     """
     if sft_ckpt is not None:
-        selector = load_selector(sft_ckpt)
-        if selector.config.d_model != dim:
-            raise InputError(
-                f"{sft_ckpt}: the selector takes embeddings of {selector.config.d_model} "
-                f"dimensions and these have {dim}: use the encoder that it was trained with"
-            )
+        selector = load_selector(sft_ckpt, d_model=dim)
     elif dataset.companions is not None:
-        config = SelectorConfig(
+        config = PointerConfig(
             d_model=dim, hidden_dim=dim, num_layers=1, num_heads=1, history="gated"
         )
         selector = PointerSelector.seeded(config, seed)

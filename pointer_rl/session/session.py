@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pointer_rl.datasets.embed import digest_ids
 from pointer_rl.errors import InputError
+from pointer_rl.records.records import check_query_id
 from pointer_rl.registry import ConfiguredEntry, registry
 from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.session.cache import ResponseCache
@@ -73,9 +74,9 @@ class Session:
     model, and for a dataset whose query ids cannot be keys of RL data or are not unique.
     """
 
-    def __init__(self, options: SessionOptions, observer: Observer | None = None) -> None:
+    def __init__(self, options: SessionOptions, observer: Observer = Observer()) -> None:
         self.options = options
-        self.observer = observer or Observer()
+        self.observer = observer
         self.dataset_plugin = options.dataset.configure("dataset")
         self._prompt_plugin = options.prompt.configure("prompt")
         self._metric_plugin = options.metric.configure("metric")
@@ -201,11 +202,10 @@ class Session:
 def _check_ids(dataset: Dataset) -> None:
     seen: set[str] = set()
     for query in dataset.queries:
-        if not query.id or query.id.startswith("_"):
-            raise InputError(
-                f"dataset {dataset.name}: the query id {query.id!r} cannot be a key of RL data, "
-                "where keys that begin with _ are no queries: give it another"
-            )
+        try:
+            check_query_id(query.id)
+        except InputError as error:
+            raise InputError(f"dataset {dataset.name}: {error}") from error
         if query.id in seen:
             raise InputError(f"dataset {dataset.name}: two queries have the id {query.id}")
         seen.add(query.id)

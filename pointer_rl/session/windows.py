@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from pointer_rl.errors import InputError
 from pointer_rl.records.shards import windows
 from pointer_rl.session.journal import Journal
-from pointer_rl.session.observer import Observer
+from pointer_rl.session.session import Session
 from pointer_rl.types import Executor, Job, Window
 
 
@@ -60,10 +63,10 @@ class Budget:
         most_calls: Callable[[Window], int] = lambda window: 0,
         advice: str = "",
     ) -> None:
-        """No window begins after `max_seconds`, or if it could exceed `max_calls`.
+        """No window is started after `max_seconds`, or if it could exceed `max_calls`.
 
         calls: requests put to the backend so far (cache hits are free); most_calls: those that a
-        window could add; advice: what else to do if not even one window fits.
+        window could add; advice: what else to do if even the first could exceed it.
         """
         self.stopped_by: str | None = None
         """The option that ended the run, if any."""
@@ -115,17 +118,77 @@ class Budget:
 
 def run_windows(
     job: Job,
-    wanted: Iterable[Window],
+    size: int,
     executor: Executor,
-    journal: Journal | None,
-    observer: Observer,
+    session: Session,
+    journal: Journal | None = None,
+    *,
+    queries: int = 0,
     budget: Budget | None = None,
 ) -> Iterator[Mapping[int, dict[str, Any]]]:
-    """The records of each window, by the query's index, once the journal has them."""
+    """Run what the journal lacks, in windows of `size`; without a journal, so many `queries`.
+
+    Yields the records of each window, by the query's index, once the journal has them.
+    """
+    wanted = windows_of(queries, size)
+    if journal is not None:
+        wanted = due_windows(journal, size, cached=session.cache is not None)
     budget = budget or Budget()
     for window, records in executor.run(job, budget.admit(wanted)):
         if journal is not None:
             journal.append(records)
         budget.release(window)
-        observer.finish(len(records))
+        session.observer.finish(len(records))
         yield records
+
+
+@dataclass
+class RunSummary:
+    """What a run of `generate` or `beams` did, whatever it wrote."""
+
+    queries: int = 0
+    left: int = 0
+    """Queries that are not done."""
+    unchanged: bool = False
+    """Whether the run was finished before, and nothing was left to do."""
+    stopped_by: str | None = None
+    """The option that ended the run early."""
+    asked: int = 0
+    """Trials that this run put to the backend, each once."""
+    from_cache: int = 0
+    """Trials answered from the response cache."""
+    first_failure: str | None = None
+    """Why the first failed trial failed."""
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Count the record of a query."""
+        raise NotImplementedError
+
+
+def complete(
+    summary: RunSummary,
+    job: Job,
+    size: int,
+    executor: Executor,
+    session: Session,
+    journal: Journal,
+    budget: Budget,
+) -> Iterator[None]:
+    """Run what the journal lacks and, if all is done, write the finished file.
+
+    Every record, old and new, is added to the summary. Yields after each window.
+    """
+    session.observer.start(len(journal.ids), len(journal))
+    counted = np.zeros(len(journal.ids), dtype=bool)
+    for records in run_windows(job, size, executor, session, journal, budget=budget):
+        for record in records.values():
+            summary.add(record)
+        counted[list(records)] = True
+        yield
+    for record in journal.records(~counted):
+        summary.add(record)
+    summary.left, summary.unchanged = journal.left, not journal.changed
+    if not journal.left:
+        journal.finish()
+    summary.stopped_by = budget.stopped_by
+    summary.asked, summary.from_cache = session.backend.asked, session.backend.hits

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.errors import InputError
-from pointer_rl.selectors import PointerSelector, SelectorConfig, SelectorPolicy
+from pointer_rl.selectors import PointerConfig, PointerSelector, SelectorPolicy
 from pointer_rl.types import (
     BackendError,
     Dataset,
@@ -174,5 +174,5 @@ def pool(examples: Sequence[Example], dim: int = 4) -> Pool:
 
 def fake_policy(dim: int = 4) -> SelectorPolicy:
     """A policy of an untrained selector for embeddings of size `dim`."""
-    config = SelectorConfig(d_model=dim, hidden_dim=dim, num_layers=1, num_heads=1, history="gated")
+    config = PointerConfig(d_model=dim, hidden_dim=dim, num_layers=1, num_heads=1, history="gated")
     return SelectorPolicy(PointerSelector.seeded(config, seed=0))

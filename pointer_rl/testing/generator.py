@@ -14,7 +14,7 @@ import numpy as np
 from pointer_rl.records.records import to_record
 from pointer_rl.session.proposing import check_candidates, check_length
 from pointer_rl.testing.fakes import batch, fake_policy, pool, tiny_dataset
-from pointer_rl.testing.plugin import BatchTests, explain
+from pointer_rl.testing.plugin import BatchTests, check_pointer, explain
 from pointer_rl.types import Candidate, Example, Outcome, QueryBatch, SearchGenerator
 from pointer_rl.validate.schema import SchemaChecker
 
@@ -73,19 +73,24 @@ class GeneratorTests(BatchTests[Any]):
             "it changes the embeddings or the mask that it receives: clone them first, because "
             "other generators get the same"
         )
+        lengths = range(0 if getattr(made, "any_length", False) else shots, shots + 1)
+        who = f"generator {self.name}"
         fix = (
-            "give a list of Candidates for each query, whose pointers are tuples of different rows "
-            "among the allowed ones, or a query sees itself"
+            "give a list of Candidates for each query, whose pointers are different rows among the "
+            "allowed ones, or a query sees itself; propose whole pointers, or set any_length = True"
         )
         with explain("its proposals", fix):
-            check_length(self.name, queries, proposals)
+            check_length(who, queries.examples, proposals)
+            proposals = [list(each) for each in proposals]
             for query, mine, candidates in zip(
                 queries.examples, mask.numpy(), proposals, strict=True
             ):
-                check_candidates(self.name, query, mine, shots, candidates)
+                for each in candidates:
+                    check_pointer(each.pointer)
+                check_candidates(who, query, mine, lengths, candidates)
         return proposals
 
-    def same(self, one: Any, other: Any) -> bool:
+    def close(self, one: Any, other: Any) -> bool:
         """Equal, up to the last digits of floats."""
         pairs = zip(
             chain.from_iterable(map(astuple, one)),

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import pickle
+import random
 import subprocess
 import sys
 import textwrap
@@ -20,6 +21,7 @@ from importlib.metadata import entry_points
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, cast
 from unittest import SkipTest
 
+import numpy as np
 import torch
 
 from pointer_rl.errors import PluginError, PointerRLError, first_line
@@ -96,7 +98,7 @@ class PluginTests(Generic[Made]):
         return cast(dict[str, Any], self._once("results", lambda: self.use(made)))
 
     def same(self, one: Any, other: Any) -> bool:
-        """Whether two results are equal, or nearly."""
+        """Whether two results are as equal as those of one input in one batch have to be."""
         return bool(one == other)
 
     def show(self, result: Any) -> str:
@@ -104,13 +106,20 @@ class PluginTests(Generic[Made]):
         plain = result.tolist() if isinstance(result, torch.Tensor) else result
         return textwrap.shorten(repr(plain), 120)
 
-    def compare(self, given: Mapping[str, Any], how: str, fix: str) -> None:
+    def compare(
+        self,
+        given: Mapping[str, Any],
+        how: str,
+        fix: str,
+        same: Callable[[Any, Any], bool] | None = None,
+    ) -> None:
         """Fail unless what was given, in some way (`how`), are the usual results."""
+        same = same or self.same
         assert given.keys() == self.results.keys(), (
             f"{how} it gives {len(given)} results instead of {len(self.results)}: {fix}"
         )
         for what, expected in self.results.items():
-            assert self.same(expected, given[what]), (
+            assert same(expected, given[what]), (
                 f"{what}: {how} it gives {self.show(given[what])} instead of "
                 f"{self.show(expected)}: {fix}"
             )
@@ -225,8 +234,10 @@ class PluginTests(Generic[Made]):
     def test_gives_the_same_again(self) -> None:
         """Results depend on nothing else, such as the random states of the process."""
         _ = self.results
-        self.compare(self.use(self.made), "asked again", self.how_to_repeat)
-        self.compare(self.use(self.make()), "built again", self.how_to_repeat)
+        with global_randomness(1):
+            self.compare(self.use(self.made), "asked again", self.how_to_repeat)
+        with global_randomness(2):
+            self.compare(self.use(self.make()), "built again", self.how_to_repeat)
 
 
 class BatchTests(PluginTests[Made]):
@@ -246,6 +257,10 @@ class BatchTests(PluginTests[Made]):
         """The results of a batch. Fails unless there is a sound one for each input."""
         raise NotImplementedError
 
+    def close(self, one: Any, other: Any) -> bool:
+        """Whether two results are as equal as those of one input in two batches have to be."""
+        return self.same(one, other)
+
     def use(self, made: Made) -> dict[str, Any]:
         return self._by_input(self.ask(made, self.inputs))
 
@@ -256,7 +271,7 @@ class BatchTests(PluginTests[Made]):
         """What shares a batch does not matter."""
         _ = self.results
         alone = [self.ask(self.made, [each])[0] for each in self.inputs]
-        self.compare(self._by_input(alone), "alone", self.how_to_separate)
+        self.compare(self._by_input(alone), "alone", self.how_to_separate, self.close)
 
     def test_gives_the_same_in_any_order(self) -> None:
         """Each result belongs to its own input."""
@@ -266,6 +281,7 @@ class BatchTests(PluginTests[Made]):
             self._by_input(results[::-1]),
             f"if each {self.item} comes in reverse order",
             f"give each result with its own {self.item}",
+            self.close,
         )
 
 
@@ -344,6 +360,13 @@ def check_type(value: object, cls: type, what: str, fix: str = "") -> None:
     )
 
 
+def check_pointer(pointer: object) -> None:
+    """Fail unless a pointer is a tuple of Python integers."""
+    assert isinstance(pointer, tuple) and all(type(row) is int for row in pointer), (
+        f"it proposes the pointer {pointer!r}: make it a tuple of Python integers, by tolist()"
+    )
+
+
 def check_pickles(value: object, what: str) -> None:
     """Fail unless a value survives pickling; `what` names it in the message."""
     fix = (
@@ -353,6 +376,21 @@ def check_pickles(value: object, what: str) -> None:
     with explain(f"pickle cannot copy {what}: it", fix):
         copied = pickle.loads(pickle.dumps(value))
     assert copied == value, f"{what} do not equal their copies after pickling: define __eq__"
+
+
+@contextmanager
+def global_randomness(seed: int) -> Iterator[None]:
+    """Seed the random states of this process, and restore them afterwards."""
+    python, legacy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)
 
 
 def _fingerprint(made: object) -> object:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from pointer_rl.selectors.decoding import logits_along
+from pointer_rl.selectors.decoding import logits_along, pick
 from pointer_rl.selectors.selector import EncodedPool, Selector, check_embeddings
 from pointer_rl.train import losses
 from pointer_rl.train.config import TrainConfig
@@ -67,20 +67,15 @@ def pointer_logprobs(batch: Batch, steps: list[Tensor], loss_mask: Tensor | None
     `loss_mask` [B, S] bool: sum only these steps, of which `steps` may lack those after the last.
     None: sum all steps, which is the policy's own log-probability.
     """
-    chosen = []
-    for logprobs, rows in zip(steps, batch.pointers.unbind(-1), strict=False):
-        if batch.padded:
-            rows = rows.where(rows >= 0, logprobs.shape[-1] - 1)
-        logprobs = logprobs.expand(*batch.pointers.shape[:2], -1)
-        chosen.append(logprobs.gather(-1, rows.unsqueeze(-1)).squeeze(-1))
-    logprobs_BNS = torch.stack(chosen, dim=-1)
+    along = zip(steps, batch.pointers.unbind(-1), strict=False)
+    logprobs_BNS = torch.stack([pick(logp_BNC, rows) for logp_BNC, rows in along], dim=-1)
     if loss_mask is not None:
         logprobs_BNS = logprobs_BNS.where(loss_mask[:, None, : len(steps)], 0.0)
     return logprobs_BNS.sum(-1).masked_fill(~batch.valid, 0.0)
 
 
 def frozen(selector: SelectorT) -> SelectorT:
-    """A copy that learns no more."""
+    """A frozen copy in evaluation mode."""
     return copy.deepcopy(selector).eval().requires_grad_(False)
 
 

@@ -10,7 +10,7 @@ include the stop. Losses are per query; the caller averages them over a batch.
                (PPO's ratio, Schulman et al. 2017; group-relative advantages A, Shao et al. 2024,
                "DeepSeekMath"; the KL is exact, over the whole pool at each step)
 
-Shapes: B queries, N candidates of a query, K pool rows.
+Shapes: B queries, N candidates of a query, C choices of a step.
 """
 
 from __future__ import annotations

@@ -10,17 +10,17 @@ different rewards to train on, or none to hold out, rounds only ask.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import pointer_rl_schemas
 from pointer_rl.datasets.leakage import AllowedRows, image_content
-from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
+from pointer_rl.records.fields import has_failed
 from pointer_rl.records.shards import WINDOW
 from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.selectors.bundle import DataFile
@@ -29,28 +29,27 @@ from pointer_rl.session.journal import Journal
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.resolve import describe_policy
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
-from pointer_rl.session.windows import due_windows, run_windows
+from pointer_rl.session.windows import run_windows
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
-from pointer_rl.train.learner import frozen
 from pointer_rl.train.run import (
-    CHECKPOINT,
     ROUNDS,
     Output,
-    Recorder,
     TrainResult,
     check_rewarded,
     check_teaches,
     finish,
     identity,
+    recorded_trainer,
+    report_left_out,
 )
-from pointer_rl.train.sources import Source, embedded, start_policy
-from pointer_rl.train.trainer import SPLIT_SEED, Trainer, round_stages, split_by_image
-from pointer_rl.types import Example, Executor, Pool
+from pointer_rl.train.sources import embedded, start_policy
+from pointer_rl.train.trainer import round_stages, split_by_image
+from pointer_rl.types import Example, Executor
 
 PROBE = "probe"
-"""The generator that proposes. Its pointers differ in one row, so that few of them per query teach
-much."""
+"""The generator of online rounds. Its pointers differ in one row, so that a few per query show
+which row matters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +120,7 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
     groups = None
     if logged is not None:
         check_rewarded(logged)
+        report_left_out(logged, observer)
         groups = Groups.of(logged, run.shots).with_images(images)
         check_teaches(logged, groups)
     shots = run.shots or (2 if groups is None else groups.shots)
@@ -141,14 +141,10 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
         **{name: asked[name] for name in ("dataset", "prompt", "metric", "decoding")},
         online=asdict(run.online),
     )
-    asking = _Asking(run, shots, session, source, pool, executor)
     observer.start(run.online.rounds * run.online.queries)
-    with ExitStack() as stack:
-        record = stack.enter_context(Recorder(run.output, observer))
-        device = resolve_device(run.session.device or "auto")
-        path = run.output.folder / CHECKPOINT
-        trainer = Trainer(start, run.config, device, path, decided, record.epoch)
-        record.log = trainer.log
+    with recorded_trainer(
+        start, run.config, run.session.device, run.output, decided, observer
+    ) as trainer:
         # A round may be written before anything is learned, and belongs to this run alone.
         trainer.save()
         done = 0
@@ -159,21 +155,48 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
         online = run.online
         of_round = replace(run.config, rce_epochs=online.rce_epochs, grpo_epochs=online.grpo_epochs)
         known = set() if groups is None else set(groups.ids)
-        for number in range(1, run.online.rounds + 1):
-            queries = asking.queries(number, known)
+        for number in range(1, online.rounds + 1):
+            queries = _round_queries(session, run, number, known)
             path = run.output.folder / ROUNDS / f"round-{number:02}.json"
             if not path.exists():
+                policy = SelectorPolicy(trainer.best, trainer.device)
+                # A policy that knows nothing yet ranks rows no better than chance.
                 knows = bool(trainer.log) or run.sft_ckpt is not None
-                policy = SelectorPolicy(frozen(trainer.best), device)
-                asking.ask(path, number, queries, policy, knows)
+                _ask_round(
+                    path,
+                    number,
+                    CandidateJob(
+                        session=session,
+                        queries=queries,
+                        embeddings=embeddings[[query.row for query in queries]],
+                        pool=pool,
+                        policy=policy,
+                        generators={
+                            PROBE: PluginRef(
+                                PROBE,
+                                {
+                                    "num": online.pointers,
+                                    "by": "policy" if knows else "similarity",
+                                },
+                            )
+                        },
+                        shots=shots,
+                        # Each round draws anew, also for a query that was asked before.
+                        seed=(run.config.seed + 1) * 1_000_003 + number,
+                    ),
+                    describe_policy(policy),
+                    executor,
+                )
             else:
                 observer.finish(len(queries))
-            fresh = Groups.of(source.read(path, run.reward), shots).with_images(images)
+            data = source.read(path, run.reward)
+            report_left_out(data, observer)
+            fresh = Groups.of(data, shots).with_images(images)
             groups = fresh if groups is None else groups.joined(fresh)
             known |= {query.id for query in queries}
             missing = _missing(groups, run.config)
             if fresh.zero_variance.all():
-                observer.say(f"round {number}: no group has different rewards: it teaches nothing")
+                observer.say(f"round {number}: every group has zero variance and taught nothing")
             elif missing is not None:
                 observer.say(f"round {number}: too little to learn from yet: {missing}")
             if missing is not None:
@@ -187,20 +210,15 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
             f"nothing was learned in {online.rounds} rounds: {missing}; their trials are in "
             f"{run.output.folder / ROUNDS}: raise --max-calls or --pointers, with --overwrite"
         )
-    data = None if logged is None else DataFile(name=logged.path.name, sha256=logged.sha256)
-    written = finish(trainer, source, groups, run.output.folder, data, run.sft_ckpt)
+    file = None if logged is None else DataFile(name=logged.path.name, sha256=logged.sha256)
+    written = finish(trainer, source, groups, run.output.folder, file, run.sft_ckpt)
     return TrainResult(run.output.folder, trainer.log, trainer.kept, unchanged=not written)
 
 
 def _missing(groups: Groups, config: TrainConfig) -> InputError | None:
     """Why the groups cannot be learned from yet; None if they can."""
     try:
-        split_by_image(
-            groups,
-            config.held_out,
-            SPLIT_SEED,
-            include_zero_variance=config.include_zero_variance,
-        )
+        split_by_image(groups, config)
     except InputError as error:
         return error
     return None
@@ -214,86 +232,42 @@ def _images(session: Session) -> dict[str, str]:
     return {query.id: image_content(query) for query in queries}
 
 
-class _Asking:
-    """Asks rounds of trials."""
+def _round_queries(session: Session, run: OnlineRun, number: int, known: set[str]) -> list[Example]:
+    """The queries of a round, in random order; queries that were asked before come last."""
+    rng = np.random.default_rng([run.config.seed, number])
+    drawn = [session.queries[index] for index in rng.permutation(len(session.queries))]
+    drawn.sort(key=lambda query: query.id in known)
+    return drawn[: run.online.queries]
 
-    def __init__(
-        self,
-        run: OnlineRun,
-        shots: int,
-        session: Session,
-        source: Source,
-        pool: Pool,
-        executor: Executor,
-    ) -> None:
-        self._run = run
-        self._shots = shots
-        self._session = session
-        self._source = source
-        self._pool = pool
-        self._executor = executor
 
-    def queries(self, number: int, known: set[str]) -> Sequence[Example]:
-        """The queries of a round, in random order; queries that were asked before come last."""
-        every = self._session.queries
-        rng = np.random.default_rng([self._run.config.seed, number])
-        drawn = [every[index] for index in rng.permutation(len(every))]
-        drawn.sort(key=lambda query: query.id in known)
-        return drawn[: self._run.online.queries]
-
-    def ask(
-        self,
-        path: Path,
-        number: int,
-        queries: Sequence[Example],
-        policy: SelectorPolicy,
-        knows: bool,
-    ) -> None:
-        """Write a round's RL data.
-
-        A policy that `knows` nothing yet ranks rows no better than chance, so the first round then
-        probes the most similar rows. Raises InputError, and keeps nothing, if every trial failed.
-        """
-        ranked_by = "policy" if knows else "similarity"
-        probe = PluginRef(PROBE, {"num": self._run.online.pointers, "by": ranked_by})
-        # Each round draws anew, also for a query that was asked before.
-        seed = (self._run.config.seed + 1) * 1_000_003 + number
-        rows = {id_: row for row, id_ in enumerate(self._source.queries.ids or ())}
-        job = CandidateJob(
-            session=self._session,
-            queries=queries,
-            embeddings=self._source.queries.vectors[[rows[query.id] for query in queries]],
-            pool=self._pool,
-            policy=policy,
-            generators={PROBE: probe},
-            shots=self._shots,
-            seed=seed,
-        )
-        meta = {
-            "schema_version": pointer_rl_schemas.version("pointer_candidates"),
-            **self._session.describe(queries),
-            "policy": describe_policy(policy),
-            "generators": [probe.configure("generator").describe()],
-            "round": number,
-            "shots": self._shots,
-            "seed": seed,
-            "dedup": job.dedup,
-            "window": WINDOW,
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ids = [query.id for query in queries]
-        with Journal(path, meta, ids) as journal:
-            todo = due_windows(journal, WINDOW, cached=self._session.cache is not None)
-            deque(run_windows(job, todo, self._executor, journal, self._session.observer), maxlen=0)
-            failures = [
-                candidate.get("eval_error")
-                for record in journal.records()
-                for candidate in record["pointer_candidates"]
-            ]
-            if all(failures):
-                journal.remove()
-                raise InputError(
-                    f"round {number}: all {len(failures):,} trials failed, the first with: "
-                    f"{failures[0]}; the same command asks them again"
-                )
-            journal.finish()
+def _ask_round(
+    path: Path,
+    number: int,
+    job: CandidateJob,
+    policy: Mapping[str, Any] | None,
+    executor: Executor,
+) -> None:
+    """Write a round's RL data. Raises InputError, and keeps nothing, if every trial failed."""
+    session = job.session
+    meta = {
+        "schema_version": pointer_rl_schemas.version("pointer_candidates"),
+        **session.describe(job.queries),
+        "policy": policy,
+        "generators": [each.configure("generator").describe() for each in job.generators.values()],
+        "round": number,
+        "max_shots" if job.any_length else "shots": job.shots,
+        "seed": job.seed,
+        "dedup": job.dedup,
+        "window": WINDOW,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Journal(path, meta, [query.id for query in job.queries]) as journal:
+        deque(run_windows(job, WINDOW, executor, session, journal), maxlen=0)
+        asked = [each for record in journal.records() for each in record["pointer_candidates"]]
+        if all(map(has_failed, asked)):
+            journal.remove()
+            raise InputError(
+                f"round {number}: all {len(asked):,} trials failed, the first with: "
+                f"{asked[0]['eval_error']}; the same command asks them again"
+            )
+        journal.finish()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pointer_rl.datasets.embeddings import digest_vectors
 from pointer_rl.devices import resolve_device
@@ -28,7 +28,6 @@ from pointer_rl.session.observer import Observer
 from pointer_rl.session.session import PluginRef
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
-from pointer_rl.train.learner import frozen
 from pointer_rl.train.sources import Source, open_source, start_policy
 from pointer_rl.train.trainer import AT_START, EpochLine, Trainer, round_stages
 
@@ -76,7 +75,8 @@ class Output:
             raise InputError(f"{self.folder}: cannot be written ({error.strerror})") from error
 
     def _empty(self, made: Sequence[Path], inputs: Sequence[Path | None]) -> None:
-        inside = [path for path in inputs if path is not None and _is_under(path, self.folder)]
+        folder = self.folder.resolve()
+        inside = [path for path in inputs if path and path.resolve().is_relative_to(folder)]
         if inside:
             raise InputError(
                 f"{inside[0]}: lies in {self.folder}, which --overwrite would empty: give another "
@@ -88,10 +88,6 @@ class Output:
                     path.unlink(missing_ok=True) if not path.is_dir() else shutil.rmtree(path)
             except OSError as error:
                 raise InputError(f"{path}: cannot be removed ({error.strerror})") from error
-
-
-def _is_under(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +120,6 @@ class TrainResult:
     log: list[EpochLine]
     kept: EpochLine
     """The metrics of the policy in the bundle."""
-    keep_by: Literal["reward", "cross_entropy"] = "reward"
     unchanged: bool = False
     """Whether the run was finished before, and nothing was left to do."""
 
@@ -134,7 +129,7 @@ class TrainResult:
         For online runs: first the whole run, then the last round alone, both by the same groups.
         """
         start = next(line for line in self.log if line["round"] == self.kept["round"])
-        key = f"held_out_{self.keep_by}"
+        key = f"held_out_{self.kept['keep_by']}"
         where = f"{self.kept['stage']} epoch {self.kept['epoch']}"
         verdicts = [self._verdict(start[key], where)]
         if self.kept["round"]:
@@ -142,7 +137,7 @@ class TrainResult:
             verdicts = [f"{in_round}: {verdicts[0]}"]
             if AT_START in start:
                 verdicts.insert(0, f"the run: {self._verdict(start[AT_START], in_round)}")
-        if self.keep_by == "cross_entropy":
+        if self.kept["keep_by"] == "cross_entropy":
             return verdicts
         verdicts[-1] += f"; the best pointers judged have {start['held_out_best']:.3f}"
         equal = start["zero_variance_groups"]
@@ -150,8 +145,9 @@ class TrainResult:
 
     def _verdict(self, before: float, where: str) -> str:
         """The change from `before` to the best policy, which was found at `where`."""
-        after = self.kept[f"held_out_{self.keep_by}"]
-        sign = 1 if self.keep_by == "reward" else -1
+        keep_by = self.kept["keep_by"]
+        after = self.kept[f"held_out_{keep_by}"]
+        sign = 1 if keep_by == "reward" else -1
         name = f"held-out {'expected reward' if sign == 1 else 'cross-entropy'}"
         if before == after:
             return f"it learned nothing: no epoch improved on the {name} of {before:.3f}"
@@ -183,9 +179,10 @@ def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
     source = open_source(run.data, run.img_emb, run.query_emb, run.cand_emb)
     data = source.read(run.data, run.reward)
     config = run.config
+    if not run.supervised:
+        check_rewarded(data)
+    report_left_out(data, observer)
     if data.kind == "beam":
-        if not run.supervised:
-            check_rewarded(data)
         config = replace(config, keep_by="cross_entropy")
     groups = Groups.of(data, run.shots, per_query_pool=config.per_query_pool)
     if not config.include_zero_variance:
@@ -205,23 +202,11 @@ def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
         reward=run.reward.name,
         reward_options=dict(run.reward.options),
     )
-    with ExitStack() as stack:
-        record = stack.enter_context(Recorder(run.output, observer))
-        trainer = Trainer(
-            start,
-            config,
-            resolve_device(run.device or "auto"),
-            run.output.folder / CHECKPOINT,
-            decided,
-            record.epoch,
-        )
-        record.log = trainer.log
+    with recorded_trainer(start, config, run.device, run.output, decided, observer) as trainer:
         trainer.fit(groups, round_stages(config, 0), first=0)
     file = DataFile(name=run.data.name, sha256=data.sha256)
     written = finish(trainer, source, groups, run.output.folder, file, run.sft_ckpt)
-    return TrainResult(
-        run.output.folder, trainer.log, trainer.kept, config.keep_by, unchanged=not written
-    )
+    return TrainResult(run.output.folder, trainer.log, trainer.kept, unchanged=not written)
 
 
 def check_rewarded(data: BeamDatasetWithEmbedding) -> None:
@@ -230,13 +215,22 @@ def check_rewarded(data: BeamDatasetWithEmbedding) -> None:
         raise InputError(f"{data.path}: beam data has no rewards: train with `pointer-rl sft`")
 
 
+def report_left_out(data: BeamDatasetWithEmbedding, observer: Observer) -> None:
+    """Say how many candidates nothing can be learned from, because they have no reward."""
+    if data.failed or data.without_reward:
+        observer.say(
+            f"{data.path.name}: {data.failed:,} candidates whose trial failed and "
+            f"{data.without_reward:,} without a reward are left out"
+        )
+
+
 def check_teaches(data: BeamDatasetWithEmbedding, groups: Groups) -> None:
     """Raise InputError if the rewards of every group are equal: there is nothing to learn."""
     if groups.zero_variance.all():
         raise InputError(
-            f"{data.path}: every group is tied: the candidates of each of its {len(groups):,} "
-            "queries all have the same reward, so there is nothing to learn; propose more, and "
-            "more different, candidates (retrieval, higher temperatures)"
+            f"{data.path}: every group has zero variance: the candidates of each of its "
+            f"{len(groups):,} queries all have the same reward, so there is nothing to learn; "
+            "propose more, and more different, candidates (retrieval, higher temperatures)"
         )
 
 
@@ -254,17 +248,9 @@ def finish(
     bundle `start` was trained on are added to those of this run.
     """
     seen = read_query_ids(start) if start is not None and is_bundle(start) else ()
-    kept = trainer.kept
-    metrics = {
-        key: kept[key]
-        for key in (
-            "held_out_reward",
-            "held_out_best",
-            "held_out_cross_entropy",
-            "zero_variance_groups",
-        )
-    }
-    best = frozen(trainer.best)
+    names = ("held_out_reward", "held_out_best", "held_out_cross_entropy", "zero_variance_groups")
+    metrics = {name: trainer.kept[name] for name in names}
+    best = trainer.best
     training = {"options": trainer.state.run, "metrics": metrics}
     if _is_written(folder, best, training):
         return False
@@ -296,33 +282,38 @@ def _is_written(folder: Path, policy: Selector, training: Mapping[str, Any]) -> 
     return bundle.policy.hash == SelectorPolicy(policy).hash and bundle.info.training == training
 
 
-class Recorder(AbstractContextManager["Recorder"]):
-    """Writes each epoch's metrics to `metrics.jsonl` and, if asked for, as TensorBoard events."""
+@contextmanager
+def recorded_trainer(
+    start: Selector,
+    config: TrainConfig,
+    device: str | None,
+    output: Output,
+    decided: Mapping[str, Any],
+    observer: Observer,
+) -> Iterator[Trainer]:
+    """A trainer that continues what is in the output folder, and writes metrics at each epoch.
 
-    def __init__(self, output: Output, observer: Observer) -> None:
-        self.log: list[EpochLine] = []
-        """The trainer's log. It is rewritten after each epoch: the file may be ahead of a resumed
-        run's checkpoint."""
-        self._path = output.folder / METRICS
-        self._observer = observer
-        events = str(output.folder / EVENTS)
-        self._events = _summary_writer()(events) if output.tensorboard else None
+    They go to `metrics.jsonl` and, if asked for, into TensorBoard events.
+    """
 
-    def epoch(self, line: EpochLine) -> None:
-        text = "".join(json.dumps(each) + "\n" for each in self.log)
-        write_text(self._path, text)
-        if self._events is not None:
-            for name, value in _numbers(line).items():
-                self._events.add_scalar(name, value, len(self.log) - 1)
-        self._observer.epoch(line)
+    def record(line: EpochLine) -> None:
+        # The whole log is written: the file may be ahead of a resumed run's checkpoint.
+        text = "".join(json.dumps(each) + "\n" for each in trainer.log)
+        write_text(output.folder / METRICS, text)
+        if events is not None:
+            for name, value in line.items():
+                if isinstance(value, float):
+                    events.add_scalar(name, value, len(trainer.log) - 1)
+        observer.epoch(line)
 
-    def __exit__(self, *_: object) -> None:
-        if self._events is not None:
-            self._events.close()
-
-
-def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in line.items() if isinstance(value, float)}
+    checkpoint = output.folder / CHECKPOINT
+    with ExitStack() as stack:
+        events = None
+        if output.tensorboard:
+            events = stack.enter_context(_summary_writer()(str(output.folder / EVENTS)))
+        place = resolve_device(device or "auto")
+        trainer = Trainer(start, config, place, checkpoint, decided, record)
+        yield trainer
 
 
 def _summary_writer() -> Callable[[str], Any]:

@@ -58,7 +58,7 @@ def open_source(
         raise InputError(f"{data}: _meta.dataset has no proper name and options")
     if img_emb is not None:
         if query_emb is not None or cand_emb is not None:
-            raise InputError("--img-emb embeds queries and pool: do without the other two")
+            raise InputError("give either --img-emb, or --query-emb and --cand-emb")
         both = load_embeddings(img_emb)
         return Source(both, both, EncoderInfo.of(both), about)
     if query_emb is not None and cand_emb is not None:
@@ -119,21 +119,11 @@ def start_policy(path: Path | None, source: Source, config: TrainConfig) -> Sele
             f"{path} has a selector already: do without --selector, --selector-opt, --layers, "
             "--heads, --hidden-dim, --history"
         )
-    selector = load_selector(path)
-    if selector.config.d_model != dim:
-        raise InputError(
-            f"{path}: the selector takes embeddings of {selector.config.d_model} dimensions and "
-            f"these have {dim}: use the encoder that it was trained with"
-        )
-    return selector
+    return load_selector(path, d_model=dim)
 
 
 def _new_selector(config: TrainConfig, dim: int) -> Selector:
     if "d_model" in config.selector_options:
         raise InputError("--selector-opt d_model: it is the size of the embeddings; do without it")
     options = {**config.selector_options, "d_model": dim}
-    try:
-        return create_selector(config.selector, options, config.seed)
-    except InputError as error:
-        hint = "; give --heads or --hidden-dim" if config.selector == DEFAULT_SELECTOR else ""
-        raise InputError(f"{error}{hint}") from error
+    return create_selector(config.selector, options, config.seed)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pointer_rl.errors import InputError, first_line
 from pointer_rl.files import write_tensors
-from pointer_rl.selectors.selector import Selector, create_selector, options_from_json
+from pointer_rl.selectors.selector import Selector, create_selector
 
 _METADATA = "pointer_rl_training"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -40,10 +40,8 @@ class TrainState:
     """The number of the next epoch's stage."""
     epoch: int = 0
     """The number of the next epoch in its stage."""
-    best_reward: float | None = None
-    """What `best` scored on the held-out groups; None before the first measurement."""
     log: list[dict[str, Any]] = field(default_factory=list)
-    """One line per epoch."""
+    """A line for each epoch, and one for the start of each round."""
 
 
 def new_optimizer(selector: Selector) -> torch.optim.AdamW:
@@ -76,7 +74,6 @@ def save_state(path: Path, state: TrainState) -> None:
         "run": state.run,
         "stage": state.stage,
         "epoch": state.epoch,
-        "best_reward": state.best_reward,
         "log": state.log,
     }
     write_tensors(path, tensors, {_METADATA: json.dumps(about)})
@@ -99,11 +96,10 @@ def load_state(path: Path, device: torch.device) -> TrainState:
 def _restored(
     about: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device
 ) -> TrainState:
-    config = options_from_json(about["config"])
     names = {key.partition("/")[0] for key in tensors} - {"optimizer"}
     policies = {}
     for name in sorted(names):
-        selector = create_selector(about["selector"], config)
+        selector = create_selector(about["selector"], about["config"])
         own = {
             key.partition("/")[2]: tensor
             for key, tensor in tensors.items()
@@ -121,7 +117,6 @@ def _restored(
         about["run"],
         about["stage"],
         about["epoch"],
-        about["best_reward"],
         about["log"],
     )
 

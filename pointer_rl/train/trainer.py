@@ -28,8 +28,8 @@ SPLIT_SEED = 0
 """The same for every run, so that a policy trained further keeps the same validation split."""
 EpochLine = dict[str, Any]
 AT_START = "held_out_reward_at_start"
-"""A key of the first log line of every round but the first: the held-out reward, on the groups
-that are now held out, of the policy that the run began with."""
+"""Key in the first log line of later rounds: the starting policy's held-out reward on the current
+validation split."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def round_stages(config: TrainConfig, number: int) -> list[Stage]:
 
 
 def split_by_image(
-    groups: Groups, share: float, seed: int, *, include_zero_variance: bool = False
+    groups: Groups, config: TrainConfig, seed: int = SPLIT_SEED
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Indices of the queries to train on, and of those held out: no image is on both sides.
 
@@ -62,9 +62,9 @@ def split_by_image(
     groups (unless these are included).
     """
     numbers = np.array([_number(f"{seed}/{image}") for image in groups.images], dtype=np.uint64)
-    trainable = groups.trainable(include_zero_variance)
+    trainable = groups.trainable(config.include_zero_variance)
     lowest = int(numbers[trainable].min(initial=2**64 - 1))
-    held = numbers <= np.uint64(max(int(share * 2**64) - 1, lowest))
+    held = numbers <= np.uint64(max(int(config.held_out * 2**64) - 1, lowest))
     for side, what in ((held, "hold out"), (~held, "train on")):
         if not (trainable & side).any():
             raise InputError(
@@ -122,7 +122,7 @@ class Trainer:
 
     @property
     def log(self) -> list[EpochLine]:
-        """A line for each epoch so far, including those before the run was resumed."""
+        """A line for each epoch and for the start of each round, those before a resume included."""
         return self.state.log
 
     @property
@@ -142,17 +142,11 @@ class Trainer:
         """
         if self.state.stage >= first + len(stages):
             return
-        training, held_out = split_by_image(
-            groups,
-            self.config.held_out,
-            SPLIT_SEED,
-            include_zero_variance=self.config.include_zero_variance,
-        )
+        training, held_out = split_by_image(groups, self.config)
         learner = self.learner(self.policy, groups, training, held_out, self.config, self.device)
         if (self.state.stage, self.state.epoch) == (first, 0):
             self.policy.load_state_dict(self.best.state_dict())
             before = _held_out(learner)
-            self.state.best_reward = self._worth(before)
             if first:
                 start = learner.held_out(self.state.policies["start"])
                 before[AT_START] = start["reward"]
@@ -192,9 +186,7 @@ class Trainer:
                     "--overwrite"
                 )
         self._report(learner, stage, stage.kind, metrics, held_out)
-        worth = self._worth(held_out)
-        if state.best_reward is None or worth > state.best_reward:
-            state.best_reward = worth
+        if self.kept is self.log[-1]:
             self.best.load_state_dict(self.policy.state_dict())
 
     def _references(self) -> tuple[Selector, Selector]:
@@ -216,7 +208,7 @@ class Trainer:
         return np.random.default_rng([self.config.seed, self.state.stage, self.state.epoch])
 
     def _kept_where(self) -> str:
-        if not self._checkpoint.exists():
+        if not any(line["epoch"] for line in self.log):
             return "there was no good epoch before"
         return f"the last good epoch is in {self._checkpoint}"
 
@@ -226,6 +218,7 @@ class Trainer:
         line = {
             "round": stage.round,
             "stage": kind,
+            "keep_by": self.config.keep_by,
             "epoch": self.state.epoch + 1 if kind != "start" else 0,
             **metrics,
             "zero_variance_groups": learner.excluded_share,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pointer_rl.errors import PointerRLError
+from pointer_rl.records.fields import has_failed
 from pointer_rl.types import Metric
 
 Path = tuple[str | int, ...]
@@ -30,7 +32,7 @@ class Group:
         self.query = query
         """Empty if the record has none."""
         self.pool = pool
-        self.judged = [each for each in candidates if not each[1].get("eval_failed")]
+        self.judged = [each for each in candidates if not has_failed(each[1])]
         """The candidates whose trial did not fail."""
         self.pointers = [candidate["pointer"] for _, candidate in candidates]
         self.rows: set[int] = set().union(*self.pointers)
@@ -44,6 +46,7 @@ class Group:
                     yield ("pointer_candidates", index, "pointer", place), row
 
 
+@dataclass
 class Rule(ABC):
     """One rule. It counts and skips records without the field that it needs."""
 
@@ -52,9 +55,7 @@ class Rule(ABC):
     """What to do about a finding."""
     needs: ClassVar[str] = ""
     """The field that skipped records lack."""
-
-    def __init__(self) -> None:
-        self.skipped = 0
+    skipped: int = field(default=0, init=False)
 
     @abstractmethod
     def check(self, group: Group) -> Iterator[Found]:
@@ -73,18 +74,17 @@ class QueryId(Rule):
             yield ("query", "query_id"), f"query_id is {recorded!r}, in the record of {group.key!r}"
 
 
+@dataclass
 class RowInRange(Rule):
     """The rows of pointers are rows of the pool."""
 
     id = "row-in-range"
     fix = "write rows of the whole pool, counted from 0, or give the pool's true size"
 
-    def __init__(self, pool_size: int) -> None:
-        super().__init__()
-        self._pool_size = pool_size
+    pool_size: int
 
     def check(self, group: Group) -> Iterator[Found]:
-        size = self._pool_size
+        size = self.pool_size
         if max(group.rows, default=0) >= size:
             for path, row in group.find_rows(lambda row: row >= size):
                 yield path, f"row {row} is not in the pool, which ends at {size - 1}"
@@ -119,28 +119,28 @@ class OwnDemonstration(Rule):
                 yield path, f"row {row} is the query itself"
 
 
+@dataclass
 class DuplicateCandidate(Rule):
     """A pointer occurs once in a group."""
 
     id = "duplicate-candidate"
     fix = "keep one of them: a repeated pointer counts twice when its group is compared"
 
-    def __init__(self, ordered: bool) -> None:
-        super().__init__()
-        self._ordered = ordered
+    ordered: bool
 
     def check(self, group: Group) -> Iterator[Found]:
-        if self._ordered and len({*map(tuple, group.pointers)}) == len(group.pointers):
+        if self.ordered and len({*map(tuple, group.pointers)}) == len(group.pointers):
             return
         first: dict[tuple[int, ...], int] = {}
         for index, candidate in group.candidates:
             pointer = candidate["pointer"]
-            known = first.setdefault(tuple(pointer if self._ordered else sorted(pointer)), index)
+            known = first.setdefault(tuple(pointer if self.ordered else sorted(pointer)), index)
             if known != index:
-                same = "pointer" if self._ordered else "rows"
+                same = "pointer" if self.ordered else "rows"
                 yield ("pointer_candidates", index), f"the same {same} as candidate {known}"
 
 
+@dataclass
 class Shots(Rule):
     """Every pointer has exactly `_meta.shots` rows, and at most `_meta.max_shots`."""
 
@@ -150,26 +150,31 @@ class Shots(Rule):
         "and _meta.max_shots"
     )
 
-    def __init__(self, shots: int | None, max_shots: int | None) -> None:
-        super().__init__()
-        self._shots = shots
-        self._max_shots = max_shots
+    shots: int | None
+    max_shots: int | None
 
     def check(self, group: Group) -> Iterator[Found]:
-        problems = {length: self._problem(length) for length in {*map(len, group.pointers)}}
-        if any(problems.values()):
-            for index, candidate in group.candidates:
-                if problem := problems[len(candidate["pointer"])]:
-                    yield ("pointer_candidates", index, "pointer"), problem
+        wrong = {
+            length: problem
+            for length in {*map(len, group.pointers)}
+            if (problem := self._problem(length))
+        }
+        if not wrong:
+            return
+        for index, candidate in group.candidates:
+            length = len(candidate["pointer"])
+            if length in wrong:
+                yield ("pointer_candidates", index, "pointer"), wrong[length]
 
     def _problem(self, length: int) -> str:
-        if self._shots is not None and length != self._shots:
-            return f"{length} row(s), where _meta.shots is {self._shots}"
-        if self._max_shots is not None and length > self._max_shots:
-            return f"{length} row(s), where _meta.max_shots is {self._max_shots}"
+        if self.shots is not None and length != self.shots:
+            return f"{length} row(s), where _meta.shots is {self.shots}"
+        if self.max_shots is not None and length > self.max_shots:
+            return f"{length} row(s), where _meta.max_shots is {self.max_shots}"
         return ""
 
 
+@dataclass
 class CorrectAccuracy(Rule):
     """`vqa_correct` and `vqa_acc_score` do not contradict each other.
 
@@ -180,20 +185,19 @@ class CorrectAccuracy(Rule):
     id = "correct-accuracy"
     fix = "judge the answer again: one of the two is wrong"
 
-    def __init__(self, metric_named: bool) -> None:
-        super().__init__()
-        self._metric_named = metric_named
+    metric_named: bool
 
     def check(self, group: Group) -> Iterator[Found]:
         for index, candidate in group.judged:
             correct, accuracy = candidate["vqa_correct"], candidate["vqa_acc_score"]
             if correct == (accuracy > 0):
                 continue
-            if correct or accuracy == 1 or not self._metric_named:
+            if correct or accuracy == 1 or not self.metric_named:
                 path = ("pointer_candidates", index, "vqa_correct")
                 yield path, f"vqa_correct is {correct}, with a vqa_acc_score of {accuracy}"
 
 
+@dataclass
 class Accuracy(Rule):
     """The recorded judgement is what the named metric says of the recorded answer."""
 
@@ -202,9 +206,7 @@ class Accuracy(Rule):
     needs = "`query.gt_answers_raw`"
     _TOLERANCE = 1e-6
 
-    def __init__(self, metric: Metric) -> None:
-        super().__init__()
-        self._metric = metric
+    metric: Metric
 
     def check(self, group: Group) -> Iterator[Found]:
         answers = group.query.get("gt_answers_raw")
@@ -213,7 +215,7 @@ class Accuracy(Rule):
             return
         try:
             judgements = {
-                answer: self._metric.judge(answer, answers)
+                answer: self.metric.judge(answer, answers)
                 for answer in {candidate["vqa_pred_answer"] for _, candidate in group.judged}
             }
         except PointerRLError as error:

@@ -11,6 +11,7 @@ from typing import Any
 import pointer_rl_schemas
 from pointer_rl.errors import InputError, PointerRLError
 from pointer_rl.json_stream import Flaw, Member
+from pointer_rl.records.fields import has_failed
 from pointer_rl.records.formats import read_meta, stream_members
 from pointer_rl.records.layouts import LAYOUTS, Layout, detect_layout
 from pointer_rl.records.shards import Shard, window_of
@@ -81,7 +82,7 @@ class _Run:
             self._add(member, _duplicate_key((), member.key))
         self._seen.add(member.key)
         for flaw in member.flaws:
-            self._add(member, _flaw(flaw))
+            self._add(member, _flaw(flaw, member.key))
         if member.key == "_meta":
             self._check_schema(self._meta_schema, member)
         elif not member.key:
@@ -116,7 +117,7 @@ class _Run:
         if isinstance(candidates, list):
             objects = [each for each in candidates if isinstance(each, dict)]
             self.report.candidates.update([str(each.get("gen_method")) for each in objects])
-            self.report.failed += len([each for each in objects if each.get("eval_failed") is True])
+            self.report.failed += len([each for each in objects if has_failed(each)])
 
     def _check_schema(self, schema: SchemaChecker, member: Member) -> list[Fault]:
         limit = min(_MAX_REPORTED, self._reported_left)
@@ -275,9 +276,9 @@ def _sound(member: Member, faults: list[Fault]) -> rules.Group | None:
     )
 
 
-def _flaw(flaw: Flaw) -> Fault:
+def _flaw(flaw: Flaw, key: str) -> Fault:
     if flaw.kind == "duplicate-key":
-        return _duplicate_key(flaw.path, flaw.path[-1])
+        return _duplicate_key(flaw.path, (key, *flaw.path)[-1])
     return Fault(
         "not-finite",
         flaw.path,

@@ -18,13 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pointer_rl.generate.pipeline import GenerateConfig, Generation
 
-from pointer_rl.datasets.leakage import AllowedRows
-from pointer_rl.registry import registry
+from pointer_rl.session.candidates import CandidateJob
 from pointer_rl.session.resolve import NoPolicy
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
-from pointer_rl.types import Pool
+from pointer_rl.types import Pool, Window
 
 
 @dataclass(frozen=True)
@@ -62,27 +60,25 @@ def measure(setting: Setting) -> Cost:
         )
     )
     examples = session.dataset.pool
-    judge = session.judge()
-    generation = Generation(
-        session.queries,
-        torch.zeros(setting.queries, 1),
-        Pool(examples, torch.zeros(len(examples), 1)),
-        AllowedRows(examples),
-        NoPolicy(),
-        {"random": registry().create("generator", "random", {"num": setting.candidates})},
-        judge,
-        GenerateConfig(shots=setting.shots),
+    job = CandidateJob(
+        session=session,
+        queries=session.queries,
+        embeddings=torch.zeros(setting.queries, 1),
+        pool=Pool(examples, torch.zeros(len(examples), 1)),
+        policy=NoPolicy(),
+        generators={"random": PluginRef("random", {"num": setting.candidates})},
+        shots=setting.shots,
+        seed=0,
     )
-    [window] = generation.windows()
-    proposed = generation.propose(window)
-    requests = [r for each in proposed for r in judge.requests(generation.trials(each))]
+    whole = range(setting.queries)
+    _, requests = job.first_requests(Window(whole, tuple(whole)))
     count = session.backend.count(requests)
     assert count.prompt_tokens is not None
     assert count.unique_tokens is not None
     images = {image.key for request in requests for image in request.prompt.images}
-    generation.judge(proposed[:4])  # warm
+    job.run(Window(whole, tuple(whole[:4])))  # warm
     start = time.process_time()
-    generation.judge(proposed)
+    job.run(Window(whole, tuple(whole)))
     seconds = time.process_time() - start
     return Cost(
         seconds, count.prompt_tokens, np.array([count.unique_tokens, len(images), len(requests)])

@@ -39,10 +39,10 @@ import torch
 import transformers
 from engine_limit import Bare, Needed, clock, one_thread, seconds_of
 from PIL import Image
-from pointer_rl.generate.pipeline import WINDOW
 
 from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.datasets.leakage import AllowedRows
+from pointer_rl.records.shards import WINDOW
 from pointer_rl.registry import registry
 from pointer_rl.session.proposing import propose
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
@@ -59,7 +59,7 @@ GOALS = {"scored": 15, "not scored": 6}
 LIMIT_GOAL, OVERHEAD_GOAL = 0.7, 0.1
 PARTS = {
     "images": (PatchCache, "_open"),
-    "text": (PromptEncoder, "encode"),
+    "text": (PromptEncoder, "tokenise"),
     "prefixes in": (PrefixStore, "write"),
     "prefixes out": (PrefixStore, "read"),
     "rows moved": (RowCache, "keep"),
@@ -242,7 +242,7 @@ def measure(world: World, name: str, bare: Bare | None) -> Bare:
     number = len(every)
     places = range(0, number, max(1, number // world.looped))[: world.looped]
     some = [every[place] for place in places]
-    [image] = PatchCache(checkpoint).find([("", some[0].prompt.images[0])])
+    image = PatchCache(checkpoint).get("", some[0].prompt.images[0])
     backend = Qwen2VLBackend(checkpoint)
     found = ask(backend, windows)  # Warm up.
     check(loop(checkpoint, some), [found[place] for place in places])

@@ -49,9 +49,9 @@ def measure(folder: Path, queries: int, output: str) -> None:
     """In a process of its own: print seconds, candidates and the most memory."""
     import numpy as np
     import torch
-    from pointer_rl.generate.pipeline import GenerateConfig
 
     from pointer_rl.generate.run import GenerateRun, run_generate
+    from pointer_rl.session.observer import Observer
     from pointer_rl.session.session import PluginRef, SessionOptions
 
     torch.set_num_threads(1)
@@ -72,18 +72,24 @@ def measure(folder: Path, queries: int, output: str) -> None:
             cache=folder / "responses.sqlite",
         ),
         generators=[PluginRef("random", {"num": CANDIDATES})],
-        config=GenerateConfig(),
     )
-    begun: list[float] = []
-    summary = run_generate(run, on_start=lambda queries, done: begun.append(time.process_time()))
-    seconds = time.process_time() - begun[0]
+
+    class Clock(Observer):
+        begun = 0.0
+
+        def start(self, total: int, done: int = 0) -> None:
+            self.begun = time.process_time()
+
+    clock = Clock()
+    summary = run_generate(run, clock)
+    seconds = time.process_time() - clock.begun
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         json.dumps(
             {
                 "seconds": seconds,
                 "candidates": summary.all.candidates,
-                "stored": summary.from_store,
+                "stored": summary.from_cache,
                 "limit": limit(folder, queries) if queries == SMALL else None,
                 "resident": resident,
             }

@@ -11,8 +11,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from pointer_rl.generate.pipeline import GenerateConfig
-
 from pointer_rl.cli.tables import format_table
 from pointer_rl.generate.run import GenerateRun, run_generate
 from pointer_rl.generate.summary import Tally
@@ -47,7 +45,7 @@ def main() -> None:
                     PluginRef("sample"),
                     PluginRef("random", {"num": 4}),
                 ],
-                config=GenerateConfig(shots=2),
+                shots=2,
             )
         )
         seconds = time.perf_counter() - start

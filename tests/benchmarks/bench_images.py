@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from pointer_rl_qwen2vl.cutting import PatchCutter
+from pointer_rl_qwen2vl.patches import PatchCutter
 
 SIZES = [(56, 56), (640, 480), (1024, 1024)]
 REPEATS = 7

@@ -2,9 +2,10 @@
 
     python tests/benchmarks/bench_proposals.py
 
-The loop is the seed guide's: every step of every beam and sample is a forward pass of its own that
-encodes the pool anew and replays what was chosen. Both give 5 beams and 2 samples at each of two
-temperatures, 2 shots, from a pool of 64 rows of 256 values; both must find the same pointers.
+The loop is the seed guide's: every step of every beam and sample is a separate forward pass, which
+encodes the pool again and replays the rows chosen so far. Both give 5 beams and 2 samples at each
+of two temperatures, 2 shots, from a pool of 64 rows of 256 values; both must find the same
+pointers.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from pointer_rl.selectors import (
+    PointerConfig,
     PointerSelector,
-    SelectorConfig,
     beam_search,
     initial_state,
     sample,
@@ -165,9 +166,7 @@ def gigaflops_per_second() -> float:
 
 @torch.no_grad()
 def main() -> None:
-    config = SelectorConfig(
-        d_model=D, hidden_dim=HIDDEN, num_layers=1, num_heads=1, history="gated"
-    )
+    config = PointerConfig(d_model=D, hidden_dim=HIDDEN, num_layers=1, num_heads=1, history="gated")
     selector = PointerSelector.seeded(config, 0).eval()
     random = torch.Generator().manual_seed(1)
     queries = torch.randn(QUERIES, D, generator=random)

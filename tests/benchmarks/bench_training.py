@@ -2,17 +2,16 @@
 
     python tests/benchmarks/bench_training.py
 
-Against the loop that one would write: the same selector, losses and steps of the optimizer (one
-every 32 queries), but one query at a time. Beside it, what else it could be compared with: that
-loop with a step for each query, as the ancestor's trainer has it; that loop with one candidate at a
-time, as the seed guide evaluates them; and the loop against batches of 128, a step every 128
-queries. A selector of one layer and hidden size 256, gated history, embeddings of 256 values, 2
-shots; once with a pool that all queries share, once with a pool of its own for each (64 of 512
-rows).
+The baseline is the obvious loop: the same selector, losses and optimizer steps (one every 32
+queries), but one query at a time. Three more comparisons: that loop with an optimizer step for each
+query, as in Lever-Plus's trainer; that loop with one candidate at a time, as in the seed guide; and
+batches of 128, with a step every 128 queries. The selector has one layer, hidden size 256, gated
+history, embeddings of 256 values and 2 shots. It runs once with a pool that all queries share, and
+once with a pool for each query (64 of 512 rows).
 
-One thread and its CPU time, so that who else uses the machine matters little. Each figure is the
-median of three; all are timed on fewer queries, loops on 320 and batches on 6,400, and scaled up.
-The limit is what the matrix products of the epoch (torch counts them) would take at the speed at
+It measures the CPU time of one thread, so that other users of the machine matter little. Each
+figure is the median of three, measured on fewer queries (loops 320, batches 6,400) and scaled up.
+The limit is the time that the epoch's matrix products (counted by torch) would take at the speed at
 which this machine multiplies [512, 256] by [256, 256].
 """
 
@@ -30,7 +29,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.flop_counter import FlopCounterMode
 
-from pointer_rl.selectors import PointerSelector, SelectorConfig, initial_state
+from pointer_rl.selectors import PointerConfig, PointerSelector, initial_state
 from pointer_rl.train import losses
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
@@ -68,7 +67,7 @@ def make_groups(own: bool) -> Groups:
 
 
 def selector() -> PointerSelector:
-    config = SelectorConfig(d_model=D, hidden_dim=D, num_layers=1, num_heads=1, history="gated")
+    config = PointerConfig(d_model=D, hidden_dim=D, num_layers=1, num_heads=1, history="gated")
     return PointerSelector.seeded(config, 0).eval()
 
 
@@ -84,7 +83,7 @@ def batches(groups: Groups, kind: str, size: int = SIZE, queries: int = BATCHED)
 
 
 def loop(groups: Groups, kind: str, size: int = SIZE, together: int = CANDIDATES) -> None:
-    """Queries one by one, a step every `size` of them; `together` candidates at a time."""
+    """One query at a time, `together` of its candidates at a time; a step every `size` queries."""
     policy = selector()
     old, reference = frozen(policy), frozen(policy)
     optimizer = torch.optim.AdamW(policy.parameters(), weight_decay=0.0)
@@ -143,7 +142,7 @@ def chosen(steps: list[list[Tensor]], parts: tuple[Tensor, ...]) -> Tensor:
 
 
 def seconds(queries: int, function: Callable[..., None], *arguments: object) -> float:
-    """Of an epoch, from the time that `function` takes for some queries."""
+    """CPU seconds of an epoch, extrapolated from the time that `function` takes for `queries`."""
     start = time.process_time()
     function(*arguments)
     return (time.process_time() - start) * QUERIES / queries
@@ -179,7 +178,7 @@ def main() -> None:
             }
             for arguments in runs.values():
                 seconds(*arguments)
-            # In turn, so that what slows the machine slows all of them.
+            # Interleaved, so that a slow phase of the machine affects all of them.
             rounds = [{each: seconds(*runs[each]) for each in runs} for _ in range(REPEATS)]
             times = {each: statistics.median(taken[each] for taken in rounds) for each in runs}
             batched = times["batches"]

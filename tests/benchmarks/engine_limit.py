@@ -17,10 +17,9 @@ from transformers.cache_utils import DynamicLayer
 
 from pointer_rl.types import Request, Response
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
-from pointer_rl_qwen2vl.continuations import AnswerTree
 from pointer_rl_qwen2vl.inputs import PromptEncoder
 from pointer_rl_qwen2vl.keyvalues import HeadShape
-from pointer_rl_qwen2vl.prefixes import find_prefixes
+from pointer_rl_qwen2vl.planning import AnswerTree, find_prefixes
 
 one_thread = torch.get_num_threads() == 1
 clock = time.process_time if one_thread else time.perf_counter
@@ -66,18 +65,17 @@ class Needed:
         for window in windows:
             numbers: dict[str, int] = {}
             prompts = []
-            token_ids = encoder.encode([request.prompt for request in window])
-            answers = encoder.encode_answers([request.score for request in window])
-            for request, prompt, scored in zip(window, token_ids, answers, strict=True):
+            for request in window:
                 shown = iter(request.prompt.images)
                 prompts.append(
                     [
                         numbers.setdefault(next(shown).key, -1 - len(numbers))
                         if token == checkpoint.image_token_id
                         else token
-                        for token in prompt
+                        for token in encoder.encode(request.prompt)
                     ]
                 )
+                scored = [encoder.encode_answer(answer) for answer in request.score]
                 tokens += len(AnswerTree.merge(scored, checkpoint.turn_end_id).token_ids)
             prompts.sort()
             plan = find_prefixes(prompts, width, 1)

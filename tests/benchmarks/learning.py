@@ -1,16 +1,15 @@
-"""What learning is worth on glyphs, for so many trials: `make bench-learning`.
+"""What training is worth on glyphs for a given number of trials: `make bench-learning`.
 
-For each seed (of dataset, lexicon and training) and each budget of trials: a policy trained on
-InfoScore beams (SFT), one trained on logged RL data (offline), and one that asks for half of its
-data itself (online). All answer the same test queries, beside the baselines. At the largest budget
-also the recipes of the guide and of the ancestor, with and without their GRPO. For the first seed,
-also: the policies of the largest budget at 1 to 4 shots, and with their demonstrations in reverse
-order; and, at the middle budget, what becomes of offline learning when one choice is made
-otherwise.
+For each seed (of dataset, lexicon and training) and each budget of trials it trains three policies:
+on InfoScore beams (SFT), on logged RL data (offline), and on data of which it asks half itself
+(online). All arms and baselines answer the same test queries. At the largest budget it also trains
+with the guide's recipe and the ancestor's training, each with and without GRPO. For the first seed,
+it also evaluates the policies of the largest budget at 1 to 4 shots and with their demonstrations
+in reverse order, and runs ablations of offline training at the middle budget.
 
     learning.py FOLDER [--seeds N] [--queries N]
 
-FOLDER keeps responses, data, policies and results: what is there is not made again.
+FOLDER keeps responses, data, policies and results; a second run continues from them.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from learning_tables import accuracy_table, draw, shots_table, versus_own_rce, v
 from pointer_rl.beams.run import BeamConfig, BeamRun, run_beams
 from pointer_rl.evaluate.run import EvaluateConfig, OpenedPolicy, evaluate, open_policy
 from pointer_rl.generate.run import GenerateRun, run_generate
-from pointer_rl.selectors import PointerSelector, SelectorConfig, save_selector
+from pointer_rl.selectors import PointerConfig, PointerSelector, save_selector
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.train.config import RECIPES, TrainConfig
 from pointer_rl.train.online import OnlineConfig, OnlineRun, run_online
@@ -168,7 +167,7 @@ class Bench:
 
     def untrained(self) -> Path:
         folder = self.folder / "untrained"
-        config = SelectorConfig(d_model=256, **THEIRS)
+        config = PointerConfig(d_model=256, **THEIRS)
         save_selector(folder, PointerSelector.seeded(config, self.seed))
         return folder
 

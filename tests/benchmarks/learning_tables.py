@@ -1,4 +1,4 @@
-"""What `learning.py` prints and draws of its evaluations, as `Evaluation.to_json` has them."""
+"""The tables and the figure of `learning.py`, from its evaluations (`Evaluation.to_json`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["accuracy_table", "draw", "shots_table", "versus_own_rce", "versus_sf
 
 
 def pooled(results: list[dict[str, Any]], shots: int, arm: str) -> np.ndarray:
-    """Accuracies of all seeds' queries, side by side."""
+    """The accuracies of all seeds' queries, concatenated."""
     return np.concatenate([each["accuracies"][str(shots)][arm] for each in results]).astype(float)
 
 
@@ -58,7 +58,7 @@ def versus_sft(results: list[dict[str, Any]], shots: int, budget: int) -> list[s
 
 
 def versus_own_rce(results: list[dict[str, Any]], shots: int, budget: int) -> list[str]:
-    """What GRPO adds, in the recipes that are not ours: to RCE, and of what RCE left."""
+    """What GRPO adds to RCE in the guide's and the ancestor's training."""
     lines = []
     for recipe in ("guide", "ancestor"):
         whole = pooled(results, shots, f"{recipe}'s recipe {budget:,}")

@@ -153,7 +153,7 @@ def test_export_replaces_only_when_told_and_leaves_nothing_half_written(cli, sto
     assert target.read_text() == "mine"
     assert cli("cache", "export", str(target), "--overwrite").exit_code == 0
     assert len(target.read_text().splitlines()) == 20
-    one_line(cli("cache", "export", str(target / "x.jsonl")), "x.jsonl", "cannot write")
+    one_line(cli("cache", "export", str(target / "x.jsonl")), "x.jsonl", "cannot be written")
     one_line(cli("cache", "export", str(tmp_path), "--overwrite"), "is a folder")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "responses.jsonl"]
 

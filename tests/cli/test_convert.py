@@ -264,7 +264,7 @@ GOOD = json.dumps(OLD["guide"]["q"])
         (f'{{"a": {GOOD}, "a": {GOOD}}}', "'a' occurs twice"),
         (f'{{"a": {GOOD}, "b": {{"beams": []}}}}', "'b': RL data and beam data in one file"),
         (f'{{"a": {GOOD}, "": {GOOD}}}', "query id ''"),
-        (f'{{"a": {GOOD}, "_meta": 3}}', "'_meta' is no object"),
+        (f'{{"a": {GOOD}, "_meta": 3}}', "'_meta' is not an object"),
         ('{"a": {"pointer_candidates": [], "x": 1e999}}', "'a' has a number that JSON cannot"),
         ('{"a": {"pointer_candidates": [], "x": NaN}}', "not finite at a/x"),
         (f'{{"a": {GOOD}, "b', "the JSON ends too early"),

@@ -10,13 +10,13 @@ import torch
 
 from pointer_rl.datasets.embeddings import load_embeddings, save_embeddings
 from pointer_rl.evaluate.measure import EvaluationJob
-from pointer_rl.selectors import PointerSelector, SelectorConfig, save_selector
+from pointer_rl.selectors import PointerConfig, PointerSelector, save_selector
 from pointer_rl.selectors.bundle import BundleInfo, EncoderInfo, load_bundle, save_bundle
 
 
 def selector(seed=0, dim=6):
     return PointerSelector.seeded(
-        SelectorConfig(d_model=dim, hidden_dim=4, num_layers=1, num_heads=1, history="gated"), seed
+        PointerConfig(d_model=dim, hidden_dim=4, num_layers=1, num_heads=1, history="gated"), seed
     )
 
 

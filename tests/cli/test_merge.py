@@ -124,6 +124,18 @@ def test_a_complete_shard_is_not_said_to_have_been_ended_early(folder, cli):
     assert "1 of 3 queries: the run was ended early" in cli("validate", "rl.1.json").output
 
 
+def test_windows_are_counted_in_queries(folder, cli):
+    meta = META | {"window": 2}
+    shards(folder, 7, 2, meta=meta)
+    content = json.loads((folder / "rl.1.json").read_text())
+    aside = {"_meta": content.pop("_meta"), "_aside": 1, **content}
+    (folder / "rl.1.json").write_text(json.dumps(aside))
+    result = cli("merge", "rl.1.json", "rl.2.json", "--output-path", "all.json")
+    assert result.exit_code == 0, result.output
+    keys = [key for key, _ in stream_records(folder / "all.json") if not key.startswith("_")]
+    assert keys == [f"q{row}" for row in range(7)]
+
+
 def test_what_is_no_query_is_kept_once(folder, cli):
     for name in ("a.json", "b.json"):
         (folder / name).write_text(json.dumps({"_stats": [1], name: record(1)}))
@@ -197,6 +209,8 @@ def test_a_query_twice_in_one_file_is_refused(folder, cli):
     text = json.dumps(record(1))
     (folder / "a.json").write_text(f'{{"q": {text}, "q": {text}}}')
     refused(cli("merge", "a.json", "--output-path", "b.json"), "a.json: 'q' occurs twice")
+    (folder / "a.json").write_text(f'{{"_meta": {{"a": 1}}, "q": {text}, "_meta": {{"a": 2}}}}')
+    refused(cli("merge", "a.json", "--output-path", "b.json"), "a.json: '_meta' occurs twice")
 
 
 def test_names_that_do_not_fit_are_refused(folder, cli):

@@ -21,7 +21,7 @@ import torch
 from pointer_rl.datasets.embeddings import load_embeddings, save_embeddings
 from pointer_rl.hookspecs import hookimpl
 from pointer_rl.registry import registry
-from pointer_rl.selectors import PointerSelector, SelectorConfig
+from pointer_rl.selectors import PointerConfig, PointerSelector
 from pointer_rl.selectors.bundle import BundleInfo, EncoderInfo, load_bundle, save_bundle
 from pointer_rl.selectors.selecting import Policy
 from pointer_rl.session import resolve
@@ -112,7 +112,7 @@ class Place:
     def bundle(self, folder: str, pool: str) -> None:
         """An untrained policy over the pool of that embeddings file."""
         embeddings = load_embeddings(self.folder / pool)
-        config = SelectorConfig(d_model=4, hidden_dim=4, num_layers=1, num_heads=1, history="gated")
+        config = PointerConfig(d_model=4, hidden_dim=4, num_layers=1, num_heads=1, history="gated")
         save_bundle(
             self.folder / folder,
             PointerSelector.seeded(config, 0),
@@ -280,7 +280,7 @@ def test_the_how_tos_commands_run(place):
 
 def test_the_folder_is_a_checkpoint_for_generate(world, tmp_path):
     embeddings = load_embeddings(world.cand_emb)
-    config = SelectorConfig(d_model=6, hidden_dim=4, num_layers=1, num_heads=1, history="gated")
+    config = PointerConfig(d_model=6, hidden_dim=4, num_layers=1, num_heads=1, history="gated")
     save_bundle(
         tmp_path / "policy",
         PointerSelector.seeded(config, 0),

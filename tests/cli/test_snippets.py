@@ -80,7 +80,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "gpus": {"pytest tests/gpu": "needs a GPU"},
     "long-runs": {
-        "pointer-rl: interrupted: 256 queries are in rl.partial.jsonl; the same command goes on"
+        "pointer-rl: interrupted: 256 queries are in rl.partial.jsonl; the same command continues"
         " from there": "nobody presses Ctrl-C here; test_generate_resume.py does",
     },
     "old-data": {
@@ -142,7 +142,7 @@ SMALLER: dict[str, dict[str, str]] = {
         "train --beam": "train --rce-epochs 3 --grpo-lr 1e-3 --beam",
         "split=test": "split=test --limit 10",
         "--max-calls 20000": "--max-calls 100 --rounds 1",
-        "--max-calls 10000": "--max-calls 700",
+        "--max-calls 10000": "--max-calls 700 --limit 6",
     },
 }
 """Page → sizes → smaller ones for the default suite, and what else they make the page show."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,12 +104,12 @@ def one_line(result, *parts):
 
 
 def test_a_bundle_a_line_an_epoch_and_a_verdict(place):
-    *epochs, verdict, tied, wrote = succeeds(place.run())
+    *epochs, verdict, share, wrote = succeeds(place.run())
     assert [line.split()[:2] for line in epochs] == [
         *(["start", "0"], ["rce", "1"], ["rce", "2"], ["grpo", "1"]),
     ]
     assert verdict.startswith(("held-out expected reward ", "it learned nothing"))
-    assert tied == "0% of the groups are tied and taught nothing" or tied.split("%")[0].isdigit()
+    assert re.fullmatch(r"\d+% of the groups have zero variance and taught nothing", share)
     assert wrote == "wrote out"
     lines = place.metrics()
     assert [line["stage"] for line in lines] == ["start", "rce", "rce", "grpo"]
@@ -279,9 +280,27 @@ def changed(place, change):
     return "changed.json"
 
 
+def test_what_is_left_out_is_said(place):
+    def fail_one(candidate):
+        if candidate["pointer"][0] == 3:
+            return {
+                **{key: candidate[key] for key in ("pointer", "gen_method")},
+                **{"eval_failed": True, "eval_error": "too long"},
+            }
+        return candidate
+
+    some = [each for record in place.records.values() for each in record["pointer_candidates"]]
+    number = sum(each["pointer"][0] == 3 for each in some)
+    output = succeeds(place.run(data=changed(place, fail_one)))
+    assert 0 < number < len(some)
+    assert output[0] == (
+        f"changed.json: {number} candidates whose trial failed and 0 without a reward are left out"
+    )
+
+
 def test_data_that_cannot_be_learned_from(place):
-    tied = changed(place, lambda each: {**each, "vqa_correct": 1, "vqa_acc_score": 1.0})
-    one_line(place.run(data=tied), "changed.json: every group is tied")
+    same = changed(place, lambda each: {**each, "vqa_correct": 1, "vqa_acc_score": 1.0})
+    one_line(place.run(data=same), "changed.json: every group has zero variance")
     unjudged = changed(place, lambda each: {"pointer": each["pointer"], "gen_method": "random"})
     one_line(place.run(data=unjudged), "changed.json: no candidate with a reward in it")
     one_line(place.run("--shots", "3"), "have 2 demonstrations and --shots 3")
@@ -295,7 +314,7 @@ def test_data_that_cannot_be_learned_from(place):
 
 def test_embeddings_that_are_not_the_datas(place):
     one_line(place.run(embeddings=False), "give --query-emb and --cand-emb", "--img-emb")
-    one_line(place.run("--img-emb", "c.safetensors"), "--img-emb embeds queries and pool")
+    one_line(place.run("--img-emb", "c.safetensors"), "give either --img-emb, or --query-emb")
     embeddings = load_embeddings(place.folder / "q.safetensors")
     path = place.folder / "q.safetensors"
     save_embeddings(path, embeddings.vectors, [f"other {i}" for i in range(40)], "encoder one")
@@ -328,7 +347,7 @@ def test_a_loss_that_is_no_number(place):
         (("--held-out", "1"), "held_out is 1.0"),
         (("--clip", "-1"), "clip is -1.0"),
         (("--kl-beta", "nan"), "kl_beta is nan"),
-        (("--heads", "3"), "8 is no multiple of 3 heads; give --heads or --hidden-dim"),
+        (("--heads", "3"), "8 is no multiple of 3 heads: give --heads or --hidden-dim"),
         (("--selector-opt", "d_model=3"), "d_model: it is the size of the embeddings"),
         (("--selector-opt", "num_layers=2"), "--selector-opt num_layers: given twice"),
         (("--selector-opt", "depth=2"), "selector pointer has no option 'depth'"),
@@ -374,10 +393,11 @@ def test_sft_on_beams_by_likelihood(place, cli):
     succeeds(place.run("--sft-ckpt", "out", output="rl"))
 
 
-def test_sft_on_rl_data_is_chosen_by_reward_and_tied_groups_teach(place):
-    verdict, tied, _ = succeeds(place.run(command="sft"))[-3:]
+def test_sft_on_rl_data_is_chosen_by_reward_and_zero_variance_groups_teach(place):
+    start, *_, verdict, share, _ = succeeds(place.run(command="sft"))
+    assert "held-out reward" in start
     assert "held-out expected reward" in verdict
-    assert tied.startswith("0% of the groups are tied")
+    assert share.startswith("0% of the groups have zero variance")
     same = changed(place, lambda each: {**each, "vqa_correct": 1, "vqa_acc_score": 1.0})
     succeeds(place.run(command="sft", data=same, output="same"))
     one_line(place.run("--temperature", "0", command="sft", output="no"), "must be above 0")
@@ -566,12 +586,12 @@ def answers_nonsense(monkeypatch, backend, trials):
     monkeypatch.setattr(backend, "run", spoilt)
 
 
-def test_a_tied_first_round_is_told_and_the_next_one_is_asked(online, cli, monkeypatch):
+def test_a_zero_variance_first_round_is_told_and_the_next_one_is_asked(online, cli, monkeypatch):
     answers_nonsense(monkeypatch, CopyBackend, 48)
     output = succeeds(online.run())
     asked = online.asked()
     assert 48 < asked <= 96
-    assert output[0] == "round 1: every group is tied: its trials teach nothing"
+    assert output[0] == "round 1: every group has zero variance and taught nothing"
     lines = [json.loads(line) for line in online.written()["metrics.jsonl"].splitlines()]
     assert {line["round"] for line in lines} == {2}
     rounds = sorted((online.world.folder / "policy" / "rounds").iterdir())

@@ -232,7 +232,7 @@ def test_the_kit_passes_what_is_sound_and_finds_what_is_not(environment, acme):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["acme"], "acme stands in several kinds: write backend:acme or prompt:acme or"),
+        (["acme"], "acme is registered for several kinds: write backend:acme or prompt:acme or"),
         (["acme-cloud"], "needs the package acme_sdk: pip install 'acme[sdk]'"),
         (["dataset:acme"], "dataset acme needs the option path (give key=value)"),
         (["backend:acme", "--opt", "defualt=x"], "did you mean 'default'?"),

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from pointer_rl.selectors import PointerSelector, SelectorConfig, SelectorPolicy
+from pointer_rl.selectors import PointerConfig, PointerSelector, SelectorPolicy
 from pointer_rl.testing import batch, example, pool
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-CONFIG = SelectorConfig(d_model=16, hidden_dim=32, num_layers=2, num_heads=2, history="gated")
+CONFIG = PointerConfig(d_model=16, hidden_dim=32, num_layers=2, num_heads=2, history="gated")
 
 
 def test_beams_and_samples_are_those_of_the_cpu():

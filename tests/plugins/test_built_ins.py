@@ -14,7 +14,7 @@ from fault_server import FaultServer
 from tiny_clip import make_clip
 
 from pointer_rl.registry import KINDS, registry
-from pointer_rl.selectors import PointerSelector, SelectorConfig, save_selector
+from pointer_rl.selectors import PointerConfig, PointerSelector, save_selector
 from pointer_rl.testing import Result, find_tests, tiny_dataset
 
 pytestmark = pytest.mark.filterwarnings(
@@ -136,7 +136,7 @@ def a_clip(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def a_policy(tmp_path: Path) -> dict[str, Any]:
-    config = SelectorConfig(d_model=4, hidden_dim=4, num_layers=1, num_heads=1, history="static")
+    config = PointerConfig(d_model=4, hidden_dim=4, num_layers=1, num_heads=1, history="static")
     save_selector(tmp_path, PointerSelector.seeded(config, seed=0))
     return {"path": str(tmp_path)}
 

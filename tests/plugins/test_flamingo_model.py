@@ -10,11 +10,10 @@ import transformers
 from torch import Tensor
 from transformers import CLIPVisionConfig, GenerationConfig, GPTNeoXConfig, MptConfig
 
-from pointer_rl_flamingo.cross_attention import GatedCrossAttention
+from pointer_rl_flamingo.attention import GatedCrossAttention, PerceiverResampler
 from pointer_rl_flamingo.language import MptLanguageModel
 from pointer_rl_flamingo.model import OpenFlamingoConfig, OpenFlamingoModel
 from pointer_rl_flamingo.openflamingo import assemble
-from pointer_rl_flamingo.resampler import PerceiverResampler
 
 IMAGE = 7
 """<image>, in token sequences of this file."""

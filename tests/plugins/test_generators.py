@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pointer_rl.errors import InputError
-from pointer_rl.selectors import PointerSelector, SelectorConfig, SelectorPolicy
+from pointer_rl.selectors import PointerConfig, PointerSelector, SelectorPolicy
 from pointer_rl.types import NO_ROW, Decoded, Example, Pool, QueryBatch
 from pointer_rl_standard.generators import (
     BeamGenerator,
@@ -29,7 +29,7 @@ from pointer_rl_standard.options import (
 
 POLICY = SelectorPolicy(
     PointerSelector.seeded(
-        SelectorConfig(
+        PointerConfig(
             d_model=5, hidden_dim=4, num_layers=1, num_heads=1, history="gated", temperature=0.3
         ),
         0,

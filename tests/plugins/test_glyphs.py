@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pointer_rl.errors import InputError
 from pointer_rl.registry import registry
+from pointer_rl_glyphs.command import export_vqa, reading_options
 from pointer_rl_glyphs.dataset import draw_split, load_glyphs
 from pointer_rl_glyphs.images import SIZE, GlyphImage
 from pointer_rl_glyphs.lexicon import (
@@ -21,7 +22,6 @@ from pointer_rl_glyphs.lexicon import (
 )
 from pointer_rl_glyphs.options import GlyphsOptions
 from pointer_rl_glyphs.questions import WORDINGS
-from pointer_rl_glyphs.vqa_export import export_vqa, reading_options
 
 SMALL = GlyphsOptions(pool_size=40, train_size=30, validation_size=5, test_size=20)
 

@@ -125,7 +125,7 @@ def small(monkeypatch, steps=5):
     monkeypatch.setattr("pointer_rl_glyphs.training.train.BLOCKS_PER_STEP", 12)
     monkeypatch.setattr("pointer_rl_glyphs.training.train.CHECKPOINT_EVERY", 2)
     monkeypatch.setattr("pointer_rl_glyphs.training.train.CASES", CASES[:1])
-    return Trainer(seed=1, vision_steps=2, reading_steps=1, joint_steps=steps - 3, copies=1)
+    return Trainer(seed=1, vision_steps=2, reading_steps=1, joint_steps=steps - 3, images=1)
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatch, capsys):

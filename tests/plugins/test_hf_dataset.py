@@ -19,8 +19,8 @@ from PIL import Image
 
 from pointer_rl.errors import InputError, MissingExtraError
 from pointer_rl.registry import registry
-from pointer_rl_standard.dataset_options import HFOptions
 from pointer_rl_standard.hf_dataset import load_hf
+from pointer_rl_standard.options import HFOptions
 
 datasets = pytest.importorskip("datasets")
 

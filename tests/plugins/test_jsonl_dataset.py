@@ -15,9 +15,9 @@ from PIL import Image
 
 from pointer_rl.datasets.images import ImageFile
 from pointer_rl.errors import InputError
-from pointer_rl_standard.dataset_options import JSONLOptions
 from pointer_rl_standard.example_fields import read_answers
 from pointer_rl_standard.jsonl_dataset import load_jsonl
+from pointer_rl_standard.options import JSONLOptions
 
 CAT = {"image": "cat.png", "question": "what animal?", "answers": ["cat", "kitten", "cat"]}
 DOG = {"image": "dog.png", "question": "what animal?", "answer": "dog"}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pointer_rl_openai.asking import Asker
 from pointer_rl_openai.pacing import ConcurrencyLimit, Slots, backoff_seconds, retry_after
-from pointer_rl_openai.transport import Answer, Call, Failure
+from pointer_rl_openai.transport import Call, CallError
 
 # --- the limit ---
 
@@ -143,23 +143,26 @@ def test_any_header_is_a_number_or_nothing(text):
 # --- asking ---
 
 CALL = Call(url="http://there/", read=lambda reply: reply)
-BUSY = Failure(message="busy", again=True, busy=True, status=429)
-BROKEN = Failure(message="broken", again=True, status=500)
-SLOW = Failure(message="slow", again=True, busy=True)
-NOBODY = Failure(message="nobody there", again=True, unreachable=True)
+BUSY = CallError("busy", again=True, busy=True, status=429)
+BROKEN = CallError("broken", again=True, status=500)
+SLOW = CallError("slow", again=True, busy=True)
+NOBODY = CallError("nobody there", again=True, unreachable=True)
 
 
 class Script:
     """A transport that gives its results in turn, the last for ever."""
 
-    def __init__(self, *results: Answer[str] | Failure) -> None:
+    def __init__(self, *results: str | CallError) -> None:
         self.results = list(results)
         self.sent = 0
 
-    async def send(self, call: Call[str]) -> Answer[str] | Failure:
+    async def send(self, call: Call[str]) -> str:
         self.sent += 1
         await asyncio.sleep(0)
-        return self.results.pop(0) if len(self.results) > 1 else self.results[0]
+        result = self.results.pop(0) if len(self.results) > 1 else self.results[0]
+        if isinstance(result, CallError):
+            raise result
+        return result
 
 
 def ask(script: Script, number: int = 1, **options: object) -> list[object]:
@@ -168,14 +171,15 @@ def ask(script: Script, number: int = 1, **options: object) -> list[object]:
     async def main() -> list[object]:
         limit = ConcurrencyLimit(options.pop("ceiling", 1))
         asker = Asker(script, limit, **{"retries": 2, "backoff": 1e-4, **options})
-        return await asyncio.gather(*(asker.ask(CALL) for _ in range(number)))
+        calls = (asker.ask(CALL) for _ in range(number))
+        return await asyncio.gather(*calls, return_exceptions=True)
 
     return asyncio.run(main())
 
 
 @pytest.mark.parametrize("failure", [BUSY, BROKEN, SLOW, NOBODY], ids=lambda each: each.message)
 def test_a_call_is_repeated_as_often_as_allowed(failure):
-    script = Script(failure, failure, Answer("at last"))
+    script = Script(failure, failure, "at last")
     assert ask(script) == ["at last"]
     script = Script(failure)
     [result] = ask(script)
@@ -184,17 +188,17 @@ def test_a_call_is_repeated_as_often_as_allowed(failure):
 
 
 def test_what_no_repetition_mends_is_not_repeated():
-    script = Script(Failure(message="wrong", status=400))
+    script = Script(CallError("wrong", status=400))
     [result] = ask(script)
     assert (script.sent, result.message) == (1, "wrong")
 
 
 def test_a_refusal_while_others_are_answered_does_not_count():
     """Of two calls that take turns, one is refused five times, with two repetitions allowed."""
-    results = [each for _ in range(5) for each in (BUSY, Answer("other"))]
-    assert ask(Script(*results, Answer("mine")), 6) == unordered(["other"] * 5 + ["mine"])
+    results = [each for _ in range(5) for each in (BUSY, "other")]
+    assert ask(Script(*results, "mine"), 6) == unordered(["other"] * 5 + ["mine"])
     # Other failures count, whatever becomes of the others.
-    results = [each for _ in range(5) for each in (BROKEN, Answer("other"))]
+    results = [each for _ in range(5) for each in (BROKEN, "other")]
     assert len([each for each in ask(Script(*results, BROKEN), 6) if each == "other"]) == 5
 
 
@@ -220,17 +224,15 @@ def test_without_a_server_the_others_are_not_tried():
 
 
 def test_a_server_that_answered_meanwhile_is_not_gone():
-    script = Script(NOBODY, Answer("here"), NOBODY, Answer("here"))
+    script = Script(NOBODY, "here", NOBODY, "here")
     assert ask(script, 20, retries=1).count("here") >= 19
 
 
 def test_a_refusal_is_held_against_all():
     async def main() -> float:
         loop = asyncio.get_running_loop()
-        refusal = Failure(message="wait", again=True, busy=True, status=429, wait=0.05)
-        asker = Asker(
-            Script(refusal, Answer("a"), Answer("b")), ConcurrencyLimit(1), retries=2, backoff=1e-4
-        )
+        refusal = CallError("wait", again=True, busy=True, status=429, wait=0.05)
+        asker = Asker(Script(refusal, "a", "b"), ConcurrencyLimit(1), retries=2, backoff=1e-4)
         began = loop.time()
         await asyncio.gather(asker.ask(CALL), asker.ask(CALL))
         return loop.time() - began

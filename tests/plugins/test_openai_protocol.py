@@ -16,9 +16,9 @@ from PIL import Image
 from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.errors import InputError
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request
-from pointer_rl_openai import OpenAIOptions, create_backend, images, protocol, scoring
+from pointer_rl_openai import OpenAIOptions, chats, create_backend, images, scoring
 from pointer_rl_openai.images import ImageUrls
-from pointer_rl_openai.transport import BadReplyError
+from pointer_rl_openai.transport import CallError
 
 # --- images ---
 
@@ -181,8 +181,8 @@ REPLY = st.fixed_dictionaries(
 @given(JSON | REPLY)
 def test_any_reply_is_a_completion_or_an_error(reply):
     try:
-        completion = protocol.read_completion(reply)
-    except BadReplyError:
+        completion = chats.read_completion(reply)
+    except CallError:
         return
     assert completion.text == reply["choices"][0]["message"]["content"]
     assert 0 <= completion.usage.prompt_tokens < 2**63
@@ -194,7 +194,7 @@ def test_any_log_probability_is_a_number_or_an_error(entry, value):
     for each in (entry, {"7": entry}, {"7": {"logprob": value}}):
         try:
             logprob = scoring.logprob_of(each, 7)
-        except BadReplyError:
+        except CallError:
             continue
         assert abs(logprob) < float("inf")
 
@@ -204,6 +204,6 @@ def test_any_tokens_are_integers_or_an_error(reply, tokens):
     for each in (reply, {"tokens": tokens}):
         try:
             read = scoring.read_tokens(each)
-        except BadReplyError:
+        except CallError:
             continue
         assert all(isinstance(token, int) for token in read)

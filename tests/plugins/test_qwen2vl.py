@@ -12,12 +12,12 @@ import transformers
 from qwen_reference import Reference, ask, make_image
 
 from pointer_rl.types import Decoding, Message, Prompt, Request, Response
-from pointer_rl_qwen2vl import Qwen2VLOptions, create_backend, inputs
+from pointer_rl_qwen2vl import Qwen2VLOptions, create_backend
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend
 from pointer_rl_qwen2vl.checkpoint import load_checkpoint
+from pointer_rl_qwen2vl.inputs import PromptEncoder
 from pointer_rl_qwen2vl.patches import PatchCache
-from pointer_rl_qwen2vl.plain import PlainEngine
-from pointer_rl_qwen2vl.requests import TokenisedRequest
+from pointer_rl_qwen2vl.plain import PlainModel
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 GREEDY = Decoding(max_new_tokens=6)
@@ -207,13 +207,9 @@ def test_inputs_are_the_official_processors(checkpoint, tiny_qwen):
     pytest.importorskip("torchvision")
     folder = tiny_qwen("qwen2_5_vl")
     processor = transformers.AutoProcessor.from_pretrained(folder, backend="pil")
-    encoder = inputs.PromptEncoder(checkpoint)
-    engine = PlainEngine(checkpoint, PatchCache(checkpoint), 1024)
+    model = PlainModel(checkpoint, PromptEncoder(checkpoint), PatchCache(checkpoint))
     for prompt in PROMPTS:
-        [token_ids] = encoder.encode([prompt])
-        images = tuple((each.key, each) for each in prompt.images)
-        encoded = engine.encode(TokenisedRequest(0, token_ids, images, []))
-        ours = engine.arguments([(encoded.prompt, ())])
+        ours = model.arguments([(model.encode(prompt), ())])
         conversation = [
             {
                 "role": message.role,

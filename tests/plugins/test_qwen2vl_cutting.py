@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from pointer_rl_qwen2vl.cutting import PatchCutter
+from pointer_rl_qwen2vl.patches import PatchCutter
 
 PROCESSORS = [
     Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 30}),

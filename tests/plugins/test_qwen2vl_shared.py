@@ -153,7 +153,7 @@ def test_each_image_and_each_shared_token_is_computed_once(checkpoint):
     second = len(checkpoint.tokenizer("<|vision_end|>what? cat\n<|vision_start|>")["input_ids"])
     sizes = {image.key: 0 for image in (ONE, WIDE)}
     for image in (ONE, WIDE):
-        [cut] = PatchCache(checkpoint).find([(image.key, image)])
+        cut = PatchCache(checkpoint).get(image.key, image)
         sizes[image.key] = cut.tokens
     saved = 2 * (common + sizes[ONE.key]) + second + sizes[WIDE.key]
     assert sum(tokens) == alone - saved + len(SHARING[:3])  # and an answer of one token each
@@ -177,12 +177,11 @@ def test_images_may_be_opened_ahead(checkpoint, monkeypatch, ahead):
     store = vision.FeatureStore(checkpoint, PatchCache(checkpoint), 0, ahead=ahead)
     for _ in range(2):
         store.begin(images)
-        sizes = [
-            each if isinstance(each, str) else len(each.embeds)
-            for each in map(store.get, (0, 1, 2, 3, 4, 0))
-        ]
-        assert "broken.png" in sizes.pop(1)
-        assert sizes == [4, 8, 4, 3, 4]
+        assert len(store.get(0).embeds) == 4
+        with pytest.raises(InputError, match=r"broken\.png"):
+            store.get(1)
+        sizes = [len(store.get(index).embeds) for index in (2, 3, 4, 0)]
+        assert sizes == [8, 4, 3, 4]
         store.end()
         store.begin(images)
         store.get(0)
@@ -274,18 +273,16 @@ def test_tokens_are_counted_as_distinct_beginnings(checkpoint):
     patches = PatchCache(checkpoint)
     whole = unique = 0
     beginnings: set[tuple[object, ...]] = set()
-    for request, tokens in zip(asked, encoder.encode([r.prompt for r in asked]), strict=True):
-        assert isinstance(tokens, list)
+    for request in asked:
         images = iter(request.prompt.images)
         elements = [
-            next(images) if token == checkpoint.image_token_id else token for token in tokens
+            next(images) if token == checkpoint.image_token_id else token
+            for token in encoder.encode(request.prompt)
         ]
         widths = [
-            1 if isinstance(each, int) else next(patches.find([(each.key, each)])).tokens
-            for each in elements
+            1 if isinstance(each, int) else patches.get(each.key, each).tokens for each in elements
         ]
-        [answers] = encoder.encode_answers([request.score])
-        assert isinstance(answers, list)
+        answers = [encoder.encode_answer(answer) for answer in request.score]
         whole += sum(widths) + sum(map(len, answers))
         unique += len({tuple(a[: end + 1]) for a in answers for end in range(len(a))})
         unique += widths[-1]  # the last element is each prompt's own

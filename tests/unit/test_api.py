@@ -12,11 +12,11 @@ import torch
 
 import pointer_rl
 from pointer_rl.errors import InputError, PluginError
-from pointer_rl.selectors import PointerSelector, SelectorConfig
+from pointer_rl.selectors import PointerConfig, PointerSelector
 from pointer_rl.testing import FakeBackend, example
 from pointer_rl.types import BackendError
 
-CONFIG = SelectorConfig(d_model=8, hidden_dim=8, num_layers=1, num_heads=1, history="gated")
+CONFIG = PointerConfig(d_model=8, hidden_dim=8, num_layers=1, num_heads=1, history="gated")
 
 
 @pytest.fixture

@@ -12,14 +12,20 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from toy_selectors import StoppingSelector, installed
 
 import pointer_rl
 from pointer_rl.datasets.embed import digest_ids
-from pointer_rl.datasets.embeddings import Embeddings, load_embeddings, save_embeddings
+from pointer_rl.datasets.embeddings import (
+    Embeddings,
+    digest_vectors,
+    load_embeddings,
+    save_embeddings,
+)
 from pointer_rl.errors import InputError
 from pointer_rl.selectors import (
+    PointerConfig,
     PointerSelector,
-    SelectorConfig,
     SelectorPolicy,
     initial_state,
     load_selector,
@@ -54,7 +60,7 @@ def vectors(rows: int, seed: int, dim: int = DIM) -> torch.Tensor:
 
 
 def selector(seed: int = 0, dim: int = DIM) -> PointerSelector:
-    config = SelectorConfig(
+    config = PointerConfig(
         d_model=dim, hidden_dim=8, num_layers=1, num_heads=2, history="gated", dropout=0.2
     )
     return PointerSelector.seeded(config, seed)
@@ -100,7 +106,11 @@ def test_what_was_saved_is_loaded(folder: Path) -> None:
 
 def test_what_is_named_is_described(folder: Path) -> None:
     document = json.loads((folder / "bundle.json").read_text())
-    assert document["pool"] == {"size": SIZE, "sha256": digest_ids(POOL_IDS)}
+    assert document["pool"] == {
+        "size": SIZE,
+        "sha256": digest_ids(POOL_IDS),
+        "vectors_sha256": digest_vectors(vectors(SIZE, 1)),
+    }
     assert document["queries"] == {"number": 2, "sha256": digest_ids(QUERY_IDS)}
     assert document["policy"]["sha256"] == SelectorPolicy(selector()).hash
 
@@ -254,6 +264,8 @@ def test_parts_of_other_bundles_are_refused(folder: Path, tmp_path: Path) -> Non
     refused(folder, "pool.safetensors")
     save_embeddings(folder / "pool.safetensors", vectors(SIZE, 1, dim=5), POOL_IDS, "toy 1")
     refused(folder, "pool.safetensors")
+    save_embeddings(folder / "pool.safetensors", vectors(SIZE, 9), POOL_IDS, "toy 1")
+    refused(folder, "pool.safetensors")
 
 
 # --- the card ---
@@ -267,6 +279,13 @@ def test_the_card_says_what_the_bundle_is(folder: Path) -> None:
     ):
         assert words in card
     assert "None" not in card
+
+
+def test_the_card_of_a_policy_that_may_stop_says_so(tmp_path: Path) -> None:
+    config = PointerConfig(d_model=DIM, num_layers=1, num_heads=1)
+    with installed():
+        save_bundle(tmp_path, StoppingSelector(config), vectors(SIZE, 1), POOL_IDS, INFO, QUERY_IDS)
+    assert "up to 2 of a pool of 7 examples" in (tmp_path / "README.md").read_text()
 
 
 def test_an_evaluation_is_written_in_and_nothing_else_changes(folder: Path) -> None:

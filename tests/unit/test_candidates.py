@@ -16,7 +16,7 @@ from pointer_rl.session.candidates import CandidateJob
 from pointer_rl.session.judge import Judge
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.session import PluginRef, SessionOptions
-from pointer_rl.session.windows import Budget, InProcess, run_windows, windows_of
+from pointer_rl.session.windows import Budget, InProcess, run_windows
 from pointer_rl.testing import EqualMetric, FakeBackend, PlainPrompt, example, pool
 from pointer_rl.types import BackendError, Candidate, Window
 
@@ -39,6 +39,7 @@ class Growing:
     """A search that adds a row to its pointer until an answer is correct."""
 
     budget = 3
+    any_length = True
 
     def __init__(self, ask_again=False):
         self.told = []
@@ -101,8 +102,8 @@ def make_job(number=7, backend=None, generators=None, **options):
 
 def run(job, window=128, budget=None):
     records = {}
-    windows = windows_of(len(job.queries), window)
-    for found in run_windows(job, windows, InProcess(), None, Observer(), budget):
+    number = len(job.queries)
+    for found in run_windows(job, window, InProcess(), job.session, queries=number, budget=budget):
         records.update(found)
     return records
 
@@ -186,7 +187,7 @@ def test_calls_are_bounded_before_a_window_begins():
     with pytest.raises(InputError, match="a window of 3 queries may take 6 trials"):
         run(fresh, 3, Budget(max_calls=5, most_calls=fresh.most_calls))
     searching = make_job(2, generators={"growing": Growing()}, shots=3)
-    assert searching.most_calls(Window(range(2), (0, 1))) == 2 + 2 * Growing.budget
+    assert searching.most_calls(Window(range(2), (0, 1))) == 2 * Growing.budget
 
 
 def test_the_order_of_shots_and_windows_is_checked():

@@ -14,8 +14,8 @@ from toy_selectors import StoppingSelector, ToyConfig, ToySelector, installed
 
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.selectors import (
+    PointerConfig,
     PointerSelector,
-    SelectorConfig,
     SelectorPolicy,
     create_selector,
     load_selector,
@@ -30,7 +30,7 @@ OLD = Path(__file__).parents[1] / "data" / "versions" / "policies"
 
 def make(**changes):
     sizes = {"d_model": 12, "hidden_dim": 8, "num_layers": 2, "num_heads": 1, "history": "gated"}
-    return PointerSelector.seeded(SelectorConfig(**{**sizes, **changes}), 3)
+    return PointerSelector.seeded(PointerConfig(**{**sizes, **changes}), 3)
 
 
 def expect_same(loaded, selector):
@@ -148,7 +148,7 @@ def test_heads_are_taken_from_the_argument_and_logged_when_assumed(tmp_path, cap
 def test_heads_that_contradict_the_saved_ones_are_refused(tmp_path):
     save_selector(tmp_path, make(num_heads=2))
     assert load_selector(tmp_path, num_heads=2).config.num_heads == 2
-    expect_refused(tmp_path, "saved with 2 heads; 4", num_heads=4)
+    expect_refused(tmp_path, "saved with num_heads=2; 4", num_heads=4)
 
 
 def test_a_config_of_another_program_beside_the_file_is_not_read(tmp_path):
@@ -317,7 +317,7 @@ def test_a_bundle_of_57b4359_is_read():
 
 def test_a_checkpoint_of_lever_plus_is_read():
     selector = load_selector(OLD / "lever_plus.ckpt", num_heads=2)
-    expected = SelectorConfig(d_model=4, hidden_dim=8, num_layers=1, num_heads=2, history="gated")
+    expected = PointerConfig(d_model=4, hidden_dim=8, num_layers=1, num_heads=2, history="gated")
     expect_same(selector, PointerSelector.seeded(expected, 2))
     assert selector.config == expected
 
@@ -327,7 +327,7 @@ def test_a_checkpoint_of_lever_plus_is_read():
 
 def test_any_registered_selector_is_saved_and_loaded(tmp_path):
     toy = ToySelector.seeded(ToyConfig(d_model=5, widths=(4, 1)), 0)
-    stopping = StoppingSelector.seeded(SelectorConfig(d_model=4, num_heads=2), 1)
+    stopping = StoppingSelector.seeded(PointerConfig(d_model=4, num_heads=2), 1)
     with installed():
         for selector in (toy, stopping):
             save_selector(tmp_path, selector)
@@ -362,7 +362,7 @@ def test_a_selector_is_created_by_its_name():
             create_selector("tow", {"d_model": 4})
     assert torch.equal(torch.rand(1), expected), "the global random state stays"
     pointer = create_selector("pointer", {"d_model": 16}, 3)
-    expect_same(pointer.eval(), PointerSelector.seeded(SelectorConfig(d_model=16), 3))
+    expect_same(pointer.eval(), PointerSelector.seeded(PointerConfig(d_model=16), 3))
     assert pointer.config.hidden_dim == 16
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from pointer_rl.errors import InputError
 from pointer_rl.selectors import (
+    PointerConfig,
     PointerSelector,
-    SelectorConfig,
-    SelectorState,
+    PointerState,
     beam_search,
     greedy,
     initial_state,
@@ -27,7 +27,7 @@ class World:
 
     def __init__(self, seed=0, queries=3, rows=5, history="gated", own=False, masked=False):
         generator = torch.Generator().manual_seed(seed)
-        config = SelectorConfig(
+        config = PointerConfig(
             d_model=6, hidden_dim=4, num_layers=1, num_heads=2, history=history, temperature=0.5
         )
         self.selector = PointerSelector.seeded(config, seed).double().eval()
@@ -40,7 +40,7 @@ class World:
             self.allowed = ranks < 2 + torch.arange(queries).unsqueeze(-1) % (rows - 1)
 
     @property
-    def state(self) -> SelectorState:
+    def state(self) -> PointerState:
         return initial_state(self.selector, self.query, self.pool, self.allowed)
 
     def rows(self, b):
@@ -152,7 +152,7 @@ def test_exact_ties_go_to_the_lowest_row():
     world = World(queries=1, rows=4, history="static")
     candidates = torch.zeros(4, 4).double()  # every cosine is 0
     blocked = torch.tensor([[[False, True, False, False]]])
-    tied = SelectorState(candidates, torch.ones(1, 1, 4).double(), blocked)
+    tied = PointerState(candidates, torch.ones(1, 1, 4).double(), blocked)
     found = beam_search(world.selector, tied, shots=2, width=4)
     assert found.rows[0].tolist() == [[0, 2], [0, 3], [2, 0], [2, 3]]
     assert greedy(world.selector, tied, shots=3).rows.tolist() == [[[0, 2, 3]]]

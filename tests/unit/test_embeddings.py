@@ -285,13 +285,8 @@ def test_a_finished_file_is_kept_and_no_others_overwritten(tmp_path: Path) -> No
             embed_dataset(DATASET, Constant([1, 2], name), path, split=split)  # type: ignore[arg-type]
 
 
-def test_a_finished_file_of_an_older_version_is_told_its_plugin(tmp_path: Path) -> None:
+def test_a_file_names_the_encoders_plugin(tmp_path: Path) -> None:
     path, plugin = tmp_path / "e.safetensors", {"name": "constant", "options": {}}
-    assert embed_dataset(DATASET, Constant([1, 2]), path, split="pool").encoder_plugin is None
-    for _ in range(2):
-        made = embed_dataset(DATASET, Constant([1, 2]), path, split="pool", encoder_plugin=plugin)
-        assert made.encoder_plugin == plugin
-    path.unlink()
     embed_dataset(DATASET, Constant([1, 2]), path, split="pool", encoder_plugin=plugin)
     assert load_embeddings(path).encoder_plugin == plugin
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from pointer_rl.errors import InputError
+from pointer_rl.errors import InputError, PluginError
 from pointer_rl.evaluate import arms as arms_module
 from pointer_rl.evaluate.arms import (
+    Arm,
     OracleArm,
     PolicyArm,
     RandomArm,
@@ -158,6 +159,26 @@ def test_an_arm_that_cannot_choose_is_named():
         choose(setting(), {"x": SimilarityArm("text")})
 
 
+@pytest.mark.parametrize(
+    ("pointers", "says"),
+    [
+        ([((0, 1),)] * 5, "arm mine proposed for 5 of 6 queries"),
+        ([((0, 1),)] * 3 + [((7, 1),)] + [()] * 2, r"arm mine, query q3: proposed \[7, 1\]"),
+        ([((0, 0),)] * 6, r"query q0: proposed \[0, 0\]; a pointer is up to 2 different rows"),
+        ([((0, 1, 2),)] * 6, "up to 2 different rows"),
+        ([((0, 8),)] * 6, "up to 2 different rows"),
+    ],
+)
+def test_an_arm_shows_only_what_a_query_may_see(pointers, says):
+    class Mine(Arm):
+        def choose(self, setting):
+            return pointers
+
+    pool = [*POOL[:7], example(9, "0", image=QUERIES[3].image)]
+    with pytest.raises(PluginError, match=says):
+        choose(setting(pool=pool), {"mine": Mine()})
+
+
 def test_a_policy_that_stops_shows_fewer_demonstrations():
     class Stopping:
         def beam(self, queries, pool, width):
@@ -234,6 +255,17 @@ def test_a_query_with_a_failed_trial_is_left_out_of_every_arm():
     assert found.left_out == 1
     assert (asked.failed, asked.first_failure) == (1, "too long")
     assert found.accuracy("RL") == 1
+
+
+@pytest.mark.parametrize("accuracies", [[1.0, float("nan")], [1.0], 1.0])
+def test_an_arm_has_an_accuracy_for_each_query(accuracies):
+    class Mine(Arm):
+        def accuracies(self, *_):
+            return np.array(accuracies)
+
+    at = setting(queries=QUERIES[:2], chosen={"mine": [((0,),), ((1,),)]})
+    with pytest.raises(PluginError, match="arm mine does not have an accuracy for each query"):
+        measure(at, {"mine": Mine()}, ask([at], FakeBackend(copying)), EqualMetric())
 
 
 @pytest.mark.parametrize(

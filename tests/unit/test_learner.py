@@ -14,8 +14,8 @@ from training_worlds import class_groups, learner_for, ragged_groups, selector_f
 
 from pointer_rl.errors import InputError
 from pointer_rl.selectors import (
+    PointerConfig,
     PointerSelector,
-    SelectorConfig,
     SelectorPolicy,
     decoding,
     initial_state,
@@ -338,8 +338,8 @@ def selector_that_may_stop(kind, dim=6):
     if kind == "toy":
         return ToySelector.seeded(ToyConfig(d_model=dim), 0).eval()
     if kind == "pointer":  # which never stops
-        return PointerSelector.seeded(SelectorConfig(d_model=dim, num_heads=2, history="gated"), 0)
-    return StoppingSelector.seeded(SelectorConfig(d_model=dim, num_heads=2, history=kind), 0).eval()
+        return PointerSelector.seeded(PointerConfig(d_model=dim, num_heads=2, history="gated"), 0)
+    return StoppingSelector.seeded(PointerConfig(d_model=dim, num_heads=2, history=kind), 0).eval()
 
 
 @pytest.mark.parametrize("kind", ["toy", "static", "gated", "pointer"])
@@ -420,7 +420,7 @@ def test_a_policy_learns_how_many_rows_to_choose(tmp_path):
         rewards=(2 - np.abs(lengths - wanted)).astype(np.float32),
     )
     selector = StoppingSelector.seeded(
-        SelectorConfig(d_model=12, num_layers=1, num_heads=2, history="gated"), 0
+        PointerConfig(d_model=12, num_layers=1, num_heads=2, history="gated"), 0
     )
     config = TrainConfig(rce_epochs=15, grpo_epochs=3, rce_lr=3e-3)
     trainer = Trainer(selector, config, CPU, tmp_path / "c.safetensors", {})

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from pointer_rl.selectors import PointerSelector, SelectorConfig
+from pointer_rl.selectors import PointerConfig, PointerSelector
 from pointer_rl.train import losses
 from pointer_rl.train.groups import Batch
 from pointer_rl.train.learner import pointer_logprobs, step_logprobs
@@ -230,7 +230,7 @@ class Recorded:
         sizes = {
             key: int(about[key]) for key in ("d_model", "hidden_dim", "num_layers", "num_heads")
         }
-        config = SelectorConfig(**sizes, history="gated", temperature=float(about["temperature"]))
+        config = PointerConfig(**sizes, history="gated", temperature=float(about["temperature"]))
         self.selector = PointerSelector(config).eval()
         weights = {
             key.removeprefix("weights."): each

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.datasets.leakage import AllowedRows
-from pointer_rl.errors import PluginError
+from pointer_rl.errors import InputError, PluginError
 from pointer_rl.session.proposing import propose, random_source
 from pointer_rl.testing import batch, example, pool
 from pointer_rl.types import Candidate
@@ -74,6 +74,15 @@ def test_images_are_compared_by_content_where_any_id_is_missing():
     mixed = AllowedRows([example(0, image_id=7, image=same), example(1)])
     queries = [example(9, image_id=7), example(9, image_id=1, image=same)]
     assert mixed.mask(queries).tolist() == [[True, True], [False, True]]
+
+
+def test_too_few_rows_are_noticed_however_images_are_compared():
+    same = ImageBytes(b"same", "x")
+    pool = [example(row, image_id=row, image=same if row else None) for row in range(3)]
+    allowed = AllowedRows(pool)
+    allowed.check([example(9, image_id=0)], 2)
+    with pytest.raises(InputError, match="query q may choose 1 of the pool's 3"):
+        allowed.check([example(9, image_id=0), example(9, id="q", image=same)], 2)
 
 
 def test_an_unreadable_image_masks_nothing(tmp_path):

@@ -255,6 +255,13 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, suffix):
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [(path.name, "before")]
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_nan_in_meta_leaves_no_file(tmp_path, suffix):
+    with pytest.raises(ValueError, match="JSON"):
+        open_writer(tmp_path / f"x{suffix}", {"seed": math.nan})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nan_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="not JSON"), open_writer(tmp_path / "x.json") as writer:
         writer.write("q", {"score": math.nan})

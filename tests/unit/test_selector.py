@@ -11,9 +11,9 @@ from torch.nn.functional import cross_entropy, normalize
 
 from pointer_rl.errors import InputError
 from pointer_rl.selectors import (
+    PointerConfig,
     PointerSelector,
-    SelectorConfig,
-    SelectorState,
+    PointerState,
     initial_state,
     log_prob,
 )
@@ -29,7 +29,7 @@ class Reference:
             sizes, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         self.tensors = tensors
         self.selector = PointerSelector(
-            SelectorConfig(
+            PointerConfig(
                 d_model=int(sizes["d_model"]),
                 hidden_dim=int(sizes["hidden_dim"]),
                 num_layers=int(sizes["num_layers"]),
@@ -43,7 +43,7 @@ class Reference:
             {key.removeprefix(prefix): each for key, each in tensors.items() if prefix in key}
         )
 
-    def encode(self) -> SelectorState:
+    def encode(self) -> PointerState:
         return initial_state(self.selector, self.tensors["query"], self.tensors["candidates"])
 
 
@@ -95,7 +95,7 @@ def test_log_prob_is_the_cross_entropy_of_the_forced_logits(reference):
 
 def config(**changes):
     defaults = {"d_model": 12, "hidden_dim": 8, "num_layers": 2, "num_heads": 2, "history": "gated"}
-    return SelectorConfig(**{**defaults, **changes})
+    return PointerConfig(**{**defaults, **changes})
 
 
 def perturbed(selector, seed=0):

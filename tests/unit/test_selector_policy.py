@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pointer_rl.selectors import (
+    PointerConfig,
     PointerSelector,
-    SelectorConfig,
     SelectorPolicy,
     beam_search,
     initial_state,
@@ -17,7 +17,7 @@ from pointer_rl.selectors import (
 )
 from pointer_rl.types import Pool, QueryBatch
 
-CONFIG = SelectorConfig(
+CONFIG = PointerConfig(
     d_model=6, hidden_dim=4, num_layers=1, num_heads=1, history="gated", dropout=0.5
 )
 

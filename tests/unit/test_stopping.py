@@ -14,7 +14,7 @@ from toy_selectors import StoppingSelector, ToyConfig, ToySelector
 
 import pointer_rl
 from pointer_rl.selectors import (
-    SelectorConfig,
+    PointerConfig,
     SelectorPolicy,
     beam_search,
     greedy,
@@ -31,7 +31,7 @@ from pointer_rl_standard.options import BeamOptions, ProbeOptions, SampleOptions
 def make(kind: str, seed: int = 0):
     if kind == "toy":
         return ToySelector.seeded(ToyConfig(d_model=6), seed).eval()
-    config = SelectorConfig(
+    config = PointerConfig(
         d_model=6, hidden_dim=4, num_layers=1, num_heads=2, history=kind, temperature=0.5
     )
     selector = StoppingSelector.seeded(config, seed).eval()

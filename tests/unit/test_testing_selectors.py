@@ -91,6 +91,11 @@ class StopsLater(Stops):
         return super().stop_logit(state) if state.blocked.any() else None
 
 
+class StopsByOption(Stops):
+    def stop_logit(self, state):
+        return None
+
+
 class StopsInThreeDimensions(Stops):
     def stop_logit(self, state):
         return super().stop_logit(state).unsqueeze(-1)
@@ -168,6 +173,7 @@ FAULTS = [
     (HalfMasked, "not allowed or already chosen has a logit"),
     (Forgetful, "not allowed or already chosen has a logit"),
     (StopsLater, "None at one step and a tensor at another: give a tensor"),
+    (StopsByOption, "can_stop is True, and stop_logit says otherwise"),
     (StopsInThreeDimensions, r"not a finite tensor of shape \[3, 1\]"),
     (Noisy, "asked again it gives .*: draw nothing in evaluation mode"),
     (Unseeded, "built again it gives .*: .* initialise weights"),

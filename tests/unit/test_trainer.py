@@ -78,7 +78,6 @@ def test_the_best_is_of_the_epoch_whose_line_is_kept(tmp_path):
     trainer = run(tmp_path / "c.safetensors")
     worths = [line["held_out_reward"] for line in trainer.log]
     assert trainer.kept is trainer.log[int(np.argmax(worths))]
-    assert trainer.state.best_reward == max(worths)
     assert [line["stage"] for line in trainer.log] == ["start", *["rce"] * 3, *["grpo"] * 3]
     assert [line["epoch"] for line in trainer.log] == [0, 1, 2, 3, 1, 2, 3]
 

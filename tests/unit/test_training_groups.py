@@ -15,6 +15,7 @@ from training_worlds import ragged_groups
 from pointer_rl.datasets.embeddings import Embeddings
 from pointer_rl.errors import InputError
 from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
+from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
 from pointer_rl.train.trainer import split_by_image
 
@@ -151,13 +152,17 @@ def test_joined_groups_are_both():
 # --- held out --------------------------------------------------------------------------------
 
 
+def split(groups, held_out, seed, **options):
+    return split_by_image(groups, TrainConfig(held_out=held_out, **options), seed)
+
+
 def many(seed=0, queries=200):
     return ragged_groups(seed, sizes=(2,) * queries)
 
 
 def test_no_image_is_on_both_sides():
     groups = many()
-    training, held_out = split_by_image(groups, 0.3, 0)
+    training, held_out = split(groups, 0.3, 0)
     assert sorted([*training, *held_out]) == list(range(len(groups)))
     sides = [{groups.images[query] for query in side} for side in (training, held_out)]
     assert not sides[0] & sides[1]
@@ -168,14 +173,14 @@ def test_an_image_stays_on_its_side_when_groups_are_added():
     groups, more = many(), many(1, 80)
     more = dataclasses.replace(more, pool=groups.pool, images=[f"new {i}" for i in range(80)])
     for joined, shift in ((groups.joined(more), 0), (more.joined(groups), 80)):
-        before, after = split_by_image(groups, 0.3, 5)[1], split_by_image(joined, 0.3, 5)[1]
+        before, after = split(groups, 0.3, 5)[1], split(joined, 0.3, 5)[1]
         assert set(before + shift) <= set(after)
-    assert split_by_image(groups, 0.3, 6)[1].tolist() != split_by_image(groups, 0.3, 5)[1].tolist()
+    assert split(groups, 0.3, 6)[1].tolist() != split(groups, 0.3, 5)[1].tolist()
 
 
 def test_of_few_queries_one_image_is_held_out():
     groups = many(queries=20)
-    training, held_out = split_by_image(groups, 1e-9, 0)
+    training, held_out = split(groups, 1e-9, 0)
     assert len({groups.images[query] for query in held_out}) == 1
     assert not groups.zero_variance[held_out].all()
     assert len(training) == 18
@@ -183,11 +188,11 @@ def test_of_few_queries_one_image_is_held_out():
 
 def test_a_side_with_nothing_to_tell_is_refused():
     with pytest.raises(InputError, match=r"no query is left to train on .* \(13 of 20 have such\)"):
-        split_by_image(many(queries=20), 1 - 1e-9, 0)
+        split(many(queries=20), 1 - 1e-9, 0)
     tied = dataclasses.replace(many(queries=4), rewards=np.ones(8, dtype=np.float32))
     with pytest.raises(InputError, match=r"no query is left to hold out .* \(0 of 4 have such\)"):
-        split_by_image(tied, 0.3, 0)
-    training, held_out = split_by_image(tied, 0.3, 0, include_zero_variance=True)
+        split(tied, 0.3, 0)
+    training, held_out = split(tied, 0.3, 0, include_zero_variance=True)
     assert len(training) + len(held_out) == 4
     assert 0 < len(held_out) < 4
 

@@ -348,6 +348,15 @@ def test_a_named_metric_may_set_its_threshold_above_zero(path):
     ]
 
 
+def test_a_second_meta_is_a_finding(tmp_path):
+    line = json.dumps({"_meta": {"schema_version": "1.0"}})
+    repeated = line[:-1] + ", " + line[1:]
+    (tmp_path / "rl.jsonl").write_text(repeated + "\n")
+    found = [(each.rule, each.message) for each in validate_file(tmp_path / "rl.jsonl").findings]
+    assert ("duplicate-key", found[0][1]) == found[0]
+    assert "the key '_meta' is repeated" in found[0][1]
+
+
 def test_where_order_does_not_count_reversed_pointers_are_duplicates(path):
     document = _document()
     document["_meta"]["dedup"] = "unordered"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pointer_rl_glyphs.dataset import MODEL_DIR
 from pointer_rl_glyphs.images import SIZE
 from pointer_rl_glyphs.lexicon import SYLLABLES, VALUES
 from pointer_rl_glyphs.questions import IN_ENGLISH, WORDINGS
@@ -39,19 +40,6 @@ _SPECIAL_TOKENS = (
     "<|vision_pad|>",
     "<|image_pad|>",
     "<|video_pad|>",
-)
-# The part of Qwen2.5-VL's template that handles text and images.
-_CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for content in message['content'] %}"
-    "{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -111,7 +99,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=list(_SPECIAL_TOKENS[1:]),
-        chat_template=_CHAT_TEMPLATE,
+        # The part of Qwen2.5-VL's template that handles text and images.
+        chat_template=(MODEL_DIR / "chat_template.jinja").read_text(encoding="utf-8"),
         model_max_length=2048,
         clean_up_tokenization_spaces=False,
     )
@@ -121,12 +110,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalG
     """An untrained model; its weights are drawn from torch's global generator."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    end, pad, image, video, start, stop = tokenizer.convert_tokens_to_ids(
-        [
-            *("<|im_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>"),
-            *("<|vision_start|>", "<|vision_end|>"),
-        ]
-    )
+    number = tokenizer.convert_tokens_to_ids
+    end, pad = number("<|im_end|>"), number("<|endoftext|>")
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -158,19 +143,15 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalG
             "window_size": 112,
             "fullatt_block_indexes": [0, 1],
         },
-        image_token_id=image,
-        video_token_id=video,
-        vision_start_token_id=start,
-        vision_end_token_id=stop,
+        image_token_id=number("<|image_pad|>"),
+        video_token_id=number("<|video_pad|>"),
+        vision_start_token_id=number("<|vision_start|>"),
+        vision_end_token_id=number("<|vision_end|>"),
         tie_word_embeddings=True,
     )
     model = Qwen2_5_VLForConditionalGeneration(config)
     generation = model.generation_config
-    generation.eos_token_id, generation.pad_token_id, generation.bos_token_id = (
-        [end, pad],
-        pad,
-        None,
-    )
+    generation.update(eos_token_id=[end, pad], pad_token_id=pad, bos_token_id=None)
     return model
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,33 +56,17 @@ class ImageBank:
 
     def __init__(self, seed: int, copies: int) -> None:
         rng = random.Random(f"{seed}/pictures")  # the shipped weights come from this seed
-        combinations = [
-            (shape, color, pattern, stamped)
-            for shape in SHAPES
-            for color in COLORS
-            for pattern in PATTERNS
-            for stamped in (False, True)
-        ]
+        combinations = list(product(SHAPES, COLORS, PATTERNS, (False, True)))
         self._slot = {combination: index for index, combination in enumerate(combinations)}
         self.copies = copies
-        self.patches = torch.cat(
-            [
-                patches(
-                    [
-                        GlyphImage.draw_at_random(
-                            rng, shape=shape, color=color, pattern=pattern, stamped=stamped
-                        )
-                        for _ in range(copies)
-                    ]
-                )
-                for shape, color, pattern, stamped in combinations
-            ]
-        )
-        features = [
-            (SHAPES.index(s), COLORS.index(c), PATTERNS.index(p), int(t))
-            for s, c, p, t in combinations
-        ]
-        self.features = torch.tensor(features).repeat_interleave(copies, 0)
+        parts = []
+        for shape, color, pattern, stamped in combinations:
+            draw = partial(GlyphImage.draw_at_random, shape=shape, color=color, pattern=pattern)
+            parts.append(patches([draw(rng, stamped=stamped) for _ in range(copies)]))
+        self.patches = torch.cat(parts)
+        numbers = (len(SHAPES), len(COLORS), len(PATTERNS), 2)
+        features = torch.cartesian_prod(*map(torch.arange, numbers))
+        self.features = features.repeat_interleave(copies, 0)
         """[N, 4] indices of shape, colour, pattern and stamp."""
 
     def rows(self, images: Sequence[GlyphImage], rng: random.Random) -> torch.Tensor:

@@ -71,13 +71,13 @@ class Trainer:
     """The model with its probes and optimisers, and the training steps of all phases."""
 
     def __init__(
-        self, seed: int, vision_steps: int, reading_steps: int, joint_steps: int, copies: int
+        self, seed: int, vision_steps: int, reading_steps: int, joint_steps: int, images: int
     ) -> None:
         self.seed = seed
         self.vision_steps, self.reading_steps = vision_steps, reading_steps
         self.joint_steps = joint_steps
         self._features: torch.Tensor | None = None
-        self.plan = [seed, vision_steps, reading_steps, joint_steps, copies]
+        self.plan = [seed, vision_steps, reading_steps, joint_steps, images]
         """Everything that determines the weights; a training with another plan is not resumed."""
         torch.manual_seed(seed)
         self.tokenizer = build_tokenizer()
@@ -87,7 +87,7 @@ class Trainer:
             nn.Linear(width, n) for n in (len(SHAPES), len(COLORS), len(PATTERNS), 2)
         )
         self.probes = nn.ModuleList(nn.Linear(width, len(KEYS)) for _ in range(2))
-        self.bank = ImageBank(seed, copies)
+        self.bank = ImageBank(seed, images)
         visual = self.model.model.visual
         text = [
             parameter
@@ -110,9 +110,19 @@ class Trainer:
                 weight_decay=0.0,
             ),
         ]
-        self._rates = [[group["lr"] for group in each.param_groups] for each in self.optimizers]
-        self._builders = {
-            (style, text): _builder(style, text)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
+        self._parts: dict[str, Any] = {
+            "model": self.model,
+            "heads": self.heads,
+            "probes": self.probes,
+            "vision_optimizer": self.vision_optimizer,
+            "muon": self.optimizers[0],
+            "adamw": self.optimizers[1],
+        }
+        self._builders: dict[tuple[str, str], PromptBuilder] = {
+            (style, text): registry().create("prompt", style, {"instructions": text})
             for style in ("short-answer", "chat")
             for text in ("", *INSTRUCTIONS)
         }
@@ -124,18 +134,15 @@ class Trainer:
         rng = random.Random(f"{self.seed}/vision/{step}")
         rows = torch.tensor(rng.sample(range(len(self.bank.patches)), BLOCKS_PER_STEP))
         mean = self._see(self.bank.patches[rows]).mean(1)
-        features = self.bank.features[rows]
+        features = self.bank.features[rows].T
         logits = [head(mean) for head in self.heads]
-        losses = [cross_entropy(each, features[:, i]) for i, each in enumerate(logits)]
+        losses = list(map(cross_entropy, logits, features))
         for group in self.vision_optimizer.param_groups:
             group["lr"] = 1.5e-3 * min(1.0, 1.25 * (1 - step / self.vision_steps))
         self.vision_optimizer.zero_grad()
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
         self.vision_optimizer.step()
-        right = [
-            float((each.argmax(-1) == features[:, i]).float().mean())
-            for i, each in enumerate(logits)
-        ]
+        right = map(_accuracy, logits, features)
         return dict(zip(("shape", "color", "pattern", "stamp"), right, strict=True))
 
     def reading_step(self, step: int) -> dict[str, float]:
@@ -186,18 +193,18 @@ class Trainer:
         ).sum() / batch.weights.sum().clamp(min=1)
         probe_losses = [cross_entropy(each, batch.keys) for each in probe_logits]
         loss = answer_loss + 0.5 * torch.stack(probe_losses).sum()
-        for optimizer, rates in zip(self.optimizers, self._rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * scale
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * scale
             optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         for optimizer in self.optimizers:
             optimizer.step()
         return {
             "loss": float(answer_loss.detach()),
-            "right": float((logits.argmax(-1) == batch.targets).float().mean()),
-            "probe_3": float((probe_logits[0].argmax(-1) == batch.keys).float().mean()),
-            "probe_4": float((probe_logits[1].argmax(-1) == batch.keys).float().mean()),
+            "right": _accuracy(logits, batch.targets),
+            "probe_3": _accuracy(probe_logits[0], batch.keys),
+            "probe_4": _accuracy(probe_logits[1], batch.keys),
         }
 
     def _draw_builder(self, rng: random.Random) -> PromptBuilder:
@@ -268,33 +275,16 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
-        return {
-            "model": self.model.state_dict(),
-            "heads": self.heads.state_dict(),
-            "probes": self.probes.state_dict(),
-            "vision_optimizer": self.vision_optimizer.state_dict(),
-            "optimizers": [each.state_dict() for each in self.optimizers],
-        }
+        return {name: part.state_dict() for name, part in self._parts.items()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore a saved state."""
-        self.model.load_state_dict(state["model"])
-        self.heads.load_state_dict(state["heads"])
-        self.probes.load_state_dict(state["probes"])
-        self.vision_optimizer.load_state_dict(state["vision_optimizer"])
-        for optimizer, each in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(each)
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
 
 
-def _builder(style: str, instructions: str) -> PromptBuilder:
-    builder: PromptBuilder = registry().create("prompt", style, {"instructions": instructions})
-    return builder
-
-
-def _save_state(trainer: Trainer, step: int, path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save({"step": step, "plan": trainer.plan, **trainer.state()}, partial)
-    os.replace(partial, path)
+def _accuracy(logits: torch.Tensor, targets: torch.Tensor) -> float:
+    return float((logits.argmax(-1) == targets).float().mean())
 
 
 def train(folder: Path, trainer: Trainer) -> None:
@@ -331,7 +321,9 @@ def train(folder: Path, trainer: Trainer) -> None:
                 seconds = (time.monotonic() - started) / (step - first)
                 _log(log, {"step": step, "seconds_per_step": seconds, **figures})
             if step % CHECKPOINT_EVERY == 0 or step == total:
-                _save_state(trainer, step, saved)
+                partial = saved.with_suffix(".partial")
+                torch.save({"step": step, "plan": trainer.plan, **trainer.state()}, partial)
+                os.replace(partial, saved)
                 if step > trainer.vision_steps:
                     _log(log, {"step": step, "evaluation": trainer.evaluate()})
     save_checkpoint(trainer.model, folder / "model")
@@ -356,15 +348,9 @@ def main() -> None:
     parser.add_argument("--reading-steps", type=int, default=600)
     parser.add_argument("--joint-steps", type=int, default=1300)
     parser.add_argument("--images", type=int, default=100, help="per combination of features")
-    arguments = parser.parse_args()
-    trainer = Trainer(
-        arguments.seed,
-        arguments.vision_steps,
-        arguments.reading_steps,
-        arguments.joint_steps,
-        arguments.images,
-    )
-    train(arguments.folder, trainer)
+    arguments = vars(parser.parse_args())
+    folder = arguments.pop("folder")
+    train(folder, Trainer(**arguments))
 
 
 if __name__ == "__main__":
