@@ -14,7 +14,7 @@ import click
 from pointer_rl.cli.tables import format_table
 from pointer_rl.errors import PluginError, did_you_mean
 from pointer_rl.options import describe_options, parse_assignments
-from pointer_rl.registry import KINDS, Entry, registry
+from pointer_rl.registry import KINDS, Entry, PluginRecord, registry
 
 
 @click.group(invoke_without_command=True)
@@ -38,7 +38,7 @@ def plugins(ctx: click.Context, output_format: str) -> None:
     root = ctx.find_root()
     assert isinstance(root.command, click.Group)
     root.command.list_commands(root)  # a plugin may fail when it adds its commands
-    failed = [plugin for plugin in registry().plugins if plugin.error]
+    failed = _failed()
     if output_format == "json":
         registered = [_as_json(entry) for entry in _entries()]
         failures = [dataclasses.asdict(plugin) for plugin in failed]
@@ -65,7 +65,7 @@ def show(name: str) -> None:
     Write KIND:NAME if several kinds have that name.
     """
     found = _find_all(name)
-    failed = [plugin for plugin in registry().plugins if plugin.error and plugin.name == name]
+    failed = [plugin for plugin in _failed() if plugin.name == name]
     if not found and not failed:
         raise _unknown(name)
     if found:
@@ -134,6 +134,10 @@ def _entries() -> Iterator[Entry]:
         yield from registry().entries(kind)
 
 
+def _failed() -> list[PluginRecord]:
+    return [plugin for plugin in registry().plugins if plugin.error]
+
+
 def _find_all(name: str) -> list[Entry]:
     """The entries of a NAME or alias, of every kind, or of the one that KIND:NAME names."""
     kind, _, rest = name.rpartition(":")
@@ -153,8 +157,8 @@ def _find_one(name: str) -> tuple[Entry, str]:
     if found:
         choices = " or ".join(f"{entry.kind}:{rest}" for entry in found)
         raise PluginError(f"{rest} is registered for several kinds: write {choices}")
-    for plugin in registry().plugins:
-        if plugin.error and plugin.name == rest:
+    for plugin in _failed():
+        if plugin.name == rest:
             raise PluginError(
                 f"the plugin {plugin.name} of {plugin.origin} failed to load ({plugin.error}): "
                 f"see `pointer-rl plugins show {plugin.name}`"
@@ -165,7 +169,7 @@ def _find_one(name: str) -> tuple[Entry, str]:
 def _unknown(name: str) -> PluginError:
     """The error for a name that nothing has."""
     known = {each for entry in _entries() for each in (entry.name, *entry.aliases)}
-    known |= {plugin.name for plugin in registry().plugins if plugin.error}
+    known |= {plugin.name for plugin in _failed()}
     rest = name.rpartition(":")[2]
     return PluginError(f"nothing is registered as {name!r}{did_you_mean(rest, known)}")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
-from itertools import chain
 from typing import Any
 from unittest import SkipTest
 
@@ -43,13 +42,10 @@ class GeneratorTests(BatchTests[Any]):
     def inputs(self) -> Sequence[int]:
         return range(len(tiny_dataset().queries))
 
-    def ask(self, made: Any, inputs: Sequence[int]) -> Proposals:
-        return self.candidates(made, inputs)
-
-    def candidates(
+    def ask(
         self,
         made: Any,
-        rows: Sequence[int],
+        inputs: Sequence[int],
         shots: int = 2,
         allowed: int | None = None,
         judge: Judge | None = None,
@@ -59,10 +55,11 @@ class GeneratorTests(BatchTests[Any]):
         `allowed` limits how many rows of the pool each query may choose, and `judge` decides the
         outcomes that searches are told.
         """
-        queries = _queries(rows, shots, allowed)
+        queries = _queries(inputs, shots, allowed)
         embeddings, mask = queries.embeddings.clone(), queries.allowed.clone()
-        rngs = [np.random.Generator(np.random.Philox(key=row)) for row in rows]
-        what = f"for {len(rows)} queries, {shots} shots and {mask.sum(-1).tolist()} allowed rows it"
+        rngs = [np.random.Generator(np.random.Philox(key=row)) for row in inputs]
+        rows = mask.sum(-1).tolist()
+        what = f"for {len(inputs)} queries, {shots} shots and {rows} allowed rows it"
         with explain(what, "propose fewer candidates instead"):
             if hasattr(made, "start"):
                 proposals = _search(made, queries, rngs, judge or _judge)
@@ -92,25 +89,21 @@ class GeneratorTests(BatchTests[Any]):
 
     def close(self, one: Any, other: Any) -> bool:
         """Equal, up to the last digits of floats."""
-        pairs = zip(
-            chain.from_iterable(map(astuple, one)),
-            chain.from_iterable(map(astuple, other)),
-            strict=True,
-        )
         return len(one) == len(other) and all(
             math.isclose(mine, yours, rel_tol=1e-4, abs_tol=1e-4)
             if isinstance(mine, float) and isinstance(yours, float)
             else mine == yours
-            for mine, yours in pairs
+            for pair in zip(one, other, strict=True)
+            for mine, yours in zip(*map(astuple, pair), strict=True)
         )
 
     def test_copes_with_any_number_of_shots_and_rows(self) -> None:
-        """Pointers may be short of rows."""
+        """Even if no more rows are allowed than there are shots."""
         for shots in (1, 2, 3):
-            assert any(self.candidates(self.made, self.inputs, shots)), (
+            assert any(self.ask(self.made, self.inputs, shots)), (
                 f"it proposes no candidate at all with {shots} shots"
             )
-            self.candidates(self.made, self.inputs, shots, allowed=shots)
+            self.ask(self.made, self.inputs, shots, allowed=shots)
 
     def test_candidates_fit_the_schema(self) -> None:
         """RL data can hold them."""
@@ -141,7 +134,7 @@ class GeneratorTests(BatchTests[Any]):
         def fail(query: Example, candidate: Candidate) -> Outcome:
             return Outcome(failure="the backend did not answer")
 
-        self.candidates(self.made, self.inputs, judge=fail)
+        self.ask(self.made, self.inputs, judge=fail)
 
 
 def _skip_unless_search(made: object) -> None:
