@@ -98,7 +98,7 @@ class PluginTests(Generic[Made]):
         return cast(dict[str, Any], self._once("results", lambda: self.use(made)))
 
     def same(self, one: Any, other: Any) -> bool:
-        """Whether two results are as equal as those of one input in one batch have to be."""
+        """Whether a repeated result counts as the same. Kinds may override it with a tolerance."""
         return bool(one == other)
 
     def show(self, result: Any) -> str:
@@ -113,7 +113,7 @@ class PluginTests(Generic[Made]):
         fix: str,
         same: Callable[[Any, Any], bool] | None = None,
     ) -> None:
-        """Fail unless what was given, in some way (`how`), are the usual results."""
+        """Fail unless what was given, in some way (`how`), are the usual results, by `same`."""
         same = same or self.same
         assert given.keys() == self.results.keys(), (
             f"{how} it gives {len(given)} results instead of {len(self.results)}: {fix}"
@@ -258,7 +258,7 @@ class BatchTests(PluginTests[Made]):
         raise NotImplementedError
 
     def close(self, one: Any, other: Any) -> bool:
-        """Whether two results are as equal as those of one input in two batches have to be."""
+        """Whether results from two different batches count as the same."""
         return self.same(one, other)
 
     def use(self, made: Made) -> dict[str, Any]:

@@ -684,6 +684,11 @@ class Shuffles(First):
         return [(tuple(random.sample(range(4, 8), setting.shots)),) for _ in setting.queries]
 
 
+class NumpyChoices(First):
+    def choose(self, setting):
+        return [tuple(tuple(np.array(each)) for each in mine) for mine in super().choose(setting)]
+
+
 class Percentages(First):
     def accuracies(self, setting, shown, outcomes, metric):
         return 1 + 100 * super().accuracies(setting, shown, outcomes, metric)
@@ -768,6 +773,7 @@ FAULTS = [
     (ArmTests, (OneForAll,), "for 1 of 4 queries: give a tuple of pointers for each"),
     (ArmTests, (ShowsNothing,), "no pointer for a query: give at least one, or override"),
     (ArmTests, (Shuffles,), "asked again it gives .*: draw from the setting's seed"),
+    (ArmTests, (NumpyChoices,), r"make it a tuple of Python integers, by tolist\(\)"),
     (ArmTests, (Percentages,), "return numbers from 0 to 1"),
     (ArmTests, (Overall,), r"accuracies gave the shape \(\): return one number per query"),
     (ExecutorTests, (RunsTwice,), "came back 2 times: give each once"),

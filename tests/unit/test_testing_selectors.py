@@ -106,6 +106,16 @@ class Noisy(Dots):
         return super().encode(query + torch.randn_like(query), pool, allowed)
 
 
+class Drifts(Dots):
+    """The last digits of its logits change from call to call."""
+
+    calls = 0
+
+    def encode(self, query, pool, allowed=None):
+        self.calls += 1
+        return super().encode(query * (1 + self.calls * 1e-6), pool, allowed)
+
+
 class Unseeded(Dots):
     def __init__(self, config):
         super().__init__(config)
@@ -176,6 +186,7 @@ FAULTS = [
     (StopsByOption, "can_stop is True, and stop_logit says otherwise"),
     (StopsInThreeDimensions, r"not a finite tensor of shape \[3, 1\]"),
     (Noisy, "asked again it gives .*: draw nothing in evaluation mode"),
+    (Drifts, "asked again it gives .*: draw nothing in evaluation mode"),
     (Unseeded, "built again it gives .*: .* initialise weights"),
     (Normalises, "alone it gives .*: keep queries independent"),
     (BlocksInPlace, "after advance or select: return a new state"),
