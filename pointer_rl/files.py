@@ -7,6 +7,7 @@ killed process left behind, and deletes it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -89,6 +90,12 @@ class AtomicFile:
         self.discard()
         if isinstance(error, OSError):
             raise cannot_be_written(self.path, error) from error
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

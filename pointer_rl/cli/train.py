@@ -65,7 +65,7 @@ _START = [
         type=click.Choice(["static", "gated"]),
         help="Whether each chosen row updates the query vector (gated) or not  [default: static].",
     ),
-    number_option("--batch-size", help="Queries a step."),
+    number_option("--batch-size", help="Queries per step  [default: 32]."),
     click.option(
         "--own-pools",
         "per_query_pool",
@@ -87,12 +87,12 @@ _LEARNING = [
     number_option(
         "--rce-epochs",
         minimum=0,
-        help="Of RCE; with --online, of every round too  [default: 20, and 8 a round].",
+        help="Epochs of RCE; with --online, in each round too  [default: 20, and 8 per round].",
     ),
     number_option(
         "--grpo-epochs",
         minimum=0,
-        help="Of GRPO; with --online, of every round too  [default: 5, and 2 a round].",
+        help="Epochs of GRPO; with --online, in each round too  [default: 5, and 2 per round].",
     ),
     click.option("--rce-lr", type=float, help="Learning rate of RCE."),
     click.option("--grpo-lr", type=float, help="Learning rate of GRPO."),
@@ -119,9 +119,11 @@ _LEARNING = [
 ]
 _ONLINE = [
     click.option("--online", is_flag=True, help="Ask the backend while learning."),
-    number_option("--max-calls", help="Trials that it may ask, in all rounds."),
-    number_option("--rounds", help="Of asking and learning."),
-    number_option("--pointers", minimum=2, help="Asked for each query of a round."),
+    number_option("--max-calls", help="Most trials in all rounds; those in the cache count too."),
+    number_option("--rounds", help="Number of online rounds  [default: 4]."),
+    number_option(
+        "--pointers", minimum=2, help="Pointers to try per query and round  [default: 4]."
+    ),
 ]
 
 
@@ -156,10 +158,16 @@ def train(**given: Any) -> None:
 @click.command(cls=GuideCommand)
 @click.option("--beam-data", required=True, type=FILE, help="Beam data, as `beams` writes it.")
 @with_options([*_OUTPUT, *_START])
-@click.option("--epochs", "rce_epochs", type=click.IntRange(min=1), help="Over the beams.")
+@click.option(
+    "--epochs", "rce_epochs", type=click.IntRange(min=1), help="Number of epochs  [default: 20]."
+)
 @click.option("--lr", "rce_lr", type=float, help="Learning rate.")
 @click.option(
-    "--temperature", type=float, default=1.0, show_default=True, help="Of softmax(score / T)."
+    "--temperature",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="T of the beams' weights, softmax(score / T).",
 )
 @with_options([*EMBEDDING_OPTIONS, DEVICE])
 def sft(**given: Any) -> None:
@@ -251,7 +259,7 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
     from pointer_rl.train.online import OnlineConfig, OnlineRun, run_online
 
     if given["max_calls"] is None:
-        raise InputError("--online needs --max-calls: how many trials it may ask")
+        raise InputError("--online needs --max-calls, the most trials that it may run")
     if given["img_emb"] is not None:
         raise InputError("--online: give --query-emb and --cand-emb rather than --img-emb")
     names = ("rounds", "pointers", "rce_epochs", "grpo_epochs")

@@ -82,6 +82,6 @@ def _check_name(name: str, kind: str) -> None:
         )
     for entry in registry().entries(kind):
         if name in (entry.name, *entry.aliases):
-            raise InputError(f"the {kind} {name} is there already, from {entry.plugin.origin}")
+            raise InputError(f"the {kind} {name} already exists, from {entry.plugin.origin}")
     if importlib.util.find_spec(_module(name)) is not None:
         raise InputError(f"the module {_module(name)} is installed already: choose another name")

@@ -165,7 +165,7 @@ class Journal:
                 rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except BaseException as error:
-            # What an interrupt or a full disk cut off is no line.
+            # What an interrupt or a full disk cut off is not a whole line.
             with contextlib.suppress(OSError):
                 self._file.truncate(self._end)
             if isinstance(error, OSError):

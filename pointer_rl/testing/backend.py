@@ -237,7 +237,7 @@ def _check_answer(request: Request, answer: object) -> None:
         "model returns"
     )
     assert all(each <= 1e-3 for each in given), (
-        f"score_logprobs {given} are no log-probabilities: give natural logarithms, at most 0"
+        f"score_logprobs {given} are not log-probabilities: give natural logarithms, at most 0"
     )
 
 

@@ -210,7 +210,7 @@ def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
 
 
 def check_rewarded(data: BeamDatasetWithEmbedding) -> None:
-    """Raise InputError for beam data: its scores are no rewards."""
+    """Raise InputError for beam data: its scores are not rewards."""
     if data.kind == "beam":
         raise InputError(f"{data.path}: beam data has no rewards: train with `pointer-rl sft`")
 
@@ -242,7 +242,7 @@ def finish(
     data: DataFile | None,
     start: Path | None,
 ) -> bool:
-    """Write the bundle of the best policy; False if it was there already.
+    """Write the bundle of the best policy; False if it already existed.
 
     A bundle that is there keeps the evaluation that was recorded in it since. The queries that the
     bundle `start` was trained on are added to those of this run.

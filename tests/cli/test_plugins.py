@@ -144,7 +144,7 @@ def test_what_new_writes_is_formatted_as_our_own_code(cli, tmp_path, kind):
         ("a b", "the name 'a b' cannot be used"),
         ("../up", "the name '../up' cannot be used"),
         ("", "the name '' cannot be used"),
-        ("qwen2vl", "the backend qwen2vl is there already, from pointer-rl "),
+        ("qwen2vl", "the backend qwen2vl already exists, from pointer-rl "),
         ("qwen3_vl_2B", "the name 'qwen3_vl_2B' cannot be used"),
         ("standard", "the module pointer_rl_standard is installed already: choose another"),
     ],

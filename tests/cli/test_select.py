@@ -201,9 +201,10 @@ def test_an_encoder_may_be_named_to_check_it(place):
     args = ("policy", "--queries", "new.jsonl")
     assert place.select(*args, "--encoder", "pixel") == place.select(*args)
     error = place.refused(*args, "--encoder", "coarse")
-    assert "policy: a bundle for another encoder (pixel (1.0, 0.5); this is pixel (0.5,))" in error
+    assert "policy: a bundle for another encoder (pixel (1.0, 0.5))" in error
+    assert "these embeddings come from pixel (0.5,)" in error
     error = place.refused(*args, "--encoder-opt", "scales=1,2")
-    assert "another encoder (pixel (1.0, 0.5); this is pixel (1.0, 2.0))" in error
+    assert "these embeddings come from pixel (1.0, 2.0)" in error
 
 
 def test_a_bundle_that_knows_no_encoder_takes_a_named_one_or_embeddings(place):

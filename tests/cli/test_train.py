@@ -347,7 +347,7 @@ def test_a_loss_that_is_no_number(place):
         (("--held-out", "1"), "held_out is 1.0"),
         (("--clip", "-1"), "clip is -1.0"),
         (("--kl-beta", "nan"), "kl_beta is nan"),
-        (("--heads", "3"), "8 is no multiple of 3 heads: give --heads or --hidden-dim"),
+        (("--heads", "3"), "8 is not a multiple of 3 heads: give --heads or --hidden-dim"),
         (("--selector-opt", "d_model=3"), "d_model: it is the size of the embeddings"),
         (("--selector-opt", "num_layers=2"), "--selector-opt num_layers: given twice"),
         (("--selector-opt", "depth=2"), "selector pointer has no option 'depth'"),
