@@ -176,7 +176,8 @@ def plugin_refs(
         name, dot, option = key.rpartition(".")
         if not dot or name not in options:
             raise InputError(
-                f"{flag} {key}: write NAME.KEY=VALUE for one of {', '.join(options) or 'none'}"
+                f"{flag} {key}: write NAME.KEY=VALUE, with the NAME of one that was given "
+                f"({', '.join(options) or 'none was'})"
             )
         options[name][option] = value
     return [PluginRef(name, values) for name, values in options.items()]

@@ -94,6 +94,8 @@ def _check(
     ways = [question is not None or image is not None, queries is not None, query_emb is not None]
     if sum(ways) != 1 or (question is None) != (image is None):
         raise InputError("give either --question and --image, or --queries, or --query-emb")
+    if question == "":
+        raise InputError("--question is empty: write the question about the image")
 
 
 def _read(

@@ -373,10 +373,9 @@ def _prepare(connection: sqlite3.Connection) -> str | None:
 
 
 def _claims_to_be_a_cache(path: Path) -> bool:
-    """Whether SQLite's header (https://sqlite.org/fileformat.html) has our application id."""
+    """Whether it has our application id where SQLite's header has one (offset 68)."""
     with path.open("rb") as file:
-        head = file.read(72)
-    return head[:16] == b"SQLite format 3\0" and head[68:] == APPLICATION_ID.to_bytes(4, "big")
+        return file.read(72)[68:] == APPLICATION_ID.to_bytes(4, "big")
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:

@@ -231,6 +231,7 @@ EMB = ("--query-emb", "query_emb.safetensors")
     [
         (("policy",), "give either --question and --image, or --queries, or --query-emb"),
         (("policy", "--question", "?"), "give either --question and --image"),
+        (("policy", "--question", "", "--image", "new.png"), "--question is empty"),
         (("policy", "--image", "new.png"), "give either --question and --image"),
         (("policy", "--queries", "new.jsonl", *EMB), "give either"),
         (("policy", *EMB, "--encoder", "pixel"), "--query-emb are embedded already"),
@@ -248,7 +249,7 @@ EMB = ("--query-emb", "query_emb.safetensors")
         (("policy", "--queries", "new.jsonl", "--encoder", "pxel"), "did you mean 'pixel'?"),
         (("policy", "--queries", "new.jsonl", "--encoder-opt", "mode=a"), "no option 'mode'"),
         (("policy", "--question", "?", "--image", "no.png"), "no.png: cannot read the image"),
-        (("policy", "--question", "?", "--image", "new.jsonl"), "not a readable image"),
+        (("policy", "--question", "?", "--image", "new.jsonl"), "not a readable image (no format"),
     ],
 )
 def test_what_cannot_be_is_one_line(place, args, saying):

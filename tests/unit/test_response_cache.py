@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.session import cache as cache_module
-from pointer_rl.session.cache import ResponseCache, request_key
+from pointer_rl.session.cache import APPLICATION_ID, ResponseCache, request_key
 from pointer_rl.session.caching import CachedBackend
 from pointer_rl.testing import FakeBackend
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response, Usage
@@ -359,8 +359,9 @@ class TestDamage:
         start = rng.randrange(len(content))
         end = start + rng.choice([1, 50, 4096])
         content[start:end] = rng.randbytes(len(content[start:end]))
+        content[68:72] = APPLICATION_ID.to_bytes(4, "big")  # without it, it is a foreign file
         if rng.random() < 0.3:
-            del content[rng.randrange(len(content)) :]
+            del content[rng.randrange(72, len(content)) :]
         path.write_bytes(content)
         # The damaged header may say that the file is read-only.
         with suppress_read_only():
