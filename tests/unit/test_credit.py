@@ -73,6 +73,14 @@ def test_stopping_is_compared_with_a_further_row():
     # Nothing is chosen after a stop; what is credited there has probability 1.
     assert credit([stopped, further, [3, 4, 5]], [1, 0, 0])[0] == "23"
     assert credit([[NO_ROW], [1]], [1, 0]) == ["1", "1"], "of one shot at most"
+    once, twice = [5, NO_ROW, NO_ROW], [1, 2, NO_ROW]
+    assert credit([twice, once, [6, NO_ROW, NO_ROW]], [1, 0, 1])[0] == "123", "it could go on"
+
+
+def test_equal_rewards_are_trained_wherever_the_group_differs():
+    """Zero-variance groups are left out unless they are to be imitated."""
+    assert credit([[1, 2], [1, 3]], [1, 1]) == ["2", "2"]
+    assert credit([[1, 2], [3, 4]], [0, 0]) == ["12", "12"]
 
 
 def test_differences_below_half_the_groups_range_decide_nothing():
