@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -54,6 +55,33 @@ def ragged_groups(
         pools=pools,
         excluded=excluded,
     )
+
+
+def naive_credit(pointers: Sequence[Sequence[int]], rewards: Sequence[float]) -> list[list[bool]]:
+    """For each of a query's candidates, the steps at which it is trained, looked at one by one."""
+    steps = range(len(pointers[0]))
+    choices = [
+        [
+            row if row >= 0 else "stop" if -1 not in each[:step] else "over"
+            for step, row in zip(steps, each, strict=True)
+        ]
+        for each in pointers
+    ]
+    varied = [len({each[step] for each in choices}) > 1 for step in steps]
+    credited = []
+    for pointer in pointers:
+        decisive = []
+        for step in steps:
+            others = Counter(pointer) - Counter([pointer[step]])
+            compared = [
+                reward
+                for each, reward in zip(pointers, rewards, strict=True)
+                if not others - Counter(each)
+            ]
+            spread = max(compared) - min(compared)
+            decisive.append(varied[step] and spread >= (max(rewards) - min(rewards)) / 2)
+        credited.append(decisive if any(decisive) else varied)
+    return credited
 
 
 def class_groups(

@@ -49,7 +49,7 @@ class TrainConfig:
     """A query attends to, and chooses from, the `pool` of its record. Otherwise it uses the whole
     pool, as it does wherever the policy is used."""
     all_steps: bool = False
-    """Also train on the steps at which all candidates of a query made the same choice."""
+    """Train every candidate at all its steps, whether they explain its reward or not."""
     include_zero_variance: bool = False
     """Also train on groups whose rewards are all equal, as imitation does."""
     held_out: float = 0.1

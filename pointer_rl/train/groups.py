@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pointer_rl.errors import InputError
 from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
+from pointer_rl.train.credit import credited_steps
 from pointer_rl.types import NO_ROW
 
 SAMPLED = "sample"
@@ -50,12 +51,11 @@ class Batch:
     """[B, N] bool: the places that hold a candidate"""
     sampled: Tensor
     """[B, N] bool: the candidates that were drawn from a policy"""
-    varied: Tensor
-    """[B, S] bool: the steps at which a query's candidates differ: in the row, in whether they
-    stop, or in whether they have stopped before. A choice that all of them share explains none of
-    the differences between their rewards."""
+    credited: Tensor
+    """[B, N, S] bool: the steps at which a candidate is trained (`pointer_rl.train.credit`); False
+    where invalid"""
     depth: int
-    """Steps up to the last one that is varied for any query; at least 1"""
+    """Steps up to the last one that is credited for any candidate; at least 1"""
     padded: bool
     """Whether any pointer is shorter than S"""
 
@@ -158,6 +158,12 @@ class Groups:
         equal: npt.NDArray[np.bool_] = highest == np.minimum.reduceat(self.rewards, starts)
         return equal
 
+    @cached_property
+    def credited(self) -> npt.NDArray[np.bool_]:
+        """[C, S] the steps at which each candidate is trained."""
+        queries = np.arange(len(self)).repeat(np.diff(self.offsets))
+        return credited_steps(self.pointers, self.rewards, queries)
+
     def trainable(self, include_zero_variance: bool) -> npt.NDArray[np.bool_]:
         """[Q] the groups to train on: all, or those that are not zero-variance."""
         return np.ones(len(self), dtype=bool) if include_zero_variance else ~self.zero_variance
@@ -258,8 +264,7 @@ class Groups:
             pool, own = shared[on_device(held)], own.reshape(-1, size)
         pointers = pointers[candidates]
         padded = bool((pointers == NO_ROW).any())
-        choices = _choices(pointers) if padded else pointers
-        varied = (choices != choices[:, :1]).any(axis=1)
+        credited = valid[..., None] & self.credited[candidates]
         return Batch(
             queries=self.queries[torch.from_numpy(queries)].to(device),
             pool=pool,
@@ -269,8 +274,8 @@ class Groups:
             rewards=on_device(np.where(valid, self.rewards[candidates], 0)),
             valid=on_device(valid),
             sampled=on_device(valid & self.sampled[candidates]),
-            varied=on_device(varied),
-            depth=1 + int(varied.any(axis=0).nonzero()[0].max(initial=0)),
+            credited=on_device(credited),
+            depth=1 + int(np.flatnonzero(credited.any(axis=(0, 1))).max(initial=0)),
             padded=padded,
         )
 
@@ -289,13 +294,6 @@ def _padded(data: BeamDatasetWithEmbedding, shots: int | None) -> npt.NDArray[np
     width = min(shots, data.pointers.shape[1])
     pointers[:, :width] = data.pointers[:, :width]
     return pointers
-
-
-def _choices(pointers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Pointers [..., S] in which NO_ROW is the stop, and steps after it are another number."""
-    choices = pointers.copy()
-    choices[..., 1:][(pointers[..., 1:] == NO_ROW) & (pointers[..., :-1] == NO_ROW)] = NO_ROW - 1
-    return choices
 
 
 def _own_rows(data: BeamDatasetWithEmbedding) -> Sequence[Rows | None]:

@@ -58,19 +58,24 @@ def step_logprobs(
     return [logits.log_softmax(-1) for logits in along]
 
 
-def pointer_logprobs(batch: Batch, steps: list[Tensor], loss_mask: Tensor | None = None) -> Tensor:
+def pointer_logprobs(batch: Batch, steps: list[Tensor], credited: Tensor | None = None) -> Tensor:
     """[B, N] log-probabilities of the pointers, from those of their steps; 0 where invalid.
 
     For a selector that can stop, a pointer shorter than S includes its stop. For one that never
     stops, it is the log-probability of the rows that the pointer has.
 
-    `loss_mask` [B, S] bool: sum only these steps, of which `steps` may lack those after the last.
-    None: sum all steps, which is the policy's own log-probability.
+    `credited` [B, N, S] bool: the log-probability that a pointer begins with the choices up to the
+    last credited one, of which only the credited ones have a gradient. `steps` may lack those after
+    the last. What is chosen later is left open, since it explains nothing; so candidates that are
+    credited at different steps compare, as events of different length under one policy.
+    None: the whole pointer, which is the policy's own log-probability.
     """
     along = zip(steps, batch.pointers.unbind(-1), strict=False)
     logprobs_BNS = torch.stack([pick(logp_BNC, rows) for logp_BNC, rows in along], dim=-1)
-    if loss_mask is not None:
-        logprobs_BNS = logprobs_BNS.where(loss_mask[:, None, : len(steps)], 0.0)
+    if credited is not None:
+        credited = credited[..., : len(steps)]
+        begun = credited.flip(-1).cumsum(-1).flip(-1) > 0
+        logprobs_BNS = logprobs_BNS.where(credited, logprobs_BNS.detach()).where(begun, 0.0)
     return logprobs_BNS.sum(-1).masked_fill(~batch.valid, 0.0)
 
 
@@ -150,7 +155,7 @@ class Learner:
         mean = _Mean()
         for step, batch in enumerate(self._batches(rng), first_step):
             steps = step_logprobs(self.selector, batch, self._depth(batch))
-            logprobs = pointer_logprobs(batch, steps, self._loss_mask(batch))
+            logprobs = pointer_logprobs(batch, steps, self._credited(batch))
             valid = batch.valid if self.config.grpo_on == "all" else batch.valid & ~batch.sampled
             rce = losses.rce_loss(logprobs, batch.rewards, valid, temperature)
             contrast = losses.contrast_loss(logprobs, batch.rewards, valid)
@@ -178,14 +183,14 @@ class Learner:
         for step, batch in enumerate(self._batches(rng), first_step):
             valid, advantage = self._compared(batch)
             steps = step_logprobs(self.selector, batch)
-            loss_mask = self._loss_mask(batch)
-            logprobs = pointer_logprobs(batch, steps, loss_mask)
+            credited = self._credited(batch)
+            logprobs = pointer_logprobs(batch, steps, credited)
             with torch.no_grad():
                 reference_steps = step_logprobs(reference, batch, encoded=reference_pool)
                 old_steps = reference_steps
                 if old is not reference:
                     old_steps = step_logprobs(old, batch, self._depth(batch), old_pool)
-                old_logprobs = pointer_logprobs(batch, old_steps, loss_mask)
+                old_logprobs = pointer_logprobs(batch, old_steps, credited)
             ppo, clipped = losses.clipped_ratio_loss(
                 logprobs, old_logprobs, advantage, valid, self.config.clip
             )
@@ -201,8 +206,8 @@ class Learner:
             mean.add("entropy", _entropy(steps[0]))
         return mean.metrics()
 
-    def _loss_mask(self, batch: Batch) -> Tensor | None:
-        return None if self.config.all_steps else batch.varied
+    def _credited(self, batch: Batch) -> Tensor | None:
+        return None if self.config.all_steps else batch.credited
 
     def _depth(self, batch: Batch) -> int | None:
         """How many steps the loss needs; None: all."""
@@ -241,15 +246,16 @@ class Learner:
     def held_out(self, selector: Selector | None = None) -> Metrics:
         """What the selector, or another one, is worth on the held-out groups.
 
-        `reward`: expected reward (`losses.expected_reward`), from the steps of the loss; `best`:
-        the reward of each group's best candidate; `cross_entropy`: RCE at its last temperature.
+        `reward`: expected reward (`losses.expected_reward`), by the log-probabilities of the loss;
+        `best`: the reward of each group's best candidate; `cross_entropy`: RCE at its last
+        temperature.
         """
         mean = _Mean()
         selector = selector or self.selector
         pool = self._encoded(selector)
         for batch in self._groups.batches(self._held_out, self.config.batch_size, self.device):
             steps = step_logprobs(selector, batch, self._depth(batch), pool)
-            logprobs = pointer_logprobs(batch, steps, self._loss_mask(batch))
+            logprobs = pointer_logprobs(batch, steps, self._credited(batch))
             scored = (logprobs, batch.rewards, batch.valid)
             mean.add("reward", losses.expected_reward(*scored))
             mean.add("best", batch.rewards.masked_fill(~batch.valid, -torch.inf).amax(-1))

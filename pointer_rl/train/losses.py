@@ -1,8 +1,9 @@
 """The losses, as pure functions of log-probabilities and rewards.
 
 Groups are ragged: [B, N] tensors are padded, and `valid` says which places hold a candidate. A
-log-probability is that of a whole pointer, summed over its steps, which for a shorter pointer may
-include the stop. Losses are per query; the caller averages them over a batch.
+log-probability is that of a pointer, or of its beginning up to the last step that explains its
+reward (`learner.pointer_logprobs`); a shorter pointer's may include the stop. Losses are per query;
+the caller averages them over a batch.
 
     RCE        -Σ_i w_i log p_i,  w = softmax(reward / T)                         (Lever-Plus)
     contrast   -log Σ_i p_i s_i / Σ_i p_i,  s = reward scaled to [0, 1] in the group      (ours)

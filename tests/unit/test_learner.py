@@ -9,6 +9,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from toy_selectors import StoppingSelector, ToyConfig, ToySelector
 from training_worlds import class_groups, learner_for, ragged_groups, selector_for, worth
 
@@ -146,19 +148,34 @@ def test_a_recorded_logprob_is_what_training_computes(method, history):
     assert checked == (40 if method == "beam" else 96)
 
 
-def test_only_the_taught_steps_are_summed():
-    groups = ragged_groups(sizes=(3, 4))
-    (batch,) = groups.batches(np.arange(2), 2, CPU)
-    steps = step_logprobs(selector_for(groups), batch)
-    whole = pointer_logprobs(batch, steps)
-    none, first = torch.zeros(2, 2).bool(), torch.tensor([[True, False]] * 2)
-    assert (pointer_logprobs(batch, steps, none) == 0).all()
-    rest = pointer_logprobs(batch, steps, ~first)
-    torch.testing.assert_close(pointer_logprobs(batch, steps, first) + rest, whole)
+@given(st.integers(0, 999), st.integers(1, 4))
+@settings(max_examples=30)
+def test_a_candidate_counts_up_to_its_last_credited_step_and_learns_at_its_credited_ones(
+    seed, shots
+):
+    groups = lengths_groups(seed, shots=shots)
+    (batch,) = groups.batches(np.arange(6), 6, CPU)
+    random = torch.Generator().manual_seed(seed)
+    shape = (*batch.pointers.shape, 10)
+    values = torch.randn(shape, generator=random, dtype=torch.float64).log_softmax(-1)
+    values.requires_grad_()
+    credited = torch.rand(batch.pointers.shape, generator=random) < 0.4
+    found = pointer_logprobs(batch, list(values.unbind(2)), credited)
+    gradient = torch.autograd.grad(found.sum(), values)[0]
+    for b, n in np.ndindex(*batch.valid.shape):
+        wanted = torch.zeros(shots, 10, dtype=torch.float64)
+        total = 0.0
+        steps = credited[b, n].nonzero().flatten().tolist() if batch.valid[b, n] else []
+        for step in range(max(steps, default=-1) + 1):
+            row = int(batch.pointers[b, n, step])
+            total += values[b, n, step, row].item()
+            wanted[step, row] = float(step in steps)
+        assert found[b, n].item() == pytest.approx(total, abs=1e-12)
+        assert torch.equal(gradient[b, n], wanted)
 
 
 @pytest.mark.parametrize("per_query_pool", [False, True])
-def test_what_follows_the_last_taught_step_is_left_out_and_changes_nothing(per_query_pool):
+def test_what_follows_the_last_credited_step_is_left_out_and_changes_nothing(per_query_pool):
     """The second row is the same in all candidates of a query, as in probes."""
     groups = ragged_groups(sizes=(3, 4, 5, 3), per_query_pool=per_query_pool, excluding=False)
     pointers = groups.pointers.copy()
@@ -175,7 +192,7 @@ def test_what_follows_the_last_taught_step_is_left_out_and_changes_nothing(per_q
             steps = step_logprobs(selector, batch, depth)
             assert len(steps) == depth
             losses.rce_loss(
-                pointer_logprobs(batch, steps, batch.varied), batch.rewards, batch.valid, 0.5
+                pointer_logprobs(batch, steps, batch.credited), batch.rewards, batch.valid, 0.5
             ).sum().backward()
         gradients.append([each.grad for each in selector.parameters() if each.grad is not None])
     short, whole = gradients
@@ -375,8 +392,8 @@ def test_padding_changes_nothing(kind, per_query_pool):
     ):
         one, two = step_logprobs(selector, batch), step_logprobs(selector, padded)
         torch.testing.assert_close(pointer_logprobs(padded, two), pointer_logprobs(batch, one))
-        masked = pointer_logprobs(batch, one, batch.varied)
-        torch.testing.assert_close(pointer_logprobs(padded, two, padded.varied), masked)
+        masked = pointer_logprobs(batch, one, batch.credited)
+        torch.testing.assert_close(pointer_logprobs(padded, two, padded.credited), masked)
         kls = [
             sum(losses.exact_kl(p, q).expand(batch.valid.shape) for p, q in zip(*pair, strict=True))
             for pair in ((one, step_logprobs(other, batch)), (two, step_logprobs(other, padded)))

@@ -252,7 +252,7 @@ class Recorded:
             rewards=rewards,
             valid=every,
             sampled=every,
-            varied=torch.ones(len(rewards), self.values["group_pointers"].shape[-1]).bool(),
+            credited=torch.ones_like(self.values["group_pointers"], dtype=torch.bool),
             depth=self.values["group_pointers"].shape[-1],
             padded=False,
             own=None,

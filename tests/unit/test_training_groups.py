@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_worlds import ragged_groups
+from training_worlds import naive_credit, ragged_groups
 
 from pointer_rl.datasets.embeddings import Embeddings
 from pointer_rl.errors import InputError
@@ -25,14 +25,6 @@ CPU = torch.device("cpu")
 def naive(groups, query):
     """What one query's part of a batch is to say, in rows of the whole pool."""
     own = slice(groups.offsets[query], groups.offsets[query + 1])
-    choices = [
-        [
-            row if row != -1 else "stop" if -1 not in pointer[:step] else "over"
-            for step, row in steps
-        ]
-        for pointer in groups.pointers[own].tolist()
-        for steps in [list(enumerate(pointer))]
-    ]
     rows = np.arange(len(groups.pool)) if groups.pools[query] is None else groups.pools[query]
     blocked = groups.excluded[query]
     return {
@@ -41,7 +33,7 @@ def naive(groups, query):
         "sampled": groups.sampled[own].tolist(),
         "pool": rows.tolist(),
         "allowed": [row for row in rows.tolist() if blocked is None or row not in blocked],
-        "varied": [len(set(step)) > 1 for step in zip(*choices, strict=True)],
+        "credited": naive_credit(groups.pointers[own].tolist(), groups.rewards[own].tolist()),
     }
 
 
@@ -55,6 +47,7 @@ def view(groups, batch, index):
     assert (batch.pointers[index][~valid] == 0).all()
     assert (batch.rewards[index][~valid] == 0).all()
     assert not batch.sampled[index][~valid].any()
+    assert not batch.credited[index][~valid].any()
     return {
         "pointers": [
             [rows[place] if place >= 0 else place for place in each]
@@ -64,7 +57,7 @@ def view(groups, batch, index):
         "sampled": batch.sampled[index][valid].tolist(),
         "pool": rows,
         "allowed": [row for row, may in zip(rows, allowed, strict=True) if may],
-        "varied": batch.varied[index].tolist(),
+        "credited": batch.credited[index][valid].tolist(),
     }
 
 
@@ -93,9 +86,9 @@ def test_batches_are_what_the_queries_are_by_themselves(
             query = (groups.queries == vector).all(-1).nonzero().item()
             seen.append(query)
             assert view(groups, batch, index) == naive(groups, query)
-        # What no query of the batch varies, after the last that one does, is left out.
-        varied = batch.varied.any(0).tolist()
-        assert batch.depth == max([1, *(step + 1 for step, each in enumerate(varied) if each)])
+        # What is credited to no candidate of the batch, after the last that is, is left out.
+        credited = batch.credited.any(0).any(0).tolist()
+        assert batch.depth == max([1, *(step + 1 for step, each in enumerate(credited) if each)])
     assert sorted(seen) == list(range(len(groups)))
 
 
@@ -282,21 +275,11 @@ def test_pointers_of_another_number_of_shots_are_refused(tmp_path):
         read(tmp_path, mixed, shots=1)
 
 
-def test_steps_are_varied_in_their_rows_and_in_whether_they_stop():
-    groups = ragged_groups(sizes=(2, 3, 2, 2), shots=3, excluding=False)
+def test_a_batch_is_as_deep_as_its_candidates_are_credited():
+    groups = ragged_groups(sizes=(3, 2), shots=3, excluding=False)
     groups.pointers[:] = [
-        *([1, -1, -1], [1, 2, -1]),  # stops against a second row, which then stops by itself
-        *([4, 2, -1], [5, 2, -1], [6, 2, -1]),  # all stop alike
-        *([-1, -1, -1], [3, 2, 1]),
+        *([4, 2, -1], [5, 2, -1], [6, 2, -1]),
         *([3, 2, 1], [3, 2, 4]),
     ]
-    (batch,) = groups.batches(np.arange(4), 4, CPU)
-    assert batch.varied.tolist() == [
-        *([False, True, True], [True, False, False], [True, True, True], [False, False, True])
-    ]
-    assert batch.padded
-    assert batch.pointers[0].tolist() == [[1, -1, -1], [1, 2, -1], [0, 0, 0]]
-    (batch,) = groups.batches(np.array([1]), 4, CPU)
-    assert batch.depth == 1
-    (batch,) = groups.batches(np.array([3]), 4, CPU)
-    assert not batch.padded
+    assert [batch.depth for batch in groups.batches(np.arange(2), 1, CPU)] == [1, 3]
+    assert [batch.padded for batch in groups.batches(np.arange(2), 1, CPU)] == [True, False]
