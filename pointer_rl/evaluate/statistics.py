@@ -26,6 +26,7 @@ Shapes: N queries.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -98,42 +99,46 @@ def detectable_improvement(arm_N: Floats, reference_N: Floats, level: float) -> 
     accuracy, most of it comes with the improvement (as in sample sizes for McNemar's test, Connor
     1987). None if the share would exceed 1.
     """
-    powers_4 = np.arange(1, 5)[:, None]
-    observed_4 = ((arm_N - reference_N) ** powers_4).mean(axis=1)
-    perfect_4 = ((1 - reference_N) ** powers_4).mean(axis=1)
-    # Without the observed difference, so that the effect is that of the share alone.
-    observed_4[0] = 0.0
+    powers = np.arange(1, 5)[:, None]
+    observed = ((arm_N - reference_N) ** powers).mean(axis=1).tolist()
+    perfect = ((1 - reference_N) ** powers).mean(axis=1).tolist()
+    observed[0] = 0.0  # so that the effect is that of the share alone
+    quantile = _quantile((1 + level) / 2)
+
+    def power(share: float) -> float:
+        moments = [(1 - share) * a + share * b for a, b in zip(observed, perfect, strict=True)]
+        return _power(moments, len(arm_N), quantile)
+
     low, high = 0.0, 1.0
-    if _power(perfect_4.tolist(), len(arm_N), level) < POWER:
+    if power(high) < POWER:
         return None
-    for _ in range(30):
-        share = (low + high) / 2
-        moments_4 = ((1 - share) * observed_4 + share * perfect_4).tolist()
-        low, high = (low, share) if _power(moments_4, len(arm_N), level) >= POWER else (share, high)
-    return high * float(perfect_4[0])
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (low, middle) if power(middle) >= POWER else (middle, high)
+    return high * float(perfect[0])
 
 
-def _power(moments_4: list[float], number: int, level: float) -> float:
-    """Probability that the interval of `compare` lies above 0, for differences with these moments.
+def _power(moments: Sequence[float], number: int, quantile: float) -> float:
+    """Probability that the low end of `compare` is above 0, if differences have these moments.
 
-    The low end is mean - z s / √(N + 2); to first order it is normal, and its deviation follows
-    from the differences' first four moments (delta method).
+    The low end is mean - quantile · s / √(N + 2). To first order it is normal, and its deviation
+    follows from the first four moments (delta method): where differences are skewed, the mean and s
+    go together, and the low end varies less than the mean.
     """
-    first, second, third, fourth = moments_4
-    z, total = _quantile((1 + level) / 2), number + 2
+    first, second, third, fourth = moments
+    total = number + 2
     mean = number * first / total
     deviation = math.sqrt((number * second + 2 - total * mean**2) / (total - 1))
     # A query moves the low end by of_value · difference - of_square · difference².
-    of_square = z / (2 * deviation * math.sqrt(total) * (total - 1))
+    of_square = quantile / (2 * deviation * math.sqrt(total) * (total - 1))
     of_value = 1 / total + 2 * of_square * mean
     variance = (
         of_value**2 * (second - first**2)
         + of_square**2 * (fourth - second**2)
         - 2 * of_value * of_square * (third - first * second)
     )
-    low = mean - z * deviation / math.sqrt(total)
-    spread = math.sqrt(max(number * variance, 1e-12))
-    return NormalDist().cdf(low / spread)
+    low = mean - quantile * deviation / math.sqrt(total)
+    return _NORMAL.cdf(low / math.sqrt(max(number * variance, 1e-12)))
 
 
 def corrected_level(level: float, intervals: int) -> float:
@@ -164,4 +169,5 @@ def share_of_gap(arm_N: Floats, random_N: Floats, oracle_N: Floats, level: float
     return Share(gain / gap, (b - root) / a, (b + root) / a, level)
 
 
-_quantile = NormalDist().inv_cdf
+_NORMAL = NormalDist()
+_quantile = _NORMAL.inv_cdf
