@@ -10,7 +10,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pointer_rl.evaluate.conclusions import conclude
@@ -153,6 +153,7 @@ LOW, HIGH = st.sampled_from([0.0, 0.3]), st.sampled_from([0.6, 1.0])
 TRIPLES = st.lists(st.tuples(ACCURACIES, LOW, HIGH), min_size=20, max_size=60)
 
 
+@settings(max_examples=40)
 @given(TRIPLES, st.sampled_from([0.9, 0.99, 0.999]))
 def test_the_share_is_fiellers_set(triples, level):
     """At its ends, and only there, the test of mean(arm - random - s gap) = 0 is just decided."""
@@ -170,6 +171,7 @@ def test_the_share_is_fiellers_set(triples, level):
     assert statistic(inside) < z < statistic(outside)
 
 
+@settings(max_examples=40)
 @given(TRIPLES)
 def test_a_share_excludes_0_only_where_the_difference_does(triples):
     arm, random, oracle = columns(triples)
