@@ -122,9 +122,9 @@ def evaluate(**given: Any) -> None:
     """Compare policies with random, similar and no demonstrations, on the same questions.
 
     Says in words whether the primary policy is better than random, or not distinguishable from it,
-    and names every other arm that it does not beat. The same questions, wording and decoding for every arm; a trial that several share is asked
-    once. An interrupted evaluation with --output-path is continued by the same command. Exits 1 if
-    nothing could be measured.
+    and names every other arm that it does not beat. The same questions, wording and decoding for
+    every arm; a trial that several share is asked once. An interrupted evaluation with
+    --output-path is continued by the same command. Exits 1 if nothing could be measured.
     """
     from pointer_rl.cli.progress import Progress
     from pointer_rl.cli.tables import format_table

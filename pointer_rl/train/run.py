@@ -169,8 +169,11 @@ class TrainResult:
         if before == after:
             return f"it learned nothing: no epoch improved on the {name} of {before:.3f} ({about})"
         change = f"{name} {before:.3f} → {after:.3f} ({where}; {about})"
-        learned = sign * after > max(sign * before, sign * random)
-        return change if learned else f"it learned nothing: {change}"
+        if sign * after < sign * before:
+            return f"it learned nothing: {change}"
+        if sign * after <= sign * random:
+            return f"no better than a random choice: {change}"
+        return change
 
 
 def _queries(number: int) -> str:
