@@ -362,8 +362,7 @@ class _Reader:
 
     def _count(self, record: Record) -> None:
         """Count the trials of a query's beams, of which only the best are in the file."""
-        run = record.get("run")
-        trials = run.get("trials") if isinstance(run, dict) else None
+        trials = record.get("trials")
         if self.trials is not None:
             self.trials = self.trials + trials if isinstance(trials, int) else None
 

@@ -311,6 +311,8 @@ def test_beam_data_has_its_scores_for_rewards(tmp_path):
     dataset = BeamDataset(path)
     assert (dataset.kind, dataset.method_names, dataset.empty) == ("beam", ("beam",), 1)
     assert dataset.trials is None, "the records do not say"
+    counted = {"a": {"beams": [{"pointer": [1], "score": 1.0}], "trials": 9}}
+    assert BeamDataset(dump(tmp_path, counted)).trials == 9
     assert dataset.rewards.tolist() == [2.5, 0.5]
     assert dataset.pointers.tolist() == [[4, 5], [4, -1]]
     assert np.isnan(dataset.accuracies).all()
