@@ -106,8 +106,8 @@ NOT_RUN: dict[str, dict[str, str]] = {
         ),
     },
     "train": {
-        "the run: held-out expected reward 0.919 → 1.313 (round 4; 34 queries, where a random choice"
-        " has 0.868)": "of another run, minutes long",
+        "the run: held-out expected reward 0.919 → 1.313 (round 4; 34 queries, where a random"
+        " choice has 0.868)": "of another run, minutes long",
     },
     "your-plugin": {
         "pip install -e 'pointer-rl-price[dev]'": "installs; tests/e2e/test_third_party.py does",
