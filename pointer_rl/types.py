@@ -89,6 +89,9 @@ class Dataset:
     queries: Sequence[Example]
     pool: Sequence[Example]
     companions: Companions | None = None
+    relevant: Sequence[Sequence[int]] | None = None
+    """For each query the pool rows that answer it, if the dataset knows: only `evaluate` looks at
+    them, to say what could be attained."""
 
 
 # --- asking a backend -------------------------------------------------------------------------

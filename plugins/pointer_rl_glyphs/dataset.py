@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pointer_rl.types import Companions, Dataset, Example
 from pointer_rl_glyphs.images import GlyphImage
-from pointer_rl_glyphs.lexicon import DATASET_WORDS, Lexicon, random_key
+from pointer_rl_glyphs.lexicon import DATASET_WORDS, Key, Lexicon, random_key
 from pointer_rl_glyphs.options import GlyphsOptions
 from pointer_rl_glyphs.questions import ask
 
@@ -23,7 +23,7 @@ def draw_split(options: GlyphsOptions, split: str) -> tuple[Example, ...]:
 
 
 def _draw(seed: int, lexicon: Lexicon, split: str, row: int) -> Example:
-    rng = random.Random(f"glyphs/{seed}/{split}/{row}")
+    rng = _rng(seed, split, row)
     key = random_key(rng)
     image = GlyphImage.draw_for(key, rng)
     number = 1_000_000 * (SPLITS.index(split) + 1) + row
@@ -40,9 +40,20 @@ def _draw(seed: int, lexicon: Lexicon, split: str, row: int) -> Example:
 
 def load_glyphs(options: GlyphsOptions) -> Dataset:
     """The queries of the chosen split and the pool."""
+    rows_of: dict[Key, list[int]] = {}
+    for row in range(options.size("pool")):
+        rows_of.setdefault(random_key(_rng(options.seed, "pool", row)), []).append(row)
+    split = options.split
+    keys = (random_key(_rng(options.seed, split, row)) for row in range(options.size(split)))
     return Dataset(
         name="glyphs",
-        queries=draw_split(options, options.split),
+        queries=draw_split(options, split),
         pool=draw_split(options, "pool"),
         companions=Companions(model=str(MODEL_DIR), encoder="glyphs"),
+        relevant=[rows_of.get(key, []) for key in keys],
     )
+
+
+def _rng(seed: int, split: str, row: int) -> random.Random:
+    """The source of an example; its key is drawn first."""
+    return random.Random(f"glyphs/{seed}/{split}/{row}")

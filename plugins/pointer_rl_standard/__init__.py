@@ -189,7 +189,12 @@ def pointer_rl_register_arms(register: Register) -> None:
         "oracle",
         partial(_create_arm, "OracleArm"),
         options=OracleOptions,
-        summary="The best of what any arm shows, and of some pointers more",
+        summary="The best of a fixed number of pointers, random and similar ones",
+    )
+    register(
+        "attainable",
+        "pointer_rl.evaluate.arms:AttainableArm",
+        summary="The rows that the dataset knows to answer the query",
     )
 
 
@@ -218,4 +223,5 @@ def _policy_arm(options: PolicyOptions) -> Arm:
     from pointer_rl.evaluate.arms import PolicyArm
     from pointer_rl.evaluate.run import open_policy
 
-    return PolicyArm(open_policy(Path(options.path)).policy)
+    opened = open_policy(Path(options.path))
+    return PolicyArm(opened.policy, opened.training_calls)

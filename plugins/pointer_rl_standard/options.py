@@ -243,11 +243,11 @@ class VoteOptions:
 class OracleOptions:
     """Options of the arm `oracle`."""
 
-    random: int = 4
-    """Random pointers that it may choose from, besides those of the other arms."""
-    retrieval: int = 4
-    """Pointers of the most similar rows that it may choose from."""
+    random: int = 8
+    """Random pointers that it chooses from."""
+    retrieval: int = 8
+    """Pointers of the most similar rows that it chooses from."""
 
     def __post_init__(self) -> None:
-        if min(self.random, self.retrieval) < 0:
-            raise ValueError("random and retrieval start at 0")
+        if min(self.random, self.retrieval) < 0 or not self.random + self.retrieval:
+            raise ValueError("random and retrieval start at 0, and are not both 0")

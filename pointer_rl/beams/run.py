@@ -114,6 +114,7 @@ class BeamJob:
                     () if each is None else each.beams,
                     None if sub_pool.is_whole else sub_pool.rows,
                     excluded(query),
+                    asked.trials,
                 ),
                 RUN: {"logprob": None if each is None else each.logprob, **asdict(asked)},
             }

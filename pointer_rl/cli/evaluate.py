@@ -95,13 +95,13 @@ def _policies(
 @number_option("--seeds", 3, help="Random pointers for each query, averaged.")
 @number_option(
     "--oracle-random",
-    4,
+    8,
     minimum=0,
-    help="Further random pointers that the oracle chooses from.",
+    help="Random pointers that the oracle chooses from.",
 )
 @number_option(
     "--oracle-retrieval",
-    4,
+    8,
     minimum=0,
     help="Pointers of the most similar rows that it chooses from.",
 )
@@ -121,10 +121,10 @@ def _policies(
 def evaluate(**given: Any) -> None:
     """Compare policies with random, similar and no demonstrations, on the same questions.
 
-    Says in words whether the primary policy is better than random, or not distinguishable from it.
-    The same questions, wording and decoding for every arm; a trial that several share is asked
-    once. An interrupted evaluation with --output-path is continued by the same command. Exits 1 if
-    nothing could be measured.
+    Says in words whether the primary policy is better than random, or not distinguishable from it,
+    and names every other arm that it does not beat. The same questions, wording and decoding for
+    every arm; a trial that several share is asked once. An interrupted evaluation with
+    --output-path is continued by the same command. Exits 1 if nothing could be measured.
     """
     from pointer_rl.cli.progress import Progress
     from pointer_rl.cli.tables import format_table
@@ -147,7 +147,7 @@ def evaluate(**given: Any) -> None:
         click.echo(finished.content["verdict"])
         click.echo(str(finished))
         return
-    click.echo(format_table(evaluation.rows(), numeric=frozenset({0, 2, 3, 4})) + "\n")
+    click.echo(format_table(evaluation.rows(), numeric=frozenset({0, 2, 3, 4, 5})) + "\n")
     for sentence in evaluation.sentences():
         click.echo(sentence)
     trials = f"{evaluation.trials:,} trials"

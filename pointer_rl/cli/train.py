@@ -308,4 +308,7 @@ def _epoch_text(line: Mapping[str, Any]) -> str:
     place = f"round {line['round']}  " if line["round"] else ""
     criterion = line["keep_by"]
     worth = f"held-out {criterion.replace('_', '-')} {line[f'held_out_{criterion}']:.3f}"
+    if line["stage"] == "start":
+        random = line[f"held_out_random_{criterion}"]
+        worth += f" ({line['held_out_queries']:,} queries; a random choice has {random:.3f})"
     return "  ".join([f"{place}{line['stage']:<5} {line['epoch']:>3}", *numbers, worth])

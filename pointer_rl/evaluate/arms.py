@@ -1,8 +1,7 @@
 """Arms of an evaluation: the ways of choosing demonstrations that are compared.
 
 An arm shows each query some pointers, and its accuracy on the query is their mean. The exceptions
-override `accuracies`: a vote asks no model, and the oracle takes the best of everything that was
-asked.
+override `accuracies`: a vote asks no model, and the oracle takes the best of its pointers.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.nn.functional import cosine_similarity
 
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
@@ -24,7 +24,9 @@ from pointer_rl.session.resolve import NoPolicy
 from pointer_rl.session.similarity import Space
 from pointer_rl.types import Candidate, Example, Generator, Metric, Pointer, Policy, QueryBatch
 
-ZERO_SHOT, RANDOM, ORACLE = "zero-shot", "random", "oracle"
+ZERO_SHOT, RANDOM, ORACLE, ATTAINABLE = "zero-shot", "random", "oracle", "attainable"
+REFERENCES = (RANDOM, ORACLE, ATTAINABLE)
+"""Arms that others are measured by, and that are not themselves ways to choose."""
 VOTE = "vote "
 """Prefix of a vote's name; the rest is the arm whose demonstrations vote."""
 METHOD = "arm"
@@ -52,12 +54,19 @@ class Setting:
     """Embeddings in which policies choose."""
     similar: Mapping[str, Space] = field(default_factory=dict)
     """Name of each similarity → its embeddings; the last one is what a retriever would use."""
+    relevant: Sequence[Sequence[int]] | None = None
+    """For each query the rows that are known to answer it, if the dataset knows them."""
     chosen: dict[str, Pointers] = field(default_factory=dict)
     """What the arms before this one chose, by name."""
 
     @cached_property
     def _allowed(self) -> AllowedRows:
         return AllowedRows(self.pool)
+
+    @property
+    def nearest(self) -> Space:
+        """The embeddings in which a retriever would compare."""
+        return [self.space, *self.similar.values()][-1]
 
     def batches(self, space: Space) -> Iterator[QueryBatch]:
         """The queries with their embeddings and masks, some at a time."""
@@ -103,6 +112,8 @@ class Arm:
 
     zero_shot = False
     """Whether it shows no demonstrations: it is then measured once, at 0 shots."""
+    training_calls: int | None = 0
+    """Trials that were asked to make it, before the evaluation. None: unknown."""
 
     def choose(self, setting: Setting) -> Pointers:
         """For each query the pointers that it is shown, each of at most `setting.shots` rows.
@@ -164,8 +175,9 @@ class SimilarityArm(Arm):
 class PolicyArm(Arm):
     """The policy's likeliest row at each step."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, training_calls: int | None = None) -> None:
         self._policy = policy
+        self.training_calls = training_calls
 
     def choose(self, setting: Setting) -> Pointers:
         return [
@@ -176,7 +188,11 @@ class PolicyArm(Arm):
 
 
 class VoteArm(Arm):
-    """The majority of another arm's demonstrations' answers, without a model."""
+    """The majority of another arm's demonstrations' answers, without a model.
+
+    Of answers with as many votes, the one wins whose demonstration is most similar to the query.
+    The order in which demonstrations are shown has no part in it: each arm has its own.
+    """
 
     def __init__(self, arm: str) -> None:
         self._arm = arm
@@ -187,35 +203,58 @@ class VoteArm(Arm):
     def accuracies(
         self, setting: Setting, shown: Pointers, outcomes: Outcomes, metric: Metric
     ) -> Floats:
+        space = setting.nearest
         votes = []
-        for query, pointers in zip(setting.queries, setting.chosen[self._arm], strict=True):
-            answers = [setting.pool[row].answer for row in pointers[0]]
-            votes.append(_vote(query, list(map(metric.normalise, answers)), metric))
+        chosen = zip(setting.queries, space.queries, setting.chosen[self._arm], strict=True)
+        for query, embedding, pointers in chosen:
+            rows = list(pointers[0])
+            similarities = cosine_similarity(space.pool.embeddings[rows], embedding[None])
+            nearest = similarities.argsort(descending=True, stable=True).tolist()
+            answers = [metric.normalise(setting.pool[rows[each]].answer) for each in nearest]
+            votes.append(_vote(query, answers, metric))
         return np.array(votes)
 
 
 class OracleArm(Arm):
-    """The best of everything that any arm shows, and of a fixed number of pointers more."""
+    """The best of a fixed number of pointers for each query: random ones, and the nearest rows.
+
+    They do not depend on the other arms, so an oracle of this size is the same in every table.
+    """
 
     def __init__(self, random: int, retrieval: int) -> None:
         self._random = random
         self._retrieval = retrieval
 
     def choose(self, setting: Setting) -> Pointers:
-        more = []
+        drawn = []
         if self._random:
-            more.append(setting.generate(ORACLE, "random", self._random))
+            drawn.append(setting.generate(ORACLE, "random", self._random))
         if self._retrieval:
-            *_, nearest = setting.similar.values()
-            more.append(setting.generate(ORACLE, "retrieval", self._retrieval, nearest))
-        if not more:
-            return [()] * len(setting.queries)
-        return [tuple(chain.from_iterable(each)) for each in zip(*more, strict=True)]
+            drawn.append(setting.generate(ORACLE, "retrieval", self._retrieval, setting.nearest))
+        return [tuple(chain.from_iterable(each)) for each in zip(*drawn, strict=True)]
 
     def accuracies(
         self, setting: Setting, shown: Pointers, outcomes: Outcomes, metric: Metric
     ) -> Floats:
-        return np.array([max(each.values()) for each in outcomes])
+        return np.array(
+            [
+                max(mine[each] for each in pointers)
+                for pointers, mine in zip(shown, outcomes, strict=True)
+            ]
+        )
+
+
+class AttainableArm(Arm):
+    """The rows that the dataset knows to answer the query: what choosing could attain."""
+
+    def choose(self, setting: Setting) -> Pointers:
+        if setting.relevant is None:
+            raise InputError("the dataset does not know which rows answer a query")
+        masks = chain.from_iterable(each.allowed for each in setting.batches(setting.space))
+        return [
+            (tuple([row for row in rows if mask[row]][: setting.shots]),)
+            for rows, mask in zip(setting.relevant, masks, strict=True)
+        ]
 
 
 def choose(setting: Setting, arms: Mapping[str, Arm]) -> Setting:
@@ -234,8 +273,8 @@ def choose(setting: Setting, arms: Mapping[str, Arm]) -> Setting:
 
 
 def majority(answers: Sequence[str]) -> str:
-    """The most frequent answer; of equally frequent ones the last, which is next to the query."""
-    return max(dict.fromkeys(reversed(answers)), key=answers.count)
+    """The most frequent answer; of equally frequent ones the first."""
+    return max(dict.fromkeys(answers), key=answers.count)
 
 
 def _vote(query: Example, answers: Sequence[str], metric: Metric) -> float:

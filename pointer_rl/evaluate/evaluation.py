@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
-from pointer_rl.evaluate.arms import ORACLE, RANDOM
+from pointer_rl.evaluate.arms import ATTAINABLE, RANDOM
 from pointer_rl.evaluate.conclusions import Comparison, Conclusions, in_words
 from pointer_rl.evaluate.measure import Measured
+from pointer_rl.evaluate.statistics import Share
 
 MANY_FAILURES = 0.05
 """Share of left-out queries above which the result is not to be trusted."""
@@ -37,6 +38,7 @@ class Evaluation:
 
     SUMMARY: ClassVar = (
         "verdict",
+        "not_beaten",
         "sentences",
         "queries",
         "trials",
@@ -54,6 +56,10 @@ class Evaluation:
     conclusions: Conclusions | None
     """None if nothing is left to compare."""
     leakage: Leakage
+    training_calls: Mapping[str, int | None]
+    """By arm, the trials that were asked to make it; None if that is unknown."""
+    policies: Sequence[str]
+    """The arms that are policies: those are expected to tell queries apart."""
     trials: int
     failed: int
     """Trials without an outcome."""
@@ -63,23 +69,50 @@ class Evaluation:
 
     @property
     def verdict(self) -> str:
-        """The primary comparison in words."""
+        """The primary comparison in words, and the arms that the primary arm does not beat."""
         if self.conclusions is None:
             return f"nothing measured: a trial of every query failed ({self.first_failure})"
-        return self.conclusions.primary.words
+        return self.conclusions.verdict
 
     def sentences(self) -> list[str]:
-        """The verdict, the primary arm against its rivals, the oracle's size, and leaks."""
-        rivals = () if self.conclusions is None else self.conclusions.rivals
-        return [self.verdict, *(each.words for each in rivals), *self._oracles(), *self._leaks()]
+        """The verdict and what it rests on, what the shares are of, doubts, and leaks."""
+        found = [self.verdict]
+        if self.conclusions is not None:
+            found += [*self.conclusions.comparisons(), *self._shares(self.conclusions)]
+        return [*found, *self._collapsed(), *self._leaks()]
 
-    def _oracles(self) -> Iterator[str]:
-        sizes = ", ".join(
-            f"{each.oracle_sizes.mean():.1f} at {in_words(each.shots)}"
-            for each in self.measured
-            if each.shots
+    def _shares(self, conclusions: Conclusions) -> Iterator[str]:
+        yield (
+            "gap recovered: (arm - random) / (oracle - random); the oracle is "
+            f"{self.settings['oracle']}"
         )
-        yield f"oracle: the best of so many pointers a query, on average: {sizes}"
+        if conclusions.of_attainable is not None:
+            primary = conclusions.primary
+            share = _share(conclusions.of_attainable)
+            yield (
+                f"{primary.arm}, {in_words(primary.shots)}: recovers {share} of the gap to "
+                f"{ATTAINABLE}, the rows that the dataset knows to answer a query"
+            )
+        outside = [
+            f"{arm} at {in_words(shots)} ({each.share:.2f})"
+            for (shots, arm), each in conclusions.recovered.items()
+            if isinstance(each, Share) and not 0 <= each.share <= 1
+        ]
+        if outside:
+            yield (
+                f"WARNING: shares outside 0 to 1: {', '.join(outside)}; below 0 an arm is worse "
+                "than random, above 1 better than the oracle, which is then no measure of it"
+            )
+
+    def _collapsed(self) -> Iterator[str]:
+        for each in self.measured:
+            for arm in self.policies:
+                found = each.collapse(arm) if arm in each.shown else None
+                if found is not None:
+                    yield (
+                        f"WARNING: {arm} hardly tells queries apart at {in_words(each.shots)}: "
+                        f"{found}"
+                    )
 
     def _leaks(self) -> Iterator[str]:
         total = len(self.query_ids)
@@ -115,7 +148,10 @@ class Evaluation:
     def rows(self) -> list[tuple[str, ...]]:
         """Header and lines of a table: points, and the intervals of `Conclusions`."""
         return [
-            ("shots", "arm", "queries", "accuracy", "vs random", "interval", "gap recovered"),
+            (
+                *("shots", "arm", "queries", "calls", "accuracy"),
+                *("vs random", "interval", "gap recovered"),
+            ),
             *(self._row(each, arm) for each in self.measured for arm in each.accuracies),
         ]
 
@@ -130,13 +166,17 @@ class Evaluation:
             str(measured.shots),
             arm,
             f"{len(self.query_ids) - measured.left_out:,}",
+            self._calls(measured, arm),
             "-" if accuracy is None else f"{100 * accuracy:.1f}",
             f"{100 * difference.mean:+.1f}" if difference else "",
             f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}" if difference else "",
-            f"{recovered.share:.2f} ({recovered.low:.2f} to {recovered.high:.2f})"
-            if recovered
-            else "",
+            "" if recovered is None else _share(recovered),
         )
+
+    def _calls(self, measured: Measured, arm: str) -> str:
+        """`15,000 + 200`: trials to train the arm, and in this evaluation."""
+        trained, asked = self.training_calls[arm], f"{measured.calls(arm):,}"
+        return asked if trained == 0 else f"{'–' if trained is None else f'{trained:,}'} + {asked}"
 
     # --- as JSON ---
 
@@ -164,6 +204,7 @@ class Evaluation:
         )
         return {
             "verdict": self.verdict,
+            "not_beaten": list(self.conclusions.not_beaten) if self.conclusions else [],
             "sentences": self.sentences(),
             "warnings": self.warnings(),
             "queries": len(self.query_ids),
@@ -181,8 +222,10 @@ class Evaluation:
             "arm": arm,
             "shots": measured.shots,
             "queries": len(self.query_ids) - measured.left_out,
+            "training_calls": self.training_calls[arm],
+            "calls": measured.calls(arm),
             "accuracy": measured.accuracy(arm),
-            "gap_recovered": asdict(recovered) if recovered else None,
+            "gap_recovered": asdict(recovered) if isinstance(recovered, Share) else None,
         }
 
 
@@ -202,9 +245,13 @@ def _by_query(measured: Measured) -> dict[str, Any]:
     arms: dict[str, Any] = {arm: _numbers(values) for arm, values in measured.accuracies.items()}
     if RANDOM in arms:
         arms["random by seed"] = [_numbers(values) for values in measured.by_seed]
-    if ORACLE in arms:
-        arms["oracle pointers"] = measured.oracle_sizes.tolist()
     return arms
+
+
+def _share(found: Share | str) -> str:
+    if isinstance(found, str):
+        return f"– ({found})"
+    return f"{found.share:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
 def _numbers(values: NDArray[Any] | Sequence[float]) -> list[float | None]:

@@ -6,6 +6,7 @@ Shapes: N queries, S seeds of the random arm.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointer_rl.errors import PluginError
-from pointer_rl.evaluate.arms import METHOD, RANDOM, Arm, Floats, Setting
+from pointer_rl.evaluate.arms import METHOD, RANDOM, Arm, Floats, Pointers, Setting
 from pointer_rl.records.fields import has_failed
 from pointer_rl.records.records import to_record
 from pointer_rl.session.candidates import judge_candidates
@@ -24,6 +25,8 @@ from pointer_rl.session.judge import Judge
 from pointer_rl.session.session import Session
 from pointer_rl.types import Candidate, Example, Metric, Pointer, Window
 
+FEW_POINTERS = 5
+ENOUGH_QUERIES = 20
 WINDOW = 64
 """Queries whose trials go to the backend together: thousands of trials, so that it can batch."""
 
@@ -85,8 +88,8 @@ class Measured:
     """[N] by arm."""
     by_seed: Floats
     """[S, N] the random arm, seed by seed; [0, N] at 0 shots."""
-    oracle_sizes: NDArray[np.int64]
-    """[N] pointers that the oracle chooses from; all 0 at 0 shots."""
+    shown: Mapping[str, Pointers]
+    """By arm, the pointers that it had asked for each query. A vote has none."""
 
     @property
     def kept(self) -> NDArray[np.bool_]:
@@ -103,6 +106,27 @@ class Measured:
         """Mean over the queries that count; None if there are none."""
         values = self.accuracies[arm][self.kept]
         return float(values.mean()) if len(values) else None
+
+    def calls(self, arm: str) -> int:
+        """Trials that the arm needs by itself, cached or not; a pointer of a query counts once."""
+        return sum(len(set(pointers)) for pointers in self.shown[arm])
+
+    def collapse(self, arm: str) -> str | None:
+        """What shows that an arm with one pointer a query hardly tells queries apart; else None.
+
+        That is fewer than FEW_POINTERS different pointers, or one row in more than half of them. It
+        cannot be said of fewer than ENOUGH_QUERIES queries.
+        """
+        pointers = [each for of_query in self.shown[arm] for each in of_query]
+        number, different = len(pointers), len(set(pointers))
+        if number < ENOUGH_QUERIES:
+            return None
+        rows = Counter(chain.from_iterable(pointers))
+        row, times = rows.most_common(1)[0] if rows else (None, 0)
+        if different >= FEW_POINTERS and 2 * times <= number:
+            return None
+        often = f", and row {row} in {times:,} of them" if times else ""
+        return f"{different:,} different pointers for {number:,} queries{often}"
 
 
 def pointers_to_ask(settings: Iterable[Setting]) -> list[list[Pointer]]:
@@ -145,5 +169,5 @@ def measure(setting: Setting, arms: Mapping[str, Arm], asked: Asked, metric: Met
         shots=setting.shots,
         accuracies={name: np.where(out, np.nan, each) for name, each in accuracies.items()},
         by_seed=np.where(out, np.nan, by_seed),
-        oracle_sizes=np.array([len(each) if setting.shots else 0 for each in outcomes]),
+        shown=setting.chosen,
     )

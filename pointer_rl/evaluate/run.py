@@ -15,6 +15,7 @@ from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError, first_line
 from pointer_rl.evaluate import conclusions, statistics
 from pointer_rl.evaluate.arms import (
+    ATTAINABLE,
     ORACLE,
     RANDOM,
     VOTE,
@@ -45,7 +46,7 @@ from pointer_rl.session.similarity import MODES, Space, similarity_spaces
 from pointer_rl.session.windows import run_windows
 from pointer_rl.types import Example, Executor, Policy
 
-RESERVED = {ZERO_SHOT, RANDOM, ORACLE, "similarity", *MODES}
+RESERVED = {ZERO_SHOT, RANDOM, ORACLE, ATTAINABLE, "similarity", *MODES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +59,14 @@ class EvaluateConfig:
     """The arm that the verdict is about; by default the last policy, else the last similarity."""
     random_seeds: int = 3
     """Random pointers per query; the arm's accuracy is their mean."""
-    oracle_random: int = 4
-    """Random pointers that only the oracle may choose from."""
-    oracle_retrieval: int = 4
-    """Pointers of the most similar rows that only the oracle may choose from."""
+    oracle_random: int = 8
+    """Random pointers that the oracle chooses from."""
+    oracle_retrieval: int = 8
+    """Pointers of the most similar rows that the oracle chooses from."""
     limit: int | None = None
     """Size of a random subset of the queries; a smaller one is part of a larger one."""
     seed: int = 0
-    """Seed of the subset, of random pointers and of the bootstrap."""
+    """Seed of the subset and of random pointers."""
     encoder: PluginRef | None = None
     """Encoder of the similarity arms; by default the dataset's companion."""
 
@@ -74,6 +75,8 @@ class EvaluateConfig:
             raise InputError("shots: one or more different numbers from 1 up")
         if self.random_seeds < 1 or min(self.oracle_random, self.oracle_retrieval) < 0:
             raise InputError("random_seeds starts at 1, oracle_random and oracle_retrieval at 0")
+        if not self.oracle_random + self.oracle_retrieval:
+            raise InputError("oracle_random and oracle_retrieval are 0: an oracle needs pointers")
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,11 @@ class OpenedPolicy:
     info: BundleInfo | None = None
     trained_on: frozenset[str] = frozenset()
     """Query ids."""
+
+    @property
+    def training_calls(self) -> int | None:
+        """Trials that it was trained with; None if that is not known."""
+        return None if self.info is None else self.info.training_calls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +204,8 @@ def evaluate(
             f"(there are: {', '.join([*similar, *policies])})"
         )
     shots = _primary_shots(policies.get(primary), config.shots)
-    arms = _make_arms(config, similar, policies, more_arms, nearest)
+    relevant = session.dataset.relevant
+    arms = _make_arms(config, similar, policies, more_arms, nearest, relevant is not None)
     settings = [
         choose(
             Setting(
@@ -206,6 +215,7 @@ def evaluate(
                 seed=config.seed,
                 space=space,
                 similar=similar,
+                relevant=relevant and [relevant[query.row] for query in queries],
             ),
             arms,
         )
@@ -233,8 +243,10 @@ def evaluate(
         settings=decided,
         query_ids=tuple(query.id for query in queries),
         measured=tuple(measured),
-        conclusions=conclude(measured, primary, shots, list(similar), list(policies), config.seed),
+        conclusions=conclude(measured, primary, shots),
         leakage=_leakage(queries, pool, policies),
+        training_calls={name: arm.training_calls for name, arm in arms.items()},
+        policies=list(policies),
         trials=len(asked.accuracies),
         failed=asked.failed,
         first_failure=asked.first_failure,
@@ -248,6 +260,7 @@ def _make_arms(
     policies: Mapping[str, OpenedPolicy],
     more: Sequence[PluginRef],
     nearest: str,
+    attainable: bool,
 ) -> dict[str, Arm]:
     """Arms by name, in the order of the table; each may build on those before it."""
     create = registry().create
@@ -255,7 +268,10 @@ def _make_arms(
         ZERO_SHOT: create("arm", "zero-shot"),
         RANDOM: create("arm", "random", {"seeds": config.random_seeds}),
         **{name: create("arm", "similarity", {"of": name}) for name in similar},
-        **{name: PolicyArm(opened.policy) for name, opened in policies.items()},
+        **{
+            name: PolicyArm(opened.policy, opened.training_calls)
+            for name, opened in policies.items()
+        },
     }
     for each in more:
         if each.name in arms:
@@ -263,8 +279,11 @@ def _make_arms(
         arms[each.name] = each.configure("arm").create()
     for name in (nearest, *policies):
         arms[VOTE + name] = create("arm", "vote", {"arm": name})
+        arms[VOTE + name].training_calls = arms[name].training_calls
     oracle = {"random": config.oracle_random, "retrieval": config.oracle_retrieval}
     arms[ORACLE] = create("arm", "oracle", oracle)
+    if attainable:
+        arms[ATTAINABLE] = create("arm", "attainable")
     return arms
 
 
@@ -312,12 +331,12 @@ def _check_unfinished(path: Path, decided: Mapping[str, Any], query_ids: Sequenc
 
 
 INTERVALS = {
-    "method": "percentile bootstrap over queries, paired; of differences with two queries added, "
-    "one won and one lost wholly",
-    "resamples": statistics.RESAMPLES,
+    "differences": "paired, adjusted Wald: two queries added, one won and one lost wholly",
+    "shares": "Fieller, with the same two queries added",
+    "smallest_gap": statistics.SMALLEST_GAP,
     "primary_level": conclusions.PRIMARY_LEVEL,
-    "secondary_level": conclusions.SECONDARY_LEVEL,
-    "correction": "Bonferroni over the secondary comparisons",
+    "joint_level": conclusions.JOINT_LEVEL,
+    "correction": "Bonferroni",
 }
 
 
@@ -377,7 +396,7 @@ def _describe(opened: OpenedPolicy, space: Space) -> dict[str, Any]:
 
 def _oracle_definition(config: EvaluateConfig, nearest: str) -> str:
     return (
-        "for each query and number of shots, the best accuracy of any pointer that an arm shows, "
-        f"{config.oracle_random} further random ones and the {config.oracle_retrieval} first by "
-        f"{nearest} similarity"
+        f"the best of {config.oracle_random + config.oracle_retrieval} pointers a query, "
+        f"{config.oracle_random} random ones and the {config.oracle_retrieval} first by {nearest} "
+        "similarity, whatever arms run"
     )

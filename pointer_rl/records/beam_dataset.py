@@ -132,6 +132,8 @@ class BeamDataset:
     """Number of other candidates left out: never judged, or with a reward that is not finite."""
     empty: int
     """Number of queries left out because they have no candidate left."""
+    trials: int | None
+    """Number of trials that made the file, failed ones too; None for beams that do not say."""
 
     def __init__(
         self,
@@ -163,7 +165,7 @@ class BeamDataset:
         self.kind, self.meta = reader.kind, reader.meta
         self.sha256 = sha256(self.path)
         self.failed, self.without_reward = reader.failed, reader.without_reward
-        self.empty = reader.empty
+        self.empty, self.trials = reader.empty, reader.trials
 
     @property
     def shots(self) -> tuple[int, ...]:
@@ -316,6 +318,7 @@ class _Reader:
         self.columns: dict[str, array[Any]] = {name: array(code) for name, code in _COLUMNS.items()}
         self.pools: list[Rows | None] = []
         self.failed = self.without_reward = self.empty = 0
+        self.trials: int | None = 0
         self._excluded: list[Rows | None] = []
         self._rows = array("i")
         self._lengths = array("i")
@@ -339,6 +342,8 @@ class _Reader:
         own_row = NO_ROW if own is None else read_rows([own], "query.row")[0]
         pool, excluded = (_optional_rows(record, key) for key in ("pool", "excluded"))
         self._add_candidates(record)
+        if kind == "beam":
+            self._count(record)
         if len(self._lengths) == self.offsets[-1]:
             self.empty += 1
             return
@@ -350,9 +355,17 @@ class _Reader:
         self.pools.append(pool)
         self._excluded.append(excluded)
 
+    def _count(self, record: Record) -> None:
+        """Count the trials of a query's beams, of which only the best are in the file."""
+        trials = record.get("trials")
+        if self.trials is not None:
+            self.trials = self.trials + trials if isinstance(trials, int) else None
+
     def _add_candidates(self, record: Record) -> None:
         judged = _beams(record) if self.kind == "beam" else _candidates(record)
         for candidate, outcome in judged:
+            if self.kind == "rl" and (outcome.failure is not None or _is_judged(outcome)):
+                self.trials = (self.trials or 0) + 1
             if outcome.failure is not None:
                 self.failed += 1
                 continue

@@ -7,6 +7,7 @@ A record has these fields; other keys are left alone:
                              "score": the sum of its InfoScores, "step_scores": one per row}
     "pool":     optional: the rows that this query could choose from
     "excluded": optional: the rows that it may not choose, its own among them
+    "trials":   optional: how many were asked to find the beams
 """
 
 from __future__ import annotations
@@ -44,11 +45,12 @@ def to_beam_record(
     beams: Sequence[Beam],
     pool: Sequence[int] | None = None,
     excluded: Sequence[int] = (),
+    trials: int | None = None,
 ) -> Record:
     """The record of a query, with its beams best first.
 
     `query` describes it (`describe_query`), `pool` are the rows that it could choose from (None:
-    all), `excluded` those that it may not choose.
+    all), `excluded` those that it may not choose, `trials` how many were asked.
     """
     members = []
     for beam in beams:
@@ -61,6 +63,8 @@ def to_beam_record(
         record["pool"] = [int(row) for row in pool]
     if excluded:
         record["excluded"] = [int(row) for row in excluded]
+    if trials is not None:
+        record["trials"] = trials
     return record
 
 

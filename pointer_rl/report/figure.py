@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pointer_rl.errors import InputError, MissingExtraError
-from pointer_rl.evaluate.arms import ORACLE, RANDOM, VOTE, ZERO_SHOT
+from pointer_rl.evaluate.arms import ATTAINABLE, ORACLE, RANDOM, VOTE, ZERO_SHOT
 from pointer_rl.evaluate.evaluation import Evaluation
 from pointer_rl.files import AtomicFile
 
@@ -54,13 +54,13 @@ def _fill(axes: Axes, evaluation: Evaluation) -> None:
 def _styles(evaluation: Evaluation) -> Iterator[tuple[str, dict[str, Any]]]:
     """Arm → its style: the primary arm is thickest, a vote is dotted in its arm's colour."""
     colours = itertools.cycle(f"C{number}" for number in range(10))
-    of_arm: dict[str, Any] = {ZERO_SHOT: "0.2", RANDOM: "0.45", ORACLE: "black"}
+    of_arm: dict[str, Any] = {ZERO_SHOT: "0.2", RANDOM: "0.45", ORACLE: "black", ATTAINABLE: "0.6"}
     for arm in dict.fromkeys(arm for each in evaluation.measured for arm in each.accuracies):
         chooser = arm.removeprefix(VOTE)
         if chooser not in of_arm:
             of_arm[chooser] = next(colours)
         style = {"color": of_arm[chooser], "linewidth": 1.5, "marker": "o", "markersize": 4}
-        if arm == ORACLE:
+        if arm in (ORACLE, ATTAINABLE):
             style |= {"linestyle": "--", "marker": ""}
         elif arm == ZERO_SHOT:
             style |= {"linestyle": "", "marker": "s", "markersize": 6, "zorder": 4}

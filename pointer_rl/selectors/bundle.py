@@ -98,9 +98,16 @@ class BundleInfo:
     data: DataFile | None = None
     """None if all data came from online rounds."""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """`options` and `metrics`, each a mapping."""
+    """`options` and `metrics`, each a mapping; `calls`, the trials that it took, None if unknown;
+    `calls_by_file`, the same by the hash of the data."""
     evaluation: Mapping[str, Any] | None = None
     """The latest evaluation; its `verdict`, a sentence, opens that part of the card."""
+
+    @property
+    def training_calls(self) -> int | None:
+        """Trials of its data and of the policies that it started from; None if that is unknown."""
+        calls = self.training.get("calls")
+        return calls if isinstance(calls, int) else None
 
 
 @dataclass(frozen=True, eq=False)

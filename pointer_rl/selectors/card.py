@@ -43,8 +43,9 @@ def _measured(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
     if not evaluation:
         yield "Not measured: it is not known whether this policy helps."
         return
-    verdict = evaluation.get("verdict")
-    bullets = list(_bullets({key: each for key, each in evaluation.items() if key != "verdict"}))
+    verdict, sentences = (evaluation.get(key) for key in ("verdict", "sentences"))
+    bullets = [f"- {each}" for each in sentences or () if each != verdict]
+    bullets += _bullets({key: each for key, each in evaluation.items() if key != "verdict"})
     if isinstance(verdict, str):
         yield f"**{verdict}**"
     if isinstance(verdict, str) and bullets:
@@ -57,6 +58,7 @@ def _origin(document: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "dataset": document["dataset"].get("name"),
         "queries": document["queries"]["number"],
+        "calls": document["training"].get("calls") or "unknown",
         "data": data and f"{data['name']} (SHA-256 {data['sha256']})",
         "encoder": document["encoder"]["fingerprint"] or "unknown",
         "pool": f"{pool['size']:,} examples (SHA-256 of their ids {pool['sha256']})",

@@ -34,6 +34,7 @@ class ArmTests(PluginTests[Arm]):
             seed=0,
             space=space,
             similar={"similarity": space},
+            relevant=[[5, 4, 6], [4], [], [6, 5]],
             chosen={"random": chosen},
         )
 

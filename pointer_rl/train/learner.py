@@ -140,6 +140,11 @@ class Learner:
         self._held_out = held_out[trainable[held_out]]
 
     @property
+    def held_out_queries(self) -> int:
+        """Number of held-out groups that a policy is judged by."""
+        return len(self._held_out)
+
+    @property
     def steps_per_epoch(self) -> int:
         return len(self._groups.plan(self._training, self.config.batch_size))
 
@@ -248,7 +253,8 @@ class Learner:
 
         `reward`: expected reward (`losses.expected_reward`), by the log-probabilities of the loss;
         `best`: the reward of each group's best candidate; `cross_entropy`: RCE at its last
-        temperature.
+        temperature. `random_reward` and `random_cross_entropy` are those of a selector that chooses
+        at random.
         """
         mean = _Mean()
         selector = selector or self.selector
@@ -261,6 +267,11 @@ class Learner:
             mean.add("best", batch.rewards.masked_fill(~batch.valid, -torch.inf).amax(-1))
             temperature = self.config.rce_temperatures[1]
             mean.add("cross_entropy", losses.rce_loss(*scored, temperature))
+            at_random = pointer_logprobs(batch, list(map(_uniform, steps)), self._credited(batch))
+            scored = (at_random, batch.rewards, batch.valid)
+            number = batch.valid.sum(-1)
+            mean.add("random_reward", batch.rewards.where(batch.valid, 0.0).sum(-1) / number)
+            mean.add("random_cross_entropy", losses.rce_loss(*scored, temperature))
         return mean.metrics()
 
     def _batches(self, rng: np.random.Generator) -> Iterator[Batch]:
@@ -273,6 +284,12 @@ class Learner:
         loss.backward()  # type: ignore[no-untyped-call]
         clip_grad_norm_(self.selector.parameters(), _GRADIENT_NORM)
         optimizer.step()
+
+
+def _uniform(logprobs: Tensor) -> Tensor:
+    """Log-probabilities of a random choice among the same choices."""
+    possible = logprobs > -torch.inf
+    return -possible.sum(-1, keepdim=True).log().where(possible, torch.inf)
 
 
 def _entropy(logprobs: Tensor) -> Tensor:

@@ -148,6 +148,7 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
         # A round may be written before anything is learned, and belongs to this run alone.
         trainer.save()
         done = 0
+        learned_from = [] if logged is None else [logged]
         if groups is not None:
             stages = round_stages(run.config, 0)
             trainer.fit(groups, stages, first=0)
@@ -191,6 +192,7 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
                 observer.finish(len(queries))
             data = source.read(path, run.reward)
             report_left_out(data, observer)
+            learned_from.append(data)
             fresh = Groups.of(data, shots).with_images(images)
             groups = fresh if groups is None else groups.joined(fresh)
             known |= {query.id for query in queries}
@@ -211,7 +213,7 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
             f"{run.output.folder / ROUNDS}: raise --max-calls or --pointers, with --overwrite"
         )
     file = None if logged is None else DataFile(name=logged.path.name, sha256=logged.sha256)
-    written = finish(trainer, source, groups, run.output.folder, file, run.sft_ckpt)
+    written = finish(trainer, source, groups, run.output.folder, file, learned_from, run.sft_ckpt)
     return TrainResult(run.output.folder, trainer.log, trainer.kept, unchanged=not written)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +30,13 @@ from pointer_rl.session.session import PluginRef
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
 from pointer_rl.train.sources import Source, open_source, start_policy
-from pointer_rl.train.trainer import AT_START, EpochLine, Trainer, round_stages
+from pointer_rl.train.trainer import (
+    AT_START,
+    ENOUGH_HELD_OUT,
+    EpochLine,
+    Trainer,
+    round_stages,
+)
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
@@ -131,6 +137,13 @@ class TrainResult:
         For online runs: first the whole run, then the last round alone, both by the same groups.
         """
         start = next(line for line in self.log if line["round"] == self.kept["round"])
+        number = self.kept["held_out_queries"]
+        if number < ENOUGH_HELD_OUT:
+            return [
+                f"WARNING: {_queries(number)} held out, too few to say whether it learned or to "
+                f"choose an epoch by (at least {ENOUGH_HELD_OUT}): the last one is kept; use more "
+                "queries, or a larger --held-out"
+            ]
         key = f"held_out_{self.kept['keep_by']}"
         where = f"{self.kept['stage']} epoch {self.kept['epoch']}"
         verdicts = [self._verdict(start[key], where)]
@@ -146,15 +159,27 @@ class TrainResult:
         return [*verdicts, f"{equal:.0%} of the groups have zero variance and taught nothing"]
 
     def _verdict(self, before: float, where: str) -> str:
-        """The change from `before` to the best policy, which was found at `where`."""
+        """The change from `before` to the best policy, which was found at `where`.
+
+        It is compared with a random choice too: a start that was worse is easy to improve on.
+        """
         keep_by = self.kept["keep_by"]
-        after = self.kept[f"held_out_{keep_by}"]
+        after, random = self.kept[f"held_out_{keep_by}"], self.kept[f"held_out_random_{keep_by}"]
         sign = 1 if keep_by == "reward" else -1
         name = f"held-out {'expected reward' if sign == 1 else 'cross-entropy'}"
+        about = f"{_queries(self.kept['held_out_queries'])}, where a random choice has {random:.3f}"
         if before == after:
-            return f"it learned nothing: no epoch improved on the {name} of {before:.3f}"
-        change = f"{name} {before:.3f} → {after:.3f} ({where})"
-        return change if sign * after > sign * before else f"it learned nothing: {change}"
+            return f"it learned nothing: no epoch improved on the {name} of {before:.3f} ({about})"
+        change = f"{name} {before:.3f} → {after:.3f} ({where}; {about})"
+        if sign * after < sign * before:
+            return f"it learned nothing: {change}"
+        if sign * after <= sign * random:
+            return f"no better than a random choice: {change}"
+        return change
+
+
+def _queries(number: int) -> str:
+    return f"{number:,} quer{'y' if number == 1 else 'ies'}"
 
 
 def identity(
@@ -207,7 +232,7 @@ def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
     with recorded_trainer(start, config, run.device, run.output, decided, observer) as trainer:
         trainer.fit(groups, round_stages(config, 0), first=0)
     file = DataFile(name=run.data.name, sha256=data.sha256)
-    written = finish(trainer, source, groups, run.output.folder, file, run.sft_ckpt)
+    written = finish(trainer, source, groups, run.output.folder, file, [data], run.sft_ckpt)
     return TrainResult(run.output.folder, trainer.log, trainer.kept, unchanged=not written)
 
 
@@ -242,6 +267,7 @@ def finish(
     groups: Groups,
     folder: Path,
     data: DataFile | None,
+    learned_from: Iterable[BeamDatasetWithEmbedding],
     start: Path | None,
 ) -> bool:
     """Write the bundle of the best policy; False if it already existed.
@@ -250,10 +276,18 @@ def finish(
     bundle `start` was trained on are added to those of this run.
     """
     seen = read_query_ids(start) if start is not None and is_bundle(start) else ()
-    names = ("held_out_reward", "held_out_best", "held_out_cross_entropy", "zero_variance_groups")
-    metrics = {name: trainer.kept[name] for name in names}
+    names = ("reward", "random_reward", "best", "cross_entropy", "random_cross_entropy", "queries")
+    keys = (*(f"held_out_{name}" for name in names), "zero_variance_groups")
+    metrics = {key: trainer.kept[key] for key in keys}
     best = trainer.best
-    training = {"options": trainer.state.run, "metrics": metrics}
+    calls = _calls(start, learned_from)
+    known = [each for each in calls.values() if each is not None]
+    training = {
+        "options": trainer.state.run,
+        "metrics": metrics,
+        "calls": sum(known) if len(known) == len(calls) else None,
+        "calls_by_file": calls,
+    }
     if _is_written(folder, best, training):
         return False
     save_bundle(
@@ -271,6 +305,20 @@ def finish(
         list(dict.fromkeys([*seen, *groups.ids])),
     )
     return True
+
+
+def _calls(
+    start: Path | None, learned_from: Iterable[BeamDatasetWithEmbedding]
+) -> dict[str, int | None]:
+    """Trials by the hash of the file that has them, those of the starting policy included.
+
+    A file that both have learned from was paid for once. None: unknown.
+    """
+    before: Mapping[str, int | None] = {}
+    if start is not None:
+        recorded = load_bundle(start).info.training if is_bundle(start) else {}
+        before = recorded.get("calls_by_file", {str(start.name): None})
+    return {**before, **{each.sha256: each.trials for each in learned_from}}
 
 
 def _is_written(folder: Path, policy: Selector, training: Mapping[str, Any]) -> bool:

@@ -26,6 +26,8 @@ from pointer_rl.train.state import TrainState, load_state, new_optimizer, save_s
 
 SPLIT_SEED = 0
 """The same for every run, so that a policy trained further keeps the same validation split."""
+ENOUGH_HELD_OUT = 10
+"""Held-out queries below which no epoch is chosen by them: the last one is kept."""
 EpochLine = dict[str, Any]
 AT_START = "held_out_reward_at_start"
 """Key in the first log line of later rounds: the starting policy's held-out reward on the current
@@ -117,7 +119,8 @@ class Trainer:
 
     @property
     def best(self) -> Selector:
-        """The policy with the highest held-out expected reward in this round."""
+        """The policy with the highest held-out expected reward in this round, or the last one if
+        too few queries are held out."""
         return self.state.policies["best"]
 
     @property
@@ -127,9 +130,11 @@ class Trainer:
 
     @property
     def kept(self) -> EpochLine:
-        """The line of the best policy."""
-        last = max(line["round"] for line in self.log)
-        return max((line for line in self.log if line["round"] == last), key=self._worth)
+        """The line of the best policy, or the last one if too few queries are held out."""
+        last = self.log[-1]
+        if last["held_out_queries"] < ENOUGH_HELD_OUT:
+            return last
+        return max((each for each in self.log if each["round"] == last["round"]), key=self._worth)
 
     def save(self) -> None:
         """Write the checkpoint. From then on no other run can continue in its folder."""
@@ -222,6 +227,7 @@ class Trainer:
             "epoch": self.state.epoch + 1 if kind != "start" else 0,
             **metrics,
             "zero_variance_groups": learner.excluded_share,
+            "held_out_queries": learner.held_out_queries,
             **held_out,
         }
         self.state.log.append(line)

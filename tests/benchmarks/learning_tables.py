@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pointer_rl.cli.tables import format_table
-from pointer_rl.evaluate.statistics import compare, gap_recovered
+from pointer_rl.evaluate.statistics import Share, compare, share_of_gap
 
 __all__ = ["accuracy_table", "draw", "shots_table", "versus_own_rce", "versus_sft"]
 
@@ -20,33 +20,44 @@ def pooled(results: list[dict[str, Any]], shots: int, arm: str) -> np.ndarray:
 
 
 def arms(results: list[dict[str, Any]], shots: int) -> list[str]:
-    skipped = {"random by seed", "oracle pointers"}
     names = results[0]["accuracies"][str(shots)]
-    return [name for name in names if name not in skipped and not name.startswith("vote")]
+    return [name for name in names if name != "random by seed" and not name.startswith("vote")]
+
+
+def recovered(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
+    """The share of the gap from `low` to `high` with its 95 % interval, or a dash with a reason."""
+    found = share_of_gap(values, low, high, 0.95)
+    if not isinstance(found, Share):
+        return f"– ({found})"
+    return f"{found.share:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
 def accuracy_table(results: list[dict[str, Any]], shots: int) -> str:
     """Accuracy and gap recovered of every arm, all seeds' queries together, and by seed."""
     low, high = (pooled(results, shots, arm) for arm in ("random", "oracle"))
-    rows = [("arm", "accuracy", "gap recovered", "by seed")]
+    rows = [("arm", "calls", "accuracy", "gap recovered", "by seed")]
     for arm in arms(results, shots):
         values = pooled(results, shots, arm)
-        gap = gap_recovered(values, low, high, seed=0)
-        by_seed = [
-            gap_recovered(
-                *(pooled([each], shots, name) for name in (arm, "random", "oracle")), seed=0
-            )
-            for each in results
-        ]
+        own = (
+            [pooled([each], shots, name) for name in (arm, "random", "oracle")] for each in results
+        )
+        shares = [(ours - low).mean() / (high - low).mean() for ours, low, high in own]
         rows.append(
             (
                 arm,
+                training_calls(results[0], shots, arm),
                 f"{100 * values.mean():.1f}",
-                f"{gap.share:.2f} ({gap.low:.2f} to {gap.high:.2f})" if gap else "",
-                " ".join(f"{each.share:.2f}" for each in by_seed if each),
+                recovered(values, low, high),
+                " ".join(f"{each:.2f}" for each in shares),
             )
         )
-    return format_table(rows, numeric=frozenset({1}))
+    return format_table(rows, numeric=frozenset({1, 2}))
+
+
+def training_calls(result: dict[str, Any], shots: int, arm: str) -> str:
+    """Trials to train the arm, for one seed."""
+    [row] = [each for each in result["rows"] if (each["arm"], each["shots"]) == (arm, shots)]
+    return "–" if row["training_calls"] is None else f"{row['training_calls']:,}"
 
 
 def versus_sft(results: list[dict[str, Any]], shots: int, budget: int) -> list[str]:
@@ -64,17 +75,13 @@ def versus_own_rce(results: list[dict[str, Any]], shots: int, budget: int) -> li
         whole = pooled(results, shots, f"{recipe}'s recipe {budget:,}")
         alone = pooled(results, shots, f"{recipe}'s RCE alone")
         lines.append(f"{recipe}'s recipe less its RCE alone: {_difference(whole, alone)}")
-        left = gap_recovered(whole, alone, pooled(results, shots, "oracle"), seed=0)
-        if left is not None:
-            lines.append(
-                f"of the gap that {recipe}'s RCE left to the oracle, its GRPO recovers "
-                f"{left.share:.2f} (95 % interval {left.low:.2f} to {left.high:.2f})"
-            )
+        left = recovered(whole, alone, pooled(results, shots, "oracle"))
+        lines.append(f"of the gap that {recipe}'s RCE left to the oracle, its GRPO recovers {left}")
     return lines
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> str:
-    found = compare(ours, theirs, level=0.95, seed=0)
+    found = compare(ours, theirs, level=0.95)
     return (
         f"{100 * found.mean:+.1f} points (95 % interval {100 * found.low:+.1f} to "
         f"{100 * found.high:+.1f}; {found.queries:,} queries)"
@@ -89,9 +96,7 @@ def shots_table(result: dict[str, Any]) -> str:
         cells = []
         for shots in every:
             values, *ends = (pooled([result], shots, each) for each in (arm, "random", "oracle"))
-            gap = gap_recovered(values, *ends, seed=0)
-            recovered = f" {gap.share:.2f} ({gap.low:.2f} to {gap.high:.2f})" if gap else ""
-            cells.append(f"{100 * values.mean():.1f}{recovered}")
+            cells.append(f"{100 * values.mean():.1f} {recovered(values, *ends)}")
         rows.append((arm, *cells))
     return format_table(rows, numeric=frozenset())
 

@@ -65,7 +65,7 @@ def test_table_verdict_json_and_picture(evaluate, world):
     result = evaluate("--shots", "2,1", "--output-path", str(output), "--plot", str(plot))
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert lines[0].split()[:4] == ["shots", "arm", "queries", "accuracy"]
+    assert lines[0].split()[:5] == ["shots", "arm", "queries", "calls", "accuracy"]
     arms = [re.split(r"\s{2,}", line.strip())[1] for line in lines[2:15]]
     of_one = ["random", "similarity", "RL", "vote similarity", "vote RL", "oracle"]
     assert arms == ["zero-shot", *of_one, *of_one]

@@ -378,7 +378,8 @@ def test_a_folder_that_cannot_be_written(place):
 def test_sft_on_beams_by_likelihood(place, cli):
     *epochs, verdict, _ = succeeds(place.run(command="sft", data="beams.json"))
     assert [line.split()[0] for line in epochs] == ["start", "rce", "rce"], "no GRPO"
-    assert verdict.startswith("held-out cross-entropy ")
+    # Two epochs only: the likelihood rises, and is still below that of a random choice.
+    assert verdict.startswith("no better than a random choice: held-out cross-entropy ")
     lines = place.metrics()
     assert lines[-1]["held_out_cross_entropy"] < lines[0]["held_out_cross_entropy"]
     assert all(line["zero_variance_groups"] == 0 for line in lines)
@@ -485,8 +486,7 @@ def online(world, backends, cli):
 def test_online_learns_within_its_calls_and_never_pays_twice(online, cli):
     output = succeeds(online.run())
     assert 0 < online.asked() <= 96
-    assert output[-3].startswith("round 2: ")
-    assert output[-4].startswith("the run: ")
+    assert output[-2].startswith("WARNING: 2 queries held out, too few to say whether it learned")
     assert default_store().exists()
     rounds = sorted((online.world.folder / "policy" / "rounds").iterdir())
     assert [path.name for path in rounds] == ["round-01.json", "round-02.json"]
@@ -502,7 +502,10 @@ def test_online_learns_within_its_calls_and_never_pays_twice(online, cli):
     assert len(set(ids)) == len(ids) == 24, "queries not asked yet come first"
     lines = [json.loads(line) for line in online.written()["metrics.jsonl"].splitlines()]
     assert [line["round"] for line in lines if line["stage"] == "start"] == [1, 2]
-    assert load_bundle(online.world.folder / "policy").info.data is None
+    info = load_bundle(online.world.folder / "policy").info
+    assert info.data is None
+    assert info.training_calls == asked
+    assert len(info.training["calls_by_file"]) == 2
     succeeds(online.run(output="again"))
     assert online.asked() == 0, "the store answers"
     assert online.written("again") == online.written()
@@ -601,7 +604,7 @@ def test_a_zero_variance_first_round_is_told_and_the_next_one_is_asked(online, c
     again = succeeds(online.run())
     assert online.asked() == 0
     assert again[0] == output[0]
-    assert again[1:] == output[-3:]
+    assert again[1] == output[-2]
 
 
 def test_online_when_every_round_is_tied(online, monkeypatch):

@@ -94,6 +94,7 @@ def test_the_arrays_are_what_the_file_says(rl):
         *([7], [5], None)
     ]
     assert (dataset.failed, dataset.without_reward, dataset.empty) == (2, 1, 1)
+    assert dataset.trials == 5 + 2, "what was never asked cost nothing"
     assert (dataset.kind, dataset.shots, dataset.meta["seed"]) == ("rl", (1, 2, 3), 3)
     assert len(dataset) == 3
     types = [getattr(dataset, name).dtype.name for name in ("offsets", *COLUMNS)]
@@ -309,6 +310,9 @@ def test_beam_data_has_its_scores_for_rewards(tmp_path):
         writer.write("r", to_beam_record({}, []))
     dataset = BeamDataset(path)
     assert (dataset.kind, dataset.method_names, dataset.empty) == ("beam", ("beam",), 1)
+    assert dataset.trials is None, "the records do not say"
+    counted = {"a": {"beams": [{"pointer": [1], "score": 1.0}], "trials": 9}}
+    assert BeamDataset(dump(tmp_path, counted)).trials == 9
     assert dataset.rewards.tolist() == [2.5, 0.5]
     assert dataset.pointers.tolist() == [[4, 5], [4, -1]]
     assert np.isnan(dataset.accuracies).all()

@@ -288,6 +288,29 @@ def test_the_card_of_a_policy_that_may_stop_says_so(tmp_path: Path) -> None:
     assert "up to 2 of a pool of 7 examples" in (tmp_path / "README.md").read_text()
 
 
+def test_the_card_says_what_training_cost_and_what_is_not_beaten(tmp_path: Path) -> None:
+    metrics = {"held_out_reward": 1.2, "held_out_random_reward": 0.5, "held_out_queries": 29}
+    training = {"options": {}, "metrics": metrics, "calls": 16_400, "calls_by_file": {"a": 16_400}}
+    folder = save(tmp_path, dataclasses.replace(INFO, training=training))
+    assert load_bundle(folder).info.training_calls == 16_400
+    verdict = "RL, 2 shots: better than random by 9.0 points. It does not beat: zero-shot"
+    said = "RL, 2 shots: not distinguishable from zero-shot"
+    sentences = [verdict, said, "WARNING: RL hardly tells queries apart"]
+    update_evaluation(folder, {"verdict": verdict, "sentences": sentences, "queries": 100})
+    card = (folder / "README.md").read_text()
+    for words in (
+        *(f"**{verdict}**", f"- {said}", "- WARNING: RL hardly", "- queries: 100"),
+        *("- calls: 16,400", "- held_out_queries: 29", "- held_out_random_reward: 0.5"),
+    ):
+        assert words in card
+    assert card.count(verdict) == 1
+
+
+def test_of_an_older_bundle_the_calls_are_unknown(folder: Path) -> None:
+    assert load_bundle(folder).info.training_calls is None
+    assert "- calls: unknown" in (folder / "README.md").read_text()
+
+
 def test_an_evaluation_is_written_in_and_nothing_else_changes(folder: Path) -> None:
     before = json.loads((folder / "bundle.json").read_text())
     evaluation = {"verdict": "not distinguishable from random", "questions": 1000, "arms": [1]}

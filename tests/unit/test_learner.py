@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -335,6 +336,15 @@ def test_what_held_out_groups_say():
         float(losses.rce_loss(*scored, temperature).mean()), abs=1e-5
     )
     assert found["best"] == 2.0
+    # A random choice among a group's pointers, and among all pointers of distinct rows.
+    own = [r[v].mean() for r, v in zip(batch.rewards, batch.valid, strict=True)]
+    assert found["random_reward"] == pytest.approx(float(torch.stack(own).mean()), abs=1e-6)
+    shots = batch.pointers.shape[-1]
+    every = torch.ones(len(batch.queries), len(batch.pool))
+    sizes = (every if batch.allowed is None else batch.allowed).sum(-1).int().tolist()
+    nats = [math.log(math.perm(size, shots)) for size in sizes]
+    assert found["random_cross_entropy"] == pytest.approx(sum(nats) / len(nats), abs=1e-5)
+    assert learner.held_out_queries == len(batch.queries)
 
 
 # --- pointers of any length ------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from training_worlds import class_groups, selector_for
 
 from pointer_rl.errors import InputError
 from pointer_rl.train.config import TrainConfig
+from pointer_rl.train.run import TrainResult
 from pointer_rl.train.state import load_state
 from pointer_rl.train.trainer import Trainer, round_stages
 
@@ -80,6 +82,48 @@ def test_the_best_is_of_the_epoch_whose_line_is_kept(tmp_path):
     assert trainer.kept is trainer.log[int(np.argmax(worths))]
     assert [line["stage"] for line in trainer.log] == ["start", *["rce"] * 3, *["grpo"] * 3]
     assert [line["epoch"] for line in trainer.log] == [0, 1, 2, 3, 1, 2, 3]
+
+
+# --- what is said of it ---------------------------------------------------------------------------
+
+
+def test_of_too_few_held_out_queries_the_last_epoch_is_kept_and_nothing_claimed(tmp_path):
+    """As a new user met it: one held-out query, "expected reward 0.749 → 1.893"."""
+    few = run(tmp_path / "c.safetensors", dataclasses.replace(CONFIG, held_out=1e-9))
+    assert few.log[0]["held_out_queries"] == 1
+    assert few.kept is few.log[-1]
+    for mine, last in zip(few.best.parameters(), few.policy.parameters(), strict=True):
+        assert torch.equal(mine, last)
+    (said,) = TrainResult(tmp_path, few.log, few.kept).sentences()
+    assert said.startswith("WARNING: 1 query held out, too few to say whether it learned")
+    assert "→" not in said
+
+
+def result(before, after, random, keep_by="reward"):
+    key = f"held_out_{keep_by}"
+    line = {
+        **{"round": 0, "stage": "rce", "epoch": 2, "keep_by": keep_by, "held_out_best": 2.0},
+        **{"held_out_queries": 30, f"held_out_random_{keep_by}": random},
+        "zero_variance_groups": 0.25,
+    }
+    log = [{**line, "stage": "start", "epoch": 0, key: before}, {**line, key: after}]
+    return TrainResult(Path("out"), log, log[1]).sentences()
+
+
+def test_what_is_said_names_the_number_of_queries_and_a_random_choice():
+    about = "(rce epoch 2; 30 queries, where a random choice has 0.500)"
+    best = "; the best pointers judged have 2.000"
+    better, _ = result(0.4, 1.2, 0.5)
+    assert better == f"held-out expected reward 0.400 → 1.200 {about}{best}"
+    below, _ = result(0.3, 0.45, 0.5)
+    assert below == (
+        f"no better than a random choice: held-out expected reward 0.300 → 0.450 {about}{best}"
+    )
+    assert result(0.8, 0.7, 0.5)[0].startswith("it learned nothing: ")
+    # Two of 200 at random: ln(200 · 199) = 10.59 nats.
+    (said,) = result(14.03, 11.19, math.log(200 * 199), "cross_entropy")
+    assert said.startswith("no better than a random choice: held-out cross-entropy 14.030 → 11.190")
+    assert "a random choice has 10.59" in said
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
