@@ -19,6 +19,7 @@ from pointer_rl.cli.common import (
     number_option,
     plugin_options,
     plugin_ref,
+    plugin_refs,
     read_session_options,
     resumable,
     with_options,
@@ -122,6 +123,14 @@ _ONLINE = [
     number_option("--max-calls", help="Trials that it may ask, in all rounds."),
     number_option("--rounds", help="Of asking and learning."),
     number_option("--pointers", minimum=2, help="Asked for each query of a round."),
+    click.option(
+        "--generator",
+        metavar="NAME",
+        help="Search that proposes in the rounds, such as first-success  [default: probes].",
+    ),
+    click.option(
+        "--generator-opt", multiple=True, metavar="NAME.KEY=VALUE", help="Option of the search."
+    ),
 ]
 
 
@@ -145,8 +154,8 @@ def train(**given: Any) -> None:
     if given["online"]:
         _train_online(given, config)
         return
-    for name in ("max_calls", "rounds", "pointers"):
-        if given[name] is not None:
+    for name in ("max_calls", "rounds", "pointers", "generator", "generator_opt"):
+        if given[name] not in (None, ()):
             raise InputError(f"--{name.replace('_', '-')} is for --online")
     if given["beam_data"] is None:
         raise InputError("give --beam-data, or --online to ask the backend while learning")
@@ -254,6 +263,7 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
         raise InputError("--online needs --max-calls: how many trials it may ask")
     if given["img_emb"] is not None:
         raise InputError("--online: give --query-emb and --cand-emb rather than --img-emb")
+    search = _search(given)
     names = ("rounds", "pointers", "rce_epochs", "grpo_epochs")
     more = {name: given[name] for name in names if given[name] is not None}
     run = OnlineRun(
@@ -263,6 +273,7 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
         online=OnlineConfig(max_calls=given["max_calls"], **more),
         config=config,
         data=given["beam_data"],
+        search=search,
         reward=_reward(given),
         shots=given["shots"],
         sft_ckpt=given["sft_ckpt"],
@@ -271,6 +282,16 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
     with Progress(_epoch_text) as progress, resumable(progress, lambda: _kept(given)):
         result = run_online(run, progress)
     _tell(result)
+
+
+def _search(given: dict[str, Any]) -> PluginRef | None:
+    from pointer_rl.errors import InputError
+
+    name = given["generator"]
+    if name is not None and given["pointers"] is not None:
+        raise InputError(f"--pointers is for probes: give --generator-opt {name}.budget=N")
+    chosen: dict[str, dict[str, object]] = {} if name is None else {name: {}}
+    return next(iter(plugin_refs(chosen, given["generator_opt"], "--generator-opt")), None)
 
 
 def _kept(given: dict[str, Any]) -> str:
