@@ -48,7 +48,7 @@ class _UntilSuccess:
         self._seen: set[bool] = set()
 
     def ask(self) -> Sequence[Candidate]:
-        # The first two at once: fewer would teach nothing.
+        # The first two in one call of the backend: a single one teaches nothing.
         number = 1 if self._seen else 2
         asked, self._left = self._left[:number], self._left[number:]
         return asked
@@ -65,10 +65,10 @@ class _UntilSuccess:
 class Greedy:
     """The best first row, then the best second row beside it, and so on (forward selection).
 
-    At each step all rows of the next place are tried at once, with the others fixed: those not yet
-    chosen are the randomly drawn ones of the probes. The row with the highest accuracy stays (of
-    equal ones, the one that makes the annotators' answers likelier, if that is recorded; then the
-    first). It ends early where the accuracy is 1.
+    At each step the rows are tried in the next place, in one round, with all other places fixed.
+    Places that are still to be chosen hold the probes' random rows. The row with the highest
+    accuracy stays; of equal ones, the one with the highest `gt_prob`, if that is recorded, then the
+    first. It ends early where the accuracy is 1.
     """
 
     options: GreedyOptions
@@ -85,22 +85,19 @@ class Greedy:
         rows = max(1, self.budget // queries.shots)
         probes = ProbeGenerator(ProbeOptions(num=rows, by=self.options.by))
         return [
-            _ForwardSelection(_named("greedy", each), min(self.budget, rows * queries.shots))
+            _ForwardSelection(_named("greedy", each))
             for each in probes.propose(policy, queries, pool, rngs)
         ]
 
 
 class _ForwardSelection:
-    def __init__(self, probes: Sequence[Candidate], budget: int) -> None:
+    def __init__(self, probes: Sequence[Candidate]) -> None:
         self._next = list(probes)
         self._rows = [probe.pointer[0] for probe in probes]
-        self._left = budget
         self._place = 0
 
     def ask(self) -> Sequence[Candidate]:
-        asked = self._next[: self._left]
-        self._left -= len(asked)
-        return asked
+        return self._next
 
     def tell(self, outcomes: Told) -> None:
         self._next = []

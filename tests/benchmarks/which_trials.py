@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pointer_rl_glyphs.questions import WORDINGS
 from torch import Tensor
 
 from pointer_rl.selectors import PointerConfig, PointerSelector, SelectorPolicy
@@ -33,6 +32,7 @@ from pointer_rl.train.groups import Groups
 from pointer_rl.train.online import OnlineConfig
 from pointer_rl.train.trainer import Trainer, round_stages
 from pointer_rl.types import Candidate, Example, Outcome, Pointer, Pool, QueryBatch, SearchGenerator
+from pointer_rl_glyphs.questions import WORDINGS
 
 SHOTS = 2
 TOGETHER = 64

@@ -128,7 +128,7 @@ SMALLER: dict[str, dict[str, str]] = {
         "limit=200": "limit=10",
     },
     "flamingo": {"--limit 20": "--limit 3"},
-    "generate-and-validate": {"--limit 40": "--limit 8"},
+    "generate-and-validate": {"--limit 40": "--limit 8", "--limit 200": "--limit 8"},
     "gpus": {
         "--limit 256": "--limit 40 --window 20",
         "--limit 16": "--limit 4",
