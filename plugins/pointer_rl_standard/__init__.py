@@ -17,8 +17,11 @@ from pointer_rl_standard.options import (
     BeamOptions,
     ChatOptions,
     ClipOptions,
+    FirstSuccessOptions,
+    GreedyOptions,
     HFOptions,
     JSONLOptions,
+    MMROptions,
     OracleOptions,
     PolicyOptions,
     ProbeOptions,
@@ -105,10 +108,28 @@ def pointer_rl_register_generators(register: Register) -> None:
         summary="Pointers of the rows most similar to the query",
     )
     register(
+        "mmr",
+        "pointer_rl_standard.generators:MMRGenerator",
+        options=MMROptions,
+        summary="Rows that are similar to the query and unlike each other",
+    )
+    register(
         "probe",
         "pointer_rl_standard.generators:ProbeGenerator",
         options=ProbeOptions,
         summary="Pointers that differ in one row: the best rows, each with the same random others",
+    )
+    register(
+        "first-success",
+        "pointer_rl_standard.searches:FirstSuccess",
+        options=FirstSuccessOptions,
+        summary="Probes, one after the other, until the query has a success",
+    )
+    register(
+        "greedy",
+        "pointer_rl_standard.searches:Greedy",
+        options=GreedyOptions,
+        summary="Finds the best first row, then the best next one beside it",
     )
 
 

@@ -1,4 +1,4 @@
-"""Candidate generators: beam search, temperature sampling, random rows, retrieval, probes.
+"""Candidate generators: beam search, temperature sampling, random rows, retrieval, MMR, probes.
 
 A generator proposes fewer candidates than asked for if fewer exist, because few rows are allowed.
 Several generators may propose the same pointer, and `sample` may draw it twice; the engine
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -20,6 +21,7 @@ from pointer_rl.errors import InputError
 from pointer_rl.types import Candidate, Pointer, Policy, Pool, QueryBatch
 from pointer_rl_standard.options import (
     BeamOptions,
+    MMROptions,
     ProbeOptions,
     RandomOptions,
     RetrievalOptions,
@@ -105,19 +107,37 @@ class RetrievalGenerator:
         """`num` candidates per query, or as many as the allowed rows suffice for."""
         cosines_BK, ranks_BK = _ranked(queries, pool)
         wanted = self.options.num * queries.shots
-        counts = queries.allowed.sum(-1).clamp(max=wanted) // queries.shots
-        return [
-            [
-                _retrieved(rows[first : first + queries.shots], cosines[first:][: queries.shots])
-                for first in range(0, count * queries.shots, queries.shots)
-            ]
-            for rows, cosines, count in zip(
-                ranks_BK[:, :wanted].tolist(),
-                cosines_BK[:, :wanted].tolist(),
-                counts.tolist(),
-                strict=True,
-            )
-        ]
+        return _cut(ranks_BK[:, :wanted], cosines_BK[:, :wanted], queries, "retrieval")
+
+
+@dataclass(frozen=True)
+class MMRGenerator:
+    """Maximal marginal relevance (Carbonell & Goldstein 1998): similar, but not all alike.
+
+    The next row has the highest λ · cos(query, row) - (1 - λ) · max cos(row, row chosen before),
+    whatever pointer that belongs to. The list is cut into pointers as that of `RetrievalGenerator`:
+    the first row of each is shown last.
+    """
+
+    options: MMROptions
+
+    def propose(self, policy: Policy, queries: QueryBatch, pool: Pool, rngs: Rngs) -> Proposals:
+        """`num` candidates per query, or as many as the allowed rows suffice for."""
+        cosine_BK = _cosines(queries, pool)
+        rows_Kd = normalize(pool.embeddings, dim=-1)
+        relevance = self.options.relevance
+        redundancy_BK = torch.zeros_like(cosine_BK)
+        left_BK = queries.allowed.to(cosine_BK.device, copy=True)
+        chosen = []
+        for step in range(min(self.options.num * queries.shots, cosine_BK.shape[1])):
+            score_BK = relevance * cosine_BK - (1 - relevance) * redundancy_BK
+            row_B1 = score_BK.masked_fill(~left_BK, -math.inf).argmax(-1, keepdim=True)
+            left_BK.scatter_(1, row_B1, False)
+            chosen.append(row_B1)
+            similar_BK = rows_Kd[row_B1[:, 0]] @ rows_Kd.T
+            redundancy_BK = similar_BK.maximum(redundancy_BK) if step else similar_BK
+        rows_BN = torch.cat(chosen, dim=-1)
+        return _cut(rows_BN, cosine_BK.gather(1, rows_BN), queries, "mmr")
 
 
 @dataclass(frozen=True)
@@ -161,17 +181,39 @@ def _beam_search(
     ]
 
 
-def _ranked(queries: QueryBatch, pool: Pool) -> tuple[Tensor, Tensor]:
-    """Cosines [B, K], highest first, -inf for rows that are not allowed; and their rows [B, K]."""
+def _cosines(queries: QueryBatch, pool: Pool) -> Tensor:
+    """Of queries and rows, [B, K]."""
     cosine_BK = normalize(queries.embeddings, dim=-1) @ normalize(pool.embeddings, dim=-1).T
     if not cosine_BK.isfinite().all():
         raise InputError("similarity: embeddings with values that are not finite; embed again")
+    return cosine_BK
+
+
+def _ranked(queries: QueryBatch, pool: Pool) -> tuple[Tensor, Tensor]:
+    """Cosines [B, K], highest first, -inf for rows that are not allowed; and their rows [B, K]."""
+    cosine_BK = _cosines(queries, pool)
     allowed = queries.allowed.to(cosine_BK.device)
     ranked = cosine_BK.masked_fill(~allowed, -math.inf).sort(dim=-1, descending=True, stable=True)
     return ranked.values, ranked.indices
 
 
-def _retrieved(rows: list[int], cosines: list[float]) -> Candidate:
-    return Candidate(
-        tuple(reversed(rows)), "retrieval", similarity_score=sum(cosines) / len(cosines)
-    )
+def _cut(rows_BN: Tensor, cosines_BN: Tensor, queries: QueryBatch, gen_method: str) -> Proposals:
+    """Rows, best first, as pointers of `shots`: the best row last. Only allowed rows come first."""
+    shots = queries.shots
+    counts = queries.allowed.sum(-1).clamp(max=rows_BN.shape[1]) // shots
+    proposals: Proposals = []
+    for rows, cosines, count in zip(
+        rows_BN.tolist(), cosines_BN.tolist(), counts.tolist(), strict=True
+    ):
+        cuts = [slice(first, first + shots) for first in range(0, count * shots, shots)]
+        proposals.append(
+            [
+                Candidate(
+                    tuple(reversed(rows[cut])),
+                    gen_method,
+                    similarity_score=sum(cosines[cut]) / shots,
+                )
+                for cut in cuts
+            ]
+        )
+    return proposals

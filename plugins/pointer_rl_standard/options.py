@@ -86,6 +86,23 @@ class RetrievalOptions:
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
+class MMROptions:
+    """Options of the `mmr` generator."""
+
+    num: int = 1
+    """Pointers proposed for each query."""
+    relevance: float = 0.7
+    """Weight of a row's similarity to the query, λ; its similarity to the rows chosen before counts
+    against it with 1 - λ. At 1 the pointers are those of `retrieval`."""
+
+    def __post_init__(self) -> None:
+        if self.num < 1:
+            raise ValueError("num must be at least 1")
+        if not 0 <= self.relevance <= 1:
+            raise ValueError("relevance must be between 0 and 1")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
 class ProbeOptions:
     """Options of the `probe` generator."""
 
@@ -97,6 +114,38 @@ class ProbeOptions:
     def __post_init__(self) -> None:
         if self.num < 1:
             raise ValueError("num must be at least 1")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class FirstSuccessOptions:
+    """Options of the search `first-success`."""
+
+    budget: int = 20
+    """Most trials for each query."""
+    by: Literal["similarity", "policy"] = "similarity"
+    """Score by which the probed rows are chosen, best first."""
+    success: float = 0.5
+    """Lowest accuracy of a success."""
+
+    def __post_init__(self) -> None:
+        if self.budget < 2:
+            raise ValueError("budget must be at least 2: a success is compared with a failure")
+        if not 0 < self.success <= 1:
+            raise ValueError("success must be above 0 and at most 1")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class GreedyOptions:
+    """Options of the search `greedy`."""
+
+    budget: int = 20
+    """Most trials for each query, shared out evenly among the steps of a pointer."""
+    by: Literal["similarity", "policy"] = "similarity"
+    """Score by which the rows to try are chosen, best first."""
+
+    def __post_init__(self) -> None:
+        if self.budget < 2:
+            raise ValueError("budget must be at least 2: the best row is one of several")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

@@ -20,6 +20,7 @@ from pointer_rl.cli.common import (
     number_option,
     plugin_options,
     plugin_ref,
+    plugin_refs,
     read_session_options,
     resumable,
     with_options,
@@ -124,6 +125,14 @@ _ONLINE = [
     number_option("--rounds", help="Number of online rounds  [default: 4]."),
     number_option(
         "--pointers", minimum=2, help="Pointers to try per query and round  [default: 4]."
+    ),
+    click.option(
+        "--generator",
+        metavar="NAME",
+        help="Search that proposes in the rounds, such as first-success  [default: probes].",
+    ),
+    click.option(
+        "--generator-opt", multiple=True, metavar="NAME.KEY=VALUE", help="Option of the search."
     ),
 ]
 _ONLY_ONLINE = {
@@ -269,6 +278,7 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
         raise InputError("--online needs --max-calls, the most trials that it may run")
     if given["img_emb"] is not None:
         raise InputError("--online: give --query-emb and --cand-emb rather than --img-emb")
+    search = _search(given)
     names = ("rounds", "pointers", "rce_epochs", "grpo_epochs")
     more = {name: given[name] for name in names if given[name] is not None}
     run = OnlineRun(
@@ -278,6 +288,7 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
         online=OnlineConfig(max_calls=given["max_calls"], **more),
         config=config,
         data=given["beam_data"],
+        search=search,
         reward=_reward(given),
         shots=given["shots"],
         sft_ckpt=given["sft_ckpt"],
@@ -286,6 +297,16 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
     with Progress(_epoch_text) as progress, resumable(progress, lambda: _kept(given)):
         result = run_online(run, progress)
     _tell(result)
+
+
+def _search(given: dict[str, Any]) -> PluginRef | None:
+    from pointer_rl.errors import InputError
+
+    name = given["generator"]
+    if name is not None and given["pointers"] is not None:
+        raise InputError(f"--pointers is for probes: give --generator-opt {name}.budget=N")
+    chosen: dict[str, dict[str, object]] = {} if name is None else {name: {}}
+    return next(iter(plugin_refs(chosen, given["generator_opt"], "--generator-opt")), None)
 
 
 def _kept(given: dict[str, Any]) -> str:

@@ -14,10 +14,11 @@ WINDOW = 128
 _SHARD = re.compile(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,8})")
 
 
-def windows(queries: int, size: int) -> Iterator[range]:
-    """The indices of so many queries, `size` at a time."""
-    for start in range(0, queries, size):
-        yield range(start, min(start + size, queries))
+def windows(queries: int | range, size: int) -> Iterator[range]:
+    """The indices of so many queries, or these indices, `size` at a time."""
+    queries = range(queries) if isinstance(queries, int) else queries
+    for start in range(0, len(queries), size):
+        yield queries[start : start + size]
 
 
 def window_of(meta: Mapping[str, Any] | None) -> int:

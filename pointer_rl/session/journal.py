@@ -189,11 +189,10 @@ class Journal:
             self._incomplete[index] = any(map(has_failed, record["pointer_candidates"]))
 
     def finish(self) -> None:
-        """Write the finished file and remove the journal. Every query must have a record."""
-        assert not self.left
+        """Write the finished file, of all queries that have a record, and remove the journal."""
         if self.changed or not self.output.exists():
             with open_writer(self.output, self._meta) as writer:
-                for key, record in self._lines(~self._left_out):
+                for key, record in self._lines((self._starts != _NOWHERE) & ~self._left_out):
                     writer.write_encoded(key, _without_notes(record))
         self.remove()
 

@@ -31,19 +31,21 @@ class InProcess:
             yield window, job.run(window)
 
 
-def windows_of(queries: int, size: int) -> Iterator[Window]:
-    """All of so many queries, in windows of `size`."""
+def windows_of(queries: int | range, size: int) -> Iterator[Window]:
+    """All of so many queries, or of these, in windows of `size`."""
     for window in windows(queries, size):
         yield Window(window, tuple(window))
 
 
-def due_windows(journal: Journal, size: int, *, cached: bool) -> Iterator[Window]:
-    """The windows with queries that are not done.
+def due_windows(
+    journal: Journal, size: int, *, cached: bool, queries: int | range | None = None
+) -> Iterator[Window]:
+    """The windows of these queries (default: the journal's) with queries that are not done.
 
     cached: whether a response cache answers what was asked before. Without one, a window that was
     interrupted is repeated whole, so that its requests share the same batches.
     """
-    for window in windows_of(len(journal.ids), size):
+    for window in windows_of(len(journal.ids) if queries is None else queries, size):
         todo = tuple(index for index in window.todo if not journal.is_done(index))
         if todo and not cached and not all(map(journal.has, window.queries)):
             yield window
@@ -123,16 +125,20 @@ def run_windows(
     session: Session,
     journal: Journal | None = None,
     *,
-    queries: int = 0,
+    queries: int | range | None = None,
     budget: Budget | None = None,
 ) -> Iterator[Mapping[int, dict[str, Any]]]:
-    """Run what the journal lacks, in windows of `size`; without a journal, so many `queries`.
+    """Run what the journal lacks of these queries (or so many; default: all), in windows of `size`.
 
-    Yields the records of each window, by the query's index, once the journal has them.
+    Without a journal, run all of `queries`. Yields the records of each window, by the query's
+    index, once the journal has them.
     """
-    wanted = windows_of(queries, size)
     if journal is not None:
-        wanted = due_windows(journal, size, cached=session.cache is not None)
+        cached = session.cache is not None
+        wanted = due_windows(journal, size, cached=cached, queries=queries)
+    else:
+        assert queries is not None
+        wanted = windows_of(queries, size)
     budget = budget or Budget()
     for window, records in executor.run(job, budget.admit(wanted)):
         if journal is not None:

@@ -5,6 +5,10 @@ them, and has the backend answer, through the response cache. The answers are ke
 rounds/round-N.json, from which an interrupted run continues. Then RCE and GRPO learn from the
 groups of all rounds, and of the logged data if there are any. As long as there is no group with
 different rewards to train on, or none to hold out, rounds only ask.
+
+A search may need fewer trials than its budget. A round therefore asks in waves: as many queries as
+could not exceed its calls, then as many as what these left over allows, and so on. Which queries
+are asked follows from the outcomes alone, wherever and in whatever order windows run.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from pointer_rl.datasets.leakage import AllowedRows, image_content
 from pointer_rl.errors import InputError
 from pointer_rl.records.fields import has_failed
 from pointer_rl.records.shards import WINDOW
+from pointer_rl.registry import registry
 from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.selectors.bundle import DataFile
 from pointer_rl.session.candidates import CandidateJob
@@ -45,11 +50,11 @@ from pointer_rl.train.run import (
 )
 from pointer_rl.train.sources import embedded, start_policy
 from pointer_rl.train.trainer import round_stages, split_by_image
-from pointer_rl.types import Example, Executor
+from pointer_rl.types import Example, Executor, SearchGenerator
 
 PROBE = "probe"
-"""The generator of online rounds. Its pointers differ in one row, so that a few per query show
-which row matters."""
+"""The generator of online rounds, unless a search is named. Its pointers differ in one row, so that
+a few per query show which row matters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +66,8 @@ class OnlineConfig:
     """
     rounds: int = 4
     pointers: int = 4
-    """Pointers per query of a round: probes of the rows that the policy ranks highest."""
+    """Pointers per query of a round: probes of the rows that the policy ranks highest. A search
+    proposes as many as it needs, within its own budget."""
     rce_epochs: int = 8
     """RCE epochs in a round."""
     grpo_epochs: int = 2
@@ -69,16 +75,11 @@ class OnlineConfig:
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.pointers < 2:
             raise InputError("rounds starts at 1, and a query needs at least 2 pointers to compare")
-        if self.queries < 1:
-            raise InputError(
-                f"{self.max_calls} calls are too few for {self.rounds} rounds of {self.pointers} "
-                "pointers a query: raise --max-calls, or lower --rounds"
-            )
 
     @property
-    def queries(self) -> int:
-        """Queries in a round."""
-        return self.max_calls // (self.rounds * self.pointers)
+    def calls(self) -> int:
+        """Most trials in a round."""
+        return self.max_calls // self.rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,8 @@ class OnlineRun:
     """How to learn from the logged data, if there are any; rounds change only the epochs."""
     data: Path | None = None
     """RL data to start from."""
+    search: PluginRef | None = None
+    """A search that proposes in every round, instead of probes."""
     reward: PluginRef = PluginRef("hard_plus_soft")
     shots: int | None = None
     """Demonstrations in a pointer; None takes the number in `data`, or 2 without data."""
@@ -109,6 +112,7 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
         raise InputError("--grpo-on sampled: online rounds ask probes, which no policy draws")
     if run.config.per_query_pool:
         raise InputError("--own-pools: online learning proposes from the whole pool")
+    most = _most_pointers(run)
     session = Session(run.session, observer)
     executor: Executor = run.executor.configure("executor").create()
     session.check_answers(session.queries)
@@ -139,9 +143,13 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
         shots=shots,
         backend=backend.fingerprint,
         **{name: asked[name] for name in ("dataset", "prompt", "metric", "decoding")},
-        online=asdict(run.online),
+        online={
+            **asdict(run.online),
+            "search": run.search and run.search.configure("generator").describe(),
+        },
     )
-    observer.start(run.online.rounds * run.online.queries)
+    # How many trials a search needs is not known: at least two, or a query teaches nothing.
+    observer.start(run.online.rounds * (run.online.calls // (2 if run.search else most)))
     with recorded_trainer(
         start, run.config, run.session.device, run.output, decided, observer
     ) as trainer:
@@ -157,12 +165,13 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
         of_round = replace(run.config, rce_epochs=online.rce_epochs, grpo_epochs=online.grpo_epochs)
         known = set() if groups is None else set(groups.ids)
         for number in range(1, online.rounds + 1):
-            queries = _round_queries(session, run, number, known)
             path = run.output.folder / ROUNDS / f"round-{number:02}.json"
-            if not path.exists():
+            before = path.exists()
+            if not before:
+                queries = _round_queries(session, run, number, known)
                 policy = SelectorPolicy(trainer.best, trainer.device)
                 # A policy that knows nothing yet ranks rows no better than chance.
-                knows = bool(trainer.log) or run.sft_ckpt is not None
+                generator = _generator(run, bool(trainer.log) or run.sft_ckpt is not None)
                 _ask_round(
                     path,
                     number,
@@ -172,30 +181,24 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
                         embeddings=embeddings[[query.row for query in queries]],
                         pool=pool,
                         policy=policy,
-                        generators={
-                            PROBE: PluginRef(
-                                PROBE,
-                                {
-                                    "num": online.pointers,
-                                    "by": "policy" if knows else "similarity",
-                                },
-                            )
-                        },
+                        generators={generator.name: generator},
                         shots=shots,
                         # Each round draws anew, also for a query that was asked before.
                         seed=(run.config.seed + 1) * 1_000_003 + number,
                     ),
+                    online.calls,
+                    most,
                     describe_policy(policy),
                     executor,
                 )
-            else:
-                observer.finish(len(queries))
             data = source.read(path, run.reward)
             report_left_out(data, observer)
             learned_from.append(data)
             fresh = Groups.of(data, shots).with_images(images)
             groups = fresh if groups is None else groups.joined(fresh)
-            known |= {query.id for query in queries}
+            known |= set(fresh.ids)
+            if before:
+                observer.finish(len(fresh))
             missing = _missing(groups, run.config)
             if fresh.zero_variance.all():
                 observer.say(f"round {number}: every group has zero variance and taught nothing")
@@ -234,26 +237,62 @@ def _images(session: Session) -> dict[str, str]:
     return {query.id: image_content(query) for query in queries}
 
 
+def _most_pointers(run: OnlineRun) -> int:
+    """Most pointers per query. Raises InputError if not even one query a round can be asked."""
+    most = run.online.pointers
+    if run.search is not None:
+        search = run.search.configure("generator").create()
+        if not isinstance(search, SearchGenerator):
+            raise InputError(
+                f"--generator {run.search.name}: it proposes once; online rounds take probes or a "
+                "search, such as first-success"
+            )
+        most = search.budget
+    if run.online.calls < most:
+        raise InputError(
+            f"{run.online.max_calls} calls are too few for {run.online.rounds} rounds of {most} "
+            "pointers a query: raise --max-calls, or lower --rounds"
+        )
+    return most
+
+
+def _generator(run: OnlineRun, knows: bool) -> PluginRef:
+    """What proposes in a round. If it ranks rows, then by the policy once that knows something."""
+    chosen = run.search or PluginRef(PROBE, {"num": run.online.pointers})
+    if not registry().find("generator", chosen.name).has_option("by"):
+        return chosen
+    by = "policy" if knows else "similarity"
+    return PluginRef(chosen.name, {"by": by, **chosen.options})
+
+
 def _round_queries(session: Session, run: OnlineRun, number: int, known: set[str]) -> list[Example]:
-    """The queries of a round, in random order; queries that were asked before come last."""
+    """The queries that a round asks, from the first on: at random, those asked before come last."""
     rng = np.random.default_rng([run.config.seed, number])
     drawn = [session.queries[index] for index in rng.permutation(len(session.queries))]
     drawn.sort(key=lambda query: query.id in known)
-    return drawn[: run.online.queries]
+    return drawn[: run.online.calls]
 
 
 def _ask_round(
     path: Path,
     number: int,
     job: CandidateJob,
+    calls: int,
+    most: int,
     policy: Mapping[str, Any] | None,
     executor: Executor,
 ) -> None:
-    """Write a round's RL data. Raises InputError, and keeps nothing, if every trial failed."""
+    """Write a round's RL data, of as many of the job's queries as the calls suffice for.
+
+    calls: most trials in the round; most: those of one query. Raises InputError, and keeps nothing,
+    if every trial failed.
+    """
     session = job.session
+    described = session.describe(job.queries)
+    del described["dataset"]["num_queries"]  # how many are asked shows as they are asked
     meta = {
         "schema_version": pointer_rl_schemas.version("pointer_candidates"),
-        **session.describe(job.queries),
+        **described,
         "policy": policy,
         "generators": [each.configure("generator").describe() for each in job.generators.values()],
         "round": number,
@@ -264,8 +303,15 @@ def _ask_round(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with Journal(path, meta, [query.id for query in job.queries]) as journal:
-        deque(run_windows(job, WINDOW, executor, session, journal), maxlen=0)
-        asked = [each for record in journal.records() for each in record["pointer_candidates"]]
+        asked: list[Mapping[str, Any]] = []
+        wave = range(min(calls // most, len(job.queries)))
+        while wave:
+            deque(run_windows(job, WINDOW, executor, session, journal, queries=wave), maxlen=0)
+            which = np.isin(np.arange(len(job.queries)), wave)
+            for record in journal.records(which):
+                asked += record["pointer_candidates"]
+            more = (calls - len(asked)) // most
+            wave = range(wave.stop, min(wave.stop + more, len(job.queries)))
         if all(map(has_failed, asked)):
             journal.remove()
             raise InputError(

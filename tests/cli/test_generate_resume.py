@@ -136,6 +136,58 @@ def test_other_data_is_noticed_too(world, backends):
     refused(world.generate(), "inputs.queries_sha256 differs", backends)
 
 
+SEARCH = (
+    *("--num-random", "0", "--num-retrieval", "0", "--shots", "1"),
+    *("--generator", "first-success", "--generator-opt", "first-success.budget=6"),
+)
+
+
+def test_a_search_stops_each_query_and_is_resumed_to_the_same_bytes(world, backends, monkeypatch):
+    """Interrupted in the second round of the second window; then stopped by --max-calls."""
+    assert world.generate(*SEARCH, "--no-store").exit_code == 0
+    once, everything = world.output.read_bytes(), asked(backends)
+    _, found = records(world.output)
+    lengths = []
+    for record in found.values():
+        correct = [each["vqa_correct"] for each in record["pointer_candidates"]]
+        assert {each["gen_method"] for each in record["pointer_candidates"]} == {"first-success"}
+        assert len(set(correct[:-1])) == 1 or len(correct) == 2, "it stops once it has both"
+        lengths.append(len(correct))
+    assert sum(lengths) == everything < 8 * 6
+    world.output.unlink()
+
+    backends.clear()
+    run, count = FakeBackend.run, 0
+
+    def interrupted(self, requests):
+        nonlocal count
+        for result in run(self, requests):
+            count += 1
+            if count == sum(lengths[:3]) + 6 + 1:
+                raise KeyboardInterrupt
+            yield result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeBackend, "run", interrupted)
+        assert world.generate(*SEARCH).exit_code == 130
+    before = asked(backends)
+    backends.clear()
+    refused(world.generate(*SEARCH, "--max-calls", "17"), "a window of 3 queries may take 18")
+    backends.clear()
+    result = world.generate(*SEARCH, "--max-calls", "19")
+    assert "stopped by --max-calls" in result.stdout
+    assert asked(backends) <= 19
+    before += asked(backends)
+    backends.clear()
+    assert world.generate(*SEARCH).exit_code == 0
+    assert world.output.read_bytes() == once
+    assert before + asked(backends) <= everything + 9, "a window that was cut is asked again"
+    backends.clear()
+    assert world.generate(*SEARCH, "--overwrite").exit_code == 0
+    assert asked(backends) == 0, "the cache answers every round"
+    assert world.output.read_bytes() == once
+
+
 def test_shards_are_the_run_in_parts(world):
     world.generate()
     meta, whole = records(world.output)

@@ -130,7 +130,7 @@ SMALLER: dict[str, dict[str, str]] = {
         "It beats every other arm": "It does not beat: image, vote mixed",
     },
     "flamingo": {"--limit 20": "--limit 3"},
-    "generate-and-validate": {"--limit 40": "--limit 8"},
+    "generate-and-validate": {"--limit 40": "--limit 8", "--limit 200": "--limit 8"},
     "gpus": {
         "--limit 256": "--limit 40 --window 20",
         "--limit 16": "--limit 4",

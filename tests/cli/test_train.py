@@ -356,6 +356,7 @@ def test_a_loss_that_is_no_number(place):
         (("--sft-ckpt", "nowhere"), "nowhere"),
         (("--max-calls", "9"), "--max-calls is for --online"),
         (("--rounds", "2"), "--rounds is for --online"),
+        (("--generator", "greedy"), "--generator is for --online"),
         (("--online",), "--online needs --max-calls"),
         (("--online", "--max-calls", "40", "--own-pools"), "--own-pools"),
         (("--online", "--max-calls", "4"), "4 calls are too few for 4 rounds"),
@@ -539,6 +540,67 @@ def test_online_resumes_after_an_interruption(online, monkeypatch, until):
     assert whole.keys() == resumed.keys(), "nothing is left lying about"
     for name, content in whole.items():
         assert resumed[name] == content, name
+
+
+SEARCH = ("--generator", "first-success", "--generator-opt", "first-success.budget=8")
+
+
+def test_online_by_a_search_spends_its_calls_on_more_queries(online, cli):
+    """A round has 48 calls: six queries that could take eight each, then as many as are left."""
+    succeeds(online.run(*SEARCH))
+    assert 0 < online.asked() <= 96
+    ids = []
+    for number, path in enumerate(sorted((online.world.folder / "policy" / "rounds").iterdir())):
+        succeeds(cli("validate", str(path)))
+        content = json.loads(path.read_text())
+        options = content.pop("_meta")["generators"][0]["options"]
+        assert options["by"] == ("policy" if number else "similarity")
+        sizes = [len(record["pointer_candidates"]) for record in content.values()]
+        assert len(sizes) > 48 // 8
+        assert max(sizes) <= 8
+        assert 48 - 8 < sum(sizes) <= 48, "what is left would not suffice for another query"
+        ids += content
+    assert len(set(ids)) == len(ids), "queries not asked yet come first"
+    succeeds(online.run(*SEARCH, output="again"))
+    assert online.asked() == 0, "the cache answers"
+    assert online.written("again") == online.written()
+
+
+@pytest.mark.parametrize("until", [20, 60])
+def test_online_by_a_search_resumes_to_the_same_bytes(online, monkeypatch, until):
+    """In a later wave of the first round, whose size depends on what came before; in the second."""
+    succeeds(online.run(*SEARCH, output="whole"))
+    default_store().unlink()
+    run, count = CopyBackend.run, 0
+
+    def interrupted(self, requests):
+        nonlocal count
+        for result in run(self, requests):
+            count += 1
+            if count == until:
+                raise KeyboardInterrupt
+            yield result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CopyBackend, "run", interrupted)
+        assert online.run(*SEARCH).exit_code == 130
+    one_line(online.run(*SEARCH[:2]), "had another online")
+    succeeds(online.run(*SEARCH))
+    assert online.written() == online.written("whole")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--generator", "random"), "--generator random: it proposes once"),
+        (("--generator", "first-success", "--pointers", "4"), "--pointers is for probes"),
+        (("--generator", "first-success", "--rounds", "5"), "too few for 5 rounds of 20 pointers"),
+        (("--generator-opt", "first-success.budget=4"), "write NAME.KEY=VALUE for one of none"),
+    ],
+)
+def test_online_refuses_what_is_no_search(online, options, says):
+    one_line(online.run(*options), says)
+    assert online.asked() == 0
 
 
 def test_online_after_logged_data(online, cli):

@@ -14,6 +14,7 @@ from pointer_rl.selectors import PointerConfig, PointerSelector, SelectorPolicy
 from pointer_rl.types import NO_ROW, Decoded, Example, Pool, QueryBatch
 from pointer_rl_standard.generators import (
     BeamGenerator,
+    MMRGenerator,
     ProbeGenerator,
     RandomGenerator,
     RetrievalGenerator,
@@ -21,6 +22,7 @@ from pointer_rl_standard.generators import (
 )
 from pointer_rl_standard.options import (
     BeamOptions,
+    MMROptions,
     ProbeOptions,
     RandomOptions,
     RetrievalOptions,
@@ -61,6 +63,7 @@ GENERATORS = {
     "sample": SampleGenerator(SampleOptions()),
     "random": RandomGenerator(RandomOptions(num=3)),
     "retrieval": RetrievalGenerator(RetrievalOptions(num=3)),
+    "mmr": MMRGenerator(MMROptions(num=3)),
     "probe": ProbeGenerator(ProbeOptions(num=3)),
 }
 
@@ -213,6 +216,69 @@ def test_retrieval_refuses_embeddings_that_are_not_finite():
     pool.embeddings[3, 1] = torch.nan
     with pytest.raises(InputError, match="not finite"):
         RetrievalGenerator(RetrievalOptions()).propose(POLICY, queries, pool, rngs(queries))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shots=st.integers(1, 3),
+    num=st.integers(1, 3),
+    relevance=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_mmr_is_its_formula(shots, num, relevance, seed):
+    """Row by row in float64, as Carbonell & Goldstein write it; ties do not occur."""
+    queries, pool = batch(shots, [9, 5, 3], seed=seed)
+    proposals = MMRGenerator(MMROptions(num=num, relevance=relevance)).propose(
+        POLICY, queries, pool, rngs(queries)
+    )
+    rows = pool.embeddings.double().numpy()
+    rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+    for b, candidates in enumerate(proposals):
+        query = queries.embeddings[b].double().numpy()
+        cosines = rows @ query / np.linalg.norm(query)
+        left, chosen = queries.allowed[b].nonzero().flatten().tolist(), []
+        while left and len(chosen) < num * shots:
+
+            def worth(row, chosen=chosen, cosines=cosines):
+                redundancy = max((rows[row] @ rows[other] for other in chosen), default=0.0)
+                return relevance * cosines[row] - (1 - relevance) * redundancy
+
+            # Without relevance the first row is any; the implementation takes the lowest.
+            chosen.append(max(left, key=worth))
+            left.remove(chosen[-1])
+        count = len(chosen) // shots
+        pointers = [tuple(chosen[n * shots : (n + 1) * shots][::-1]) for n in range(count)]
+        assert [each.pointer for each in candidates] == pointers
+        expected = [float(np.mean(cosines[list(pointer)])) for pointer in pointers]
+        scores = [each.similarity_score for each in candidates]
+        assert scores == pytest.approx(expected, abs=1e-5)
+
+
+def test_mmr_by_relevance_alone_is_retrieval():
+    queries, pool = batch(2, [9, 6, 5])
+    proposals = [
+        generator.propose(POLICY, queries, pool, rngs(queries))
+        for generator in (
+            MMRGenerator(MMROptions(num=3, relevance=1)),
+            RetrievalGenerator(RetrievalOptions(num=3)),
+        )
+    ]
+    mmr, retrieval = (
+        [[(each.pointer, each.similarity_score) for each in mine] for mine in found]
+        for found in proposals
+    )
+    assert mmr == retrieval
+
+
+def test_mmr_does_not_show_a_row_twice_that_says_the_same():
+    """Two copies of the most similar row: the second of them is redundant."""
+    pool = Pool([example(n) for n in range(3)], torch.tensor([[1.0, 0.1], [1.0, 0.1], [0.6, -0.8]]))
+    queries = QueryBatch([example(0)], torch.tensor([[1.0, 0.0]]), torch.ones(1, 3).bool(), 2)
+    found = [
+        MMRGenerator(MMROptions(relevance=relevance)).propose(POLICY, queries, pool, rngs(queries))
+        for relevance in (0.5, 1.0)
+    ]
+    assert [each[0][0].pointer for each in found] == [(2, 0), (1, 0)]
 
 
 @pytest.mark.parametrize("by", ["similarity", "policy"])

@@ -15,7 +15,10 @@ REGISTERED = {
     "backend": [],
     "prompt": ["chat", "short-answer"],
     "metric": ["exact", "vqa"],
-    "generator": ["beam", "probe", "random", "retrieval", "sample"],
+    "generator": [
+        *("beam", "first-success", "greedy", "mmr"),
+        *("probe", "random", "retrieval", "sample"),
+    ],
     "reward": [
         "hard01_plus_gtprob",
         "hard01_plus_gtprob_separated",

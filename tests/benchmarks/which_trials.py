@@ -1,0 +1,231 @@
+"""What each way of choosing trials teaches for the same number of them.
+
+    which_trials.py [--calls 5000 15000] [--seed 101]
+
+Worlds are glyphs with 10,000 training queries. No model is asked: a trial is right if it shows a
+relevant row, one with the attribute, value and community that the query is about, which the
+embedded VLM's answer equals in 6,432 of 6,435 trials. Training is that of `pointer-rl train` with
+its defaults, two shots; accuracy is on the 1,000 test queries. Online, the policy ranks the rows
+and each of four rounds asks a quarter of the trials.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pointer_rl.selectors import PointerConfig, PointerSelector, SelectorPolicy
+from pointer_rl.session.proposing import random_source
+from pointer_rl.session.session import PluginRef, Session, SessionOptions
+from pointer_rl.train.config import TrainConfig
+from pointer_rl.train.groups import Groups
+from pointer_rl.train.online import OnlineConfig
+from pointer_rl.train.trainer import Trainer, round_stages
+from pointer_rl.types import Candidate, Example, Outcome, Pointer, Pool, QueryBatch, SearchGenerator
+from pointer_rl_glyphs.questions import WORDINGS
+
+SHOTS = 2
+TOGETHER = 64
+"""Queries that are proposed for at once."""
+ROUNDS = 4
+LOGGED = {
+    "20 probes": PluginRef("probe", {"num": 20}),
+    "6 probes": PluginRef("probe", {"num": 6}),
+    "pairs by mmr": PluginRef("mmr", {"num": 10}),
+    "greedy": PluginRef("greedy"),
+    "first-success": PluginRef("first-success"),
+}
+ONLINE = {
+    "online, 4 probes": PluginRef("probe", {"num": 4}),
+    "online, first-success": PluginRef("first-success", {"budget": 10}),
+}
+ATTRIBUTES = {wording: name for name, each in WORDINGS.items() for wording in each}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Queries, in random order, and which rows of the pool are relevant to them."""
+
+    examples: Sequence[Example]
+    embeddings: Tensor
+    """[N, d]"""
+    pool: Pool
+    relevant: npt.NDArray[np.bool_]
+    """[N, K]"""
+
+    @classmethod
+    def load(cls, split: str, seed: int) -> Split:
+        options = {"split": split, "seed": seed, "lexicon_seed": seed, "train_size": 10_000}
+        session = Session(
+            SessionOptions(
+                dataset=PluginRef("glyphs", options),
+                backend=PluginRef("qwen2vl"),
+                prompt=PluginRef("short-answer"),
+                metric=PluginRef("vqa"),
+            )
+        )
+        embeddings, pool = session.embeddings(session.dataset.queries)
+        of_queries, of_rows = map(_keys, (session.dataset.queries, pool.examples))
+        return cls(session.dataset.queries, embeddings, pool, of_queries[:, None] == of_rows)
+
+    def batch(self, queries: range) -> QueryBatch:
+        """Some of the queries; they may choose every row."""
+        place = slice(queries.start, queries.stop)
+        allowed = torch.ones(len(queries), len(self.pool.examples), dtype=torch.bool)
+        return QueryBatch(self.examples[place], self.embeddings[place], allowed, SHOTS)
+
+    def outcome(self, query: int, pointer: Pointer) -> Outcome:
+        right = bool(self.relevant[query, list(pointer)].any())
+        return Outcome("", "", right, float(right))
+
+    def accuracy(self, policy: SelectorPolicy) -> float:
+        """Share of the queries to which the policy's likeliest pointer shows a relevant row."""
+        every = range(len(self.examples))
+        rows = policy.beam(self.batch(every), self.pool, 1).rows[:, 0].numpy()
+        return float(self.relevant[np.array(every)[:, None], rows].any(axis=1).mean())
+
+
+def _keys(examples: Sequence[Example]) -> npt.NDArray[np.str_]:
+    def key(example: Example) -> str:
+        image: Any = example.image
+        attribute = ATTRIBUTES[example.question]
+        return f"{attribute}/{getattr(image, attribute)}/{image.stamped}"
+
+    return np.array([key(each) for each in examples])
+
+
+class Asked:
+    """The trials of queries, from the first query on."""
+
+    def __init__(self, world: Split) -> None:
+        self.world = world
+        self.trials: list[list[tuple[Pointer, float]]] = []
+        """For each query, its pointers and their rewards."""
+
+    @property
+    def calls(self) -> int:
+        return sum(map(len, self.trials))
+
+    def ask(self, plugin: PluginRef, policy: SelectorPolicy, calls: int) -> None:
+        """Ask further queries until there are so many calls in all."""
+        generator = plugin.configure("generator").create()
+        while self.calls < calls:
+            first = len(self.trials)
+            batch = self.world.batch(range(first, first + TOGETHER))
+            rngs = [random_source(0, each.id, plugin.name) for each in batch.examples]
+            if isinstance(generator, SearchGenerator):
+                searches = generator.start(policy, batch, self.world.pool, rngs)
+                run = [(each.ask, each.tell) for each in searches]
+            else:
+                proposed = generator.propose(policy, batch, self.world.pool, rngs)
+                run = [(_once(each), lambda told: None) for each in proposed]
+            for query, (ask, tell) in enumerate(run, first):
+                if self.calls < calls:
+                    self.trials.append(self._search(query, ask, tell))
+
+    def _search(
+        self, query: int, ask: Callable[[], Sequence[Candidate]], tell: Callable[[Any], None]
+    ) -> list[tuple[Pointer, float]]:
+        found: list[tuple[Pointer, float]] = []
+        while candidates := ask():
+            told = [(each, self.world.outcome(query, each.pointer)) for each in candidates]
+            tell(told)
+            # hard_plus_soft
+            found += [(each.pointer, 2 * (outcome.accuracy or 0.0)) for each, outcome in told]
+        return found
+
+    def groups(self) -> Groups:
+        number = len(self.trials)
+        ids = [each.id for each in self.world.examples[:number]]
+        flat = [each for trials in self.trials for each in trials]
+        return Groups(
+            ids=ids,
+            images=ids,
+            queries=self.world.embeddings[:number],
+            pool=self.world.pool.embeddings,
+            offsets=np.cumsum([0, *map(len, self.trials)], dtype=np.int64),
+            pointers=np.array([pointer for pointer, _ in flat]),
+            rewards=np.array([reward for _, reward in flat], dtype=np.float32),
+            sampled=np.zeros(len(flat), dtype=bool),
+            pools=[None] * number,
+            excluded=[None] * number,
+        )
+
+
+def _once(candidates: Sequence[Candidate]) -> Callable[[], Sequence[Candidate]]:
+    rounds = iter([candidates])
+    return lambda: next(rounds, ())
+
+
+class Bench:
+    """One world."""
+
+    def __init__(self, seed: int) -> None:
+        self.train, self.test = Split.load("train", seed), Split.load("test", seed)
+
+    def logged(self, plugin: PluginRef, calls: int) -> str:
+        asked = Asked(self.train)
+        with TemporaryDirectory() as folder:
+            trainer = self._trainer(folder, TrainConfig())
+            asked.ask(plugin, SelectorPolicy(trainer.best), calls)
+            trainer.fit(asked.groups(), round_stages(trainer.config, 0), first=0)
+            return self._result(asked, trainer)
+
+    def online(self, plugin: PluginRef, calls: int) -> str:
+        online = OnlineConfig(max_calls=calls, rounds=ROUNDS)
+        epochs = {"rce_epochs": online.rce_epochs, "grpo_epochs": online.grpo_epochs}
+        asked = Asked(self.train)
+        with TemporaryDirectory() as folder:
+            trainer = self._trainer(folder, replace(TrainConfig(), **epochs))
+            done = 0
+            for number in range(1, ROUNDS + 1):
+                by = {"by": "policy" if trainer.log else "similarity"}
+                ranked = PluginRef(plugin.name, {**plugin.options, **by})
+                asked.ask(ranked, SelectorPolicy(trainer.best), number * calls // ROUNDS)
+                stages = round_stages(trainer.config, number)
+                trainer.fit(asked.groups(), stages, first=done)
+                done += len(stages)
+            return self._result(asked, trainer)
+
+    def _trainer(self, folder: str, config: TrainConfig) -> Trainer:
+        selector = PointerSelector.seeded(PointerConfig(d_model=self.train.embeddings.shape[1]), 0)
+        return Trainer(selector, config, torch.device("cpu"), Path(folder) / "checkpoint", {})
+
+    def _result(self, asked: Asked, trainer: Trainer) -> str:
+        number = len(asked.trials)
+        taught = 1 - float(asked.groups().zero_variance.mean())
+        accuracy = self.test.accuracy(SelectorPolicy(trainer.best))
+        each = asked.calls / number
+        return f"{number:8,}{each:12.1f}{taught:10.0%}{100 * accuracy:10.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--calls", type=int, nargs="+", default=[5_000, 15_000])
+    parser.add_argument("--seed", type=int, default=101)
+    parser.add_argument("--only", nargs="+", choices=[*LOGGED, *ONLINE], metavar="NAME")
+    given = parser.parse_args()
+    bench = Bench(given.seed)
+    print(f"{'':22}{'calls':>8}{'queries':>8}{'calls/query':>12}{'teaching':>10}{'accuracy':>10}")
+    for calls in given.calls:
+        for table, run in ((LOGGED, bench.logged), (ONLINE, bench.online)):
+            for name, plugin in table.items():
+                if given.only is None or name in given.only:
+                    start = time.perf_counter()
+                    result = run(plugin, calls)
+                    took = f"{time.perf_counter() - start:6.0f} s"
+                    print(f"{name:22}{calls:8,}{result}{took}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
