@@ -11,16 +11,16 @@ step beams --output-path "$out/beams.json" --limit 100 --sampler mixed --sub-poo
     --beam-size 1 --overwrite
 step sft --beam-data "$out/beams.json" --output-dir "$out/sft" --epochs 10 --overwrite
 
-# RL data: the policy's beams and samples, and probes that tell rows apart.
-step generate --backend qwen2vl --output-path "$out/rl.json" --limit 300 --overwrite \
-    --sft-ckpt "$out/sft" --num-beams 3 --num-samples-per-temp 1 \
-    --generator probe --generator-opt probe.num=15
+# RL data: probes of each query's rows, until one of them gives the right answer.
+step generate --backend qwen2vl --output-path "$out/rl.json" --limit 1000 --overwrite \
+    --generator first-success
 step validate "$out/rl.json"
 
 # Learning from it; then learning while asking.
 step train --beam-data "$out/rl.json" --sft-ckpt "$out/sft" --output-dir "$out/offline" --overwrite
 step train --online --beam-data "$out/rl.json" --sft-ckpt "$out/offline" --rce-epochs 8 \
-    --grpo-epochs 2 --max-calls 6000 --rounds 3 --output-dir "$out/online" --overwrite
+    --grpo-epochs 2 --generator first-success --max-calls 6000 --rounds 3 \
+    --output-dir "$out/online" --overwrite
 
 # Did it help? All on the same questions, which nothing was trained on.
 step evaluate --dataset-opt split=test --limit 200 --shots 1..3 --policy "SFT=$out/sft" \
