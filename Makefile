@@ -31,14 +31,17 @@ $(SITE): $(READY)
 	$(PIP) -e '.[docs]'
 	touch $@
 
+# One process per core, each with one thread of torch: two would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile
+
 demo: $(READY)  ## the whole loop on the embedded world: beams, sft, generate, train, evaluate
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh docs/demo.sh demo
 
 test: $(DEV)  ## the default suite, under six minutes on two cores
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
-test-all: $(DEV)  ## with the slow tests
-	$(BIN)/python -m pytest -q
+test-all: $(DEV)  ## the default suite with the slow tests
+	$(PYTEST)
 
 test-faults: $(DEV)  ## a hundred kills of generate, and those of train
 	POINTER_RL_KILLS=100 $(BIN)/python -m pytest -q tests/e2e/test_generate_kills.py tests/e2e/test_train_kills.py

@@ -7,6 +7,7 @@ killed process left behind, and deletes it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -91,6 +92,12 @@ class AtomicFile:
             raise cannot_be_written(self.path, error) from error
 
 
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file. Lone surrogates, which UTF-8 lacks, become backslash escapes."""
     with AtomicFile(path) as file:
@@ -106,7 +113,9 @@ def write_tensors(
 
     with AtomicFile(path) as file:
         try:
+            mode = os.fstat(file.fileno()).st_mode
             save_file(dict(tensors), file.name, None if metadata is None else dict(metadata))
+            os.chmod(file.name, mode)  # safetensors makes a file that only its owner can read
         except SafetensorError as error:
             raise cannot_be_written(path, error) from error
 
@@ -116,7 +125,7 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
 
     Call it before anything that takes long. Without `overwrite` an existing file is an error too.
     """
-    if path.exists() and not overwrite:
+    if path.exists() and not path.is_dir() and not overwrite:
         raise InputError(f"{path}: exists; remove it, or give --overwrite")
     AtomicFile(path).discard()
 

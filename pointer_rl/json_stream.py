@@ -103,6 +103,8 @@ def find_member(path: Path, key: str) -> Any:
 
 @contextmanager
 def _open(path: Path) -> Iterator[BinaryIO]:
+    if path.is_fifo():
+        raise InputError(f"{path}: a pipe cannot be read twice: save it to a file first")
     try:
         with open(path, "rb") as file:
             yield file

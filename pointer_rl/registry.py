@@ -312,7 +312,7 @@ class Registry:
                 self._call(module, "pointer_rl_register_commands", cli=cli)
                 for name, command in before.items():
                     if cli.commands.get(name) is not command:
-                        raise PluginError(f"the command {name} is there already")
+                        raise PluginError(f"the command {name} already exists")
             except (Exception, SystemExit) as error:
                 cli.commands.clear()
                 cli.commands.update(before)

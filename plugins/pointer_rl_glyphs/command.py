@@ -24,11 +24,14 @@ IMAGE_NAME = "{image_id:012d}.png"
     metavar="KEY=VALUE",
     help="Option of the dataset glyphs; pointer-rl plugins show dataset:glyphs lists them.",
 )
-def glyphs(folder: Path, assignments: tuple[str, ...]) -> None:
+@click.option("--overwrite", is_flag=True, help="Write into a folder that has files already.")
+def glyphs(folder: Path, assignments: tuple[str, ...], overwrite: bool) -> None:
     """Write the glyph dataset to FOLDER: images, and questions and annotations in VQAv2's format.
 
     All splits are written; `--dataset vqa` reads them.
     """
+    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder}: is not empty: name another folder, or give --overwrite")
     values = parse_assignments(assignments, "--dataset-opt")
     options = build_options(GlyphsOptions, values, "dataset glyphs")
     export_vqa(options, folder)

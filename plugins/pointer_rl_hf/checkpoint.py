@@ -171,7 +171,7 @@ def _check_supported(folder: Path, model_type: str) -> None:
         ) from error
     if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise InputError(
-            f"{folder}: is a {model_type} model, which is no image-text-to-text model of"
+            f"{folder}: is a {model_type} model, which is not an image-text-to-text model of"
             f" transformers {transformers.__version__}"
         )
     if config.is_encoder_decoder:

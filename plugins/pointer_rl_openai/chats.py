@@ -100,7 +100,7 @@ def read_completion(reply: object) -> Completion:
         raise CallError(f"an error instead of an answer: {error}", again=True)
     choices = look_up(reply, "choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise CallError("the reply is no chat completion", again=True)
+        raise CallError("the reply is not a chat completion", again=True)
     message, finish = choices[0].get("message"), choices[0].get("finish_reason")
     if not isinstance(message, dict):
         raise CallError("the reply has no message", again=True)

@@ -1,4 +1,4 @@
-"""Options of the openai backend. The key is not one; it comes from the environment."""
+"""Options of the openai backend. The API key is not an option; it is read from the environment."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenAIOptions:
-    """Which model of which server, and how requests are sent."""
+    """The model, the server, and how requests are sent."""
 
     model: str | None = None
-    """The model's name at the server; by default the only one that it serves."""
+    """Model name on the server; by default the only model that it serves."""
     base_url: str | None = None
     """Address of the API, as in http://127.0.0.1:8000/v1; by default OPENAI_BASE_URL, else, with a
     key, https://api.openai.com/v1."""
     api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key. Without one, none is sent."""
+    """Environment variable with the API key. If it is not set, no key is sent."""
     images: Literal["data", "file"] = "data"
     """data sends each image; file sends its path, for a server that may read it there
     (vLLM: --allowed-local-media-path)."""
     max_concurrency: int = 32
-    """Most requests in flight; lowered while the server is overloaded."""
+    """Most concurrent requests; lowered while the server is overloaded."""
     timeout: float = 120.0
-    """Seconds for one answer, after which the request is retried."""
+    """Seconds until a request times out and is retried."""
     retries: int = 6
-    """How often a request is retried after a temporary failure."""
+    """Most retries of a request after temporary failures."""
     backoff: float = 0.5
-    """Seconds before the first retry; doubled for each further one, up to 30."""
+    """Seconds before the first retry; doubles with each retry, up to 30."""
     seed: int | None = None
     """Sent with each request, for servers that sample even at temperature 0."""
     revision: str | None = None
@@ -47,7 +47,7 @@ class OpenAIOptions:
         # Options are recorded, so this must be a name and not a key given by mistake.
         if not re.fullmatch("[A-Z][A-Z0-9_]*", self.api_key_env):
             raise ValueError(
-                "api_key_env is the name of an environment variable, in capitals; never the key"
+                "api_key_env must be the name of an environment variable, in capitals, not the key"
             )
         if self.max_concurrency < 1 or self.retries < 0:
             raise ValueError("max_concurrency must be at least 1, and retries not negative")
@@ -70,9 +70,9 @@ def check_url(url: str) -> None:
     except ValueError:
         usable = False
     if not usable or not url.isprintable() or " " in url:
-        raise ValueError("base_url is no address: write it as http://127.0.0.1:8000/v1")
+        raise ValueError("base_url must be an http(s) URL, such as http://127.0.0.1:8000/v1")
     if parts.username is not None or parts.query or parts.fragment:
         raise ValueError(
-            "base_url has a user, query or fragment, which would be written down with the options:"
-            " give the plain address, and the key through the variable that api_key_env names"
+            "base_url must not have a user, query or fragment, since options are recorded; put the"
+            " key into the environment variable that api_key_env names"
         )

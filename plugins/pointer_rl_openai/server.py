@@ -148,7 +148,7 @@ async def discover(asker: Asker, address: Address, options: OpenAIOptions) -> Se
 def _read_models(reply: object) -> list[dict[str, Any]]:
     data = look_up(reply, "data")
     if not isinstance(data, list):
-        raise CallError("the reply is no list of models")
+        raise CallError("the reply is not a list of models")
     return [each for each in data if isinstance(each, dict) and isinstance(each.get("id"), str)]
 
 

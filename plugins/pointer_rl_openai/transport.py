@@ -106,7 +106,7 @@ class Transport:
         try:
             reply = json.loads(body)
         except (ValueError, RecursionError):
-            raise CallError("the reply is no JSON", again=True) from None
+            raise CallError("the reply is not JSON", again=True) from None
         try:
             return call.read(reply)
         except CallError as error:

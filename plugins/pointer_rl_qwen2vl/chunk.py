@@ -31,7 +31,8 @@ class Limits:
     batch: int
     """Most tokens of a forward pass, padding included."""
     cache: int
-    """Most tokens of the rows that are decoded together, whose keys and values are held."""
+    """Most tokens, padding included, of the rows whose keys and values are held for decoding. A
+    single row may exceed it."""
 
 
 @dataclass(frozen=True)
@@ -269,12 +270,14 @@ def _batches(pieces: Mapping[int, Piece], tokens: int) -> list[list[int]]:
 def _groups(pieces: Sequence[Piece], room: int, limits: Limits) -> list[list[list[int]]]:
     """Group batches to be decoded together, with at most `limits.cache` tokens in the cache."""
     groups: list[list[list[int]]] = []
-    for batch in _batches(dict(enumerate(pieces)), limits.batch):
-        joined = [*(groups[-1] if groups else []), batch]
-        if groups and sum(map(len, joined)) * _columns(pieces, joined, room) <= limits.cache:
-            groups[-1].append(batch)
-        else:
-            groups.append([batch])
+    for whole in _batches(dict(enumerate(pieces)), limits.batch):
+        rows = max(1, limits.cache // _columns(pieces, [whole], room))
+        for batch in (whole[start : start + rows] for start in range(0, len(whole), rows)):
+            joined = [*(groups[-1] if groups else []), batch]
+            if groups and sum(map(len, joined)) * _columns(pieces, joined, room) <= limits.cache:
+                groups[-1].append(batch)
+            else:
+                groups.append([batch])
     return groups
 
 

@@ -1,8 +1,8 @@
 """Greedy decoding of prefilled rows.
 
-The first tokens of a row may be known already. If the likeliest token belongs to a scored answer,
-the answer tree also has the prediction after it. A row leaves the tree at the first token that is
-not in it. From there on, each token takes a forward pass of all rows together.
+Prefill also computes the answers to score. While the likeliest token follows a path of their tree,
+the prediction after it is already known, as in speculative decoding. After the first token outside
+the tree, each token takes a forward pass of all rows together.
 
 The tokens of a step are moved to the CPU in one transfer, to see which rows have ended.
 """
@@ -92,8 +92,8 @@ def decode(
 ) -> None:
     """Decode every row to its end, in place. A row's last token is the next model input.
 
-    The cache has a row for each, with room for the tokens to come. Used columns that a row does not
-    attend to may hold any finite number.
+    The cache has one row for each of `rows`, in order, with free columns for the new tokens. Masked
+    columns may hold any finite value.
     """
     rows = list(rows)
     columns = cache.tensors[0].shape[1]
@@ -102,12 +102,12 @@ def decode(
         visible[number, row.visible] = True
     mask = model.mask(torch.from_numpy(visible).to(model.device))
     positions = torch.tensor([row.next_position for row in rows], device=model.device)
-    while going := [number for number, row in enumerate(rows) if not row.ended]:
-        # Rows that have ended stay until they are the majority: moving the others costs more.
-        if 2 * len(going) <= len(rows):
-            numbers = torch.tensor(going, device=model.device)
+    while active := [number for number, row in enumerate(rows) if not row.ended]:
+        # Ended rows are removed only once they are half of all: copying the others is expensive.
+        if 2 * len(active) <= len(rows):
+            numbers = torch.tensor(active, device=model.device)
             cache, mask, positions = cache.keep(numbers), mask[numbers], positions[numbers]
-            rows = [rows[number] for number in going]
+            rows = [rows[number] for number in active]
         mask[:, cache.places] = 0.0
         # For a row that has ended, any token will do; one that overflowed may have none.
         last = [row.tokens[-1] if row.tokens else 0 for row in rows]

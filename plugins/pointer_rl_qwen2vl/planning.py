@@ -1,14 +1,14 @@
-"""What is computed for which tokens: shared prefixes, positions, and the answers to score.
+"""The plan of a forward pass: shared prefixes, M-RoPE positions, and the tree of answers to score.
 
 An element of a prompt is a token (≥ 0) or an image (< 0). Images are not split: a prefix ends
-before or after an image. Prompts are sorted, so that prompts with a common prefix are neighbours,
-and the lengths that neighbours share determine the trie of prefixes.
+before or after an image. Prompts are sorted, so the common-prefix lengths of neighbours determine
+the trie of prefixes.
 
 M-RoPE gives a text token the same position in time, height and width, one more than the token
 before it. An image's tokens share the next position in time and count rows and columns from there.
-The text after an image continues from the image's longer side. The positions of a piece therefore
-depend on the text before it through a single number, and a piece after a shared prefix gets the
-positions that it has in the whole prompt.
+Text after an image resumes at that position plus max(rows, columns). A piece's positions therefore
+depend on what precedes it only through its first position, so a piece after a shared prefix gets
+the positions that it has in the whole prompt.
 
 The answers to score after a prompt are merged into a tree of tokens, which follows the prompt in
 the same forward pass. Place 0 is the prompt's last token, and place 1 + n is token n of the tree.
@@ -53,7 +53,7 @@ class Prefixes:
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """The number of elements that two prompts share at the start, without their last elements.
+    """Length of the common prefix of two prompts, excluding the last element of each.
 
     The last element of a prompt is never shared, since its output predicts that prompt's answer.
     """
@@ -96,9 +96,7 @@ def find_prefixes(
 
     # A stack instead of recursion: a long chat could exceed Python's recursion limit.
     pending: list[tuple[int, int, int | None]] = []
-    if len(prompts) == 1:
-        return Prefixes((), (None,))
-    if prompts:
+    if len(prompts) > 1:
         pending.append((0, len(prompts) - 1, None))
     while pending:
         visit(*pending.pop())
@@ -165,7 +163,7 @@ class AnswerTree:
     depths: NDArray[np.int64]
     """[n] number of ancestors of each token in the tree."""
     visible: NDArray[np.bool_]
-    """[n, n] the tokens of the tree that each token attends to: its ancestors and itself."""
+    """[n, n] attention mask of the tree: each token attends to its ancestors and itself."""
     children: dict[tuple[int, int], int]
     """(place, token) → the place of this token after that place."""
     predicted: tuple[tuple[tuple[int, int], ...], ...]

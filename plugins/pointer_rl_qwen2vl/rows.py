@@ -101,7 +101,6 @@ def _parts(answers: Sequence[Sequence[int]], most: int) -> Iterator[range]:
 
 @dataclass
 class _Unfinished:
-    request: TokenisedRequest
     generation: Generation | None = None
     scores: dict[int, float] = field(default_factory=dict)
 
@@ -111,10 +110,10 @@ class ResultAssembler:
 
     def __init__(self, requests: Sequence[TokenisedRequest], *, generates: bool) -> None:
         self._generates = generates
-        self._unfinished = {request.index: _Unfinished(request) for request in requests}
+        self._unfinished = {request.index: _Unfinished() for request in requests}
 
     def add(self, result: RowResult) -> Iterator[tuple[int, Result]]:
-        """Add a row's result. Yields the request's result with its last row."""
+        """Add a row's result. Yields the request's result once all its rows are there."""
         row = result.row
         if result.overflows:
             yield from self.fail(row, OVERFLOW)

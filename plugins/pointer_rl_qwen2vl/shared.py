@@ -1,9 +1,8 @@
-"""engine=shared: compute what requests have in common once.
+"""engine=shared: compute shared prompt prefixes only once.
 
-The prompts of a call are sorted and processed in chunks of neighbours that fit into memory. Each
-chunk first computes the prefixes that several prompts share, level by level; then the rest of each
-prompt, followed by the answers to score, in batches of similar length; then it decodes the rows
-that have not ended, a group of rows at a time.
+Prompts are sorted and processed in chunks that fit into memory. A chunk first computes the prefixes
+that several of its prompts share, level by level. Then, one group of rows at a time, it computes
+the rest of each prompt with its answers to score, and decodes the rows that need more tokens.
 
 The plan depends on the requests alone, so the same requests give bit-identical results, until
 memory runs out and batches become smaller.
@@ -36,19 +35,19 @@ logger = logging.getLogger(__name__)
 
 _CACHE_BYTES = {"cpu": 256 * 2**20}
 _CACHE_BYTES_OTHERWISE = 2 * 2**30
-"""By device, the most bytes of keys and values of rows that are decoded together. Shared prefixes
-may take as much again, and so may vision features."""
+"""Most bytes of keys and values of the rows that are decoded together, by device. Shared prefixes
+and vision features may each take as much again."""
 
 
 class SharedEngine:
-    """Runs requests through the model, their common parts once."""
+    """Runs requests, computing shared prefixes once."""
 
     def __init__(self, checkpoint: Checkpoint, patches: PatchCache, batch_tokens: int) -> None:
         """Raises InputError for a model that it cannot run."""
         config = checkpoint.model.config.get_text_config()
         if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
             raise InputError(
-                "the model's attention has sliding windows, which engine=shared cannot run; use"
+                "the model uses sliding-window attention, which engine=shared does not support; use"
                 " engine=plain"
             )
         self._checkpoint = checkpoint
@@ -62,9 +61,9 @@ class SharedEngine:
     def run(
         self, requests: Sequence[TokenisedRequest], decoding: Decoding | None
     ) -> Iterator[tuple[int, Result]]:
-        """Generate (unless `decoding` is None) and score: each request's index and result, once.
+        """Yield the index and the result of each request, once.
 
-        Decoding must be greedy.
+        `decoding` must be greedy; with None, requests are only scored.
         """
         generates = decoding is not None
         sorted_rows = SortedRows(
@@ -87,8 +86,8 @@ class SharedEngine:
         held: dict[int, Features] = {}
         pending: list[Row] = []
         tokens = 0
+        indices = sorted_rows.image_indices
         for row in sorted_rows.rows:
-            indices = sorted_rows.image_indices
             missing = [e for e in dict.fromkeys(row.elements) if e < 0 and e not in held]
             try:
                 held |= {each: self._features.get(indices[each]) for each in missing}
@@ -116,7 +115,7 @@ class SharedEngine:
     ) -> Iterator[tuple[int, Result]]:
         """Answer some rows. If memory runs out, continue with fewer of them at a time.
 
-        `before` are the limits from before memory first ran out on these rows.
+        `before` are the limits to restore if a row does not fit even alone.
         """
         before = before or replace(self._limits)
         waiting = dict.fromkeys(rows)
@@ -132,7 +131,7 @@ class SharedEngine:
         self._model.drop_memory()
         torch.cuda.empty_cache()
         rows = list(waiting)
-        parts: Sequence[Sequence[Row]] = (rows[: len(rows) // 2], rows[len(rows) // 2 :])
+        parts: Sequence[Sequence[Row]]
         if len(rows) == 1:
             halves = rows[0].halves()
             if len(halves) == 1:
@@ -142,27 +141,30 @@ class SharedEngine:
             parts = [[half] for half in halves]
         elif self._lower_limits(self._model.attempt):
             parts = [rows]
+        else:
+            parts = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
         for part in parts:
             yield from self._answer(part, features, stop, assembler, before)
 
     def _lower_limits(self, attempt: Attempt) -> bool:
-        """Halve the limit that a failed attempt exceeded.
+        """Halve the limit that a failed attempt ran into.
 
-        Returns whether the same rows should be tried again with it, instead of half of them.
+        Returns True to try the same rows again, False to split them.
         """
         if attempt.rows == 1:
-            return False  # It may fit with fewer rows in memory.
+            return False  # A smaller chunk leaves more memory to a single row.
         if attempt.what == "cache":
-            self._limits.cache = attempt.tokens // 2
+            self._limits.cache = min(self._limits.cache, attempt.tokens) // 2
             logger.warning(
                 "out of memory with %d prompts at a time; continuing with fewer", attempt.rows
             )
             return False
-        self._limits.batch = attempt.tokens // 2
+        self._limits.batch = min(self._limits.batch, attempt.tokens) // 2
         logger.warning(
-            "out of memory with %d prompts in a pass; continuing with half: batch_tokens=%d"
-            " avoids the failed passes",
-            *(attempt.rows, self._limits.batch),
+            "out of memory with %d prompts in a pass; continuing with half: set batch_tokens=%d"
+            " to avoid the failed passes",
+            attempt.rows,
+            self._limits.batch,
         )
         return True
 
@@ -170,10 +172,11 @@ class SharedEngine:
 def count_tokens(
     requests: Sequence[TokenisedRequest], patches: PatchCache, image_token_id: int
 ) -> Count:
-    """Count the tokens that the engine computes for these requests, for `generate --plan`.
+    """Estimate the tokens that the engine computes for these requests, for `generate --plan`.
 
-    Images are opened and cut into patches, since their size determines their number of tokens.
-    Requests with an image that cannot be opened are not counted.
+    It is a lower bound, as if all requests fitted into one chunk. Images are opened and cut into
+    patches, since their size determines their number of tokens. Requests with an image that cannot
+    be opened are not counted.
     """
     sorted_rows = SortedRows(
         requests, generates=True, image_token_id=image_token_id, answer_tokens=sys.maxsize

@@ -1,8 +1,7 @@
 """Vision features. Each image of a call goes through the vision tower once.
 
-Features are cached up to a number of bytes, but only within a call. Several images are encoded at a
-time, and an image's neighbours affect the last digits of its features. Responses must depend on the
-requests alone, not on earlier calls.
+Features are cached within one call only: their last digits depend on the images that were encoded
+together, and responses must not depend on earlier calls.
 
 Shapes: N tokens of an image, H hidden size of the language model.
 """
@@ -26,7 +25,7 @@ from pointer_rl_qwen2vl.patches import ImagePatches, PatchCache
 _BLOCK_IMAGES = 64
 _BLOCK_PATCHES = {"cpu": 4096}
 _BLOCK_PATCHES_OTHERWISE = 32768
-"""Most images, and most patches by device, that go through the vision tower together."""
+"""Most images, and most patches by device, in one pass of the vision tower."""
 
 _Block = list[tuple[int, ImagePatches | str]]
 """Indices of images with their patches, or with the reason why there are none."""
@@ -69,8 +68,8 @@ class FeatureStore:
         self._images: Sequence[tuple[str, ImageRef]] = ()
         self._blocks: Iterator[_Block] = iter(())
         self._opening: Future[_Block | None] | None = None
-        self._seen = 0
-        """Number of images of the call that have been encoded. They are the first ones."""
+        self._num_encoded = 0
+        """The first images of the call, up to this number, have been encoded."""
         self._cache: LRUCache[int, Features | str] = LRUCache(
             capacity_bytes, lambda each: 0 if isinstance(each, str) else each.bytes
         )
@@ -86,15 +85,15 @@ class FeatureStore:
         self._wait()
         self._opening = None
         self._cache.clear()
-        self._seen = 0
+        self._num_encoded = 0
 
     def get(self, index: int) -> Features:
         """The features of an image by its index in the call. Raises InputError if it has none."""
-        while index >= self._seen:
+        while index >= self._num_encoded:
             block = next(self._blocks) if self._opening is None else self._opening.result()
             assert block is not None, "every image belongs to a block"
             self._open_ahead()
-            self._seen += len(block)
+            self._num_encoded += len(block)
             self._encode_into_cache(block)
         found = self._cache.get(index)
         if found is None:  # Its features were dropped from the cache.
@@ -154,7 +153,8 @@ class FeatureStore:
             return self._encode([patches for _, patches in part])
 
         def halve_blocks(part: Sequence[tuple[int, ImagePatches]]) -> None:
-            self._block_patches = max(1, sum(len(each.pixels) for _, each in part) // 2)
+            patches = sum(len(each.pixels) for _, each in part)
+            self._block_patches = max(1, min(self._block_patches, patches) // 2)
 
         def fail(image: tuple[int, ImagePatches], message: str) -> str:
             return (
@@ -172,7 +172,7 @@ class FeatureStore:
         grids = torch.tensor([each.grid for each in images], device=device)
         output = self._model.get_image_features(pixels, grids, return_dict=True)
         layers = getattr(output, "deepstack_features", None) or ()
-        # `get_image_features` splits one tensor, and a view would keep all of it in memory.
+        # Without the copy, each view would keep the features of the whole block in memory.
         return [
             Features(
                 embeds=output.pooler_output[place].to(self._model.dtype).clone(),

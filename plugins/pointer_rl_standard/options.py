@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -52,8 +53,8 @@ class SampleOptions:
     """Nucleus sampling: at each step, draw from the fewest rows with this total probability."""
 
     def __post_init__(self) -> None:
-        if not self.temperatures or not all(value > 0 for value in self.temperatures):
-            raise ValueError("temperatures must be one or more numbers above 0")
+        if not self.temperatures or not all(0 < value < math.inf for value in self.temperatures):
+            raise ValueError("temperatures must be one or more finite numbers above 0")
         if self.num_samples < 1:
             raise ValueError("num_samples must be at least 1")
         if not 0 < self.top_p <= 1:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pointer_rl.cli.common import FILE
+from pointer_rl.cli.common import FILE, FiniteRange
 from pointer_rl.cli.tables import counted, format_bytes, format_table
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def info(store: Path | None) -> None:
 @click.option("--fingerprint", help="Remove responses of this backend; a unique prefix will do.")
 @click.option(
     "--older-than",
-    type=click.FloatRange(min=0, max=36_500),
+    type=FiniteRange(min=0, max=36_500),
     metavar="DAYS",
     help="Remove responses older than this many days.",
 )
@@ -90,9 +90,12 @@ def prune(
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def export(target: Path, store: Path | None, overwrite: bool) -> None:
     """Write all responses to TARGET as JSON lines."""
+    from pointer_rl.errors import InputError
     from pointer_rl.files import AtomicFile, check_writable
 
     opened = _open(store)
+    if target.exists() and target.samefile(opened.path):
+        raise InputError(f"{target}: is the response cache itself: name another file")
     check_writable(target, overwrite=overwrite)
     count = 0
     with AtomicFile(target) as file:
@@ -114,11 +117,13 @@ def _complete(prefix: str, known: Sequence[str]) -> str:
 
     if prefix in known:
         return prefix
+    if not prefix:
+        raise InputError("--fingerprint is empty: give the beginning of one, or --all")
     found = [each for each in known if each.startswith(prefix)]
     if len(found) != 1:
-        what = f"{len(found)} backends have fingerprints that begin so" if found else "no backend"
+        what = f"{len(found)} fingerprints begin" if found else "no fingerprint begins"
         raise InputError(
-            f"--fingerprint {prefix}: {what} (there are: {', '.join(known) or 'none'})"
+            f"--fingerprint {prefix}: {what} so (the cache has {', '.join(known) or 'none'})"
         )
     return found[0]
 

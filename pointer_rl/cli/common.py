@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,30 @@ if TYPE_CHECKING:
     from pointer_rl.cli.progress import Progress
     from pointer_rl.session.session import PluginRef, SessionOptions
 
-FILE = click.Path(dir_okay=True, path_type=Path)
+
+class _FileType(click.Path):
+    """A path that is not empty: pathlib takes an empty one for the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if not str(value):
+            self.fail("is empty: name a file or a folder", param, ctx)
+        super().convert(value, param, ctx)
+        return Path(value)
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range. NaN, which compares with nothing, is in none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+FILE = _FileType(path_type=Path)
 Function = TypeVar("Function", bound=Callable[..., Any])
 Option = Callable[[Any], Any]
 
@@ -152,7 +176,8 @@ def plugin_refs(
         name, dot, option = key.rpartition(".")
         if not dot or name not in options:
             raise InputError(
-                f"{flag} {key}: write NAME.KEY=VALUE for one of {', '.join(options) or 'none'}"
+                f"{flag} {key}: write NAME.KEY=VALUE, with the NAME of one that was given "
+                f"({', '.join(options) or 'none was'})"
             )
         options[name][option] = value
     return [PluginRef(name, values) for name, values in options.items()]

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from pointer_rl.cli.common import FILE
+
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("source", type=FILE)
+@click.argument("target", type=FILE)
 @click.option("--overwrite", is_flag=True, help="Replace an existing TARGET.")
 def convert(source: Path, target: Path, overwrite: bool) -> None:
     """Write SOURCE, RL data or beam data, to TARGET in the current layout.

@@ -8,6 +8,8 @@ from typing import Literal
 
 import click
 
+from pointer_rl.cli.common import FILE
+
 
 @click.command()
 @click.option("--dataset", "dataset_name", required=True, metavar="NAME", help="Dataset loader.")
@@ -19,7 +21,7 @@ import click
 )
 @click.option(
     "--output-path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     required=True,
     help="The .safetensors file to write.",
 )

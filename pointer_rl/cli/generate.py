@@ -14,6 +14,7 @@ from pointer_rl.cli.common import (
     RESUME,
     SHOTS,
     TRIAL_OPTIONS,
+    FiniteRange,
     GuideCommand,
     kept_in,
     number_option,
@@ -123,7 +124,7 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
 )
 @click.option(
     "--max-seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="Stop at the end of the queries that are under way then.",
 )
 @click.option(

@@ -1,18 +1,21 @@
-"""`pointer-rl plugins`: list what is registered, and describe it."""
+"""`pointer-rl plugins`: list what is registered, describe it, check it, and start a new plugin."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
-from pointer_rl.cli.plugin_names import entries, find_all, unknown
-from pointer_rl.cli.plugins_check import check
-from pointer_rl.cli.plugins_new import new
+from pointer_rl.cli.common import FILE
 from pointer_rl.cli.tables import format_table
-from pointer_rl.options import describe_options
-from pointer_rl.registry import Entry, registry
+from pointer_rl.errors import PluginError, did_you_mean
+from pointer_rl.options import describe_options, parse_assignments
+from pointer_rl.registry import KINDS, Entry, PluginRecord, registry
 
 
 @click.group(invoke_without_command=True)
@@ -36,18 +39,18 @@ def plugins(ctx: click.Context, output_format: str) -> None:
     root = ctx.find_root()
     assert isinstance(root.command, click.Group)
     root.command.list_commands(root)  # a plugin may fail when it adds its commands
-    failed = [plugin for plugin in registry().plugins if plugin.error]
+    failed = _failed()
     if output_format == "json":
-        registered = [_as_json(entry) for entry in entries()]
+        registered = [_as_json(entry) for entry in _entries()]
         failures = [dataclasses.asdict(plugin) for plugin in failed]
         click.echo(json.dumps({"registered": registered, "failed": failures}, indent=2))
         return
     rows = [("kind", "name", "from", "summary")]
-    for entry in entries():
+    for entry in _entries():
         rows.append((entry.kind, entry.name, entry.plugin.origin, entry.summary))
         rows += [("", alias, "", f"alias of {entry.name}") for alias in entry.aliases]
     click.echo(format_table(rows))
-    for entry in entries():
+    for entry in _entries():
         missing = entry.missing()
         if missing is not None:
             click.echo(f"missing: {missing}")
@@ -62,18 +65,114 @@ def show(name: str) -> None:
 
     Write KIND:NAME if several kinds have that name.
     """
-    found = find_all(name)
-    failed = [plugin for plugin in registry().plugins if plugin.error and plugin.name == name]
+    found = _find_all(name)
+    failed = [plugin for plugin in _failed() if plugin.name == name]
     if not found and not failed:
-        raise unknown(name)
+        raise _unknown(name)
     if found:
         click.echo("\n\n".join(_describe(entry) for entry in found))
     for plugin in failed:
         click.echo(f"plugin {plugin.name} of {plugin.origin} failed to load:\n{plugin.traceback}")
 
 
-plugins.add_command(check)
-plugins.add_command(new)
+@plugins.command()
+@click.argument("name")
+@click.option(
+    "--opt", multiple=True, metavar="KEY=VALUE", help="Option of the plugin (repeatable)."
+)
+def check(name: str, opt: tuple[str, ...]) -> None:
+    """Check that the plugin NAME, or KIND:NAME, keeps its contract.
+
+    The plugin is built and used as the engine does: a backend answers a few questions about small
+    images, a dataset is loaded. Pass the options that it needs (--opt model=FOLDER). Prints one
+    line per check, and exits 1 if one is broken.
+    """
+    from pointer_rl.testing import find_tests
+
+    entry, registered = _find_one(name)
+    missing = entry.missing()
+    if missing is not None:
+        raise missing
+    tests = find_tests(entry.kind, registered, parse_assignments(opt, "--opt"))
+    tests.configure()  # refuses options before anything is printed
+    click.echo(f"{entry.kind} {registered}, from {entry.plugin.origin}")
+    states: Counter[str] = Counter()
+    for result in tests.run_checks():
+        states[result.state] += 1
+        about = f": {result.message}" if result.message else ""
+        click.echo(f"  {result.state:<8} {result.check}{about}")
+    counted = ", ".join(f"{number} {state}" for state, number in states.items())
+    click.echo(f"{states.total()} checks: {counted}")
+    sys.exit(1 if states["broken"] else 0)
+
+
+@plugins.command()
+@click.argument("name")
+@click.option("--kind", type=click.Choice(list(KINDS)), required=True, help="What it registers.")
+@click.option(
+    "--output-dir",
+    type=FILE,
+    help="Folder to create [default: pointer-rl-NAME].",
+)
+def new(name: str, kind: str, output_dir: Path | None) -> None:
+    """Write a small package that registers NAME: module, tests, pyproject.toml, README.
+
+    The package works as it is: it can be installed, is listed, and passes its tests, which include
+    those of pointer-rl's testing kit.
+    """
+    from pointer_rl.scaffold import write_package
+
+    folder = output_dir or Path(f"pointer-rl-{name}")
+    write_package(name, kind, folder)
+    click.echo(f"{folder}: the {kind} {name}. Next:")
+    click.echo(f"  pip install -e '{folder}[dev]'")
+    click.echo(f"  pytest {folder}")
+    click.echo(f"  pointer-rl plugins show {kind}:{name}")
+
+
+def _entries() -> Iterator[Entry]:
+    for kind in KINDS:
+        yield from registry().entries(kind)
+
+
+def _failed() -> list[PluginRecord]:
+    return [plugin for plugin in registry().plugins if plugin.error]
+
+
+def _find_all(name: str) -> list[Entry]:
+    """The entries of a NAME or alias, of every kind, or of the one that KIND:NAME names."""
+    kind, _, rest = name.rpartition(":")
+    return [
+        entry
+        for entry in _entries()
+        if (not kind or entry.kind == kind) and rest in (entry.name, *entry.aliases)
+    ]
+
+
+def _find_one(name: str) -> tuple[Entry, str]:
+    """The entry of NAME or KIND:NAME, and the NAME. Raises PluginError for none or several."""
+    rest = name.rpartition(":")[2]
+    found = _find_all(name)
+    if len(found) == 1:
+        return found[0], rest
+    if found:
+        choices = " or ".join(f"{entry.kind}:{rest}" for entry in found)
+        raise PluginError(f"{rest} is registered for several kinds: write {choices}")
+    for plugin in _failed():
+        if plugin.name == rest:
+            raise PluginError(
+                f"the plugin {plugin.name} of {plugin.origin} failed to load ({plugin.error}): "
+                f"see `pointer-rl plugins show {plugin.name}`"
+            )
+    raise _unknown(name)
+
+
+def _unknown(name: str) -> PluginError:
+    """The error for a name that nothing has."""
+    known = {each for entry in _entries() for each in (entry.name, *entry.aliases)}
+    known |= {plugin.name for plugin in _failed()}
+    rest = name.rpartition(":")[2]
+    return PluginError(f"nothing is registered as {name!r}{did_you_mean(rest, known)}")
 
 
 def _describe(entry: Entry) -> str:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pointer_rl.cli.common import FILE
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pointer_rl.datasets.embeddings import Embeddings
     from pointer_rl.types import Example
-
-FILE = click.Path(path_type=Path)
 
 
 @click.command()
@@ -94,6 +94,8 @@ def _check(
     ways = [question is not None or image is not None, queries is not None, query_emb is not None]
     if sum(ways) != 1 or (question is None) != (image is None):
         raise InputError("give either --question and --image, or --queries, or --query-emb")
+    if question == "":
+        raise InputError("--question is empty: write the question about the image")
 
 
 def _read(

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from pointer_rl.cli.common import (
     DEVICE,
@@ -65,7 +66,7 @@ _START = [
         type=click.Choice(["static", "gated"]),
         help="Whether each chosen row updates the query vector (gated) or not  [default: static].",
     ),
-    number_option("--batch-size", help="Queries a step."),
+    number_option("--batch-size", help="Queries per step  [default: 32]."),
     click.option(
         "--own-pools",
         "per_query_pool",
@@ -87,12 +88,12 @@ _LEARNING = [
     number_option(
         "--rce-epochs",
         minimum=0,
-        help="Of RCE; with --online, of every round too  [default: 20, and 8 a round].",
+        help="Epochs of RCE; with --online, in each round too  [default: 20, and 8 per round].",
     ),
     number_option(
         "--grpo-epochs",
         minimum=0,
-        help="Of GRPO; with --online, of every round too  [default: 5, and 2 a round].",
+        help="Epochs of GRPO; with --online, in each round too  [default: 5, and 2 per round].",
     ),
     click.option("--rce-lr", type=float, help="Learning rate of RCE."),
     click.option("--grpo-lr", type=float, help="Learning rate of GRPO."),
@@ -119,10 +120,17 @@ _LEARNING = [
 ]
 _ONLINE = [
     click.option("--online", is_flag=True, help="Ask the backend while learning."),
-    number_option("--max-calls", help="Trials that it may ask, in all rounds."),
-    number_option("--rounds", help="Of asking and learning."),
-    number_option("--pointers", minimum=2, help="Asked for each query of a round."),
+    number_option("--max-calls", help="Most trials in all rounds; those in the cache count too."),
+    number_option("--rounds", help="Number of online rounds  [default: 4]."),
+    number_option(
+        "--pointers", minimum=2, help="Pointers to try per query and round  [default: 4]."
+    ),
 ]
+_ONLY_ONLINE = {
+    parameter.name
+    for parameter in click.command()(with_options([*_ONLINE, *TRIAL_OPTIONS])(lambda: None)).params
+} - {"online", "query_emb", "cand_emb", "device"}
+"""Options that mean nothing to training on logged data."""
 
 
 @click.command(cls=GuideCommand)
@@ -136,8 +144,8 @@ def train(**given: Any) -> None:
     or --query-emb and --cand-emb; data of a dataset that brings its own encoder need neither.
 
     With --online it also asks the backend, in rounds: the policy proposes, the backend answers,
-    and it learns from all there is so far. Only then are the options of backend, dataset, prompt,
-    metric, decoding and store of any effect.
+    and it learns from all there is so far. The options of backend, dataset, prompt, metric,
+    decoding and store are for --online alone.
     """
     from pointer_rl.errors import InputError
 
@@ -145,8 +153,9 @@ def train(**given: Any) -> None:
     if given["online"]:
         _train_online(given, config)
         return
-    for name in ("max_calls", "rounds", "pointers"):
-        if given[name] is not None:
+    context = click.get_current_context()
+    for name in given.keys() & _ONLY_ONLINE:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise InputError(f"--{name.replace('_', '-')} is for --online")
     if given["beam_data"] is None:
         raise InputError("give --beam-data, or --online to ask the backend while learning")
@@ -156,10 +165,16 @@ def train(**given: Any) -> None:
 @click.command(cls=GuideCommand)
 @click.option("--beam-data", required=True, type=FILE, help="Beam data, as `beams` writes it.")
 @with_options([*_OUTPUT, *_START])
-@click.option("--epochs", "rce_epochs", type=click.IntRange(min=1), help="Over the beams.")
+@click.option(
+    "--epochs", "rce_epochs", type=click.IntRange(min=1), help="Number of epochs  [default: 20]."
+)
 @click.option("--lr", "rce_lr", type=float, help="Learning rate.")
 @click.option(
-    "--temperature", type=float, default=1.0, show_default=True, help="Of softmax(score / T)."
+    "--temperature",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="T of the beams' weights, softmax(score / T).",
 )
 @with_options([*EMBEDDING_OPTIONS, DEVICE])
 def sft(**given: Any) -> None:
@@ -251,7 +266,7 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
     from pointer_rl.train.online import OnlineConfig, OnlineRun, run_online
 
     if given["max_calls"] is None:
-        raise InputError("--online needs --max-calls: how many trials it may ask")
+        raise InputError("--online needs --max-calls, the most trials that it may run")
     if given["img_emb"] is not None:
         raise InputError("--online: give --query-emb and --cand-emb rather than --img-emb")
     names = ("rounds", "pointers", "rce_epochs", "grpo_epochs")

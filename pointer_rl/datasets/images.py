@@ -42,11 +42,15 @@ class EncodedImage:
 
     def open(self) -> Image:
         """The decoded image, in RGB. Raises InputError if it cannot be read or decoded."""
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         data = self.read()
         try:
             return Image.open(io.BytesIO(data)).convert("RGB")
+        except UnidentifiedImageError as error:
+            raise InputError(
+                f"{self.name}: not a readable image (no format that Pillow knows)"
+            ) from error
         except Exception as error:  # Pillow's decoders raise anything for damaged files
             raise InputError(f"{self.name}: not a readable image ({first_line(error)})") from error
 
@@ -72,7 +76,8 @@ class ImageFile(EncodedImage):
         try:
             return self.path.read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-            raise InputError(f"{self.name}: cannot read the image ({error})") from error
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{self.name}: cannot read the image ({reason})") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,7 +148,9 @@ def run_evaluation(run: EvaluateRun, observer: Observer = Observer()) -> Evaluat
 def _primary_bundle(run: EvaluateRun) -> Path:
     primary = run.config.primary or next(reversed([*run.policies]), "")
     if primary not in run.policies or not is_bundle(run.policies[primary]):
-        raise InputError("record: the primary arm is no policy bundle; name the one that is meant")
+        raise InputError(
+            "record: the primary arm is not a policy bundle; name the one that is meant"
+        )
     return run.policies[primary]
 
 
@@ -192,11 +194,13 @@ def evaluate(
     *_, (nearest, space) = similar.items()
     if policies:
         space = Space(*session.embeddings(queries))
-    _check_encoders(policies, space)
+    for name, opened in policies.items():
+        if opened.info:
+            opened.info.encoder.check(space.pool.encoder, f"policy {name}")
     primary = config.primary or [nearest, *policies][-1]
     if primary not in {*similar, *policies, *(each.name for each in more_arms)}:
         raise InputError(
-            f"primary {primary!r} is no policy and no similarity arm "
+            f"primary {primary!r} is neither a policy nor a similarity arm "
             f"(there are: {', '.join([*similar, *policies])})"
         )
     shots = _primary_shots(policies.get(primary), config.shots)
@@ -318,7 +322,7 @@ def _check_unfinished(path: Path, decided: Mapping[str, Any], query_ids: Sequenc
         settings, asked = before["settings"], before["query_ids"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path}: exists, and is no evaluation ({first_line(error)}): name another "
+            f"{path}: exists and is not an evaluation ({first_line(error)}): name another "
             "--output-path, or replace it with --overwrite"
         ) from error
     check_same_run(settings, decided, path, "exists, and is another evaluation's")
@@ -342,16 +346,6 @@ def draw_queries(queries: Sequence[Example], limit: int | None, seed: int) -> Se
         return queries
     order = random_source(seed, "", "queries").permutation(len(queries))
     return [queries[row] for row in sorted(order[:limit].tolist())]
-
-
-def _check_encoders(policies: Mapping[str, OpenedPolicy], space: Space) -> None:
-    for name, opened in policies.items():
-        own = opened.info and opened.info.encoder.fingerprint
-        if own and space.pool.encoder and own != space.pool.encoder:
-            raise InputError(
-                f"policy {name}: a bundle for another encoder ({own}); these embeddings come from "
-                f"{space.pool.encoder}: embed queries and pool with the bundle's"
-            )
 
 
 def _primary_shots(primary: OpenedPolicy | None, shots: Sequence[int]) -> int:

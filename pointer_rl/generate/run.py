@@ -168,5 +168,5 @@ def _named_by(path: Path, queries: Sequence[Example]) -> Sequence[Example]:
         what = f"no query {unknown[0]!r} in the dataset" if unknown else "it names no query"
         raise InputError(f"{path}: {what} ({len(keys) - len(unknown)} of {len(keys)} keys found)")
     if are_rows:
-        log.warning("%s: its keys are no query ids; taken as rows of the queries", path)
+        log.warning("%s: its keys are not query ids; taken as rows of the queries", path)
     return [known[key] for key in keys]

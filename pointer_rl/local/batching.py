@@ -174,9 +174,10 @@ class LocalBackend(Generic[P]):
         tokens = rows * max(request.tokens for request in batch)
         self._batch_tokens = min(self._batch_tokens, tokens) // 2
         logger.warning(
-            "out of memory with a batch of %d prompts; continuing with half: batch_tokens=%d"
-            " avoids the failed passes",
-            *(len(batch), self._batch_tokens),
+            "out of memory with a batch of %d prompts; continuing with half: set batch_tokens=%d"
+            " to avoid the failed passes",
+            len(batch),
+            self._batch_tokens,
         )
 
     def _run_batch(

@@ -8,7 +8,6 @@ Shapes: Q queries, C candidates of all queries, N candidates of one query, S_max
 
 from __future__ import annotations
 
-import hashlib
 import math
 import operator
 from array import array
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pointer_rl.errors import InputError
+from pointer_rl.files import sha256
 from pointer_rl.records.beams import read_beams
 from pointer_rl.records.fields import CANDIDATE
 from pointer_rl.records.formats import stream_records
@@ -163,7 +163,7 @@ class BeamDataset:
         self.pools, self.excluded = reader.pools, reader.excluded()
         self.method_names = tuple(reader.method_of)
         self.kind, self.meta = reader.kind, reader.meta
-        self.sha256 = _sha256(self.path)
+        self.sha256 = sha256(self.path)
         self.failed, self.without_reward = reader.failed, reader.without_reward
         self.empty, self.trials = reader.empty, reader.trials
 
@@ -299,11 +299,6 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 19
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # --- reading a file ---
 
 
@@ -430,12 +425,12 @@ def _candidates(record: Record) -> Iterator[Judged]:
     for index, value in enumerate(record["pointer_candidates"]):
         _check_pointer(value.get("pointer"), f"candidate {index}")
         if not isinstance(value.get("gen_method"), str):
-            raise InputError(f"candidate {index}: gen_method is no string")
+            raise InputError(f"candidate {index}: gen_method is not a string")
         for key in _NUMBERS:
             number = value.get(key)
             if number is None or (isinstance(number, (int, float)) and abs(number) <= _MAX_FLOAT):
                 continue
-            raise InputError(f"candidate {index}: {key} is no finite number")
+            raise InputError(f"candidate {index}: {key} is not a finite number")
         yield read_candidate(value)
 
 

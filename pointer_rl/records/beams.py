@@ -74,7 +74,7 @@ def read_beams(record: Mapping[str, Any]) -> Iterator[Beam]:
         score, steps = value.get("score"), value.get("step_scores", [])
         numbers = [score, *(steps if isinstance(steps, list) else [None])]
         if not all(type(each) in (int, float) and abs(each) <= _MAX for each in numbers):
-            raise InputError(f"beam {index}: score and step_scores are no finite numbers")
+            raise InputError(f"beam {index}: score and step_scores are not all finite numbers")
         yield Beam(
             pointer=tuple(read_rows(value.get("pointer"), f"beam {index}: pointer")),
             score=float(score),

@@ -2,7 +2,8 @@
 
 Writing and reading records, the arrays for training, the Parquet columns and the upgrade of older
 layouts are derived from the tables below, and a test compares them with the JSON schemas. To add a
-field of an outcome, add it to `pointer_rl.types.Outcome`, to `CANDIDATE`, and to the schema.
+field of an outcome, add it to `pointer_rl.types.Outcome`, to `CANDIDATE` and to the schema, and set
+it in `pointer_rl.session.judge`.
 """
 
 from __future__ import annotations

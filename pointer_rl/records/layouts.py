@@ -57,7 +57,7 @@ def read_rows(value: Any, what: str) -> list[int]:
             return value
         if all(type(row) in (int, float) and row >= 0 and row % 1 == 0 for row in value):
             return [int(row) for row in value]
-    raise InputError(f"{what} is no list of rows (whole numbers from 0)")
+    raise InputError(f"{what} is not a list of rows (whole numbers from 0)")
 
 
 # --- upgrading ----------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def upgrade_record(record: Any, layout: Layout) -> Record:
         return _upgrade_lever_beams(record)
     members = record[kind]
     if not isinstance(members, list) or not all(isinstance(each, dict) for each in members):
-        raise InputError(f"{kind} is no list of objects")
+        raise InputError(f"{kind} is not a list of objects")
     if layout == "beams" and any("shots" in each and "pointer" not in each for each in members):
         raise InputError(
             "`beams` of `shots` without id_list: the order in which they are shown is not known"
@@ -149,7 +149,7 @@ def _upgrade_lever_beams(record: Record) -> Record:
     """Each list of `id_list` is in the order shown and ends with the query's own row."""
     lists, scores = record["id_list"], record.get("score_list")
     if not isinstance(lists, list) or not isinstance(scores, list) or len(lists) != len(scores):
-        raise InputError("id_list and score_list are no lists of the same length")
+        raise InputError("id_list and score_list are not lists of the same length")
     sequences = [read_rows(each, f"id_list {index}") for index, each in enumerate(lists)]
     if not all(sequences) or len({rows[-1] for rows in sequences}) > 1:
         raise InputError("the lists of id_list do not all end with the query's own row")

@@ -66,7 +66,7 @@ def stream_parquet(path: Path) -> Iterator[Member]:
                 key = cells["query_id"]
                 try:
                     if not isinstance(key, str):
-                        raise InputError("its query_id is no string")
+                        raise InputError("its query_id is not a string")
                     extra = _parse_object(_EXTRA, cells.get(_EXTRA))
                     yield Member(key, _read_object(kinds, cells, extra), row)
                 except (InputError, ValueError) as error:
@@ -122,14 +122,14 @@ def _read_value(kind: Type | Objects, cell: Any, extra: Any) -> Any:
 def _parse_object(column: str, text: str | None) -> Record:
     value = {} if text is None else _parse(column, text)
     if not isinstance(value, dict):
-        raise InputError(f"{column} is no JSON object")
+        raise InputError(f"{column} is not a JSON object")
     return value
 
 
 def _parse_keys(text: str) -> list[str]:
     keys = _parse(_KEYS, text)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise InputError(f"{_KEYS} is no JSON list of keys")
+        raise InputError(f"{_KEYS} is not a JSON list of keys")
     return keys
 
 
@@ -137,7 +137,7 @@ def _parse(column: str, text: str) -> Any:
     try:
         return json.loads(text)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{column} is no JSON ({error})") from error
+        raise InputError(f"{column} is not JSON ({error})") from error
 
 
 @contextmanager
@@ -157,7 +157,7 @@ def _read_asides(path: Path, file: Any) -> Record:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise InputError(f"{path}: its metadata {_ASIDES.decode()!r} is no JSON object")
+        raise InputError(f"{path}: its metadata {_ASIDES.decode()!r} is not a JSON object")
     return found
 
 

@@ -8,7 +8,6 @@ outcomes.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 
 import pointer_rl_schemas
 from pointer_rl.errors import InputError, PointerRLError
-from pointer_rl.files import check_writable
+from pointer_rl.files import check_writable, sha256
 from pointer_rl.records.closeness import edit_similarity, word_f1
 from pointer_rl.records.convert import Rewriter
 from pointer_rl.records.fields import has_failed
@@ -229,8 +228,7 @@ def _describe(
     parse: ConfiguredEntry | None,
 ) -> dict[str, Any]:
     """Return the new `_meta`: it names the new metric, the source file, and its metric."""
-    with source.open("rb") as file:
-        origin = {"file": source.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    origin = {"file": source.name, "sha256": sha256(source)}
     if meta is not None and "schema_version" in meta:
         before = {key: meta[key] for key in ("metric", "parse") if key in meta}
         new = dict(meta)

@@ -22,7 +22,7 @@ def check_drawable(path: Path) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingExtraError("matplotlib", "the plot", "pointer-rl[plot]")
     if path.suffix != ".png":
-        raise InputError(f"{path}: the plot is a .png file; name one")
+        raise InputError(f"{path}: plots are PNG files; use a name that ends in .png")
 
 
 def draw(evaluation: Evaluation, path: Path) -> None:
@@ -45,7 +45,7 @@ def _fill(axes: Axes, evaluation: Evaluation) -> None:
     axes.grid(axis="y", alpha=0.3)
     name, number = evaluation.settings["dataset"]["name"], len(evaluation.query_ids)
     axes.set_title(f"{name}: {number:,} queries", loc="left")
-    # The legend is next to the lines, in the order in which they end.
+    # The legend is next to the lines, ordered by their last accuracy.
     lines = {str(line.get_label()): line for line in axes.get_lines()}
     handles = [lines[arm] for end, arm in sorted(ends, key=lambda end: -end[0])]
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
@@ -72,12 +72,12 @@ def _styles(evaluation: Evaluation) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _line(axes: Axes, evaluation: Evaluation, arm: str, style: dict[str, Any]) -> float:
-    """Draw an arm; returns its last accuracy in points, -1 if it has none."""
+    """Draw an arm; returns its last accuracy in percent, -1 if it has none."""
     shots, points, lows, highs = [], [], [], []
     for each in evaluation.measured:
         # At 0 shots every arm is zero-shot, except a vote, which needs demonstrations.
-        choosing = each.shots == 0 and not arm.startswith(VOTE)
-        name = ZERO_SHOT if choosing else arm
+        is_zero_shot = each.shots == 0 and not arm.startswith(VOTE)
+        name = ZERO_SHOT if is_zero_shot else arm
         accuracy = each.accuracy(name) if name in each.accuracies else None
         if accuracy is not None:
             seeds = each.by_seed[:, each.kept].mean(axis=1) if each.shots else [accuracy]

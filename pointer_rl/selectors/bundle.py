@@ -6,7 +6,7 @@
     README.md                        a card for people, written from bundle.json
     bundle.json                      the description of all this; written last
 
-A folder without bundle.json is no bundle, or one whose writing was interrupted.
+A folder without bundle.json is not a bundle, or its writing was interrupted.
 
 Shapes: K pool rows, d embedding size.
 """
@@ -44,6 +44,8 @@ _DOCUMENT = "bundle.json"
 _CARD = "README.md"
 _POOL = "pool.safetensors"
 _QUERY_IDS = "query_ids.txt"
+BUNDLE_FILES = ("model.safetensors", "config.json", _POOL, _QUERY_IDS, _CARD, _DOCUMENT)
+"""The files that `save_bundle` writes or overwrites."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,15 @@ class EncoderInfo:
             name=plugin.get("name"),
             options=plugin.get("options", {}),
         )
+
+    def check(self, given: str | None, owner: object) -> None:
+        """Raise InputError, naming the owner, if `given` is known to be another encoder."""
+        own = self.fingerprint
+        if own and given and own != given:
+            raise InputError(
+                f"{owner}: a bundle for another encoder ({own}); these embeddings come from "
+                f"{given}: embed queries and pool with the bundle's"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +137,7 @@ def save_bundle(
     Raises InputError if it cannot be written.
     """
     try:
-        # Until the end the folder is no bundle, so that none mixes old and new parts.
+        # Without bundle.json the folder is not a bundle, so that none mixes old and new parts.
         (folder / _DOCUMENT).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({first_line(error)})") from error
@@ -194,7 +205,7 @@ def is_bundle(path: Path) -> bool:
 def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundle:
     """Read a bundle and check that its parts belong together.
 
-    Raises InputError, in one line, if it is no bundle, if it is damaged or mixed, or if a newer
+    Raises InputError, in one line, if it is not a bundle, if it is damaged or mixed, or if a newer
     version wrote it; PluginError for a selector that is not installed.
     """
     folder = Path(folder)

@@ -78,7 +78,11 @@ def load_selector(
     path = Path(path)
     file = path / _WEIGHTS if path.is_dir() else path
     if not file.is_file():
-        raise InputError(f"{file}: no such checkpoint; give a folder, .safetensors, .ckpt or .pt")
+        if path.is_dir():
+            raise InputError(
+                f"{path}: no {_WEIGHTS} in it: give the folder of a bundle or selector"
+            )
+        raise InputError(f"{path}: no such checkpoint; give a folder, .safetensors, .ckpt or .pt")
     tensors = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
     selector = _saved_selector(file.with_name(_CONFIG)) if file.suffix == ".safetensors" else None
     if selector is None:
@@ -148,7 +152,8 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
                 "save its state_dict alone"
             ) from error
         raise InputError(
-            f"{file}: damaged, or no torch checkpoint ({type(error).__name__}: {first_line(error)})"
+            f"{file}: not a selector's checkpoint, or damaged: give a folder, .safetensors, .ckpt "
+            "or .pt"
         ) from error
     for wrapping in ("model_state_dict", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapping), Mapping):

@@ -36,8 +36,8 @@ class PointerConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if hidden_dim % self.num_heads:
             raise ValueError(
-                f"hidden_dim {hidden_dim} is no multiple of {self.num_heads} heads: give --heads "
-                "or --hidden-dim"
+                f"hidden_dim {hidden_dim} is not a multiple of {self.num_heads} heads: give "
+                "--heads or --hidden-dim"
             )
         if self.history not in ("static", "gated"):
             raise ValueError(f"history is {self.history!r}; it must be static or gated")

@@ -138,7 +138,7 @@ class Policy:
                 )
             return _numbers(queries), queries
         if isinstance(queries, Embeddings):
-            self._check_encoder(queries.encoder)
+            self.info.encoder.check(queries.encoder, self._folder)
             return queries.ids or _numbers(queries.vectors), queries.vectors
         parts = [
             encode_batch(self._encoder, queries[start : start + _ENCODED_TOGETHER])
@@ -161,17 +161,8 @@ class Policy:
             options["device"] = self._device
         options |= {**entry.aliases.get(name, {}), **self._encoder_options}
         encoder: Encoder = registry().create("encoder", name, options)
-        self._check_encoder(encoder.fingerprint)
+        recorded.check(encoder.fingerprint, self._folder)
         return encoder
-
-    def _check_encoder(self, fingerprint: str | None) -> None:
-        """Raise InputError for an encoder that is known not to be the bundle's."""
-        recorded = self.info.encoder.fingerprint
-        if None not in (recorded, fingerprint) and recorded != fingerprint:
-            raise InputError(
-                f"{self._folder}: a bundle for another encoder ({recorded}; this is "
-                f"{fingerprint}): embed with the one that it was trained with"
-            )
 
     def _blocked(
         self, excluded: Sequence[Collection[int | str]] | None, ids: Sequence[str], shots: int

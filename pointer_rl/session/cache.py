@@ -110,9 +110,10 @@ class BackendSummary:
 class ResponseCache:
     """Responses by `request_key`, in one SQLite file.
 
-    The file and its folder are created if they do not exist. A file that is damaged, or is not a
-    response cache, is renamed with a warning and replaced by a new one. With `must_exist`, for
-    commands that only look into a cache, both cases raise InputError and leave the file as it is.
+    The file and its folder are created if they do not exist. A cache that is damaged, or of another
+    version, is renamed with a warning and replaced by a new one. Any other file raises InputError.
+    With `must_exist`, for commands that only look into a cache, so do all these cases, and the file
+    stays as it is.
 
     Every method raises InputError if the file cannot be read or written, or if another process
     keeps it locked for a minute.
@@ -121,15 +122,17 @@ class ResponseCache:
     def __init__(self, path: Path, *, must_exist: bool = False) -> None:
         self.path = path
         if must_exist and not path.exists():
-            raise InputError(f"{path}: no such file: no response has been stored there yet")
+            raise InputError(f"{path}: no such file: no response is stored there")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unusable(path, error) from error
         try:
+            if must_exist and not path.stat().st_size:
+                raise _NotACacheError(path, "the file is empty")
             self._connection = _connect(path)
         except _NotACacheError as error:
-            if must_exist:
+            if must_exist or not _claims_to_be_a_cache(path):
                 raise
             _set_aside(path, error.reason)
             self._connection = _connect(path)
@@ -313,7 +316,7 @@ class _NotACacheError(InputError):
     """The file's content is damaged, or is not a response cache."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}; name a response cache")
+        super().__init__(f"{path}: {reason}; name a response cache with --store")
         self.reason = reason
 
 
@@ -367,6 +370,12 @@ def _prepare(connection: sqlite3.Connection) -> str | None:
     # A power cut may lose the last transactions, but cannot damage the file.
     connection.execute("PRAGMA synchronous = NORMAL")
     return None
+
+
+def _claims_to_be_a_cache(path: Path) -> bool:
+    """Whether it has our application id where SQLite's header has one (offset 68)."""
+    with path.open("rb") as file:
+        return file.read(72)[68:] == APPLICATION_ID.to_bytes(4, "big")
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:

@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 RUN = "_run"
 """Key of what a job notes in a record for its summary; finished files do not have it."""
 _NOWHERE = -1
+_BEGINNING = b'{"_meta": '
+"""What the first line of a journal begins with."""
+_SUFFIX = ".partial.jsonl"
 _COPIED_TOGETHER = 1024
 """Lines copied from a finished file at a time."""
 
@@ -40,7 +43,7 @@ Record = Mapping[str, Any]
 
 def partial_path(output: Path) -> Path:
     """The journal of a run that writes `output`."""
-    return output.with_name(f"{output.stem}.partial.jsonl")
+    return output.with_name(output.stem + _SUFFIX)
 
 
 class AlreadyFinished(Exception):  # noqa: N818 (not an error)
@@ -70,6 +73,8 @@ class Journal:
         take_over: bool = True,
     ) -> None:
         """take_over: whether a finished file at `output` has these records, and is continued."""
+        if output.name.endswith(_SUFFIX):
+            raise InputError(f"{output}: {_SUFFIX} is for journals: choose another name")
         self.ids = ids
         self.output = output
         self.path = partial_path(output)
@@ -165,7 +170,7 @@ class Journal:
                 rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except BaseException as error:
-            # What an interrupt or a full disk cut off is no line.
+            # What an interrupt or a full disk cut off is not a whole line.
             with contextlib.suppress(OSError):
                 self._file.truncate(self._end)
             if isinstance(error, OSError):
@@ -237,6 +242,11 @@ class Journal:
         """Find the queries' lines. A file without any is started anew."""
         with open(self.path, "rb") as file:
             head = file.readline()
+            if not head.startswith(_BEGINNING[: len(head)]):
+                raise InputError(
+                    f"{self.path}: exists, and is not the journal of a run: move it away, or name "
+                    "another --output-path"
+                )
             self._head = len(head)
             if self._end > len(head):
                 check_same_run(_meta_of(head), self._meta, self.path, "is what another run left")
@@ -289,10 +299,13 @@ def check_same_run(before: object, now: Mapping[str, Any], path: Path, what: str
 
     before: what the file at `path` says; what: what is wrong with it if it is another run's.
     """
-    changes = ["it does not say which"]
-    if isinstance(before, dict):
-        plain = json.loads(encode_record(now))
-        changes = [_describe_change(each) for each in differences(before, plain)][:3]
+    if not isinstance(before, dict):
+        raise InputError(
+            f"{path}: exists, and is not the output of a run: name another --output-path, or "
+            "replace it with --overwrite"
+        )
+    plain = json.loads(encode_record(now))
+    changes = [_describe_change(each) for each in differences(before, plain)][:3]
     if changes:
         raise InputError(
             f"{path}: {what} ({'; '.join(changes)}): give the same options to continue it, "

@@ -78,7 +78,7 @@ def check_candidates(
     """What a plugin (`generator beam`) proposed for a query, with rows as Python integers.
 
     `allowed` [K]: rows that the query may choose; `shots`: how many of them a pointer may have.
-    Raises PluginError for a candidate that is no pointer, has another length, a row twice or one
+    Raises PluginError for a candidate that is not a pointer, has another length, a row twice or one
     that is not allowed, or a score that is not finite.
     """
     try:
@@ -91,7 +91,7 @@ def _checked(candidate: Candidate, allowed: npt.NDArray[np.bool_], shots: range)
     try:
         rows = tuple(map(operator.index, candidate.pointer))
     except TypeError as error:
-        raise ValueError(f"{candidate.pointer!r} is no pointer ({error})") from error
+        raise ValueError(f"{candidate.pointer!r} is not a pointer ({error})") from error
     for name in _NUMBERS:
         number = getattr(candidate, name)
         if number is not None and not math.isfinite(number):

@@ -12,7 +12,6 @@ A test file inherits the tests of a kind of plugin and names the one to test:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from pointer_rl.testing.arm import ArmTests
@@ -31,7 +30,7 @@ from pointer_rl.testing.fakes import (
     pool,
     tiny_dataset,
 )
-from pointer_rl.testing.generator import GeneratorTests, SearchTests
+from pointer_rl.testing.generator import GeneratorTests
 from pointer_rl.testing.metric import MetricTests
 from pointer_rl.testing.plugin import PluginTests, Result
 from pointer_rl.testing.prompt import PromptTests
@@ -53,7 +52,6 @@ __all__ = [
     "PromptTests",
     "Result",
     "RewardTests",
-    "SearchTests",
     "SelectorTests",
     "UnreadableImage",
     "batch",
@@ -81,9 +79,5 @@ _TESTS: tuple[type[PluginTests[Any]], ...] = (
 def find_tests(kind: str, name: str, options: Mapping[str, object]) -> PluginTests[Any]:
     """The tests of a registered plugin, to be run by `run_checks`."""
     tests = next(each for each in _TESTS if each.kind == kind)()
-    tests.name, tests.options = name, options
-    if kind == "generator":
-        with suppress(Exception):  # its first check reports that it cannot be built
-            tests = SearchTests() if hasattr(tests.make(), "start") else tests
     tests.name, tests.options = name, options
     return tests

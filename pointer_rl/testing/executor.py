@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,8 @@ from pointer_rl.errors import InputError, first_line
 from pointer_rl.testing.plugin import PluginTests
 from pointer_rl.types import Executor, Window
 
-Results = Iterator[tuple[Window, Mapping[int, dict[str, Any]]]]
-
+_SIZE = 4
+"""Queries in a window."""
 _MANY = 1000
 """More windows than any executor may take at once."""
 
@@ -21,22 +21,9 @@ class ExecutorTests(PluginTests[Executor]):
 
     kind = "executor"
 
-    def test_runs_every_window_once(self) -> None:
-        """Each window comes back once with its own records, in any order."""
-        windows = _windows(8)
-        results = list(self.made.run(SquareJob(), iter(windows)))
-        _check_results(results, windows)
-
-    def test_runs_no_windows(self) -> None:
-        """A finished job has no windows left."""
-        results = list(self.made.run(SquareJob(), iter(())))
-        assert results == [], f"without windows it gave {len(results)} results: give none"
-
-    def test_runs_again(self) -> None:
-        """An executor serves several jobs, one after the other."""
-        for number in (2, 3):
-            windows = _windows(number)
-            _check_results(list(self.made.run(SquareJob(), iter(windows))), windows)
+    def use(self, made: Executor) -> dict[str, Any]:
+        """Run several jobs, one after the other; a finished job has no windows left."""
+        return {f"a run of {number} windows": _run(made, number) for number in (8, 0, 2)}
 
     def test_takes_windows_as_it_needs_them(self) -> None:
         """Taking a window commits to running it, so windows are taken only as workers are free."""
@@ -48,29 +35,21 @@ class ExecutorTests(PluginTests[Executor]):
                 taken += 1
                 yield window
 
-        results = self.made.run(SquareJob(), windows())
-        next(results)
+        _start_and_stop(self.made, windows())
         assert taken < _MANY, (
             f"it took all of {_MANY} windows before it gave a result: take the next one when a "
             "worker is free, or a budget cannot end the run"
         )
-        _close(results)
 
     def test_can_be_stopped(self) -> None:
         """Closing the iterator ends the run, and another can begin."""
-        results = self.made.run(SquareJob(), iter(_windows(4)))
-        next(results)
-        _close(results)
-        windows = _windows(2)
-        _check_results(list(self.made.run(SquareJob(), iter(windows))), windows)
+        _start_and_stop(self.made, iter(_windows(4)))
+        _run(self.made, 2)
 
-    def test_passes_on_the_error_of_a_job(self) -> None:
-        """A window that fails ends the run with the job's error."""
+    def test_passes_on_errors(self) -> None:
+        """An error of the job, or of the iterator that gives the windows, ends the run."""
         for error in (InputError("window 2 cannot be run"), ValueError("window 2 is wrong")):
             self._check_error(error, SquareJob(error), iter(_windows(4)))
-
-    def test_passes_on_the_error_of_the_windows(self) -> None:
-        """An error of the iterator ends the run."""
         error = InputError("window 2 cannot be planned")
 
         def windows() -> Iterator[Window]:
@@ -109,32 +88,34 @@ class SquareJob:
         return {index: {"square": index**2} for index in window.todo}
 
 
-_SIZE = 4
-"""Queries in a window."""
-
-
 def _windows(number: int) -> list[Window]:
     """Windows of four queries; in every other one the first query was done before."""
     spans = [range(start, start + _SIZE) for start in range(0, number * _SIZE, _SIZE)]
     return [Window(span, tuple(span[index % 2 :])) for index, span in enumerate(spans)]
 
 
-def _check_results(results: list[tuple[Any, Any]], windows: list[Window]) -> None:
+def _run(executor: Executor, number: int) -> dict[Window, Any]:
+    """The records of so many windows. Fails unless each comes back once, with its own."""
+    windows = _windows(number)
+    results = list(executor.run(SquareJob(), iter(windows)))
     came = [window for window, _ in results]
     for window in windows:
         assert came.count(window) == 1, (
             f"window {window.queries} came back {came.count(window)} times: give each once, with "
             "its records"
         )
-    assert len(came) == len(windows), f"{len(came) - len(windows)} windows came back that none gave"
+    assert len(came) == number, f"{len(came) - number} windows came back that none gave"
     for window, records in results:
         assert records == SquareJob().run(window), (
             f"window {window.queries} came back with other records than job.run gave: pair each "
             "window with its own, unchanged"
         )
+    return dict(results)
 
 
-def _close(results: Results) -> None:
+def _start_and_stop(executor: Executor, windows: Iterable[Window]) -> None:
+    results = executor.run(SquareJob(), windows)
+    next(results)
     close = getattr(results, "close", None)  # a generator has it, another iterator may not
     if close is not None:
         close()

@@ -1,135 +1,114 @@
-"""Tests of candidate generators: `pointer_rl.types.Generator` and `SearchGenerator`.
-
-Shapes: B queries, K pool rows, d embedding size.
-"""
+"""Tests of candidate generators: `pointer_rl.types.Generator` and `SearchGenerator`."""
 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
-from itertools import chain
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+from typing import Any
+from unittest import SkipTest
 
 import numpy as np
-import torch
 
-from pointer_rl.errors import first_line
 from pointer_rl.records.records import to_record
+from pointer_rl.session.proposing import check_candidates, check_length
 from pointer_rl.testing.fakes import batch, fake_policy, pool, tiny_dataset
-from pointer_rl.testing.plugin import PluginTests
-from pointer_rl.types import (
-    Candidate,
-    Example,
-    Generator,
-    Outcome,
-    QueryBatch,
-    SearchGenerator,
-)
+from pointer_rl.testing.plugin import BatchTests, check_pointer, explain
+from pointer_rl.types import Candidate, Example, Outcome, QueryBatch, SearchGenerator
 from pointer_rl.validate.schema import SchemaChecker
 
-Made = TypeVar("Made")
 Proposals = list[list[Candidate]]
-Rngs = Sequence[np.random.Generator]
 Judge = Callable[[Example, Candidate], Outcome]
 
 _DIM = 6
+"""Size of the embeddings."""
 
 
-class _CandidateTests(PluginTests[Made]):
-    """Asks for candidates for four queries and a pool of eight, with an untrained policy."""
+class GeneratorTests(BatchTests[Any]):
+    """Asks for candidates for four queries and a pool of eight, with an untrained policy.
+
+    Searches run to their end, or until the budget is spent, on made-up outcomes.
+    """
 
     kind = "generator"
+    item = "query"
+    how_to_repeat = (
+        "draw from rngs[b] alone, never from random, numpy.random or torch's own state, or a "
+        "resumed run differs"
+    )
+    how_to_separate = "let them depend on its own embedding, mask and rngs[b]"
 
-    def propose(self, made: Made, queries: QueryBatch, rngs: Rngs) -> Proposals:
-        """All candidates of each query."""
-        raise NotImplementedError
+    @property
+    def inputs(self) -> Sequence[int]:
+        return range(len(tiny_dataset().queries))
 
-    def candidates(self, made: Made, queries: QueryBatch, rngs: Rngs | None = None) -> Proposals:
-        """All candidates of each query. Fails if it raises, or returns anything else."""
-        try:
-            proposals = self.propose(made, queries, rngs or _rngs(len(queries.examples)))
-        except AssertionError:
-            raise
-        except Exception as error:
-            raise AssertionError(
-                f"it raised {type(error).__name__} ({first_line(error)}) for "
-                f"{len(queries.examples)} queries, {queries.shots} shots and "
-                f"{queries.allowed.sum(-1).tolist()} allowed rows: propose fewer candidates "
-                "instead"
-            ) from error
-        assert len(proposals) == len(queries.examples) and all(
-            isinstance(each, Candidate) for each in chain.from_iterable(proposals)
-        ), f"it did not give a list of Candidates for each of {len(queries.examples)} queries"
-        return proposals
+    def ask(
+        self,
+        made: Any,
+        inputs: Sequence[int],
+        shots: int = 2,
+        allowed: int | None = None,
+        judge: Judge | None = None,
+    ) -> Proposals:
+        """All candidates of the queries in these rows. Fails unless they are sound.
 
-    def test_leaves_its_inputs_as_they_are(self) -> None:
-        """Other generators get the same tensors."""
-        queries = _queries(2)
-        embeddings, allowed = queries.embeddings.clone(), queries.allowed.clone()
-        self.candidates(self.made, queries)
-        assert queries.embeddings.equal(embeddings) and queries.allowed.equal(allowed), (
+        `allowed` limits how many rows of the pool each query may choose, and `judge` decides the
+        outcomes that searches are told.
+        """
+        queries = _queries(inputs, shots, allowed)
+        embeddings, mask = queries.embeddings.clone(), queries.allowed.clone()
+        rngs = [np.random.Generator(np.random.Philox(key=row)) for row in inputs]
+        rows = mask.sum(-1).tolist()
+        what = f"for {len(inputs)} queries, {shots} shots and {rows} allowed rows it"
+        with explain(what, "propose fewer candidates instead"):
+            if hasattr(made, "start"):
+                proposals = _search(made, queries, rngs, judge or _judge)
+            else:
+                examples = pool(tiny_dataset().pool, _DIM)
+                proposals = made.propose(fake_policy(_DIM), queries, examples, rngs)
+        assert queries.embeddings.equal(embeddings) and queries.allowed.equal(mask), (
             "it changes the embeddings or the mask that it receives: clone them first, because "
             "other generators get the same"
         )
+        lengths = range(0 if getattr(made, "any_length", False) else shots, shots + 1)
+        who = f"generator {self.name}"
+        fix = (
+            "give a list of Candidates for each query, whose pointers are different rows among the "
+            "allowed ones, or a query sees itself; propose whole pointers, or set any_length = True"
+        )
+        with explain("its proposals", fix):
+            check_length(who, queries.examples, proposals)
+            proposals = [list(each) for each in proposals]
+            for query, mine, candidates in zip(
+                queries.examples, mask.numpy(), proposals, strict=True
+            ):
+                for each in candidates:
+                    check_pointer(each.pointer)
+                check_candidates(who, query, mine, lengths, candidates)
+        return proposals
 
-    def test_proposes_allowed_rows(self) -> None:
-        """Pointers have `shots` different rows, or fewer if `any_length` is set, all allowed."""
-        for shots in (1, 2, 3):
-            queries = _queries(shots)
-            proposals = self.candidates(self.made, queries)
-            assert any(proposals), "it proposes no candidate at all"
-            _check_pointers(proposals, queries)
-            lengths = {len(each.pointer) for candidates in proposals for each in candidates}
-            assert getattr(self.made, "any_length", False) or lengths == {shots}, (
-                f"it proposes pointers of {min(lengths)} rows for {shots} shots: propose whole "
-                "pointers, or set any_length = True"
-            )
-
-    def test_draws_from_the_given_rngs_only(self) -> None:
-        """`rngs[b]` is the only randomness of query b."""
-        queries = _queries(2)
-        drawn = []
-        for seed in range(3):
-            with global_randomness(seed):
-                drawn.append(self.candidates(self.make(), queries))
-        assert drawn[0] == drawn[1] == drawn[2], (
-            "with the same rngs it proposes other candidates: draw from rngs[b] alone, never from "
-            "random, numpy.random or torch's own state, or a resumed run differs"
+    def close(self, one: Any, other: Any) -> bool:
+        """Equal, up to the last digits of floats."""
+        return len(one) == len(other) and all(
+            math.isclose(mine, yours, rel_tol=1e-4, abs_tol=1e-4)
+            if isinstance(mine, float) and isinstance(yours, float)
+            else mine == yours
+            for pair in zip(one, other, strict=True)
+            for mine, yours in zip(*map(astuple, pair), strict=True)
         )
 
-    def test_copes_with_few_rows(self) -> None:
-        """No more rows are allowed than there are shots."""
-        for shots in (1, 3):
-            queries = _queries(shots, allowed=shots)
-            _check_pointers(self.candidates(self.made, queries), queries)
-
-    def test_proposes_alone_as_in_a_batch(self) -> None:
-        """Which queries share a batch does not matter."""
-        queries = _queries(2)
-        for query, together in enumerate(self.candidates(self.made, queries)):
-            place = slice(query, query + 1)
-            single = replace(
-                queries,
-                examples=queries.examples[place],
-                embeddings=queries.embeddings[place],
-                allowed=queries.allowed[place],
+    def test_copes_with_any_number_of_shots_and_rows(self) -> None:
+        """Even if no more rows are allowed than there are shots."""
+        for shots in (1, 2, 3):
+            assert any(self.ask(self.made, self.inputs, shots)), (
+                f"it proposes no candidate at all with {shots} shots"
             )
-            (alone,) = self.candidates(self.made, single, _rngs(1, first=query))
-            assert _nearly_equal(alone, together), (
-                f"query {query} gets other candidates alone than in a batch: let them depend on "
-                "its own embedding, mask and rngs[b]"
-            )
+            self.ask(self.made, self.inputs, shots, allowed=shots)
 
     def test_candidates_fit_the_schema(self) -> None:
         """RL data can hold them."""
-        queries = _queries(2)
         checker = SchemaChecker("pointer_candidates", "record")
-        for query, candidates in zip(
-            queries.examples, self.candidates(self.made, queries), strict=True
-        ):
+        for query, candidates in zip(tiny_dataset().queries, self.results.values(), strict=True):
             judged = [(each, _judge(query, each)) for each in candidates]
             for fault in checker.faults(to_record(query, judged)):
                 raise AssertionError(
@@ -137,59 +116,10 @@ class _CandidateTests(PluginTests[Made]):
                     f"{fault.fix}"
                 )
 
-
-class GeneratorTests(_CandidateTests[Generator]):
-    """Tests of a generator that proposes once.
-
-    It proposes for four queries and a pool of eight, with an untrained selector as policy.
-    """
-
-    def propose(self, made: Generator, queries: QueryBatch, rngs: Rngs) -> Proposals:
-        """What it proposes."""
-        return made.propose(fake_policy(_DIM), queries, pool(tiny_dataset().pool, _DIM), rngs)
-
-
-class SearchTests(_CandidateTests[SearchGenerator]):
-    """Tests of a generator that starts a search for each query.
-
-    Searches run to their end, or until the budget is spent, on made-up outcomes.
-    """
-
-    def propose(self, made: SearchGenerator, queries: QueryBatch, rngs: Rngs) -> Proposals:
-        """What its searches ask for."""
-        return self.search(made, queries, rngs, _judge)
-
-    def search(
-        self, made: SearchGenerator, queries: QueryBatch, rngs: Rngs, judge: Judge
-    ) -> Proposals:
-        """What its searches ask for if `judge` decides the outcomes."""
-        budget = getattr(made, "budget", None)
-        assert type(budget) is int and budget > 0, (
-            f"its budget is {budget!r}: make it an int, the most trials per query"
-        )
-        searches = made.start(fake_policy(_DIM), queries, pool(tiny_dataset().pool, _DIM), rngs)
-        assert len(searches) == len(queries.examples), (
-            f"start gave {len(searches)} searches for {len(queries.examples)} queries: give one "
-            "for each"
-        )
-        tried: Proposals = [[] for _ in searches]
-        running = list(range(len(searches)))
-        while running:
-            asked = {query: list(searches[query].ask()) for query in running}
-            running = [query for query in running if asked[query]]
-            for query in running:
-                tried[query] += asked[query]
-                assert len(tried[query]) <= budget, (
-                    f"a search asked for {len(tried[query])} candidates with budget={budget}: "
-                    "return an empty list from ask when the budget is spent"
-                )
-                example = queries.examples[query]
-                searches[query].tell([(each, judge(example, each)) for each in asked[query]])
-        return tried
-
     def test_asks_for_each_pointer_once(self) -> None:
-        """An outcome that is known is not asked for again."""
-        for candidates in self.candidates(self.made, _queries(2)):
+        """A search does not ask again for an outcome that it knows."""
+        _skip_unless_search(self.made)
+        for candidates in self.results.values():
             pointers = [each.pointer for each in candidates]
             repeated = [each for each in pointers if pointers.count(each) > 1]
             assert not repeated, (
@@ -199,20 +129,48 @@ class SearchTests(_CandidateTests[SearchGenerator]):
 
     def test_goes_on_after_failures(self) -> None:
         """A failed trial has no accuracy, only a message."""
+        _skip_unless_search(self.made)
 
         def fail(query: Example, candidate: Candidate) -> Outcome:
             return Outcome(failure="the backend did not answer")
 
-        queries = _queries(2)
-        try:
-            self.search(self.made, queries, _rngs(len(queries.examples)), fail)
-        except AssertionError:
-            raise
-        except Exception as error:
-            raise AssertionError(
-                f"told of failed trials it raised {type(error).__name__} ({first_line(error)}): "
-                "check outcome.failure; the other fields are None"
-            ) from error
+        self.ask(self.made, self.inputs, judge=fail)
+
+
+def _skip_unless_search(made: object) -> None:
+    if not hasattr(made, "start"):
+        raise SkipTest("it starts no searches")
+
+
+def _search(
+    made: SearchGenerator, queries: QueryBatch, rngs: Sequence[np.random.Generator], judge: Judge
+) -> Proposals:
+    """What its searches ask for if `judge` decides the outcomes."""
+    budget = getattr(made, "budget", None)
+    assert type(budget) is int and budget > 0, (
+        f"its budget is {budget!r}: make it an int, the most trials per query"
+    )
+    searches = made.start(fake_policy(_DIM), queries, pool(tiny_dataset().pool, _DIM), rngs)
+    assert len(searches) == len(queries.examples), (
+        f"start gave {len(searches)} searches for {len(queries.examples)} queries: give one for "
+        "each"
+    )
+    tried: Proposals = [[] for _ in searches]
+    running = list(range(len(searches)))
+    while running:
+        asked = {query: list(searches[query].ask()) for query in running}
+        running = [query for query in running if asked[query]]
+        for query in running:
+            tried[query] += asked[query]
+            assert len(tried[query]) <= budget, (
+                f"a search asked for {len(tried[query])} candidates with budget={budget}: "
+                "return an empty list from ask when the budget is spent"
+            )
+            outcomes = [(each, judge(queries.examples[query], each)) for each in asked[query]]
+            fix = "check outcome.failure; the other fields of a failed one are None"
+            with explain("told of outcomes, a search", fix):
+                searches[query].tell(outcomes)
+    return tried
 
 
 def _judge(query: Example, candidate: Candidate) -> Outcome:
@@ -221,70 +179,17 @@ def _judge(query: Example, candidate: Candidate) -> Outcome:
     return Outcome(raw_generation="red", answer="red", correct=accuracy > 0, accuracy=accuracy)
 
 
-def _queries(shots: int, allowed: int | None = None) -> QueryBatch:
+def _queries(rows: Sequence[int], shots: int, allowed: int | None) -> QueryBatch:
     """Each query may choose all rows but two of its own, or only the first `allowed` of them."""
     tiny = tiny_dataset()
-    queries = batch(tiny.queries, len(tiny.pool), shots, _DIM)
-    for query in range(len(queries.examples)):
-        queries.allowed[query, [query, query + 3]] = False
+    all_queries = batch(tiny.queries, len(tiny.pool), shots, _DIM)
+    for query, mask in enumerate(all_queries.allowed):
+        mask[[query, query + 3]] = False
         if allowed is not None:
-            queries.allowed[query, queries.allowed[query].nonzero()[allowed:, 0]] = False
-    return queries
-
-
-def _rngs(number: int, first: int = 0) -> list[np.random.Generator]:
-    """Those of the queries from `first` on."""
-    return [np.random.Generator(np.random.Philox(key=first + query)) for query in range(number)]
-
-
-def _check_pointers(proposals: Proposals, queries: QueryBatch) -> None:
-    for query, candidates in enumerate(proposals):
-        allowed = set(queries.allowed[query].nonzero()[:, 0].tolist())
-        for candidate in candidates:
-            check_pointer(candidate.pointer, queries.shots, allowed)
-
-
-def check_pointer(pointer: object, shots: int, allowed: set[int]) -> None:
-    """Fail unless it is a tuple of up to `shots` different rows, all allowed."""
-    assert isinstance(pointer, tuple) and all(type(row) is int for row in pointer), (
-        f"it proposes the pointer {pointer!r}: make it a tuple of Python integers, by tolist()"
-    )
-    assert len(pointer) <= shots and len(set(pointer)) == len(pointer), (
-        f"it proposes {pointer} for {shots} shots: a pointer is at most `shots` rows, all different"
-    )
-    assert allowed.issuperset(pointer), (
-        f"it proposes {pointer} for a query that may choose {sorted(allowed)}: choose among the "
-        "allowed rows, or a query sees itself"
-    )
-
-
-@contextmanager
-def global_randomness(seed: int) -> Iterator[None]:
-    """Seed the random states of this process, and restore them afterwards."""
-    python, legacy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)
-
-
-def _nearly_equal(some: Sequence[Candidate], others: Sequence[Candidate]) -> bool:
-    """Equal, up to the last digits of floats."""
-    if len(some) != len(others):
-        return False
-    pairs = [
-        (mine, yours)
-        for one, other in zip(some, others, strict=True)
-        for mine, yours in zip(asdict(one).values(), asdict(other).values(), strict=True)
-    ]
-    return all(
-        math.isclose(mine, yours, rel_tol=1e-4, abs_tol=1e-4)
-        if isinstance(mine, float) and isinstance(yours, float)
-        else mine == yours
-        for mine, yours in pairs
+            mask[mask.nonzero()[allowed:, 0]] = False
+    return QueryBatch(
+        [tiny.queries[row] for row in rows],
+        all_queries.embeddings[rows],
+        all_queries.allowed[rows],
+        shots,
     )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from pointer_rl.errors import InputError
-from pointer_rl.testing.plugin import PluginTests
+from pointer_rl.testing.plugin import PluginTests, check_type, explain
 from pointer_rl.types import Judgement, Metric
 
+_AGREED = ("red",) * 10
 _ANNOTATORS: tuple[tuple[str, ...], ...] = (
-    ("red",) * 10,
+    _AGREED,
     ("red",) * 7 + ("dark red", "crimson", "Red."),
     ("two dogs", "2 dogs", "dogs"),
     ("red",),
@@ -24,47 +26,27 @@ class MetricTests(PluginTests[Metric]):
 
     kind = "metric"
 
+    def use(self, made: Metric) -> dict[str, Any]:
+        results: dict[str, Any] = {}
+        for answer in _ANSWERS:
+            what = f"normalise({answer[:30]!r})"
+            results[what] = made.normalise(answer)
+            check_type(results[what], str, what)
+            for given in _ANNOTATORS:
+                results[_describe(answer, given)] = _judge(made, answer, given)
+        return results
+
     def test_has_a_version(self) -> None:
         """`version` is a string that stays until judgements change."""
-        version = getattr(self.made, "version", None)
-        assert isinstance(version, str) and version, (
-            f"its version is {version!r}: make it a string, and change it whenever a judgement "
-            "may change"
+        versions = [getattr(made, "version", None) for made in (self.made, self.make())]
+        assert isinstance(versions[0], str) and versions[0] and versions[1] == versions[0], (
+            f"its version is {versions[0]!r}, and {versions[1]!r} when it is built again: make it "
+            "a string, and change it by hand whenever a judgement may change"
         )
-        assert self.make().version == version, (
-            "built again it has another version: change it by hand when a judgement may change"
-        )
-
-    @property
-    def judgements(self) -> dict[tuple[str, tuple[str, ...]], Judgement | None]:
-        """The judgement of each answer by each group of annotators."""
-        return self.once(
-            "judgements",
-            lambda: {
-                (answer, given): judge(self.made, answer, given)
-                for given in _ANNOTATORS
-                for answer in _ANSWERS
-            },
-        )
-
-    def test_judges_any_answer_within_0_and_1(self) -> None:
-        """Every answer gets a judgement, or InputError if the annotators' do not suffice."""
-        assert any(self.judgements.values()), "it refuses to judge any answer"
-
-    def test_judges_again_as_before(self) -> None:
-        """A judgement depends on the answers and the options alone."""
-        judgements, made_again = self.judgements, self.make()
-        for (answer, given), first in judgements.items():
-            for again in (self.made, made_again):
-                second = judge(again, answer, given)
-                assert first == second, (
-                    f"judge({answer[:30]!r}, {list(given)}) gave {first} and then {second}: let a "
-                    "judgement depend on the two answers and the options alone"
-                )
 
     def test_tells_right_from_wrong(self) -> None:
         """An answer that all annotators gave counts more than one that nobody gave."""
-        right, wrong = (self.judgements[answer, _ANNOTATORS[0]] for answer in ("red", "blue"))
+        right, wrong = (self.results[_describe(answer, _AGREED)] for answer in ("red", "blue"))
         assert right is not None and wrong is not None, (
             "it refuses to judge an answer that ten annotators agree on"
         )
@@ -76,38 +58,25 @@ class MetricTests(PluginTests[Metric]):
             "them apart"
         )
 
-    def test_normalises_to_one_form(self) -> None:
-        """`normalise` returns a string that depends on the answer alone."""
-        for answer in _ANSWERS:
-            form = self.made.normalise(answer)
-            assert isinstance(form, str), (
-                f"normalise({answer[:30]!r}) gave a {type(form).__name__}: return a str"
-            )
-            assert form == self.make().normalise(answer), (
-                f"normalise({answer[:30]!r}) gave two forms: let it depend on the answer alone"
-            )
+
+def _describe(answer: str, annotators: Sequence[str]) -> str:
+    return f"judge({answer[:30]!r}, {list(annotators)})"
 
 
-def judge(metric: Metric, answer: str, annotators: Sequence[str]) -> Judgement | None:
+def _judge(metric: Metric, answer: str, annotators: Sequence[str]) -> Judgement | None:
     """A sound judgement, or None if the metric says that it cannot judge. Fails otherwise."""
-    given = list(annotators)
-    where = f"judge({answer[:30]!r}, {given})"
+    given, what = list(annotators), _describe(answer, annotators)
+    fix = "return a Judgement, or raise InputError if the annotators' answers do not suffice"
     try:
-        judgement = metric.judge(answer, given)
+        with explain(what, fix, InputError):
+            judgement = metric.judge(answer, given)
     except InputError:
         return None
-    except Exception as error:
-        raise AssertionError(
-            f"{where} raised {type(error).__name__}: return a Judgement, or raise InputError if "
-            "the annotators' answers do not suffice"
-        ) from error
-    assert given == list(annotators), f"{where} changed the annotators' answers: copy them first"
-    assert isinstance(judgement, Judgement), (
-        f"{where} gave a {type(judgement).__name__}: return Judgement(correct, accuracy)"
-    )
+    assert given == list(annotators), f"{what} changed the annotators' answers: copy them first"
+    check_type(judgement, Judgement, what, "Judgement(correct, accuracy)")
     correct, accuracy = judgement.correct, judgement.accuracy
-    assert type(correct) is bool, f"{where} gave correct={correct!r}: make it True or False"
+    assert type(correct) is bool, f"{what} gave correct={correct!r}: make it True or False"
     assert isinstance(accuracy, float) and math.isfinite(accuracy) and 0 <= accuracy <= 1, (
-        f"{where} gave accuracy={accuracy!r}: make it a float from 0 to 1"
+        f"{what} gave accuracy={accuracy!r}: make it a float from 0 to 1"
     )
     return judgement

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 from unittest import SkipTest
 
 from pointer_rl.errors import InputError
 from pointer_rl.testing.fakes import tiny_dataset
-from pointer_rl.testing.plugin import PluginTests, assert_pickles
+from pointer_rl.testing.plugin import PluginTests, check_pickles, check_type, explain
 from pointer_rl.types import Example, Prompt, PromptBuilder
 
 _SECRET = "chartreuse"
@@ -16,7 +18,7 @@ _SHOWN = ("crimson", "turquoise", "maroon")
 """The demonstrations' answers."""
 _GENERATIONS = (
     *("", " ", "red", " Red.\n", "the answer is red, I think", "Answer: red\nQuestion: what?"),
-    *('{"answer": "red"}', "rot 🟥 \x00 \ud83d", "[", "red " * 500),
+    *('{"answer": "red"}', "rot 🟥 \x00 \ud83d", "[", "red " * 500, "blue", "two dogs"),
 )
 
 
@@ -24,20 +26,26 @@ class PromptTests(PluginTests[PromptBuilder]):
     """Builds prompts from up to three demonstrations, and parses a few generations."""
 
     kind = "prompt"
+    how_to_repeat = (
+        f"{PluginTests.how_to_repeat}, or the response cache is never hit"  # its key is the prompt
+    )
 
-    def test_builds_the_same_prompt_each_time(self) -> None:
-        """A prompt depends on the query, the demonstrations and the options alone."""
+    def use(self, made: PromptBuilder) -> dict[str, Any]:
+        results: dict[str, Any] = {}
         for number in range(len(_SHOWN) + 1):
-            prompt = self.made.build(_query(), _demonstrations(number))
-            assert isinstance(prompt, Prompt) and prompt.messages, (
-                f"build gave {type(prompt).__name__} with {number} demonstrations: return a "
-                "Prompt with at least one message"
-            )
-            assert self.make().build(_query(), _demonstrations(number)) == prompt, (
-                "built again the prompt is another: let it depend on the query, the "
-                "demonstrations and the options alone, or the response cache is never hit"
-            )
-            assert_pickles(prompt, "its prompts")
+            what = f"build with {number} demonstrations"
+            prompt = made.build(_query(), _demonstrations(number))
+            check_type(prompt, Prompt, what)
+            assert prompt.messages, f"{what} gave no messages: give at least one"
+            check_pickles(prompt, "its prompts")
+            results[what] = prompt
+        for text in _GENERATIONS:
+            what = f"parse({text[:40]!r})"
+            fix = "return what can be read, or an empty string; models write anything"
+            with explain(what, fix):
+                results[what] = made.parse(text)
+            check_type(results[what], str, what)
+        return results
 
     def test_asks_the_query_last(self) -> None:
         """The query's image and question end the prompt."""
@@ -84,35 +92,14 @@ class PromptTests(PluginTests[PromptBuilder]):
 
     def test_takes_or_refuses_a_demonstration_without_answers(self) -> None:
         """A demonstration without answers is shown, or refused with InputError."""
+        fix = "raise InputError that names the example, so that only its trial fails"
         unanswered = replace(_demonstrations(1)[0], answers=())
-        try:
+        with suppress(InputError), explain("a demonstration without answers", fix, InputError):
             self.made.build(_query(), [unanswered])
-        except InputError:
-            pass
-        except Exception as error:
-            raise AssertionError(
-                f"a demonstration without answers raised {type(error).__name__}: raise InputError "
-                "that names the example, so that only its trial fails"
-            ) from error
 
-    def test_parses_an_answer_from_any_text(self) -> None:
-        """`parse` returns a string for whatever a model writes, the same each time."""
-        for text in _GENERATIONS:
-            try:
-                answer = self.made.parse(text)
-            except Exception as error:
-                raise AssertionError(
-                    f"parse({text[:40]!r}) raised {type(error).__name__}: return what can be "
-                    "read, or an empty string; models write anything"
-                ) from error
-            assert isinstance(answer, str), (
-                f"parse({text[:40]!r}) gave a {type(answer).__name__}: return a str"
-            )
-            assert self.make().parse(text) == answer, (
-                f"parse({text[:40]!r}) gave another answer when asked again: let it depend on the "
-                "text and the options alone"
-            )
-        answers = {self.made.parse(text) for text in ("red", "blue", "two dogs")}
+    def test_tells_plain_answers_apart(self) -> None:
+        """Answers of one or two words are read as different ones."""
+        answers = {self.results[f"parse({text!r})"] for text in ("red", "blue", "two dogs")}
         if answers == {""}:
             raise SkipTest("it reads no plain answer: it expects a form of its own")
         assert len(answers) == 3, (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import Any
 
-from pointer_rl.errors import first_line
-from pointer_rl.testing.plugin import PluginTests
+from pointer_rl.testing.plugin import PluginTests, explain
 from pointer_rl.types import Candidate, Outcome, Reward
 
 _WRONG = Outcome(raw_generation="blue", answer="blue", correct=False, accuracy=0.0)
@@ -33,54 +33,35 @@ class RewardTests(PluginTests[Reward]):
 
     kind = "reward"
 
-    @property
-    def values(self) -> dict[tuple[Outcome, Candidate], float]:
-        """The reward of each outcome of each candidate."""
-        return self.once("values", lambda: _values(self.made))
-
-    def test_gives_a_finite_number(self) -> None:
-        """Every judged candidate has a finite reward."""
-        _ = self.values
-
-    def test_gives_it_again(self) -> None:
-        """A reward depends on the outcome, the candidate and the options alone."""
-        first, second = self.values, _values(self.make())
-        for key, value in first.items():
-            assert value == second[key], (
-                f"for one outcome and candidate it gave {value} and {second[key]}: let it depend "
-                "on them and the options alone"
-            )
+    def use(self, made: Reward) -> dict[str, Any]:
+        return {
+            _describe(outcome, candidate): _value(made, outcome, candidate)
+            for outcome, candidate in product(_OUTCOMES, _CANDIDATES)
+        }
 
     def test_pays_a_right_answer_no_less_than_a_wrong_one(self) -> None:
         """Training maximises the reward."""
         for candidate in _CANDIDATES:
-            right, wrong = self.values[_RIGHT, candidate], self.values[_WRONG, candidate]
+            right = self.results[_describe(_RIGHT, candidate)]
+            wrong = self.results[_describe(_WRONG, candidate)]
             assert right >= wrong, (
                 f"a wrong answer earns {wrong} and a right one {right} for the same pointer: "
                 "training maximises it, so turn its sign"
             )
 
 
-def _values(reward: Reward) -> dict[tuple[Outcome, Candidate], float]:
-    pairs = product(_OUTCOMES, _CANDIDATES)
-    return {
-        (outcome, candidate): _value(reward, outcome, candidate) for outcome, candidate in pairs
-    }
+def _describe(outcome: Outcome, candidate: Candidate) -> str:
+    return f"for {outcome} of {candidate} it"
 
 
 def _value(reward: Reward, outcome: Outcome, candidate: Candidate) -> float:
-    try:
+    what = _describe(outcome, candidate)
+    with explain(what, "fields that do not apply are None; count them as 0"):
         value = reward(outcome, candidate)
-    except Exception as error:
-        raise AssertionError(
-            f"for {outcome} of {candidate} it raised {type(error).__name__} "
-            f"({first_line(error)}): fields that do not apply are None; count them as 0"
-        ) from error
     assert isinstance(value, int | float) and not isinstance(value, bool), (
         f"it gave a {type(value).__name__}: return a float"
     )
     assert math.isfinite(value), (
-        f"for {outcome} of {candidate} it gave {value}: return a finite number, or training "
-        "leaves the candidate out"
+        f"{what} gave {value}: return a finite number, or training leaves the candidate out"
     )
     return float(value)

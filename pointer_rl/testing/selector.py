@@ -6,6 +6,7 @@ Shapes: B queries, K pool rows, N hypotheses of a query, S shots, d embedding si
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -13,18 +14,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pointer_rl.registry import ConfiguredEntry, registry
+from pointer_rl.registry import ConfiguredEntry
 from pointer_rl.selectors import Selector, decoding, load_selector, save_selector
 from pointer_rl.selectors.selector import create_selector
-from pointer_rl.testing.plugin import PluginTests
+from pointer_rl.testing.plugin import BatchTests
 
 _BATCH, _POOL, _SHOTS = 3, 5, 2
 
 
-class SelectorTests(PluginTests[Selector]):
+class SelectorTests(BatchTests[Selector]):
     """Builds an untrained selector, and lets it choose for three queries from a pool of five."""
 
     kind = "selector"
+    item = "query"
+    how_to_repeat = (
+        "draw nothing in evaluation mode, and initialise weights from torch's generator alone"
+    )
+    how_to_separate = "keep queries independent: no batch normalisation, for example"
     d_model: int = 8
     """Size of the embeddings."""
     tolerance: float = 1e-4
@@ -32,37 +38,58 @@ class SelectorTests(PluginTests[Selector]):
 
     def configure(self, **changes: object) -> ConfiguredEntry:
         """The registered selector for embeddings of size `d_model`."""
-        options = {"d_model": self.d_model, **self.options, **changes}
-        return registry().configure(self.kind, self.name, options)
+        return super().configure(**{"d_model": self.d_model, **self.options, **changes})
 
     def make(self, **changes: object) -> Selector:
         """Build the selector, in evaluation mode; its weights depend on a seed."""
         options = {"d_model": self.d_model, **self.options, **changes}
         return create_selector(self.name, options, seed=0).eval()
 
+    @property
+    def inputs(self) -> Sequence[int]:
+        return range(_BATCH)
+
+    def ask(self, made: Selector, inputs: Sequence[int]) -> Sequence[Any]:
+        """The logits of each query's first step."""
+        return list(self.logits(made, self.state(made, queries=inputs)))
+
+    def same(self, one: Any, other: Any) -> bool:
+        """Whether two tensors are equal."""
+        return torch.equal(one, other)
+
+    def close(self, one: Any, other: Any) -> bool:
+        """Whether two tensors agree within the tolerance."""
+        return one.shape == other.shape and torch.allclose(
+            one, other, rtol=self.tolerance, atol=self.tolerance
+        )
+
     def embeddings(self, *shape: int, seed: int) -> Tensor:
         """Random embeddings [*shape, d]."""
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(*shape, self.d_model, generator=generator)
 
-    def state(self, selector: Selector | None = None, allowed: Tensor | None = None) -> Any:
-        """The state before the first choice."""
+    def state(
+        self,
+        selector: Selector | None = None,
+        allowed: Tensor | None = None,
+        queries: Sequence[int] = range(_BATCH),
+    ) -> Any:
+        """The state of `made`, or another selector, before the first choice."""
         selector = selector or self.made
         pool = selector.encode_pool(self.embeddings(_POOL, seed=1))
-        return selector.encode(self.embeddings(_BATCH, seed=0), pool, allowed)
+        return selector.encode(self.embeddings(_BATCH, seed=0)[list(queries)], pool, allowed)
 
     @torch.no_grad()
-    def logits(self, state: Any, selector: Selector | None = None) -> Tensor:
+    def logits(self, selector: Selector, state: Any) -> Tensor:
         """The logits of a state's rows, and last that of the stop if it has one."""
-        selector = selector or self.made
         rows_BNK, stop_BN = selector.step_logits(state), selector.stop_logit(state)
-        return rows_BNK if stop_BN is None else torch.cat([rows_BNK, stop_BN[..., None]], -1)
-
-    def close(self, one: Tensor, other: Tensor) -> bool:
-        """Whether two tensors agree within the tolerance."""
-        return one.shape == other.shape and torch.allclose(
-            one, other, rtol=self.tolerance, atol=self.tolerance
+        if stop_BN is None:
+            return rows_BNK
+        assert stop_BN.shape == rows_BNK.shape[:2] and stop_BN.isfinite().all(), (
+            f"stop_logit is not a finite tensor of shape {list(rows_BNK.shape[:2])}: return a "
+            "logit for each hypothesis of each query"
         )
+        return torch.cat([rows_BNK, stop_BN[..., None]], -1)
 
     def test_scores_the_allowed_rows(self) -> None:
         """Logits are [B, 1, K], finite for allowed rows and -inf for others."""
@@ -73,77 +100,49 @@ class SelectorTests(PluginTests[Selector]):
         )
         for state in (self.state(allowed=allowed_BK), own):
             _check_logits(self.made.step_logits(state), allowed_BK[:, None])
-        _check_logits(self.made.step_logits(self.state()), torch.ones(_BATCH, 1, _POOL).bool())
+        everything = torch.ones(_BATCH, 1, _POOL, dtype=torch.bool)
+        _check_logits(self.made.step_logits(self.state()), everything)
 
     def test_offers_no_row_twice(self) -> None:
         """After `advance` with rows [B, N], logits are [B, N, K] and the chosen rows -inf."""
-        rows_BN = torch.tensor([[0, 1, 2, 4]]).expand(_BATCH, -1)
+        rows_BN = _rows(0, 1, 2, 4)
         logits_BNK = self.made.step_logits(self.made.advance(self.state(), rows_BN))
         _check_logits(logits_BNK, torch.arange(_POOL) != rows_BN[..., None])
 
     def test_may_stop_at_every_step_or_never(self) -> None:
-        """`stop_logit` is None at every step, or [B, N] and finite."""
-        rows_BN = torch.tensor([[0, 1]]).expand(_BATCH, -1)
-        state = self.state()
-        first = self.made.stop_logit(state)
-        later = self.made.stop_logit(self.made.advance(state, rows_BN))
-        assert (first is None) == (later is None), (
+        """`stop_logit` is None at every step, or at none."""
+        first = self.state()
+        later = self.made.advance(first, _rows(0, 1))
+        _ = self.logits(self.made, later)
+        assert (self.made.stop_logit(first) is None) == (self.made.stop_logit(later) is None), (
             "stop_logit is None at one step and a tensor at another: give a tensor at each, or None"
         )
-        assert self.made.can_stop == (first is not None), (
+        assert self.made.can_stop == (self.made.stop_logit(first) is not None), (
             f"can_stop is {self.made.can_stop}, and stop_logit says otherwise: override can_stop"
         )
-        for stop_BN, shape in ((first, (_BATCH, 1)), (later, (_BATCH, 2))):
-            assert stop_BN is None or (stop_BN.shape == shape and stop_BN.isfinite().all()), (
-                f"stop_logit is not a finite tensor of shape {list(shape)}: return a logit for "
-                "each hypothesis of each query"
-            )
-
-    def test_builds_the_same_from_the_same_seed(self) -> None:
-        """Weights come from torch's generator, and evaluation mode is deterministic."""
-        expected = self.logits(self.state())
-        again = self.make()
-        assert self.logits(self.state()).equal(expected), (
-            "asked again it gives other logits: let nothing be drawn in evaluation mode"
-        )
-        assert self.logits(self.state(again), again).equal(expected), (
-            "built again from the same seed it gives other logits: initialise weights from torch's "
-            "generator alone"
-        )
-
-    def test_scores_queries_alone_as_in_a_batch(self) -> None:
-        """Which queries share a batch does not matter."""
-        together = self.logits(self.state())
-        pool = self.made.encode_pool(self.embeddings(_POOL, seed=1))
-        for query, embedding in enumerate(self.embeddings(_BATCH, seed=0)):
-            alone = self.logits(self.made.encode(embedding[None], pool))
-            assert self.close(alone, together[query : query + 1]), (
-                f"query {query} gets other logits alone than in a batch: keep queries independent"
-            )
 
     def test_leaves_states_as_they_are(self) -> None:
         """`advance` and `select` return new states, because decodings share the old one."""
         state = self.state()
-        before = self.logits(state)
-        advanced = self.made.advance(state, torch.tensor([[0, 1]]).expand(_BATCH, -1))
-        after = self.logits(advanced)
-        self.made.advance(
-            advanced.select(torch.tensor([[1, 0]]).expand(_BATCH, -1)),
-            torch.tensor([[2, 2]]).expand(_BATCH, -1),
-        )
-        assert self.logits(state).equal(before) and self.logits(advanced).equal(after), (
-            "a state gives other logits after advance or select: return a new state, and change "
-            "no tensor in place"
-        )
+        before = self.logits(self.made, state)
+        advanced = self.made.advance(state, _rows(0, 1))
+        after = self.logits(self.made, advanced)
+        self.made.advance(advanced.select(_rows(1, 0)), _rows(2, 2))
+        for old, logits in ((state, before), (advanced, after)):
+            assert self.logits(self.made, old).equal(logits), (
+                "a state gives other logits after advance or select: return a new state, and "
+                "change no tensor in place"
+            )
 
     def test_selects_hypotheses(self) -> None:
         """Hypothesis n of `state.select(parents)` is hypothesis `parents[b, n]` of the state."""
-        state = self.made.advance(self.state(), torch.tensor([[0, 1, 2]]).expand(_BATCH, -1))
+        state = self.made.advance(self.state(), _rows(0, 1, 2))
         parents_BM = torch.tensor([[2, 0], [1, 1], [0, 2]])
+        logits = self.logits(self.made, state)
         expected = torch.stack(
-            [own[parents] for own, parents in zip(self.logits(state), parents_BM, strict=True)]
+            [own[parents] for own, parents in zip(logits, parents_BM, strict=True)]
         )
-        assert self.close(self.logits(state.select(parents_BM)), expected), (
+        assert self.close(self.logits(self.made, state.select(parents_BM)), expected), (
             "state.select(parents) does not give the hypotheses that parents name: index each "
             "tensor of the state by parents [B, M]"
         )
@@ -198,9 +197,13 @@ class SelectorTests(PluginTests[Selector]):
             f"saved with {self.made.config} it comes back with {loaded.config}: set self.config to "
             "the options that it was built from"
         )
-        assert self.logits(self.state(loaded), loaded).equal(self.logits(self.state())), (
-            "saved and loaded it gives other logits: keep its state in parameters and buffers"
-        )
+        fix = "keep its state in parameters and buffers"
+        self.compare(self.use(loaded), "saved and loaded", fix)
+
+
+def _rows(*rows: int) -> Tensor:
+    """The same row for each hypothesis of all queries [B, N]."""
+    return torch.tensor(rows).expand(_BATCH, -1)
 
 
 def _check_logits(logits_BNK: Tensor, offered_BNK: Tensor) -> None:

@@ -77,10 +77,12 @@ class TrainConfig:
         }
         for name, value in positive.items():
             if not 0 < value < math.inf:
-                raise InputError(f"{name} is {value}: it must be above 0")
+                raise InputError(f"{name} is {value}: it must be above 0, and finite")
         for name in ("kl_beta", "contrast"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} is {getattr(self, name)}: it cannot be below 0")
+                raise InputError(
+                    f"{name} is {getattr(self, name)}: it must be 0 or more, and finite"
+                )
         if not 0 < self.held_out < 1:
             raise InputError(f"held_out is {self.held_out}: it must be between 0 and 1")
 

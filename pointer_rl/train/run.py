@@ -17,6 +17,7 @@ from pointer_rl.files import remove_leftovers, write_text
 from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
 from pointer_rl.selectors import Selector, SelectorPolicy
 from pointer_rl.selectors.bundle import (
+    BUNDLE_FILES,
     BundleInfo,
     DataFile,
     is_bundle,
@@ -56,8 +57,8 @@ class Output:
     def prepare(self, *inputs: Path | None) -> None:
         """Make the folder ready: create it, empty it of the run in it, or keep that to continue.
 
-        Raises InputError if it holds a bundle without the run that made it, MissingExtraError
-        without TensorBoard if that is wanted, before anything is deleted.
+        Raises InputError if it holds files that would be overwritten but no run, and
+        MissingExtraError without TensorBoard if that is wanted, before anything is deleted.
         """
         if self.tensorboard:
             _summary_writer()
@@ -67,11 +68,12 @@ class Output:
         if self.overwrite:
             self._empty([checkpoint, bundle, rounds], inputs)
         elif not checkpoint.exists():
-            found = next((path for path in (bundle, rounds) if path.exists()), None)
+            written = (self.folder / name for name in (*BUNDLE_FILES, ROUNDS))
+            found = next((path for path in written if path.exists()), None)
             if found is not None:
                 raise InputError(
-                    f"{found}: exists, without the {CHECKPOINT} of the run that made it: name "
-                    "another --output-dir, or replace it with --overwrite"
+                    f"{found}: exists, without the {CHECKPOINT} of a run: name another "
+                    "--output-dir, or replace it with --overwrite"
                 )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -235,7 +237,7 @@ def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
 
 
 def check_rewarded(data: BeamDatasetWithEmbedding) -> None:
-    """Raise InputError for beam data: its scores are no rewards."""
+    """Raise InputError for beam data: its scores are not rewards."""
     if data.kind == "beam":
         raise InputError(f"{data.path}: beam data has no rewards: train with `pointer-rl sft`")
 
@@ -268,7 +270,7 @@ def finish(
     learned_from: Iterable[BeamDatasetWithEmbedding],
     start: Path | None,
 ) -> bool:
-    """Write the bundle of the best policy; False if it was there already.
+    """Write the bundle of the best policy; False if it already existed.
 
     A bundle that is there keeps the evaluation that was recorded in it since. The queries that the
     bundle `start` was trained on are added to those of this run.

@@ -107,13 +107,7 @@ def start_policy(path: Path | None, source: Source, config: TrainConfig) -> Sele
     if path is None:
         return _new_selector(config, dim)
     if is_bundle(path):
-        info = load_bundle(path).info
-        own, given = info.encoder.fingerprint, source.encoder.fingerprint
-        if own and given and own != given:
-            raise InputError(
-                f"{path}: a bundle for another encoder ({own}); these embeddings come from "
-                f"{given}: embed queries and pool with the bundle's"
-            )
+        load_bundle(path).info.encoder.check(source.encoder.fingerprint, path)
     if config.selector_options or config.selector != DEFAULT_SELECTOR:
         raise InputError(
             f"{path} has a selector already: do without --selector, --selector-opt, --layers, "

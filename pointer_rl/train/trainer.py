@@ -242,6 +242,6 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             raise InputError(
-                f"{path}: the run that stopped there had another {key} ({before.get(key)!r}, now "
-                f"{now.get(key)!r}): give the same, or start anew with --overwrite"
+                f"{path}: holds a run with {key} {before.get(key)!r}, now {now.get(key)!r}: give "
+                "the same to continue it, or start over with --overwrite"
             )

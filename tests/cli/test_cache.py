@@ -119,10 +119,28 @@ def test_prune_wants_a_criterion_that_makes_sense(cli, store, criteria):
 
 
 @pytest.mark.parametrize(
-    ("fingerprint", "says"), [("vlm", "2 backends"), ("other", "no backend"), ("", "2 backends")]
+    ("fingerprint", "says"),
+    [
+        ("vlm", "2 fingerprints begin so (the cache has vlm-3b, vlm-7b)"),
+        ("other", "no fingerprint begins so (the cache has vlm-3b, vlm-7b)"),
+        ("", "--fingerprint is empty"),
+    ],
 )
 def test_prune_removes_nothing_when_it_is_not_clear_whose(cli, store, fingerprint, says):
-    one_line(cli("cache", "prune", "--fingerprint", fingerprint), says, "vlm-3b, vlm-7b")
+    one_line(cli("cache", "prune", "--fingerprint", fingerprint), says)
+    assert entries(store) == [10, 10]
+
+
+def test_an_age_is_a_number(cli, store):
+    result = cli("cache", "prune", "--older-than", "nan")
+    assert result.exit_code == 2
+    assert "nan is not a finite number" in result.output
+    assert entries(store) == [10, 10]
+
+
+def test_an_export_does_not_replace_the_cache(cli, store):
+    path = str(default_store())
+    one_line(cli("cache", "export", path, "--overwrite"), "is the response cache itself")
     assert entries(store) == [10, 10]
 
 

@@ -271,7 +271,7 @@ GOOD = json.dumps(OLD["guide"]["q"])
         ("[]", "found a list"),
         (
             '{"a": {"pointer_candidates": [{"pointer": [0], "pointer_global": "x"}]}}',
-            "'a': candidate 0: pointer_global is no list of rows",
+            "'a': candidate 0: pointer_global is not a list of rows",
         ),
         (
             '{"a": {"pointer_candidates": [{"pointer": [0], "pointer_global": [5]}, '

@@ -159,7 +159,7 @@ def test_nothing_is_recorded_unasked_or_in_what_is_no_bundle(evaluate, world):
     folder = bundle(world)
     assert evaluate("--policy", f"other={folder}").exit_code == 0
     assert load_bundle(folder).info.evaluation is None
-    one_line(evaluate("--record"), "the primary arm is no policy bundle")
+    one_line(evaluate("--record"), "the primary arm is not a policy bundle")
 
 
 def test_failures_leave_queries_out_and_all_of_them_exit_1(evaluate, world, backends):
@@ -218,7 +218,7 @@ def test_a_finished_evaluation_says_so_and_asks_nothing(evaluate, world, backend
     assert backends[1].asked == []
     one_line(evaluate(*command, "--seeds", "2"), "random_seeds: 3, now 2")
     path.write_text("{}")
-    one_line(evaluate(*command), "exists, and is no evaluation")
+    one_line(evaluate(*command), "exists and is not an evaluation")
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_an_image_that_is_none_fails_its_trials_alone(world):
 def test_an_existing_file_is_kept_unless_told(world):
     world.output.parent.mkdir()
     world.output.write_text("precious")
-    refused(world.generate(), "exists, and is another run's (it does not say which)")
+    refused(world.generate(), "exists, and is not the output of a run")
     assert world.output.read_text() == "precious"
     assert world.generate("--overwrite").exit_code == 0
     assert world.output.read_text() != "precious"

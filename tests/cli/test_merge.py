@@ -164,7 +164,7 @@ def other(path, meta=META, **changes):
             {"a": {"q": record(1)}, "b": {"r": {"beams": []}}},
             "b.json: 'r': RL data and beam data in one file",
         ),
-        ({"a": {"q": {"pointer_candidates": 3}}}, "a.json: 'q': pointer_candidates is no list"),
+        ({"a": {"q": {"pointer_candidates": 3}}}, "a.json: 'q': pointer_candidates is not a list"),
         ({"a": {}}, "no query in these files"),
         (
             {

@@ -201,9 +201,10 @@ def test_an_encoder_may_be_named_to_check_it(place):
     args = ("policy", "--queries", "new.jsonl")
     assert place.select(*args, "--encoder", "pixel") == place.select(*args)
     error = place.refused(*args, "--encoder", "coarse")
-    assert "policy: a bundle for another encoder (pixel (1.0, 0.5); this is pixel (0.5,))" in error
+    assert "policy: a bundle for another encoder (pixel (1.0, 0.5))" in error
+    assert "these embeddings come from pixel (0.5,)" in error
     error = place.refused(*args, "--encoder-opt", "scales=1,2")
-    assert "another encoder (pixel (1.0, 0.5); this is pixel (1.0, 2.0))" in error
+    assert "these embeddings come from pixel (1.0, 2.0)" in error
 
 
 def test_a_bundle_that_knows_no_encoder_takes_a_named_one_or_embeddings(place):
@@ -230,6 +231,7 @@ EMB = ("--query-emb", "query_emb.safetensors")
     [
         (("policy",), "give either --question and --image, or --queries, or --query-emb"),
         (("policy", "--question", "?"), "give either --question and --image"),
+        (("policy", "--question", "", "--image", "new.png"), "--question is empty"),
         (("policy", "--image", "new.png"), "give either --question and --image"),
         (("policy", "--queries", "new.jsonl", *EMB), "give either"),
         (("policy", *EMB, "--encoder", "pixel"), "--query-emb are embedded already"),
@@ -247,7 +249,7 @@ EMB = ("--query-emb", "query_emb.safetensors")
         (("policy", "--queries", "new.jsonl", "--encoder", "pxel"), "did you mean 'pixel'?"),
         (("policy", "--queries", "new.jsonl", "--encoder-opt", "mode=a"), "no option 'mode'"),
         (("policy", "--question", "?", "--image", "no.png"), "no.png: cannot read the image"),
-        (("policy", "--question", "?", "--image", "new.jsonl"), "not a readable image"),
+        (("policy", "--question", "?", "--image", "new.jsonl"), "not a readable image (no format"),
     ],
 )
 def test_what_cannot_be_is_one_line(place, args, saying):

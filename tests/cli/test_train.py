@@ -191,10 +191,10 @@ def test_the_same_command_continues_a_run_and_anything_else_is_refused(place):
     succeeds(place.run(output="whole"))
     succeeds(place.run())
     assert "finished before; nothing to do" in succeeds(place.run())[-1]
-    one_line(place.run("--seed", "3"), "had another seed (0, now 3)")
-    one_line(place.run("--rce-epochs", "5"), "had another rce_epochs")
+    one_line(place.run("--seed", "3"), "holds a run with seed 0, now 3")
+    one_line(place.run("--rce-epochs", "5"), "holds a run with rce_epochs")
     place.write("rl2.json", dict(list(place.records.items())[:30]))
-    one_line(place.run(data="rl2.json"), "had another data")
+    one_line(place.run(data="rl2.json"), "holds a run with data")
     (place.folder / "out" / "bundle.json").unlink()
     assert succeeds(place.run("--resume"))[-1].startswith("wrote")
     succeeds(place.run("--overwrite", output="whole"))
@@ -239,7 +239,7 @@ def test_resuming_with_other_query_embeddings_is_refused(place):
     embeddings = load_embeddings(place.folder / "q.safetensors")
     path = place.folder / "q.safetensors"
     save_embeddings(path, embeddings.vectors.flip(1), embeddings.ids, embeddings.encoder)
-    one_line(place.run(), "had another queries")
+    one_line(place.run(), "holds a run with queries")
 
 
 def test_starting_from_a_policy(place):
@@ -347,7 +347,7 @@ def test_a_loss_that_is_no_number(place):
         (("--held-out", "1"), "held_out is 1.0"),
         (("--clip", "-1"), "clip is -1.0"),
         (("--kl-beta", "nan"), "kl_beta is nan"),
-        (("--heads", "3"), "8 is no multiple of 3 heads: give --heads or --hidden-dim"),
+        (("--heads", "3"), "8 is not a multiple of 3 heads: give --heads or --hidden-dim"),
         (("--selector-opt", "d_model=3"), "d_model: it is the size of the embeddings"),
         (("--selector-opt", "num_layers=2"), "--selector-opt num_layers: given twice"),
         (("--selector-opt", "depth=2"), "selector pointer has no option 'depth'"),
@@ -532,8 +532,8 @@ def test_online_resumes_after_an_interruption(online, monkeypatch, until):
     result = online.run()
     assert result.exit_code == 130
     assert "interrupted: the same command continues from" in result.output
-    one_line(online.run("--pointers", "3"), "had another online")
-    one_line(online.run("--prompt-opt", "instructions="), "had another prompt")
+    one_line(online.run("--pointers", "3"), "holds a run with online")
+    one_line(online.run("--prompt-opt", "instructions="), "holds a run with prompt")
     succeeds(online.run())
     whole, resumed = online.written("whole"), online.written()
     assert whole.keys() == resumed.keys(), "nothing is left lying about"
@@ -660,3 +660,24 @@ def test_online_learning_raises_the_reward(online):
         float(each) for each in output[-4].split("reward ")[1].split(" (")[0].split(" → ")
     )
     assert last > first + 0.5, "the run's verdict says so"
+
+
+def test_options_of_asking_are_for_online_runs(place):
+    for option in ("--backend", "--prompt-opt", "--limit", "--store", "--rounds"):
+        one_line(place.run(option, "1"), f"{option} is for --online")
+    assert not (place.folder / "out").exists()
+
+
+def test_files_of_others_are_not_overwritten(place):
+    folder = place.folder / "notes"
+    folder.mkdir()
+    (folder / "README.md").write_text("mine")
+    one_line(place.run(output="notes"), "README.md: exists, without the checkpoint.safetensors")
+    assert (folder / "README.md").read_text() == "mine"
+    succeeds(place.run("--overwrite", output="notes"))
+
+
+def test_a_bundle_can_be_read_by_whoever_may_read_the_other_files(place):
+    succeeds(place.run(output="shared"))
+    modes = {path.stat().st_mode & 0o777 for path in (place.folder / "shared").glob("*.*")}
+    assert len(modes) == 1

@@ -232,7 +232,7 @@ def test_the_kit_passes_what_is_sound_and_finds_what_is_not(environment, acme):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["acme"], "acme stands in several kinds: write backend:acme or prompt:acme or"),
+        (["acme"], "acme is registered for several kinds: write backend:acme or prompt:acme or"),
         (["acme-cloud"], "needs the package acme_sdk: pip install 'acme[sdk]'"),
         (["dataset:acme"], "dataset acme needs the option path (give key=value)"),
         (["backend:acme", "--opt", "defualt=x"], "did you mean 'default'?"),
@@ -254,7 +254,7 @@ def test_what_is_broken_breaks_nothing_but_itself(environment):
     assert failed["exits"] == "SystemExit: no licence found"
     assert "pointer_rl_register_backend" in failed["misspelt"]
     assert "metric vqa is registered twice: by pointer-rl" in failed["greedy"]
-    assert failed["commands"] == "PluginError: the command generate is there already"
+    assert failed["commands"] == "PluginError: the command generate already exists"
     assert "not to be seen" not in listed
     assert "Traceback" in environment.run("plugins", "show", "absent")
     assert "Generate RL data" in environment.run("generate", "--help")

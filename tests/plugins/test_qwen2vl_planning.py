@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qwen_reference import MODEL_NAMES
 
-from pointer_rl_qwen2vl import Qwen2VLOptions
+from pointer_rl_qwen2vl import Qwen2VLOptions, chunk
 from pointer_rl_qwen2vl.checkpoint import load_checkpoint
+from pointer_rl_qwen2vl.chunk import Limits
 from pointer_rl_qwen2vl.inputs import PromptEncoder
+from pointer_rl_qwen2vl.language import Piece
 from pointer_rl_qwen2vl.planning import AnswerTree, find_prefixes, lay_out
 from pointer_rl_qwen2vl.vision import Features
 
@@ -151,3 +153,27 @@ def test_a_tokenizer_that_looks_across_its_special_tokens_is_given_whole_prompts
     assert encoder._special is None
     text = "a dog <|greedy|>"
     assert encoder._tokenise_rendered(text) == checkpoint.tokenizer(text)["input_ids"]
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30)), min_size=1, max_size=20),
+    room=st.integers(0, 8),
+    limits=st.builds(Limits, batch=st.integers(1, 200), cache=st.integers(1, 400)),
+)
+def test_groups_hold_each_row_once_and_fit_into_the_cache(sizes, room, limits):
+    pieces = [
+        Piece(lay_out([1] * length, 0, {}.__getitem__, -1), np.arange(prefix))
+        for prefix, length in sizes
+    ]
+    groups = chunk._groups(pieces, room, limits)
+    assert sorted(row for group in groups for batch in group for row in batch) == [
+        *range(len(pieces))
+    ]
+    for group in groups:
+        rows, columns = 0, 0
+        for batch in group:
+            prefixes, lengths = zip(*(sizes[row] for row in batch), strict=True)
+            assert len(batch) == 1 or len(batch) * max(lengths) <= limits.batch
+            columns = max(columns, room + max(prefixes) + max(lengths))
+            rows += len(batch)
+        assert rows == 1 or rows * columns <= limits.cache

@@ -211,7 +211,7 @@ def test_a_row_has_nothing_of_its_neighbours(checkpoint):
 
 
 def test_numbers_that_overflow_stay_in_their_row(checkpoint):
-    """Keys and values that are no numbers would reach others through masked places."""
+    """Keys and values that are not numbers would reach others through masked places."""
     token = checkpoint.tokenizer("Z", add_special_tokens=False)["input_ids"][0]
     # Small batches in one group: the columns of short rows have gaps, with what was there before.
     backend = Qwen2VLBackend(checkpoint, batch_tokens=60)

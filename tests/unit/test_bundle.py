@@ -385,7 +385,11 @@ def test_excluded_rows_are_not_chosen(policy: Policy) -> None:
         (vectors(1, 2, dim=5), {}, "5 values a row, the selector takes 4"),
         (vectors(1, 2)[0], {}, r"shape \[4\]"),
         (vectors(1, 2) / 0, {}, "not all values are finite"),
-        (Embeddings(None, vectors(1, 2), "toy 2"), {}, "another encoder .toy 1; this is toy 2"),
+        (
+            Embeddings(None, vectors(1, 2), "toy 2"),
+            {},
+            "toy 1.; these embeddings come from toy 2",
+        ),
         (vectors(2, 2), {"excluded": [[]]}, "1 entries for 2 queries"),
         (vectors(1, 2), {"excluded": [["p9"]]}, "query 0 excludes 'p9', .* not in the pool"),
         (vectors(1, 2), {"excluded": [[7]]}, "query 0 excludes 7"),

@@ -142,7 +142,7 @@ def test_heads_are_taken_from_the_argument_and_logged_when_assumed(tmp_path, cap
     assert not caplog.records
     assert load_selector(tmp_path / "old.pt").config.num_heads == 1
     assert "attention heads it has; taking 1" in caplog.text
-    expect_refused(tmp_path / "old.pt", "no multiple of 3 heads", num_heads=3)
+    expect_refused(tmp_path / "old.pt", "not a multiple of 3 heads", num_heads=3)
 
 
 def test_heads_that_contradict_the_saved_ones_are_refused(tmp_path):
@@ -257,7 +257,7 @@ def test_a_truncated_file_is_refused(tmp_path, suffix, kept):
 
 def test_files_that_are_none_are_refused(tmp_path):
     expect_refused(tmp_path / "absent.pt", "no such checkpoint")
-    expect_refused(tmp_path, "no such checkpoint")
+    expect_refused(tmp_path, "no model.safetensors in it")
     (tmp_path / "text.ckpt").write_text("hello world")
     expect_refused(tmp_path / "text.ckpt", "damaged")
 
@@ -270,7 +270,7 @@ def test_files_that_are_none_are_refused(tmp_path):
         ('{"selector": "pointer", "config": 3}', "not a selector's"),
         ('{"architecture": "pointer_selector", "num_heads": 2}', "not a selector's configuration"),
         ('{"selector": "pointer", "config": {"d_model": 12, "hidden_dim": 8, "num_layers": 2, '
-         '"num_heads": 3, "history": "gated"}}', "no multiple of 3 heads"),
+         '"num_heads": 3, "history": "gated"}}', "not a multiple of 3 heads"),
         ('{"selector": "pointer", "config": {"d_model": 12, "depth": 3}}', "no option 'depth'"),
     ],
 )  # fmt: skip

@@ -138,12 +138,18 @@ def test_what_another_run_left_is_refused_and_kept(output, changed, says, finish
     assert {path: path.read_bytes() for path in output.parent.iterdir()} == before
 
 
-def test_a_file_that_is_no_journal_is_kept(output):
+@pytest.mark.parametrize("notes", ["my notes\nof today\n", "my notes", "{}\n"])
+def test_a_file_that_is_no_journal_is_kept(output, notes):
     output.parent.mkdir()
-    partial_path(output).write_text("my notes\nof today\n")
-    with pytest.raises(InputError, match=r"rl\.partial\.jsonl: is what another run left"):
+    partial_path(output).write_text(notes)
+    with pytest.raises(InputError, match=r"rl\.partial\.jsonl: exists, and is not the journal"):
         opened(output)
-    assert partial_path(output).read_text() == "my notes\nof today\n"
+    assert partial_path(output).read_text() == notes
+
+
+def test_an_output_has_not_the_name_of_a_journal(output):
+    with pytest.raises(InputError, match="choose another name"):
+        opened(output.with_name("rl.partial.jsonl"))
 
 
 def test_a_beam_file_leaves_out_queries_without_a_beam_and_asks_them_again(tmp_path):

@@ -170,7 +170,7 @@ def test_where_memory_runs_out_the_budget_is_halved_and_kept(caplog):
     assert all(isinstance(result, Response) for _, result in loop.run(requests))
     assert model.passes[0] == [10] * 10
     assert max(map(len, model.passes[1:])) == 5
-    assert "batch_tokens=50 avoids the failed passes" in caplog.text
+    assert "set batch_tokens=50 to avoid the failed passes" in caplog.text
     model.passes.clear()
     list(loop.run(requests))
     assert model.passes == [[10] * 5] * 4

@@ -217,12 +217,12 @@ def rewrite(path, rows):
         ([{"query_id": "q", "beams": "[]"}], "the column beams is of the type string"),
         ([{"query_id": "q", "beams": [1]}], "the column beams is of the type int64"),
         ([{"query_id": "q", "beams": [], "query": 3}], "the column query is of the type int64"),
-        ([{"query_id": None, "beams": []}], "row 1: its query_id is no string"),
+        ([{"query_id": None, "beams": []}], "row 1: its query_id is not a string"),
         ([{"query_id": "q", "beams": [{"score": math.inf}]}], "row 1: a number that is not finite"),
-        ([{"query_id": "q", "beams": [], "_rest": "["}], "row 1: _rest is no JSON"),
-        ([{"query_id": "q", "beams": [], "_keys": "3"}], "row 1: _keys is no JSON list of keys"),
-        ([{"query_id": "q", "beams": [], "extra": "[]"}], "row 1: extra is no JSON object"),
-        ([{"query_id": "q", "beams": [], "extra": 3}], "row 1: extra is no JSON"),
+        ([{"query_id": "q", "beams": [], "_rest": "["}], "row 1: _rest is not JSON"),
+        ([{"query_id": "q", "beams": [], "_keys": "3"}], "row 1: _keys is not a JSON list of keys"),
+        ([{"query_id": "q", "beams": [], "extra": "[]"}], "row 1: extra is not a JSON object"),
+        ([{"query_id": "q", "beams": [], "extra": 3}], "row 1: extra is not JSON"),
     ],
 )
 def test_other_files_are_refused_in_a_line(tmp_path, rows, message):

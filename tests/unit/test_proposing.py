@@ -78,7 +78,7 @@ def test_images_are_compared_by_content_where_any_id_is_missing():
 
 def test_too_few_rows_are_noticed_however_images_are_compared():
     same = ImageBytes(b"same", "x")
-    pool = [example(row, image_id=row, image=same if row else None) for row in range(3)]
+    pool = [example(0, image_id=0), *(example(row, image_id=row, image=same) for row in (1, 2))]
     allowed = AllowedRows(pool)
     allowed.check([example(9, image_id=0)], 2)
     with pytest.raises(InputError, match="query q may choose 1 of the pool's 3"):
@@ -166,7 +166,7 @@ def test_rows_become_python_integers_and_scores_must_be_finite():
     assert found.pointer == (3, 1)
     assert {type(row) for row in found.pointer} == {int}
     for broken in (Fixed((0.5, 1)), Fixed(None)):
-        with pytest.raises(PluginError, match="is no pointer"):
+        with pytest.raises(PluginError, match="is not a pointer"):
             propose(None, asked, candidates, {"g": broken}, 0, "ordered")
     scored = Fixed()
     scored.candidates = [Candidate((0, 1), "g", logprob_score=float("-inf"))]

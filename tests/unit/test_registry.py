@@ -316,7 +316,7 @@ def test_a_command_of_a_name_that_is_taken_is_refused(monkeypatch):
     group = click.Group(commands={"run": mine})
     made.add_commands(group)
     assert group.commands == {"run": mine}
-    assert made.plugins[0].error == "PluginError: the command run is there already"
+    assert made.plugins[0].error == "PluginError: the command run already exists"
 
 
 def test_what_a_plugin_needs_is_said_before_its_factory_is_called(monkeypatch):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.session import cache as cache_module
-from pointer_rl.session.cache import ResponseCache, request_key
+from pointer_rl.session.cache import APPLICATION_ID, ResponseCache, request_key
 from pointer_rl.session.caching import CachedBackend
 from pointer_rl.testing import FakeBackend
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response, Usage
@@ -298,25 +298,32 @@ def filled(path, count=100, size=0):
 
 
 class TestDamage:
-    @pytest.mark.parametrize(
-        ("content", "why"),
-        [
-            (b"my diary", "file is not a database"),
-            (b"SQLite format 3\0" + b"\1" * 5000, "not a database"),
-        ],
-    )
-    def test_what_is_no_cache_is_set_aside_whole(self, path, caplog, content, why):
+    @pytest.mark.parametrize("content", [b"my diary", b"SQLite format 3\0" + b"\1" * 5000])
+    def test_a_foreign_file_is_refused_and_stays_as_it_is(self, path, content):
         path.parent.mkdir()
         path.write_bytes(content)
-        cache = filled(path)
-        assert len(cache.get([key for key, _ in items(100)])) == 100
-        assert path.with_name("responses.sqlite.damaged-1").read_bytes() == content
-        (record,) = caplog.records
-        assert why in record.getMessage()
-        assert "set aside as responses.sqlite.damaged-1" in record.getMessage()
+        with pytest.raises(InputError, match="not a database; name a response cache with --store"):
+            ResponseCache(path)
+        assert path.read_bytes() == content
+        assert list(path.parent.iterdir()) == [path]
 
-    def other_tables(self, connection):
-        connection.execute("CREATE TABLE mine (thing)")
+    def test_a_foreign_database_is_refused_and_stays_as_it_is(self, path):
+        path.parent.mkdir()
+        with sqlite3.connect(path) as connection:
+            connection.execute("CREATE TABLE mine (thing)")
+        connection.close()
+        before = path.read_bytes()
+        with pytest.raises(InputError, match="not a response cache, or one of another version"):
+            ResponseCache(path)
+        assert path.read_bytes() == before
+
+    def test_an_empty_file_is_a_new_cache_unless_one_must_exist(self, path):
+        path.parent.mkdir()
+        path.touch()
+        with pytest.raises(InputError, match="the file is empty"):
+            ResponseCache(path, must_exist=True)
+        assert path.read_bytes() == b""
+        filled(path)
 
     def another_version(self, connection):
         connection.execute("PRAGMA user_version = 99")
@@ -324,12 +331,9 @@ class TestDamage:
     def lost_table(self, connection):
         connection.execute("DROP TABLE responses")
 
-    @pytest.mark.parametrize("change", [other_tables, another_version, lost_table])
-    def test_databases_that_are_no_cache_are_set_aside(self, path, caplog, change):
-        if change is TestDamage.other_tables:
-            path.parent.mkdir()
-        else:
-            filled(path).close()
+    @pytest.mark.parametrize("change", [another_version, lost_table])
+    def test_a_damaged_cache_or_one_of_another_version_is_set_aside(self, path, caplog, change):
+        filled(path).close()
         with sqlite3.connect(path) as connection:
             change(self, connection)
         connection.close()
@@ -355,8 +359,9 @@ class TestDamage:
         start = rng.randrange(len(content))
         end = start + rng.choice([1, 50, 4096])
         content[start:end] = rng.randbytes(len(content[start:end]))
+        content[68:72] = APPLICATION_ID.to_bytes(4, "big")  # without it, it is a foreign file
         if rng.random() < 0.3:
-            del content[rng.randrange(len(content)) :]
+            del content[rng.randrange(72, len(content)) :]
         path.write_bytes(content)
         # The damaged header may say that the file is read-only.
         with suppress_read_only():

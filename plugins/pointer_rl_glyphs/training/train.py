@@ -4,15 +4,15 @@ There are three phases. Vision: the vision tower learns to name shape, colour, p
 Reading: the language model learns to read an answer off the demonstrations, with the tower frozen.
 Joint: both are trained on episodes of every length.
 
-The loss of the answers alone is not enough. Finding the asked value, finding the block that has it
-and copying its word give each other no gradient until all three exist. So two linear probes,
-discarded afterwards, supervise the middle layers: the key that each block asks for must be readable
-after layer 3 at the last token before the answer, and after layer 4 at its first token. Copying
-then begins after some 250 steps if every step has long episodes with many repeats; mixed with short
-episodes from the start, it had not begun after 500.
+The answer loss alone does not train the model: finding the asked value, finding the block that
+shows it, and copying its word get no gradient until all three exist. Two linear probes, discarded
+afterwards, therefore supervise the middle layers: the asked key must be readable after layer 3 at
+the last token before an answer, and after layer 4 at the answer's first token. With only long
+episodes and many repeats, copying (an induction head) starts after about 250 steps; with short
+episodes mixed in, it had not started after 500.
 
 Run the same command again to resume an interrupted training. All randomness of a step comes from
-(seed, step), so the weights are bit-identical.
+(seed, step), so the weights are bit-identical to those of an uninterrupted run on the same machine.
 """
 
 from __future__ import annotations
