@@ -7,14 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from pointer_rl.evaluate.arms import Arm, Outcomes, Pointers, Setting
+from pointer_rl.evaluate.arms import Arm, Outcomes, Pointers, Setting, Training
+from pointer_rl.session.judge import Judge
 from pointer_rl.session.similarity import Space
-from pointer_rl.testing.fakes import EqualMetric, batch, pool, tiny_dataset
+from pointer_rl.testing.fakes import (
+    EqualMetric,
+    FakeBackend,
+    PlainPrompt,
+    batch,
+    pool,
+    tiny_dataset,
+)
 from pointer_rl.testing.plugin import PluginTests, check_pointer, explain
 
 
 class ArmTests(PluginTests[Arm]):
-    """Lets the arm choose for four queries that are in the pool themselves."""
+    """Lets the arm choose for four queries that are in the pool themselves.
+
+    It may learn from the pool's other four examples, whose answers copy the last demonstration's.
+    """
 
     kind = "arm"
     how_to_repeat = (
@@ -33,7 +44,17 @@ class ArmTests(PluginTests[Arm]):
             shots=shots,
             seed=0,
             space=space,
+            training=Training(
+                load=lambda: examples[4:],
+                pool=examples,
+                metric=EqualMetric(),
+                embed=lambda queries: space.pool.embeddings[4:],
+                judge=Judge(
+                    prompt=PlainPrompt(), backend=FakeBackend(_last_shown), metric=EqualMetric()
+                ).judge,
+            ),
             similar={"similarity": space},
+            relevant=[[row] for row in range(4, 8)],
             chosen={"random": chosen},
         )
 
@@ -72,3 +93,7 @@ class ArmTests(PluginTests[Arm]):
         assert ((accuracies >= 0) & (accuracies <= 1)).all(), (
             f"accuracies gave {accuracies.tolist()}: return numbers from 0 to 1"
         )
+
+
+def _last_shown(text: str) -> str:
+    return text.rpartition(" |")[0].split(" ")[-1]
