@@ -31,7 +31,7 @@ TEMPERATURE = 0.05
 STEPS = 500
 BATCH = 128
 LEARNING_RATE = 1e-3
-"""Of AdamW; it falls to 0."""
+"""Of Adam; it falls to 0."""
 
 
 class AnswerMatchArm(Arm):
@@ -61,7 +61,7 @@ def train(training: Training, rows: Tensor) -> tuple[Tensor, Tensor]:
     dim = rows.shape[1]
     start = torch.nn.init.orthogonal_(torch.empty(min(dim, WIDTH), dim), generator=generator)
     matrices = [start.clone().requires_grad_(), start.clone().requires_grad_()]
-    optimizer = torch.optim.AdamW(matrices, LEARNING_RATE)
+    optimizer = torch.optim.Adam(matrices, LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
     order: list[int] = []
     for _ in range(STEPS):

@@ -179,7 +179,7 @@ class Arm:
     zero_shot = False
     """Whether it shows no demonstrations: it is then measured once, at 0 shots."""
     training_calls: int | None = 0
-    """Trials that were asked to make it, before the evaluation. None: unknown. The engine adds those
+    """Trials that were asked to make it before the evaluation; None: unknown. The engine adds those
     that `choose` asks by `setting.training`."""
 
     def choose(self, setting: Setting) -> Pointers:
