@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -44,15 +45,7 @@ class ArmTests(PluginTests[Arm]):
             shots=shots,
             seed=0,
             space=space,
-            training=Training(
-                load=lambda: examples[4:],
-                pool=examples,
-                metric=EqualMetric(),
-                embed=lambda queries: space.pool.embeddings[4:],
-                judge=Judge(
-                    prompt=PlainPrompt(), backend=FakeBackend(_last_shown), metric=EqualMetric()
-                ).judge,
-            ),
+            training=_training(),
             similar={"similarity": space},
             relevant=[[row] for row in range(4, 8)],
             chosen={"random": chosen},
@@ -93,6 +86,20 @@ class ArmTests(PluginTests[Arm]):
         assert ((accuracies >= 0) & (accuracies <= 1)).all(), (
             f"accuracies gave {accuracies.tolist()}: return numbers from 0 to 1"
         )
+
+
+@lru_cache(maxsize=1)
+def _training() -> Training:
+    """The same at all numbers of shots, as in an evaluation."""
+    examples = tiny_dataset().pool
+    backend, metric = FakeBackend(_last_shown), EqualMetric()
+    return Training(
+        load=lambda: examples[4:],
+        pool=examples,
+        metric=metric,
+        embed=lambda queries: pool(examples).embeddings[4:],
+        judge=Judge(prompt=PlainPrompt(), backend=backend, metric=metric).judge,
+    )
 
 
 def _last_shown(text: str) -> str:

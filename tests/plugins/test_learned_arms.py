@@ -236,9 +236,7 @@ def test_training_queries_are_not_asked_with_their_own_image(seven):
 
 
 def test_if_every_trial_fails_it_says_so():
-    with pytest.raises(
-        InputError, match=r"arm fixed: all .* failed, the first with: off"
-    ):
+    with pytest.raises(InputError, match=r"arm fixed: all .* failed, the first with: off"):
         choose(setting(lambda text: BackendError("off"))[0], {"fixed": fixed()})
 
 
