@@ -47,7 +47,7 @@ class ArmTests(PluginTests[Arm]):
             space=space,
             training=_training(),
             similar={"similarity": space},
-            relevant=[[row] for row in range(4, 8)],
+            relevant=[[5, 4, 6], [4], [], [6, 5]],
             chosen={"random": chosen},
         )
 
