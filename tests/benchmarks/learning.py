@@ -153,7 +153,7 @@ class Bench:
         folder = self.folder / name
         if not (folder / "bundle.json").exists():
             start = time.perf_counter()
-            train(Output(folder=folder, resume=True))
+            train(Output(folder=folder))
             print(f"seed {self.seed}: {name} in {time.perf_counter() - start:.0f} s", flush=True)
         return folder
 
@@ -188,9 +188,8 @@ class Bench:
             run_beams(
                 BeamRun(
                     output_path=data,
-                    session=self.trials("train"),
+                    session=self.trials("train", budget // (SHOTS * SUB_POOL)),
                     config=config,
-                    max_calls=budget,
                 )
             )
         config = replace(
