@@ -74,10 +74,8 @@ def train(training: Training, rows: Tensor) -> tuple[Tensor, Tensor]:
         )
         queries = [training.queries[row] for row in batch]
         scores_BK = queries_Bw @ rows_Kw.T / TEMPERATURE
-        allowed_BK = training.allowed.mask(queries)
-        loss = multi_positive_loss(
-            scores_BK.masked_fill(~allowed_BK, -math.inf), labels.of(queries) & allowed_BK
-        )
+        hidden_BK = ~training.allowed.mask(queries)
+        loss = multi_positive_loss(scores_BK.masked_fill(hidden_BK, -math.inf), labels.of(queries))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -86,9 +84,9 @@ def train(training: Training, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def multi_positive_loss(scores_BK: Tensor, positive_BK: Tensor) -> Tensor:
-    """Mean of -log of the softmax over a query's rows, summed over its positive ones (at least 1).
+    """Mean of -log of the softmax over a query's rows, summed over its positive ones.
 
-    Rows that do not count have the score -inf.
+    A row that may not be shown has the score -inf; one positive row has another.
     """
     positive = scores_BK.masked_fill(~positive_BK, -math.inf)
     return (scores_BK.logsumexp(1) - positive.logsumexp(1)).mean()
