@@ -236,7 +236,9 @@ def evaluate(
         decided = decide()
         if output_path is not None:
             _open_journal(output_path, decided, queries, overwrite).close()  # refuses another's
-        return session.judge().judge(trials)
+        for index, outcome in session.judge().judge(trials):
+            session.observer.trial(outcome)
+            yield index, outcome
 
     training = _training(session, queries, similar[nearest], config, judge)
     if config.train_options:
@@ -300,6 +302,8 @@ def _training(
             return pool
         options = {**dataset.options, **config.train_options}
         loaded: Dataset = replace(dataset, options=options).configure("dataset").create()
+        if not loaded.queries:
+            raise InputError("--train-opt: with these options the dataset has no queries")
         evaluated = {query.id for query in queries}
         both = [each.id for each in loaded.queries if each.id in evaluated]
         if both:

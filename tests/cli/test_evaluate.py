@@ -179,6 +179,7 @@ def test_the_journal_of_another_run_is_refused_before_anything_is_learned(
         (("--train-opt", "paht=other.jsonl"), ("paht", "path")),
         (("--train-opt", "path=gone.jsonl"), ("gone.jsonl",)),
         (("--train-opt", "path"), ("--train-opt", "path")),
+        (("--train-opt", "path=empty.jsonl"), ("empty.jsonl",)),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -189,6 +190,7 @@ def test_what_may_not_be_learned_from_is_one_line(
     for name, change in (("renamed", {}), ("other", {"image": "new.png"})):
         lines = [json.dumps(row | {"id": f"n{row['id']}"} | change) for row in world.rows]
         (world.folder / f"{name}.jsonl").write_text("\n".join(lines))
+    (world.folder / "empty.jsonl").touch()
     PIL.Image.new("RGB", (4, 4), (99, 0, 0)).save(world.folder / "new.png")
     one_line(evaluate("--arm", "answer-match", *more), *parts)
     assert backends == []
