@@ -18,6 +18,7 @@ from pointer_rl_standard.options import (
     ChatOptions,
     ClipOptions,
     FirstSuccessOptions,
+    FixedOptions,
     GreedyOptions,
     HFOptions,
     JSONLOptions,
@@ -181,7 +182,7 @@ def pointer_rl_register_executors(register: Register) -> None:
 
 @hookimpl
 def pointer_rl_register_arms(register: Register) -> None:
-    """Register the arms that every evaluation compares."""
+    """Register the arms that every evaluation compares, and two that learn."""
     register(
         "zero-shot",
         "pointer_rl.evaluate.arms:ZeroShotArm",
@@ -216,6 +217,17 @@ def pointer_rl_register_arms(register: Register) -> None:
         "attainable",
         "pointer_rl.evaluate.arms:AttainableArm",
         summary="The rows that the dataset knows to answer the query",
+    )
+    register(
+        "answer-match",
+        "pointer_rl_standard.answer_match:AnswerMatchArm",
+        summary="The rows likeliest to have the query's answer, learned without asking a model",
+    )
+    register(
+        "fixed",
+        "pointer_rl_standard.fixed_pointer:FixedArm",
+        options=FixedOptions,
+        summary="One pointer for all queries: the best on training queries, by successive halving",
     )
 
 

@@ -300,3 +300,22 @@ class OracleOptions:
     def __post_init__(self) -> None:
         if min(self.random, self.retrieval) < 0 or not self.random + self.retrieval:
             raise ValueError("random and retrieval start at 0, and are not both 0")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class FixedOptions:
+    """Options of the arm `fixed`."""
+
+    budget: int = 2000
+    """Most trials on training queries, for each number of shots."""
+    pointers: int = 64
+    """Random pointers among which the best one is sought."""
+
+    def __post_init__(self) -> None:
+        if self.pointers < 1 or self.budget < self.pointers * max(
+            1, (self.pointers - 1).bit_length()
+        ):
+            raise ValueError(
+                "pointers starts at 1, and budget has to allow each of them a trial in each of "
+                "the log2(pointers) rounds"
+            )

@@ -79,6 +79,13 @@ def _policies(
 )
 @click.option("--arm-opt", multiple=True, metavar="NAME.KEY=VALUE", help="Option of a further arm.")
 @click.option(
+    "--train-opt",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Option of the dataset that differs for the queries that arms may learn from, such as "
+    "split=train (repeatable)  [default: they learn from the pool's examples].",
+)
+@click.option(
     "--primary",
     metavar="NAME",
     help="The arm that the verdict is about  [default: the last policy].",
@@ -164,6 +171,7 @@ def evaluate(**given: Any) -> None:
 
 def _run(given: dict[str, Any]) -> EvaluateRun:
     from pointer_rl.evaluate.run import EvaluateConfig, EvaluateRun
+    from pointer_rl.options import parse_assignments
 
     encoder = plugin_ref(given, "encoder")
     return EvaluateRun(
@@ -173,6 +181,7 @@ def _run(given: dict[str, Any]) -> EvaluateRun:
         config=EvaluateConfig(
             random_seeds=given["seeds"],
             encoder=given["encoder"] and encoder,
+            train_options=parse_assignments(given["train_opt"], "--train-opt"),
             **{key: given[key] for key in _CONFIG},
         ),
         executor=plugin_ref(given, "executor"),

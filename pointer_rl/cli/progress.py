@@ -48,6 +48,7 @@ class Progress(Observer):
 
     def start(self, total: int, done: int = 0) -> None:
         self.done = done
+        self._trials = self._judged = self._correct = 0
         self._bar.reset(self._task, total=total, completed=done, description="queries")
 
     def trial(self, outcome: Outcome | None) -> None:

@@ -7,22 +7,33 @@ override `accuracies`: a vote asks no model, and the oracle takes the best of it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from pointer_rl.datasets.leakage import AllowedRows
-from pointer_rl.errors import InputError
+from pointer_rl.errors import InputError, PluginError
 from pointer_rl.registry import registry
+from pointer_rl.session.judge import Trial
 from pointer_rl.session.proposing import check_candidates, check_length, propose
 from pointer_rl.session.resolve import NoPolicy
 from pointer_rl.session.similarity import Space
-from pointer_rl.types import Candidate, Example, Generator, Metric, Pointer, Policy, QueryBatch
+from pointer_rl.types import (
+    Candidate,
+    Example,
+    Generator,
+    Metric,
+    Outcome,
+    Pointer,
+    Policy,
+    QueryBatch,
+)
 
 ZERO_SHOT, RANDOM, ORACLE, ATTAINABLE = "zero-shot", "random", "oracle", "attainable"
 REFERENCES = (RANDOM, ORACLE, ATTAINABLE)
@@ -41,6 +52,57 @@ Outcomes = Sequence[Mapping[Pointer, float]]
 Floats = NDArray[np.float64]
 
 
+@dataclass(kw_only=True, eq=False)
+class Training:
+    """Queries that arms may learn from: loaded, embedded and asked only if an arm wants it."""
+
+    load: Callable[[], Sequence[Example]]
+    """Gives the queries. Raises InputError if there are none that may be learned from."""
+    pool: Sequence[Example]
+    metric: Metric
+    embed: Callable[[Sequence[Example]], Tensor]
+    """Embeddings [T, d] of these queries, where a retriever would compare: `Setting.nearest`."""
+    judge: Callable[[Sequence[Trial]], Iterable[tuple[int, Outcome]]]
+    """As `Judge.judge`."""
+    asked: int = 0
+    """Trials so far, cached or not."""
+
+    @cached_property
+    def queries(self) -> Sequence[Example]:
+        """None of them is evaluated."""
+        return self.load()
+
+    @cached_property
+    def embeddings(self) -> Tensor:
+        """[T, d], to be compared with the pool of `Setting.nearest`."""
+        return self.embed(self.queries)
+
+    @cached_property
+    def allowed(self) -> AllowedRows:
+        """The rows that a query may be shown."""
+        return AllowedRows(self.pool)
+
+    def ask(self, trials: Sequence[tuple[Example, Pointer]]) -> list[Outcome]:
+        """The outcome of each trial, a query with a pointer.
+
+        Raises PluginError for a row that the query may not be shown, and InputError if all fail.
+        """
+        for query, pointer in trials:
+            hidden = set(self.allowed.excluded(query)).intersection(pointer)
+            if hidden:
+                raise PluginError(f"training query {query.id} may not be shown row {min(hidden)}")
+        self.asked += len(trials)
+        shown = [Trial(query, [self.pool[row] for row in pointer]) for query, pointer in trials]
+        outcomes = dict(self.judge(shown))
+        failures = [each.failure for each in outcomes.values() if each.failure is not None]
+        if failures and len(failures) == len(trials):
+            raise InputError(
+                f"all {len(trials):,} trials on training queries failed, the first with: "
+                f"{failures[0]}"
+            )
+        return [outcomes[index] for index in range(len(trials))]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """The queries, pool and number of shots that arms choose for."""
@@ -52,12 +114,16 @@ class Setting:
     """Seed of random pointers."""
     space: Space
     """Embeddings in which policies choose."""
+    training: Training
+    """What arms may learn from."""
     similar: Mapping[str, Space] = field(default_factory=dict)
     """Name of each similarity → its embeddings; the last one is what a retriever would use."""
     relevant: Sequence[Sequence[int]] | None = None
     """For each query the rows that are known to answer it, if the dataset knows them."""
     chosen: dict[str, Pointers] = field(default_factory=dict)
     """What the arms before this one chose, by name."""
+    training_calls: dict[str, int | None] = field(default_factory=dict)
+    """Trials that were asked to make each of them; None if that is unknown."""
 
     @cached_property
     def _allowed(self) -> AllowedRows:
@@ -113,7 +179,8 @@ class Arm:
     zero_shot = False
     """Whether it shows no demonstrations: it is then measured once, at 0 shots."""
     training_calls: int | None = 0
-    """Trials that were asked to make it, before the evaluation. None: unknown."""
+    """Trials that were asked to make it before the evaluation; None: unknown. The engine adds those
+    that `choose` asks by `setting.training`."""
 
     def choose(self, setting: Setting) -> Pointers:
         """For each query the pointers that it is shown, each of at most `setting.shots` rows.
@@ -258,17 +325,21 @@ class AttainableArm(Arm):
 
 
 def choose(setting: Setting, arms: Mapping[str, Arm]) -> Setting:
-    """Let the arms that show as many demonstrations choose, in order; fills `setting.chosen`.
+    """Let the arms that show as many demonstrations choose, in order; fills `setting.chosen`
+    and `setting.training_calls`.
 
     Raises InputError, naming the arm, if one cannot choose, and PluginError for pointers that are
     not allowed.
     """
     for name, arm in arms.items():
         if arm.zero_shot == (setting.shots == 0):
+            before = setting.training.asked
             try:
                 setting.chosen[name] = setting.checked(f"arm {name}", arm.choose(setting))
             except InputError as error:
                 raise InputError(f"arm {name}: {error}") from error
+            known, asked = arm.training_calls, setting.training.asked - before
+            setting.training_calls[name] = None if known is None else known + asked
     return setting
 
 

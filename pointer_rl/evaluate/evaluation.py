@@ -56,8 +56,8 @@ class Evaluation:
     conclusions: Conclusions | None
     """None if nothing is left to compare."""
     leakage: Leakage
-    training_calls: Mapping[str, int | None]
-    """By arm, the trials that were asked to make it; None if that is unknown."""
+    training_calls: Mapping[tuple[int, str], int | None]
+    """By shots and arm, the trials that were asked to make it; None if that is unknown."""
     policies: Sequence[str]
     """The arms that are policies: those are expected to tell queries apart."""
     trials: int
@@ -175,7 +175,8 @@ class Evaluation:
 
     def _calls(self, measured: Measured, arm: str) -> str:
         """`15,000 + 200`: trials to train the arm, and in this evaluation."""
-        trained, asked = self.training_calls[arm], f"{measured.calls(arm):,}"
+        trained = self.training_calls[measured.shots, arm]
+        asked = f"{measured.calls(arm):,}"
         return asked if trained == 0 else f"{'–' if trained is None else f'{trained:,}'} + {asked}"
 
     # --- as JSON ---
@@ -222,7 +223,7 @@ class Evaluation:
             "arm": arm,
             "shots": measured.shots,
             "queries": len(self.query_ids) - measured.left_out,
-            "training_calls": self.training_calls[arm],
+            "training_calls": self.training_calls[measured.shots, arm],
             "calls": measured.calls(arm),
             "accuracy": measured.accuracy(arm),
             "gap_recovered": asdict(recovered) if isinstance(recovered, Share) else None,

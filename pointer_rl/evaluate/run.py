@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from pointer_rl.datasets.embed import digest_ids
 from pointer_rl.datasets.leakage import AllowedRows
@@ -23,6 +26,7 @@ from pointer_rl.evaluate.arms import (
     Arm,
     PolicyArm,
     Setting,
+    Training,
     choose,
 )
 from pointer_rl.evaluate.conclusions import conclude
@@ -38,13 +42,14 @@ from pointer_rl.selectors.bundle import (
     update_evaluation,
 )
 from pointer_rl.session.journal import AlreadyFinished, Journal, check_same_run
+from pointer_rl.session.judge import Trial
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.proposing import random_source
 from pointer_rl.session.resolve import describe_policy
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.session.similarity import MODES, Space, similarity_spaces
 from pointer_rl.session.windows import run_windows
-from pointer_rl.types import Example, Executor, Policy
+from pointer_rl.types import Dataset, Example, Executor, Outcome, Policy
 
 RESERVED = {ZERO_SHOT, RANDOM, ORACLE, ATTAINABLE, "similarity", *MODES}
 
@@ -69,6 +74,9 @@ class EvaluateConfig:
     """Seed of the subset and of random pointers."""
     encoder: PluginRef | None = None
     """Encoder of the similarity arms; by default the dataset's companion."""
+    train_options: Mapping[str, object] = field(default_factory=dict)
+    """Options of the dataset that differ for the queries that arms may learn from. Without any,
+    they learn from the pool's own examples."""
 
     def __post_init__(self) -> None:
         if not self.shots or min(self.shots) < 1 or len(set(self.shots)) < len(self.shots):
@@ -204,6 +212,37 @@ def evaluate(
             f"(there are: {', '.join([*similar, *policies])})"
         )
     shots = _primary_shots(policies.get(primary), config.shots)
+
+    @cache
+    def decide() -> dict[str, Any]:
+        """What decides the evaluation. Raises if its file is there: finished, or another's."""
+        decided = {
+            **session.describe(queries),
+            **asdict(config),
+            "primary": primary,
+            "primary_shots": shots,
+            "similarity": {name: each.pool.encoder for name, each in similar.items()},
+            "policies": {name: _describe(opened, space) for name, opened in policies.items()},
+            "oracle": _oracle_definition(config, nearest),
+            "intervals": INTERVALS,
+        }
+        if more_arms:
+            decided["arms"] = [each.configure("arm").describe() for each in more_arms]
+        if output_path is not None and output_path.exists() and not overwrite:
+            _check_unfinished(output_path, decided, [query.id for query in queries])
+        return decided
+
+    def judge(trials: Sequence[Trial]) -> Iterator[tuple[int, Outcome]]:
+        decided = decide()
+        if output_path is not None:
+            _open_journal(output_path, decided, queries, overwrite).close()  # refuses another's
+        for index, outcome in session.judge().judge(trials):
+            session.observer.trial(outcome)
+            yield index, outcome
+
+    training = _training(session, queries, similar[nearest], config, judge)
+    if config.train_options:
+        _ = training.queries  # options that do not fit are refused, whatever arms run
     relevant = session.dataset.relevant
     arms = _make_arms(config, similar, policies, more_arms, nearest, relevant is not None)
     settings = [
@@ -214,6 +253,7 @@ def evaluate(
                 shots=each,
                 seed=config.seed,
                 space=space,
+                training=training,
                 similar=similar,
                 relevant=relevant and [relevant[query.row] for query in queries],
             ),
@@ -221,20 +261,7 @@ def evaluate(
         )
         for each in (0, *sorted(config.shots))
     ]
-    decided = {
-        **session.describe(queries),
-        **asdict(config),
-        "primary": primary,
-        "primary_shots": shots,
-        "similarity": {name: each.pool.encoder for name, each in similar.items()},
-        "policies": {name: _describe(opened, space) for name, opened in policies.items()},
-        "oracle": _oracle_definition(config, nearest),
-        "intervals": INTERVALS,
-    }
-    if more_arms:
-        decided["arms"] = [each.configure("arm").describe() for each in more_arms]
-    if output_path is not None and output_path.exists() and not overwrite:
-        _check_unfinished(output_path, decided, [query.id for query in queries])
+    decided = decide()
     hits = session.backend.hits
     job = EvaluationJob(session=session, queries=queries, pointers=pointers_to_ask(settings))
     asked = _ask(job, decided, output_path, executor, overwrite)
@@ -245,13 +272,68 @@ def evaluate(
         measured=tuple(measured),
         conclusions=conclude(measured, primary, shots),
         leakage=_leakage(queries, pool, policies),
-        training_calls={name: arm.training_calls for name, arm in arms.items()},
+        training_calls={
+            (each.shots, name): calls
+            for each in settings
+            for name, calls in each.training_calls.items()
+        },
         policies=list(policies),
         trials=len(asked.accuracies),
         failed=asked.failed,
         first_failure=asked.first_failure,
         from_cache=session.backend.hits - hits,
     )
+
+
+def _training(
+    session: Session,
+    queries: Sequence[Example],
+    space: Space,
+    config: EvaluateConfig,
+    judge: Callable[[Sequence[Trial]], Iterable[tuple[int, Outcome]]],
+) -> Training:
+    """What arms may learn from if `queries` are evaluated; `space` is where retrievers compare."""
+    pool, dataset = session.dataset.pool, session.options.dataset
+    encoder, companions = config.encoder, session.dataset.companions
+
+    def load() -> Sequence[Example]:
+        if not config.train_options:
+            _check_apart(pool, queries, "the pool, which arms learn from")
+            return pool
+        options = {**dataset.options, **config.train_options}
+        loaded: Dataset = replace(dataset, options=options).configure("dataset").create()
+        if not loaded.queries:
+            raise InputError("--train-opt: with these options the dataset has no queries")
+        evaluated = {query.id for query in queries}
+        both = [each.id for each in loaded.queries if each.id in evaluated]
+        if both:
+            raise InputError(
+                f"--train-opt: {len(both):,} of these queries are evaluated (such as {both[0]}): "
+                "arms may learn from others only"
+            )
+        _check_apart(loaded.queries, queries, "--train-opt")
+        return loaded.queries
+
+    def embed(examples: Sequence[Example]) -> Tensor:
+        if examples is pool:
+            return space.pool.embeddings
+        if encoder is None and companions is None:
+            raise InputError("the queries of --train-opt have no embeddings: give an --encoder")
+        *_, of_nearest = similarity_spaces(session, examples, encoder).values()
+        return of_nearest().queries
+
+    return Training(load=load, pool=pool, metric=session.metric, embed=embed, judge=judge)
+
+
+def _check_apart(learned: Sequence[Example], queries: Sequence[Example], where: str) -> None:
+    """Raise InputError if an example that arms may learn from has the image of a query."""
+    by_image = AllowedRows(learned)
+    sharing = [query.id for query in queries if by_image.excluded(query)]
+    if sharing:
+        raise InputError(
+            f"{where}: the images of {len(sharing):,} evaluated queries (such as {sharing[0]}) "
+            "are among its own: name queries with other images by --train-opt KEY=VALUE"
+        )
 
 
 def _make_arms(
@@ -304,8 +386,7 @@ def _ask(
         for found in run_windows(job, WINDOW, made, session, queries=len(ids)):
             records.update(found)
     else:
-        meta = {**decided, "queries_sha256": digest_ids(ids)}
-        with Journal(output_path, meta, ids, overwrite=overwrite, take_over=False) as journal:
+        with _open_journal(output_path, decided, job.queries, overwrite) as journal:
             session.observer.start(len(ids), len(journal))
             deque(run_windows(job, WINDOW, made, session, journal), maxlen=0)
             records.update(enumerate(journal.records()))
@@ -313,6 +394,14 @@ def _ask(
     for index, record in sorted(records.items()):
         asked.add(index, record)
     return asked
+
+
+def _open_journal(
+    output_path: Path, decided: Mapping[str, Any], queries: Sequence[Example], overwrite: bool
+) -> Journal:
+    ids = [query.id for query in queries]
+    meta = {**decided, "queries_sha256": digest_ids(ids)}
+    return Journal(output_path, meta, ids, overwrite=overwrite, take_over=False)
 
 
 def _check_unfinished(path: Path, decided: Mapping[str, Any], query_ids: Sequence[str]) -> None:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from pointer_rl.evaluate.arms import Arm, Outcomes, Pointers, Setting
+from pointer_rl.evaluate.arms import Arm, Outcomes, Pointers, Setting, Training
+from pointer_rl.session.judge import Judge
 from pointer_rl.session.similarity import Space
-from pointer_rl.testing.fakes import EqualMetric, batch, pool, tiny_dataset
+from pointer_rl.testing.fakes import (
+    EqualMetric,
+    FakeBackend,
+    PlainPrompt,
+    batch,
+    pool,
+    tiny_dataset,
+)
 from pointer_rl.testing.plugin import PluginTests, check_pointer, explain
 
 
 class ArmTests(PluginTests[Arm]):
-    """Lets the arm choose for four queries that are in the pool themselves."""
+    """Lets the arm choose for four queries that are in the pool themselves.
+
+    It may learn from the pool's other four examples, whose answers copy the last demonstration's.
+    """
 
     kind = "arm"
     how_to_repeat = (
@@ -33,6 +45,7 @@ class ArmTests(PluginTests[Arm]):
             shots=shots,
             seed=0,
             space=space,
+            training=_training(),
             similar={"similarity": space},
             relevant=[[5, 4, 6], [4], [], [6, 5]],
             chosen={"random": chosen},
@@ -73,3 +86,21 @@ class ArmTests(PluginTests[Arm]):
         assert ((accuracies >= 0) & (accuracies <= 1)).all(), (
             f"accuracies gave {accuracies.tolist()}: return numbers from 0 to 1"
         )
+
+
+@lru_cache(maxsize=1)
+def _training() -> Training:
+    """The same at all numbers of shots, as in an evaluation."""
+    examples = tiny_dataset().pool
+    backend, metric = FakeBackend(_last_shown), EqualMetric()
+    return Training(
+        load=lambda: examples[4:],
+        pool=examples,
+        metric=metric,
+        embed=lambda queries: pool(examples).embeddings[4:],
+        judge=Judge(prompt=PlainPrompt(), backend=backend, metric=metric).judge,
+    )
+
+
+def _last_shown(text: str) -> str:
+    return text.rpartition(" |")[0].split(" ")[-1]

@@ -1,11 +1,12 @@
 """What training is worth on glyphs for a given number of trials: `make bench-learning`.
 
-For each seed (of dataset, lexicon and training) and each budget of trials it trains three policies:
-on InfoScore beams (SFT), on logged RL data (offline), and on data of which it asks half itself
-(online). All arms and baselines answer the same test queries. At the largest budget it also trains
-with the guide's recipe and the ancestor's training, each with and without GRPO. For the first seed,
-it also evaluates the policies of the largest budget at 1 to 4 shots and with their demonstrations
-in reverse order, and runs ablations of offline training at the middle budget.
+For each seed (of dataset, lexicon and training) and each budget of trials it trains four policies:
+on InfoScore beams (SFT), on as many trials of the kind from which beams begin, judged instead of
+scored (first step), on logged RL data (offline), and on data of which it asks half itself (online).
+All arms and baselines answer the same test queries. At the largest budget it also trains with the
+guide's recipe and the ancestor's training, each with and without GRPO. For the first seed, it also
+evaluates the policies of the largest budget at 1 to 4 shots and with their demonstrations in
+reverse order, and runs ablations of offline training at the middle budget.
 
     learning.py FOLDER [--seeds N] [--queries N]
 
@@ -124,7 +125,9 @@ class Bench:
             cache=self.store,
         )
 
-    def logged(self, name: str, generators: list[PluginRef], budget: int) -> Path:
+    def logged(
+        self, name: str, generators: list[PluginRef], budget: int, shots: int = SHOTS
+    ) -> Path:
         path = self.folder / f"{name}-{budget}.json"
         if not path.exists():
             run_generate(
@@ -132,7 +135,7 @@ class Bench:
                     output_path=path,
                     session=self.trials("train", budget // PROBES),
                     generators=generators,
-                    shots=SHOTS,
+                    shots=shots,
                     seed=self.seed,
                 )
             )
@@ -141,11 +144,16 @@ class Bench:
     def probes(self, budget: int) -> Path:
         return self.logged("probes", [PluginRef("probe", {"num": PROBES})], budget)
 
+    def first_step(self, budget: int) -> Path:
+        """One demonstration a trial: the rows of the sub-pool from which beams begin."""
+        nearest = [PluginRef("retrieval", {"num": SUB_POOL})]
+        return self.logged("first-step", nearest, budget, shots=1)
+
     def policy(self, name: str, train: Callable[[Output], object]) -> Path:
         folder = self.folder / name
         if not (folder / "bundle.json").exists():
             start = time.perf_counter()
-            train(Output(folder=folder, resume=True))
+            train(Output(folder=folder))
             print(f"seed {self.seed}: {name} in {time.perf_counter() - start:.0f} s", flush=True)
         return folder
 
@@ -180,9 +188,8 @@ class Bench:
             run_beams(
                 BeamRun(
                     output_path=data,
-                    session=self.trials("train"),
+                    session=self.trials("train", budget // (SHOTS * SUB_POOL)),
                     config=config,
-                    max_calls=budget,
                 )
             )
         config = replace(
@@ -241,6 +248,10 @@ class Bench:
         policies: dict[str, Path] = {}
         for budget in BUDGETS:
             policies[f"SFT {budget:,}"] = self.sft(budget)
+            first = self.first_step(budget)
+            policies[f"first step {budget:,}"] = self.offline(
+                f"first-step-{budget}", first, DEFAULT
+            )
             data = self.probes(budget)
             policies[f"offline {budget:,}"] = self.offline(f"offline-{budget}", data, DEFAULT)
             policies[f"online {budget:,}"] = self.online(budget)

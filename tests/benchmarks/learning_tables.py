@@ -62,7 +62,7 @@ def training_calls(result: dict[str, Any], shots: int, arm: str) -> str:
 
 def versus_sft(results: list[dict[str, Any]], shots: int, budget: int) -> list[str]:
     lines = []
-    for arm in ("offline", "online"):
+    for arm in ("first step", "offline", "online"):
         ours, theirs = (pooled(results, shots, f"{each} {budget:,}") for each in (arm, "SFT"))
         lines.append(f"{arm} less SFT, both for {budget:,} trials: {_difference(ours, theirs)}")
     return lines

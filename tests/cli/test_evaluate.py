@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import PIL.Image
 import pytest
 import torch
 
@@ -88,6 +89,111 @@ def test_arms_share_trials_and_nothing_is_paid_for_twice(evaluate, world, backen
     assert f"{len(asked)} trials, {len(asked)} of them from the response cache" in result.stdout
     assert backends[1].asked == []
     assert path.read_bytes() == first
+
+
+def second_interrupts():
+    """Instead of `EvaluationJob.run`: the first window runs, the second is interrupted."""
+    run, windows = EvaluationJob.run, []
+
+    def interrupt(job, window):
+        if windows:
+            raise KeyboardInterrupt
+        windows.append(window)
+        return run(job, window)
+
+    return interrupt
+
+
+@pytest.fixture
+def glyphs(cli, monkeypatch):
+    """Runs on ten queries of a tiny glyph world, whose split `train` has twenty."""
+    monkeypatch.setattr("pointer_rl_standard.answer_match.STEPS", 3)
+    sizes = [f"--dataset-opt={name}" for name in ("pool_size=12", "test_size=10", "train_size=20")]
+
+    def run(*more):
+        return cli("evaluate", "--backend", "copy", *sizes, "--dataset-opt", "split=test", *more)
+
+    return run
+
+
+LEARNING = (
+    *("--arm", "fixed", "--arm", "answer-match", "--train-opt", "split=train"),
+    *("--arm-opt", "fixed.budget=30", "--arm-opt", "fixed.pointers=4"),
+)
+
+
+def test_arms_learn_from_another_split_and_what_they_ask_is_counted(glyphs, world, backends):
+    path = world.folder / "a.json"
+    command = (*LEARNING, "--output-path", str(path), "--no-store", "--shots", "1,2")
+    result = glyphs(*command)
+    assert result.exit_code == 0, result.output
+    content = json.loads(path.read_text())
+    trained = {(row["arm"], row["shots"]): row["training_calls"] for row in content["rows"]}
+    asked = trained["fixed", 1], trained["fixed", 2]
+    assert all(20 <= each <= 30 for each in asked)
+    assert {trained["answer-match", 2], trained["mixed", 2], trained["oracle", 1]} == {0}
+    assert len(backends[0].asked) == sum(asked) + content["trials"]
+    assert re.search(rf"2  fixed +10  +{asked[1]} \+ 10 ", result.stdout)
+    assert content["settings"]["train_options"] == {"split": "train"}
+    again = glyphs(*command)
+    assert "finished before; nothing to do" in again.stdout
+    other = glyphs(*command, "--seed", "1")
+    assert other.exit_code == 2
+    assert "a.json: exists, and is another evaluation's (seed: 0, now 1)" in other.output
+    assert [len(each.asked) for each in backends[1:]] == [0, 0]
+    first = path.read_bytes()
+    assert glyphs(*command, "--overwrite").exit_code == 0
+    assert path.read_bytes() == first
+
+
+def test_arms_learn_from_the_pool_by_default(glyphs, backends):
+    result = glyphs(*LEARNING[:4], *LEARNING[6:])
+    assert result.exit_code == 0, result.output
+    assert "fixed" in result.stdout
+    assert "answer-match" in result.stdout
+
+
+def test_the_journal_of_another_run_is_refused_before_anything_is_learned(
+    glyphs, world, backends, monkeypatch
+):
+    path = world.folder / "a.json"
+    command = (*LEARNING, "--output-path", str(path), "--no-store")
+
+    monkeypatch.setattr("pointer_rl.evaluate.run.WINDOW", 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(EvaluationJob, "run", second_interrupts())
+        assert glyphs(*command).exit_code == 130
+    result = glyphs(*command, "--seed", "1")
+    assert result.exit_code == 2
+    assert "seed: 0, now 1" in result.output
+    assert backends[-1].asked == []
+
+
+@pytest.mark.parametrize(
+    ("more", "parts"),
+    [
+        ((), ("arm answer-match: ", "8 evaluated queries (such as e0)", "--train-opt KEY=VALUE")),
+        (("--train-opt", "path=data.jsonl"), ("--train-opt: 8 of these", "(such as e0)")),
+        (("--train-opt", "path=renamed.jsonl"), ("--train-opt: ", "images", "such as e0")),
+        (("--train-opt", "path=other.jsonl"), ("have no embeddings: give an --encoder",)),
+        (("--train-opt", "paht=other.jsonl"), ("paht", "path")),
+        (("--train-opt", "path=gone.jsonl"), ("gone.jsonl",)),
+        (("--train-opt", "path"), ("--train-opt", "path")),
+        (("--train-opt", "path=empty.jsonl"), ("empty.jsonl",)),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_what_may_not_be_learned_from_is_one_line(
+    evaluate, world, backends, monkeypatch, more, parts
+):
+    monkeypatch.chdir(world.folder)
+    for name, change in (("renamed", {}), ("other", {"image": "new.png"})):
+        lines = [json.dumps(row | {"id": f"n{row['id']}"} | change) for row in world.rows]
+        (world.folder / f"{name}.jsonl").write_text("\n".join(lines))
+    (world.folder / "empty.jsonl").touch()
+    PIL.Image.new("RGB", (4, 4), (99, 0, 0)).save(world.folder / "new.png")
+    one_line(evaluate("--arm", "answer-match", *more), *parts)
+    assert backends == []
 
 
 def test_a_limit_is_a_random_subset_of_which_smaller_ones_are_part(evaluate, world):
@@ -186,16 +292,8 @@ def test_interrupted_the_same_command_continues_it(evaluate, world, backends, mo
     assert evaluate(*command).exit_code == 0
     whole, trials = path.read_bytes(), len(backends[0].asked)
     path.unlink()
-    run, windows = EvaluationJob.run, []
-
-    def interrupt(job, window):
-        if windows:
-            raise KeyboardInterrupt
-        windows.append(window)
-        return run(job, window)
-
     with monkeypatch.context() as patch:
-        patch.setattr(EvaluationJob, "run", interrupt)
+        patch.setattr(EvaluationJob, "run", second_interrupts())
         result = evaluate(*command)
     assert result.exit_code == 130
     assert f"interrupted: 3 queries are in {path.with_name('a.partial.jsonl')}" in result.stderr

@@ -124,6 +124,8 @@ SMALLER: dict[str, dict[str, str]] = {
     "beams": {"--limit 50": "--limit 3", "limit=50": "limit=3"},
     "check-your-setup": {"--limit 16": "--limit 4"},
     "evaluate": {
+        "--train-opt split=train": "--train-opt split=train --dataset-opt train_size=40 "
+        "--arm-opt fixed.pointers=4 --arm-opt fixed.budget=20",
         "--limit 200": "--limit 30",
         "--shots 1..4": "--shots 1..2 --limit 10",
         "limit=200": "limit=10",

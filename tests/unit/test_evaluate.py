@@ -19,6 +19,7 @@ from pointer_rl.evaluate.arms import (
     RandomArm,
     Setting,
     SimilarityArm,
+    Training,
     VoteArm,
     ZeroShotArm,
     choose,
@@ -66,9 +67,27 @@ def make_arms(oracle_random=4, oracle_retrieval=2):
     }
 
 
+LEARNED = [example(200 + row, str(row % 2)) for row in range(20)]
+
+
+def training(answer=None, load=lambda: LEARNED, pool=POOL):
+    """Twenty queries to learn from, asked of a model that copies the demonstration shown last."""
+    judge = Judge(
+        prompt=PlainPrompt(), backend=FakeBackend(answer or copying), metric=EqualMetric()
+    )
+    return Training(
+        load=load,
+        pool=pool,
+        metric=judge.metric,
+        embed=lambda queries: torch.eye(4)[[int(query.answer) for query in queries]],
+        judge=judge.judge,
+    )
+
+
 def setting(shots=2, **more):
     similar = {"image": space(1), "mixed": space(2)}
     defaults = {"queries": QUERIES, "pool": POOL, "seed": 0, "space": space(), "similar": similar}
+    defaults["training"] = training()
     return Setting(shots=shots, **{**defaults, **more})
 
 
@@ -420,8 +439,11 @@ def evaluation(measured=None, **fields):
             "measured": tuple(measured),
             "conclusions": concluded(measured),
             "leakage": Leakage(0, 0, {}),
-            "training_calls": {arm: 0 for each in measured for arm in each.accuracies}
-            | {"RL": 15_000, "SFT": None},
+            "training_calls": {
+                (each.shots, arm): {"RL": 15_000, "SFT": None}.get(arm, 0)
+                for each in measured
+                for arm in each.accuracies
+            },
             "policies": ["SFT", "RL"],
             "trials": 1000,
             "failed": 0,

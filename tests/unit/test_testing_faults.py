@@ -664,6 +664,12 @@ class SeesItself(First):
         return [(tuple(range(setting.shots)),)] * len(setting.queries)
 
 
+class LearnsFromItself(First):
+    def choose(self, setting):
+        setting.training.ask([(query, (query.row,)) for query in setting.training.queries])
+        return super().choose(setting)
+
+
 class TooMany(First):
     def choose(self, setting):
         return super().choose(replace(setting, shots=setting.shots + 1))
@@ -769,6 +775,7 @@ FAULTS = [
     (GeneratorTests, (Gossips,), "query 1: alone it gives .*: let them depend"),
     (GeneratorTests, (OneSearch,), "start gave 1 searches for 4 queries: give one for each"),
     (ArmTests, (SeesItself,), r"proposed \[0\]; .*: .* choose different rows among"),
+    (ArmTests, (LearnsFromItself,), "training query p4 may not be shown row 4"),
     (ArmTests, (TooMany,), "up to 1 different rows .*: .* choose different rows among"),
     (ArmTests, (OneForAll,), "for 1 of 4 queries: give a tuple of pointers for each"),
     (ArmTests, (ShowsNothing,), "no pointer for a query: give at least one, or override"),
