@@ -13,6 +13,7 @@ step sft --beam-data "$out/beams.json" --output-dir "$out/sft" --epochs 10 --ove
 
 # RL data: probes of each query's rows, until one of them gives the right answer.
 step generate --backend qwen2vl --output-path "$out/rl.json" --limit 1000 --overwrite \
+    --num-beams 0 --num-retrieval 0 --num-samples-per-temp 0 --num-random 0 \
     --generator first-success
 step validate "$out/rl.json"
 
