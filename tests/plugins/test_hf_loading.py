@@ -146,7 +146,7 @@ def template(text: str) -> Callable[[Path], None]:
     ("spoil", "why"),
     [
         (without("config.json"), "not a checkpoint folder"),
-        (text_only, "is a llama model, which is no image-text-to-text model"),
+        (text_only, "is a llama model, which is not an image-text-to-text model"),
         (unknown, "cannot use this no_such_model configuration.*never run"),
         (broken_config, "cannot use this llava configuration"),
         (encoder_decoder, "an encoder-decoder"),
