@@ -135,6 +135,7 @@ RECORDS: dict[str, dict[str, Type | Objects]] = {
     "beams": {
         "query": Objects(QUERY),
         "beams": Objects(BEAM, is_list=True),
+        "trials": INTEGER,
         "pool": ROWS,
         "excluded": ROWS,
     },

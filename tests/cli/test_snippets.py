@@ -141,9 +141,9 @@ SMALLER: dict[str, dict[str, str]] = {
     "long-runs": {"--limit 600": "--limit 60", "--limit 256": "--limit 40 --window 20"},
     "servers": {"--limit 50": "--limit 5"},
     "train": {
-        "--limit 300": "--limit 40",
+        "--limit 300": "--limit 60",
         "probe.num=20": "probe.num=10",
-        "train --beam": "train --rce-epochs 3 --grpo-lr 1e-3 --held-out 0.4 --beam",
+        "train --beam": "train --rce-epochs 12 --layers 1 --held-out 0.3 --beam",
         "split=test": "split=test --limit 10",
         "--max-calls 20000": "--max-calls 100 --rounds 1",
         "--max-calls 10000": "--max-calls 700 --limit 6",

@@ -487,7 +487,7 @@ def online(world, backends, cli):
 def test_online_learns_within_its_calls_and_never_pays_twice(online, cli):
     output = succeeds(online.run())
     assert 0 < online.asked() <= 96
-    assert output[-2].startswith("WARNING: 2 queries held out, too few to say whether it learned")
+    assert "queries held out, too few to say whether it learned" in output[-2]
     assert default_store().exists()
     rounds = sorted((online.world.folder / "policy" / "rounds").iterdir())
     assert [path.name for path in rounds] == ["round-01.json", "round-02.json"]
@@ -584,7 +584,7 @@ def test_online_by_a_search_resumes_to_the_same_bytes(online, monkeypatch, until
     with monkeypatch.context() as patch:
         patch.setattr(CopyBackend, "run", interrupted)
         assert online.run(*SEARCH).exit_code == 130
-    one_line(online.run(*SEARCH[:2]), "had another online")
+    one_line(online.run(*SEARCH[:2]), "holds a run with online")
     succeeds(online.run(*SEARCH))
     assert online.written() == online.written("whole")
 
@@ -595,7 +595,10 @@ def test_online_by_a_search_resumes_to_the_same_bytes(online, monkeypatch, until
         (("--generator", "random"), "--generator random: it proposes once"),
         (("--generator", "first-success", "--pointers", "4"), "--pointers is for probes"),
         (("--generator", "first-success", "--rounds", "5"), "too few for 5 rounds of 20 pointers"),
-        (("--generator-opt", "first-success.budget=4"), "write NAME.KEY=VALUE for one of none"),
+        (
+            ("--generator-opt", "first-success.budget=4"),
+            "with the NAME of one that was given (none was)",
+        ),
     ],
 )
 def test_online_refuses_what_is_no_search(online, options, says):
