@@ -249,15 +249,15 @@ def test_what_cannot_be_checked_is_one_line(environment, args, said):
 def test_what_is_broken_breaks_nothing_but_itself(environment):
     listed = environment.run("plugins")
     failed = dict(re.findall(r"failed: plugin (\w+) of broken-vqa 0\.1: (.*)", listed))
-    assert failed.keys() == {"absent", "exits", "misspelt", "greedy", "commands"}
+    assert failed.keys() == {"absent", "exits", "misspelt", "grabby", "commands"}
     assert "no_such_module" in failed["absent"]
     assert failed["exits"] == "SystemExit: no licence found"
     assert "pointer_rl_register_backend" in failed["misspelt"]
-    assert "metric vqa is registered twice: by pointer-rl" in failed["greedy"]
+    assert "metric vqa is registered twice: by pointer-rl" in failed["grabby"]
     assert failed["commands"] == "PluginError: the command generate already exists"
     assert "not to be seen" not in listed
     assert "Traceback" in environment.run("plugins", "show", "absent")
     assert "Generate RL data" in environment.run("generate", "--help")
-    unknown = environment.run("plugins", "check", "greedy", code=2)
-    assert "the plugin greedy of broken-vqa 0.1 failed to load (PluginError: metric vqa" in unknown
+    unknown = environment.run("plugins", "check", "grabby", code=2)
+    assert "the plugin grabby of broken-vqa 0.1 failed to load (PluginError: metric vqa" in unknown
     assert len(unknown.splitlines()) == 1
