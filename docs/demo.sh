@@ -9,7 +9,8 @@ step() { printf '\n$ pointer-rl %s\n' "$*"; pointer-rl "$@"; }
 # What a VLM thinks of single demonstrations, and a first policy from that.
 step beams --output-path "$out/beams.json" --limit 100 --sampler mixed --sub-pool 20 \
     --beam-size 1 --overwrite
-step sft --beam-data "$out/beams.json" --output-dir "$out/sft" --epochs 10 --overwrite
+step sft --beam-data "$out/beams.json" --output-dir "$out/sft" --epochs 10 \
+    --held-out 0.15 --overwrite
 
 # RL data: probes of each query's rows, until one of them gives the right answer.
 step generate --backend qwen2vl --output-path "$out/rl.json" --limit 1000 --overwrite \

@@ -31,8 +31,8 @@ class Limits:
     batch: int
     """Most tokens of a forward pass, padding included."""
     cache: int
-    """Most tokens, padding included, of the rows whose keys and values are held for decoding. A
-    single row may exceed it."""
+    """Most tokens, padding included, in the key-value cache of the rows that are decoded together.
+    A single row may exceed it."""
 
 
 @dataclass(frozen=True)

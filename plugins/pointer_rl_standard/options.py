@@ -312,10 +312,11 @@ class FixedOptions:
     """Random pointers among which the best one is sought."""
 
     def __post_init__(self) -> None:
-        if self.pointers < 1 or self.budget < self.pointers * max(
-            1, (self.pointers - 1).bit_length()
-        ):
+        if self.pointers < 1:
+            raise ValueError("pointers must be at least 1")
+        least = self.pointers * max(1, (self.pointers - 1).bit_length())
+        if self.budget < least:
             raise ValueError(
-                "pointers starts at 1, and budget has to allow each of them a trial in each of "
-                "the log2(pointers) rounds"
+                f"budget must be at least {least} for {self.pointers} pointers: a trial of each in "
+                "each round"
             )

@@ -245,7 +245,7 @@ def run_beams(run: BeamRun, observer: Observer = Observer()) -> BeamSummary:
     budget = Budget(
         max_calls=run.max_calls, calls=lambda: session.backend.asked, most_calls=job.most_calls
     )
-    budget.check(next(windows_of(len(queries), size)))
+    budget.check(next(windows_of(range(len(queries)), size)))
     described = session.describe(queries)
     meta = {
         "schema_version": pointer_rl_schemas.version("beams"),

@@ -135,6 +135,7 @@ def evaluate(**given: Any) -> None:
     """
     from pointer_rl.cli.progress import Progress
     from pointer_rl.cli.tables import format_table
+    from pointer_rl.errors import InputError
     from pointer_rl.evaluate.run import run_evaluation
     from pointer_rl.report.files import ReportFiles
     from pointer_rl.session.journal import AlreadyFinished, partial_path
@@ -151,6 +152,11 @@ def evaluate(**given: Any) -> None:
         with Progress() as progress, resumable(progress, kept):
             evaluation = run_evaluation(run, progress)
     except AlreadyFinished as finished:
+        if files.plot is not None:
+            raise InputError(
+                f"{files.plot}: not drawn, since {run.output_path} was finished before: give "
+                "--overwrite, which asks only what the response cache lacks"
+            ) from finished
         click.echo(finished.content["verdict"])
         click.echo(str(finished))
         return

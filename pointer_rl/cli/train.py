@@ -137,7 +137,9 @@ _ONLINE = [
 ]
 _ONLY_ONLINE = {
     parameter.name
-    for parameter in click.command()(with_options([*_ONLINE, *TRIAL_OPTIONS])(lambda: None)).params
+    for parameter in click.command()(
+        with_options([*_ONLINE, *EXECUTOR_OPTIONS, *TRIAL_OPTIONS])(lambda: None)
+    ).params
 } - {"online", "query_emb", "cand_emb", "device"}
 """Options that mean nothing to training on logged data."""
 

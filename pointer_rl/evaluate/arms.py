@@ -57,7 +57,7 @@ class Training:
     """Queries that arms may learn from: loaded, embedded and asked only if an arm wants it."""
 
     load: Callable[[], Sequence[Example]]
-    """Gives the queries. Raises InputError if there are none that may be learned from."""
+    """Loads the queries. Raises InputError if there are none that may be learned from."""
     pool: Sequence[Example]
     metric: Metric
     embed: Callable[[Sequence[Example]], Tensor]
@@ -69,7 +69,7 @@ class Training:
 
     @cached_property
     def queries(self) -> Sequence[Example]:
-        """None of them is evaluated."""
+        """The queries to learn from, none of which is evaluated."""
         return self.load()
 
     @cached_property
@@ -79,7 +79,7 @@ class Training:
 
     @cached_property
     def allowed(self) -> AllowedRows:
-        """The rows that a query may be shown."""
+        """The rows of the pool that a query, evaluated or not, may be shown."""
         return AllowedRows(self.pool)
 
     def ask(self, trials: Sequence[tuple[Example, Pointer]]) -> list[Outcome]:
@@ -108,7 +108,6 @@ class Setting:
     """The queries, pool and number of shots that arms choose for."""
 
     queries: Sequence[Example]
-    pool: Sequence[Example]
     shots: int
     seed: int
     """Seed of random pointers."""
@@ -123,11 +122,12 @@ class Setting:
     chosen: dict[str, Pointers] = field(default_factory=dict)
     """What the arms before this one chose, by name."""
     training_calls: dict[str, int | None] = field(default_factory=dict)
-    """Trials that were asked to make each of them; None if that is unknown."""
+    """How many trials each of them was trained with; None if that is unknown."""
 
-    @cached_property
-    def _allowed(self) -> AllowedRows:
-        return AllowedRows(self.pool)
+    @property
+    def pool(self) -> Sequence[Example]:
+        """The examples that may be shown."""
+        return self.training.pool
 
     @property
     def nearest(self) -> Space:
@@ -139,7 +139,7 @@ class Setting:
         for start in range(0, len(self.queries), WINDOW):
             window = slice(start, start + WINDOW)
             examples = self.queries[window]
-            allowed = self._allowed.mask(examples)
+            allowed = self.training.allowed.mask(examples)
             yield QueryBatch(examples, space.queries[window], allowed, self.shots)
 
     def generate(self, name: str, generator: str, num: int, space: Space | None = None) -> Pointers:
@@ -164,7 +164,7 @@ class Setting:
                 for each in check_candidates(
                     arm,
                     query,
-                    self._allowed.mask([query])[0].numpy(),
+                    self.training.allowed.mask([query])[0].numpy(),
                     lengths,
                     [Candidate(pointer, METHOD) for pointer in pointers],
                 )
@@ -179,8 +179,8 @@ class Arm:
     zero_shot = False
     """Whether it shows no demonstrations: it is then measured once, at 0 shots."""
     training_calls: int | None = 0
-    """Trials that were asked to make it before the evaluation; None: unknown. The engine adds those
-    that `choose` asks by `setting.training`."""
+    """Trials that it was trained with before the evaluation; None if that is unknown. The engine
+    adds those that `choose` asks through `setting.training`."""
 
     def choose(self, setting: Setting) -> Pointers:
         """For each query the pointers that it is shown, each of at most `setting.shots` rows.

@@ -57,7 +57,7 @@ class Evaluation:
     """None if nothing is left to compare."""
     leakage: Leakage
     training_calls: Mapping[tuple[int, str], int | None]
-    """By shots and arm, the trials that were asked to make it; None if that is unknown."""
+    """By shots and arm, the trials that it was trained with; None if that is unknown."""
     policies: Sequence[str]
     """The arms that are policies: those are expected to tell queries apart."""
     trials: int
@@ -75,7 +75,7 @@ class Evaluation:
         return self.conclusions.verdict
 
     def sentences(self) -> list[str]:
-        """The verdict and what it rests on, what the shares are of, doubts, and leaks."""
+        """The verdict, its comparisons, what the shares refer to, and warnings."""
         found = [self.verdict]
         if self.conclusions is not None:
             found += [*self.conclusions.comparisons(), *self._shares(self.conclusions)]

@@ -112,9 +112,9 @@ class Measured:
         return sum(len(set(pointers)) for pointers in self.shown[arm])
 
     def collapse(self, arm: str) -> str | None:
-        """What shows that an arm with one pointer a query hardly tells queries apart; else None.
+        """Evidence that an arm shows most queries the same, in words; None if there is none.
 
-        That is fewer than FEW_POINTERS different pointers, or one row in more than half of them. It
+        It is fewer than FEW_POINTERS different pointers, or one row in more than half of them. It
         cannot be said of fewer than ENOUGH_QUERIES queries.
         """
         pointers = [each for of_query in self.shown[arm] for each in of_query]

@@ -145,8 +145,7 @@ def run_evaluation(run: EvaluateRun, observer: Observer = Observer()) -> Evaluat
         )
     except AlreadyFinished as finished:
         if bundle is not None:
-            summary = {key: finished.content[key] for key in Evaluation.SUMMARY}
-            update_evaluation(bundle, summary)
+            update_evaluation(bundle, finished.content)
         raise
     if bundle is not None and evaluation.conclusions is not None:
         update_evaluation(bundle, evaluation.summary())
@@ -249,7 +248,6 @@ def evaluate(
         choose(
             Setting(
                 queries=queries,
-                pool=pool,
                 shots=each,
                 seed=config.seed,
                 space=space,
@@ -383,7 +381,7 @@ def _ask(
     records: dict[int, Mapping[str, Any]] = {}
     if output_path is None:
         session.observer.start(len(ids))
-        for found in run_windows(job, WINDOW, made, session, queries=len(ids)):
+        for found in run_windows(job, WINDOW, made, session, queries=range(len(ids))):
             records.update(found)
     else:
         with _open_journal(output_path, decided, job.queries, overwrite) as journal:
@@ -409,6 +407,7 @@ def _check_unfinished(path: Path, decided: Mapping[str, Any], query_ids: Sequenc
     try:
         before = json.loads(path.read_bytes())
         settings, asked = before["settings"], before["query_ids"]
+        summary = {key: before[key] for key in Evaluation.SUMMARY}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: exists and is not an evaluation ({first_line(error)}): name another "
@@ -416,7 +415,7 @@ def _check_unfinished(path: Path, decided: Mapping[str, Any], query_ids: Sequenc
         ) from error
     check_same_run(settings, decided, path, "exists, and is another evaluation's")
     if asked == list(query_ids):
-        raise AlreadyFinished(path, before)
+        raise AlreadyFinished(path, summary)
 
 
 INTERVALS = {

@@ -14,9 +14,8 @@ WINDOW = 128
 _SHARD = re.compile(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,8})")
 
 
-def windows(queries: int | range, size: int) -> Iterator[range]:
-    """The indices of so many queries, or these indices, `size` at a time."""
-    queries = range(queries) if isinstance(queries, int) else queries
+def windows(queries: range, size: int) -> Iterator[range]:
+    """These indices of queries, `size` at a time."""
     for start in range(0, len(queries), size):
         yield queries[start : start + size]
 
@@ -63,7 +62,7 @@ class Shard:
 
     def rows(self, queries: int, size: int) -> list[int]:
         """The indices of the shard's queries, of `queries` in windows of `size`."""
-        mine = list(windows(queries, size))[self.number - 1 :: self.count]
+        mine = list(windows(range(queries), size))[self.number - 1 :: self.count]
         return [index for window in mine for index in window]
 
     def size(self, queries: int, size: int) -> int:

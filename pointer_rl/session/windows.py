@@ -31,21 +31,21 @@ class InProcess:
             yield window, job.run(window)
 
 
-def windows_of(queries: int | range, size: int) -> Iterator[Window]:
-    """All of so many queries, or of these, in windows of `size`."""
+def windows_of(queries: range, size: int) -> Iterator[Window]:
+    """These indices of queries, in windows of `size`."""
     for window in windows(queries, size):
         yield Window(window, tuple(window))
 
 
 def due_windows(
-    journal: Journal, size: int, *, cached: bool, queries: int | range | None = None
+    journal: Journal, size: int, *, cached: bool, queries: range | None = None
 ) -> Iterator[Window]:
-    """The windows of these queries (default: the journal's) with queries that are not done.
+    """The windows that have queries which are not done, of these (default: of the whole journal).
 
     cached: whether a response cache answers what was asked before. Without one, a window that was
     interrupted is repeated whole, so that its requests share the same batches.
     """
-    for window in windows_of(len(journal.ids) if queries is None else queries, size):
+    for window in windows_of(range(len(journal.ids)) if queries is None else queries, size):
         todo = tuple(index for index in window.todo if not journal.is_done(index))
         if todo and not cached and not all(map(journal.has, window.queries)):
             yield window
@@ -125,13 +125,13 @@ def run_windows(
     session: Session,
     journal: Journal | None = None,
     *,
-    queries: int | range | None = None,
+    queries: range | None = None,
     budget: Budget | None = None,
 ) -> Iterator[Mapping[int, dict[str, Any]]]:
-    """Run what the journal lacks of these queries (or so many; default: all), in windows of `size`.
+    """Run these queries (default: all in the journal) that are not done, in windows of `size`.
 
-    Without a journal, run all of `queries`. Yields the records of each window, by the query's
-    index, once the journal has them.
+    Without a journal, none is done, and `queries` must be given. Yields the records of each window,
+    by the query's index, once the journal has them.
     """
     if journal is not None:
         cached = session.cache is not None

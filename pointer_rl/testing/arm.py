@@ -41,7 +41,6 @@ class ArmTests(PluginTests[Arm]):
         chosen: Pointers = [(tuple(range(4, 4 + shots)),)] * len(queries)
         return Setting(
             queries=queries,
-            pool=examples,
             shots=shots,
             seed=0,
             space=space,

@@ -102,7 +102,7 @@ class PluginTests(Generic[Made]):
         return bool(one == other)
 
     def show(self, result: Any) -> str:
-        """A result in a message."""
+        """A result as text, for a message."""
         plain = result.tolist() if isinstance(result, torch.Tensor) else result
         return textwrap.shorten(repr(plain), 120)
 
@@ -113,7 +113,7 @@ class PluginTests(Generic[Made]):
         fix: str,
         same: Callable[[Any, Any], bool] | None = None,
     ) -> None:
-        """Fail unless what was given, in some way (`how`), are the usual results, by `same`."""
+        """Fail unless results that were obtained in another way (`how`) are the usual ones."""
         same = same or self.same
         assert given.keys() == self.results.keys(), (
             f"{how} it gives {len(given)} results instead of {len(self.results)}: {fix}"
@@ -232,7 +232,7 @@ class PluginTests(Generic[Made]):
         _ = self.results
 
     def test_gives_the_same_again(self) -> None:
-        """Results depend on nothing else, such as the random states of the process."""
+        """Results do not depend on the process's random state, or on what was asked before."""
         _ = self.results
         with global_randomness(1):
             self.compare(self.use(self.made), "asked again", self.how_to_repeat)

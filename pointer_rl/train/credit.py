@@ -1,14 +1,15 @@
 """Credit: the steps at which each candidate is trained.
 
-A reward is that of a whole pointer. Which of its choices earned it is only told by comparison:
-candidates of a query that share all rows but one, wherever these stand, are a controlled
-comparison of the rows that they do not share. It is decisive if its rewards spread over at least
-half of the range of the group's. A candidate is trained
+A reward belongs to a whole pointer. Only a comparison tells which of its rows earned it. Candidates
+of a query that share all rows but one, in any positions, are a controlled comparison of the rows in
+which they differ. It is decisive if its rewards differ by at least half as much as those of the
+whole group. A candidate is trained
 
-1. at the steps whose choices decisive comparisons exchange;
-2. if there are none, at every step at which the candidates of its query differ.
+1. at the steps of the rows that its decisive comparisons are about;
+2. if it has none, at every step at which the candidates of its query differ.
 
-A place after the last row counts as a row, so that adding a row is a comparison, too.
+The absence of a row counts as a row, so a pointer and the same pointer with one row more are a
+comparison, too.
 
 The row that all probes of a query share is thus not trained, whatever else was proposed for it. If
 two rows succeed together, and each fails next to another, both are trained.
@@ -24,7 +25,7 @@ import numpy.typing as npt
 from pointer_rl.types import NO_ROW
 
 DECISIVE = 0.5
-"""Least spread of the rewards in a decisive comparison, as a share of their range in the group."""
+"""Least difference of the rewards in a decisive comparison, as a share of that in the group."""
 
 Indices = npt.NDArray[np.int64]
 

@@ -64,11 +64,11 @@ def pointer_logprobs(batch: Batch, steps: list[Tensor], credited: Tensor | None 
     For a selector that can stop, a pointer shorter than S includes its stop. For one that never
     stops, it is the log-probability of the rows that the pointer has.
 
-    `credited` [B, N, S] bool: the log-probability that a pointer begins with the choices up to the
-    last credited one, of which only the credited ones have a gradient. `steps` may lack those after
-    the last. What is chosen later is left open, since it explains nothing; so candidates that are
-    credited at different steps compare, as events of different length under one policy.
-    None: the whole pointer, which is the policy's own log-probability.
+    `credited` [B, N, S] bool: the log-probability that a pointer begins with these choices, up to
+    the last credited one; only the credited ones have a gradient. Later choices explain nothing and
+    are left open, and `steps` may lack them. All candidates are thus events under the same policy,
+    even if they are credited at different steps.
+    None: the log-probability of the whole pointer.
     """
     along = zip(steps, batch.pointers.unbind(-1), strict=False)
     logprobs_BNS = torch.stack([pick(logp_BNC, rows) for logp_BNC, rows in along], dim=-1)

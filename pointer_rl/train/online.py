@@ -266,7 +266,7 @@ def _generator(run: OnlineRun, knows: bool) -> PluginRef:
 
 
 def _round_queries(session: Session, run: OnlineRun, number: int, known: set[str]) -> list[Example]:
-    """The queries that a round asks, from the first on: at random, those asked before come last."""
+    """The queries that a round may ask, in random order; those that were asked before come last."""
     rng = np.random.default_rng([run.config.seed, number])
     drawn = [session.queries[index] for index in rng.permutation(len(session.queries))]
     drawn.sort(key=lambda query: query.id in known)

@@ -15,6 +15,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,15 +37,23 @@ from pointer_rl_glyphs.questions import WORDINGS
 
 SHOTS = 2
 TOGETHER = 64
+Started = tuple[Callable[[], Sequence[Candidate]], Callable[[Any], None]]
+"""`ask` and `tell` of a search; a generator has one round."""
 """Queries that are proposed for at once."""
 ROUNDS = 4
 LOGGED = {
-    "20 probes": PluginRef("probe", {"num": 20}),
-    "6 probes": PluginRef("probe", {"num": 6}),
-    "pairs by mmr": PluginRef("mmr", {"num": 10}),
-    "greedy": PluginRef("greedy"),
-    "first-success": PluginRef("first-success"),
+    "20 probes": [PluginRef("probe", {"num": 20})],
+    "beams, samples, probes": [
+        PluginRef("beam", {"width": 3}),
+        PluginRef("sample", {"num_samples": 1}),
+        PluginRef("probe", {"num": 15}),
+    ],
+    "6 probes": [PluginRef("probe", {"num": 6})],
+    "pairs by mmr": [PluginRef("mmr", {"num": 10})],
+    "greedy": [PluginRef("greedy")],
+    "first-success": [PluginRef("first-success")],
 }
+"""Beams and samples are those of an untrained policy."""
 ONLINE = {
     "online, 4 probes": PluginRef("probe", {"num": 4}),
     "online, first-success": PluginRef("first-success", {"budget": 10}),
@@ -116,33 +125,25 @@ class Asked:
     def calls(self) -> int:
         return sum(map(len, self.trials))
 
-    def ask(self, plugin: PluginRef, policy: SelectorPolicy, calls: int) -> None:
+    def ask(self, plugins: Sequence[PluginRef], policy: SelectorPolicy, calls: int) -> None:
         """Ask further queries until there are so many calls in all."""
-        generator = plugin.configure("generator").create()
         while self.calls < calls:
             first = len(self.trials)
             batch = self.world.batch(range(first, first + TOGETHER))
-            rngs = [random_source(0, each.id, plugin.name) for each in batch.examples]
-            if isinstance(generator, SearchGenerator):
-                searches = generator.start(policy, batch, self.world.pool, rngs)
-                run = [(each.ask, each.tell) for each in searches]
-            else:
-                proposed = generator.propose(policy, batch, self.world.pool, rngs)
-                run = [(_once(each), lambda told: None) for each in proposed]
-            for query, (ask, tell) in enumerate(run, first):
+            started = [_start(plugin, policy, batch, self.world.pool) for plugin in plugins]
+            for query, of_query in enumerate(zip(*started, strict=True), first):
                 if self.calls < calls:
-                    self.trials.append(self._search(query, ask, tell))
+                    self.trials.append(self._trials(query, of_query))
 
-    def _search(
-        self, query: int, ask: Callable[[], Sequence[Candidate]], tell: Callable[[Any], None]
-    ) -> list[tuple[Pointer, float]]:
-        found: list[tuple[Pointer, float]] = []
-        while candidates := ask():
-            told = [(each, self.world.outcome(query, each.pointer)) for each in candidates]
-            tell(told)
-            # hard_plus_soft
-            found += [(each.pointer, 2 * (outcome.accuracy or 0.0)) for each, outcome in told]
-        return found
+    def _trials(self, query: int, run: Sequence[Started]) -> list[tuple[Pointer, float]]:
+        found: dict[Pointer, float] = {}
+        for ask, tell in run:
+            while candidates := ask():
+                told = [(each, self.world.outcome(query, each.pointer)) for each in candidates]
+                tell(told)
+                # hard_plus_soft
+                found |= {each.pointer: 2 * (outcome.accuracy or 0.0) for each, outcome in told}
+        return list(found.items())
 
     def groups(self) -> Groups:
         number = len(self.trials)
@@ -162,6 +163,18 @@ class Asked:
         )
 
 
+def _start(
+    plugin: PluginRef, policy: SelectorPolicy, batch: QueryBatch, pool: Pool
+) -> Sequence[Started]:
+    """What a generator or a search proposes for each query."""
+    generator = plugin.configure("generator").create()
+    rngs = [random_source(0, each.id, plugin.name) for each in batch.examples]
+    if isinstance(generator, SearchGenerator):
+        return [(each.ask, each.tell) for each in generator.start(policy, batch, pool, rngs)]
+    proposed = generator.propose(policy, batch, pool, rngs)
+    return [(_once(each), lambda told: None) for each in proposed]
+
+
 def _once(candidates: Sequence[Candidate]) -> Callable[[], Sequence[Candidate]]:
     rounds = iter([candidates])
     return lambda: next(rounds, ())
@@ -173,11 +186,11 @@ class Bench:
     def __init__(self, seed: int) -> None:
         self.train, self.test = Split.load("train", seed), Split.load("test", seed)
 
-    def logged(self, plugin: PluginRef, calls: int) -> str:
+    def logged(self, plugins: Sequence[PluginRef], calls: int) -> str:
         asked = Asked(self.train)
         with TemporaryDirectory() as folder:
             trainer = self._trainer(folder, TrainConfig())
-            asked.ask(plugin, SelectorPolicy(trainer.best), calls)
+            asked.ask(plugins, SelectorPolicy(trainer.best), calls)
             trainer.fit(asked.groups(), round_stages(trainer.config, 0), first=0)
             return self._result(asked, trainer)
 
@@ -191,7 +204,7 @@ class Bench:
             for number in range(1, ROUNDS + 1):
                 by = {"by": "policy" if trainer.log else "similarity"}
                 ranked = PluginRef(plugin.name, {**plugin.options, **by})
-                asked.ask(ranked, SelectorPolicy(trainer.best), number * calls // ROUNDS)
+                asked.ask([ranked], SelectorPolicy(trainer.best), number * calls // ROUNDS)
                 stages = round_stages(trainer.config, number)
                 trainer.fit(asked.groups(), stages, first=done)
                 done += len(stages)
@@ -218,13 +231,16 @@ def main() -> None:
     bench = Bench(given.seed)
     print(f"{'':22}{'calls':>8}{'queries':>8}{'calls/query':>12}{'teaching':>10}{'accuracy':>10}")
     for calls in given.calls:
-        for table, run in ((LOGGED, bench.logged), (ONLINE, bench.online)):
-            for name, plugin in table.items():
-                if given.only is None or name in given.only:
-                    start = time.perf_counter()
-                    result = run(plugin, calls)
-                    took = f"{time.perf_counter() - start:6.0f} s"
-                    print(f"{name:22}{calls:8,}{result}{took}", flush=True)
+        runs = {
+            **{name: partial(bench.logged, each) for name, each in LOGGED.items()},
+            **{name: partial(bench.online, each) for name, each in ONLINE.items()},
+        }
+        for name, run in runs.items():
+            if given.only is None or name in given.only:
+                start = time.perf_counter()
+                result = run(calls)
+                took = f"{time.perf_counter() - start:6.0f} s"
+                print(f"{name:22}{calls:8,}{result}{took}", flush=True)
 
 
 if __name__ == "__main__":

@@ -315,8 +315,13 @@ def test_a_finished_evaluation_says_so_and_asks_nothing(evaluate, world, backend
     assert "finished before; nothing to do" in result.stdout
     assert backends[1].asked == []
     one_line(evaluate(*command, "--seeds", "2"), "random_seeds: 3, now 2")
-    path.write_text("{}")
-    one_line(evaluate(*command), "exists and is not an evaluation")
+    plot = world.folder / "a.png"
+    one_line(evaluate(*command, "--plot", str(plot)), "not drawn, since", "give --overwrite")
+    assert not plot.exists()
+    content = json.loads(path.read_text())
+    for broken in ({}, {key: content[key] for key in content if key != "verdict"}):
+        path.write_text(json.dumps(broken))
+        one_line(evaluate(*command), "exists and is not an evaluation")
 
 
 @pytest.mark.parametrize(

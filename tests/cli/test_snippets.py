@@ -144,6 +144,7 @@ SMALLER: dict[str, dict[str, str]] = {
         "--limit 300": "--limit 60",
         "probe.num=20": "probe.num=10",
         "train --beam": "train --rce-epochs 12 --layers 1 --held-out 0.3 --beam",
+        "grpo epoch 5": "rce epoch 12",
         "split=test": "split=test --limit 10",
         "--max-calls 20000": "--max-calls 100 --rounds 1",
         "--max-calls 10000": "--max-calls 700 --limit 6",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import platform
 import re
@@ -512,24 +513,26 @@ def test_online_learns_within_its_calls_and_never_pays_twice(online, cli):
     assert online.written("again") == online.written()
 
 
+def interrupt(patch, until):
+    """As by Ctrl-C, once, when the backend has given so many results."""
+    run, given = CopyBackend.run, itertools.count(1)
+
+    def interrupted(self, requests):
+        for result in run(self, requests):
+            if next(given) == until:
+                raise KeyboardInterrupt
+            yield result
+
+    patch.setattr(CopyBackend, "run", interrupted)
+
+
 @pytest.mark.parametrize("until", [3, 60])
 def test_online_resumes_after_an_interruption(online, monkeypatch, until):
     """In the first round, before anything is learned; and in the second."""
     succeeds(online.run(output="whole"))
     default_store().unlink()
     online.asked()
-    run = CopyBackend.run
-    count = 0
-
-    def interrupted(self, requests):
-        nonlocal count
-        for result in run(self, requests):
-            count += 1
-            if count == until:
-                raise KeyboardInterrupt
-            yield result
-
-    monkeypatch.setattr(CopyBackend, "run", interrupted)
+    interrupt(monkeypatch, until)
     result = online.run()
     assert result.exit_code == 130
     assert "interrupted: the same command continues from" in result.output
@@ -571,19 +574,8 @@ def test_online_by_a_search_resumes_to_the_same_bytes(online, monkeypatch, until
     """In a later wave of the first round, whose size depends on what came before; in the second."""
     succeeds(online.run(*SEARCH, output="whole"))
     default_store().unlink()
-    run, count = CopyBackend.run, 0
-
-    def interrupted(self, requests):
-        nonlocal count
-        for result in run(self, requests):
-            count += 1
-            if count == until:
-                raise KeyboardInterrupt
-            yield result
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CopyBackend, "run", interrupted)
-        assert online.run(*SEARCH).exit_code == 130
+    interrupt(monkeypatch, until)
+    assert online.run(*SEARCH).exit_code == 130
     one_line(online.run(*SEARCH[:2]), "holds a run with online")
     succeeds(online.run(*SEARCH))
     assert online.written() == online.written("whole")
@@ -728,7 +720,7 @@ def test_online_learning_raises_the_reward(online):
 
 
 def test_options_of_asking_are_for_online_runs(place):
-    for option in ("--backend", "--prompt-opt", "--limit", "--store", "--rounds"):
+    for option in ("--backend", "--prompt-opt", "--limit", "--store", "--rounds", "--executor"):
         one_line(place.run(option, "1"), f"{option} is for --online")
     assert not (place.folder / "out").exists()
 

@@ -42,7 +42,7 @@ def setting(answer=lambda text: "a0", learned=LEARNED, queries=QUERIES, shots=2,
         load=lambda: learned, pool=POOL, metric=EqualMetric(), embed=embed, judge=judge.judge
     )
     space = Space(embed(queries), Pool(POOL, embed(POOL)))
-    about = {"queries": queries, "pool": POOL, "shots": shots, "seed": seed, "space": space}
+    about = {"queries": queries, "shots": shots, "seed": seed, "space": space}
     return Setting(**about, training=training), backend
 
 
@@ -248,6 +248,6 @@ def test_an_arm_that_shows_a_training_query_its_own_image_is_found():
 
 @pytest.mark.parametrize("given", [{"pointers": 0}, {"budget": 383}, {"budget": 0, "pointers": 1}])
 def test_a_budget_has_to_suffice_for_every_round(given):
-    with pytest.raises(ValueError, match="budget has to allow"):
+    with pytest.raises(ValueError, match="must be at least"):
         FixedOptions(**given)
     FixedOptions(budget=384)

@@ -103,7 +103,9 @@ def make_job(number=7, backend=None, generators=None, **options):
 def run(job, window=128, budget=None):
     records = {}
     number = len(job.queries)
-    for found in run_windows(job, window, InProcess(), job.session, queries=number, budget=budget):
+    for found in run_windows(
+        job, window, InProcess(), job.session, queries=range(number), budget=budget
+    ):
         records.update(found)
     return records
 

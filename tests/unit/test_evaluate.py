@@ -84,10 +84,10 @@ def training(answer=None, load=lambda: LEARNED, pool=POOL):
     )
 
 
-def setting(shots=2, **more):
+def setting(shots=2, pool=POOL, **more):
     similar = {"image": space(1), "mixed": space(2)}
-    defaults = {"queries": QUERIES, "pool": POOL, "seed": 0, "space": space(), "similar": similar}
-    defaults["training"] = training()
+    defaults = {"queries": QUERIES, "seed": 0, "space": space(), "similar": similar}
+    defaults["training"] = training(pool=pool)
     return Setting(shots=shots, **{**defaults, **more})
 
 
@@ -106,7 +106,7 @@ def ask(settings, backend):
     )
     job = EvaluationJob(session=session, queries=examples, pointers=pointers_to_ask(settings))
     asked = Asked()
-    for window in windows_of(len(examples), 4):
+    for window in windows_of(range(len(examples)), 4):
         for query, record in job.run(window).items():
             asked.add(query, record)
     return asked
