@@ -76,7 +76,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "git clone … pointer-rl && cd pointer-rl": "the address is the reader's",
         "make demo # sets up .venv, and runs the whole loop on the embedded world": "minutes; make",
         "make test": "this is it",
-        "shots arm queries accuracy vs random interval gap recovered": "make demo prints it",
+        "shots arm queries calls accuracy vs random interval gap recovered": "make demo prints it",
     },
     "gpus": {"pytest tests/gpu": "needs a GPU"},
     "long-runs": {
