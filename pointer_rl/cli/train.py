@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,13 @@ _START = [
         help="Let a query attend to, and choose from, the `pool` of its record alone.",
     ),
     click.option("--held-out", type=float, help="Share of the images that only choose the policy."),
-    click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Random seed."),
+    click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Random seed  [default: 0]."),
+    number_option(
+        "--seeds",
+        1,
+        help="Train with so many seeds, from --seed on, each into a folder seed-N of --output-dir. "
+        "`evaluate` takes them as one arm, and reports their spread.",
+    ),
 ]
 _LEARNING = [
     click.option(
@@ -160,9 +166,8 @@ def train(**given: Any) -> None:
     """
     from pointer_rl.errors import InputError
 
-    config = _config(given)
     if given["online"]:
-        _train_online(given, config)
+        _each_seed(given, lambda given: _train_online(given, _config(given)))
         return
     context = click.get_current_context()
     for name in given.keys() & _ONLY_ONLINE:
@@ -170,7 +175,7 @@ def train(**given: Any) -> None:
             raise InputError(f"--{name.replace('_', '-')} is for --online")
     if given["beam_data"] is None:
         raise InputError("give --beam-data, or --online to ask the backend while learning")
-    _train_on_data(given, config, supervised=False)
+    _each_seed(given, lambda given: _train_on_data(given, _config(given), supervised=False))
 
 
 @click.command(cls=GuideCommand)
@@ -195,16 +200,55 @@ def sft(**given: Any) -> None:
     one with the highest likelihood of held-out beams. RL data, whose rewards are known, will do
     too: then it is the one with the highest expected reward.
     """
-    temperatures = (given["temperature"], given["temperature"])
-    config = _config(
-        {**given, "recipe": "default", "grpo_epochs": 0, "contrast": 0.0},
-        rce_temperatures=temperatures,
-        all_steps=True,
-        include_zero_variance=True,
-    )
-    _train_on_data(
-        {**given, "reward_mode": "hard_plus_soft", "reward_opt": ()}, config, supervised=True
-    )
+    given |= {"recipe": "default", "grpo_epochs": 0, "contrast": 0.0}
+    given |= {"reward_mode": "hard_plus_soft", "reward_opt": ()}
+
+    def train_on_beams(given: dict[str, Any]) -> None:
+        config = _config(
+            given,
+            rce_temperatures=(given["temperature"], given["temperature"]),
+            all_steps=True,
+            include_zero_variance=True,
+        )
+        _train_on_data(given, config, supervised=True)
+
+    _each_seed(given, train_on_beams)
+
+
+def _each_seed(given: dict[str, Any], train: Callable[[dict[str, Any]], None]) -> None:
+    """Train once into --output-dir, or for each of several seeds into a folder of its own."""
+    from pointer_rl.errors import InputError
+    from pointer_rl.selectors.bundle import is_bundle, seed_folder, seed_folders
+
+    folder, start, number = given["output_dir"], given["sft_ckpt"], given["seeds"]
+    there = seed_folders(folder)
+    if number == 1:
+        if there:
+            raise InputError(
+                f"{there[0]}: --output-dir holds several seeds; name another, or give --seeds"
+            )
+        train(given)
+        return
+    first = given["seed"] or 0
+    each = {seed: seed_folder(folder, seed) for seed in range(first, first + number)}
+    others = [path for path in there if path not in each.values()]
+    if others or is_bundle(folder):
+        raise InputError(
+            f"{others[0] if others else folder}: another training's, in --output-dir: name another"
+        )
+    for path in each.values():
+        path.mkdir(parents=True, exist_ok=True)  # all at once, so that none is missed until the end
+    for seed, path in each.items():
+        click.echo(f"seed {seed}:")
+        of_seed = start and seed_folder(start, seed)
+        train(
+            {
+                **given,
+                "seed": seed,
+                "output_dir": path,
+                "sft_ckpt": of_seed if of_seed and of_seed.exists() else start,
+            }
+        )
 
 
 def _config(given: dict[str, Any], **fixed: Any) -> TrainConfig:

@@ -7,7 +7,7 @@ override `accuracies`: a vote asks no model, and the oracle takes the best of it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -36,6 +36,7 @@ from pointer_rl.types import (
 )
 
 ZERO_SHOT, RANDOM, ORACLE, ATTAINABLE = "zero-shot", "random", "oracle", "attainable"
+ANSWER_MATCH = "answer-match"
 REFERENCES = (RANDOM, ORACLE, ATTAINABLE)
 """Arms that others are measured by, and that are not themselves ways to choose."""
 VOTE = "vote "
@@ -123,6 +124,8 @@ class Setting:
     """What the arms before this one chose, by name."""
     training_calls: dict[str, int | None] = field(default_factory=dict)
     """How many trials each of them was trained with; None if that is unknown."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Arms that nobody named and that cannot choose for these queries, and why."""
 
     @property
     def pool(self) -> Sequence[Example]:
@@ -181,6 +184,9 @@ class Arm:
     training_calls: int | None = 0
     """Trials that it was trained with before the evaluation; None if that is unknown. The engine
     adds those that `choose` asks through `setting.training`."""
+    seeds: int = 1
+    """How many pointers it shows each query, one for each seed of a draw or of a training. Its
+    accuracy is their mean, and the spread over seeds is reported."""
 
     def choose(self, setting: Setting) -> Pointers:
         """For each query the pointers that it is shown, each of at most `setting.shots` rows.
@@ -217,10 +223,10 @@ class RandomArm(Arm):
     """A few random pointers for each query; its accuracy is their mean."""
 
     def __init__(self, seeds: int) -> None:
-        self._seeds = seeds
+        self.seeds = seeds
 
     def choose(self, setting: Setting) -> Pointers:
-        drawn = (setting.generate(f"{RANDOM} {k}", "random", 1) for k in range(self._seeds))
+        drawn = (setting.generate(f"{RANDOM} {k}", "random", 1) for k in range(self.seeds))
         return [tuple(chain.from_iterable(each)) for each in zip(*drawn, strict=True)]
 
 
@@ -240,25 +246,28 @@ class SimilarityArm(Arm):
 
 
 class PolicyArm(Arm):
-    """The policy's likeliest row at each step."""
+    """A policy's likeliest row at each step; several policies are seeds of one training."""
 
-    def __init__(self, policy: Policy, training_calls: int | None = None) -> None:
-        self._policy = policy
+    def __init__(self, policies: Sequence[Policy], training_calls: int | None = None) -> None:
+        self._policies = policies
+        self.seeds = len(policies)
         self.training_calls = training_calls
 
     def choose(self, setting: Setting) -> Pointers:
-        return [
-            tuple(pointers)
-            for batch in setting.batches(setting.space)
-            for pointers in self._policy.beam(batch, setting.space.pool, 1).pointers()
-        ]
+        chosen: Pointers = []
+        for batch in setting.batches(setting.space):
+            found = (each.beam(batch, setting.space.pool, 1) for each in self._policies)
+            by_query = zip(*(each.pointers() for each in found), strict=True)
+            chosen += (tuple(chain.from_iterable(each)) for each in by_query)
+        return chosen
 
 
 class VoteArm(Arm):
     """The majority of another arm's demonstrations' answers, without a model.
 
     Of answers with as many votes, the one wins whose demonstration is most similar to the query.
-    The order in which demonstrations are shown has no part in it: each arm has its own.
+    The order in which demonstrations are shown has no part in it: each arm has its own. If the
+    other arm has several seeds, the accuracy is the mean of their votes.
     """
 
     def __init__(self, arm: str) -> None:
@@ -274,11 +283,13 @@ class VoteArm(Arm):
         votes = []
         chosen = zip(setting.queries, space.queries, setting.chosen[self._arm], strict=True)
         for query, embedding, pointers in chosen:
-            rows = list(pointers[0])
-            similarities = cosine_similarity(space.pool.embeddings[rows], embedding[None])
-            nearest = similarities.argsort(descending=True, stable=True).tolist()
-            answers = [metric.normalise(setting.pool[rows[each]].answer) for each in nearest]
-            votes.append(_vote(query, answers, metric))
+            of_query = []
+            for rows in map(list, pointers):
+                similarities = cosine_similarity(space.pool.embeddings[rows], embedding[None])
+                nearest = similarities.argsort(descending=True, stable=True).tolist()
+                answers = [metric.normalise(setting.pool[rows[each]].answer) for each in nearest]
+                of_query.append(_vote(query, answers, metric))
+            votes.append(np.mean(of_query))
         return np.array(votes)
 
 
@@ -324,12 +335,12 @@ class AttainableArm(Arm):
         ]
 
 
-def choose(setting: Setting, arms: Mapping[str, Arm]) -> Setting:
-    """Let the arms that show as many demonstrations choose, in order; fills `setting.chosen`
-    and `setting.training_calls`.
+def choose(setting: Setting, arms: Mapping[str, Arm], optional: Container[str] = ()) -> Setting:
+    """Let the arms that show as many demonstrations choose, in order; fills `setting.chosen`,
+    `setting.training_calls` and, with those of the optional arms that cannot, `setting.left_out`.
 
-    Raises InputError, naming the arm, if one cannot choose, and PluginError for pointers that are
-    not allowed.
+    Raises InputError, naming the arm, if another one cannot choose, and PluginError for pointers
+    that are not allowed.
     """
     for name, arm in arms.items():
         if arm.zero_shot == (setting.shots == 0):
@@ -337,6 +348,9 @@ def choose(setting: Setting, arms: Mapping[str, Arm]) -> Setting:
             try:
                 setting.chosen[name] = setting.checked(f"arm {name}", arm.choose(setting))
             except InputError as error:
+                if name in optional:
+                    setting.left_out[name] = str(error)
+                    continue
                 raise InputError(f"arm {name}: {error}") from error
             known, asked = arm.training_calls, setting.training.asked - before
             setting.training_calls[name] = None if known is None else known + asked

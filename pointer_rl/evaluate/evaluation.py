@@ -7,11 +7,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from statistics import stdev
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
-from pointer_rl.evaluate.arms import ATTAINABLE, RANDOM
+from pointer_rl.evaluate.arms import ATTAINABLE
 from pointer_rl.evaluate.conclusions import Comparison, Conclusions, in_words
 from pointer_rl.evaluate.measure import Measured
 from pointer_rl.evaluate.statistics import Share
@@ -60,6 +61,8 @@ class Evaluation:
     """By shots and arm, the trials that it was trained with; None if that is unknown."""
     policies: Sequence[str]
     """The arms that are policies: those are expected to tell queries apart."""
+    left_out: Mapping[str, str]
+    """Baselines that could not take part, and why."""
     trials: int
     failed: int
     """Trials without an outcome."""
@@ -72,13 +75,20 @@ class Evaluation:
         """The primary comparison in words, and the arms that the primary arm does not beat."""
         if self.conclusions is None:
             return f"nothing measured: a trial of every query failed ({self.first_failure})"
-        return self.conclusions.verdict
+        primary = self.conclusions.primary
+        spread = _spread(self._at(primary.shots).seeds(primary.arm))
+        return self.conclusions.verdict + (spread and f". {primary.arm} is the mean of {spread}")
+
+    def _at(self, shots: int) -> Measured:
+        [found] = [each for each in self.measured if each.shots == shots]
+        return found
 
     def sentences(self) -> list[str]:
         """The verdict, its comparisons, what the shares refer to, and warnings."""
         found = [self.verdict]
         if self.conclusions is not None:
             found += [*self.conclusions.comparisons(), *self._shares(self.conclusions)]
+        found += [f"{arm} takes no part: {why}" for arm, why in self.left_out.items()]
         return [*found, *self._collapsed(), *self._leaks()]
 
     def _shares(self, conclusions: Conclusions) -> Iterator[str]:
@@ -167,11 +177,16 @@ class Evaluation:
             arm,
             f"{len(self.query_ids) - measured.left_out:,}",
             self._calls(measured, arm),
-            "-" if accuracy is None else f"{100 * accuracy:.1f}",
+            "-" if accuracy is None else self._accuracy(accuracy, measured, arm),
             f"{100 * difference.mean:+.1f}" if difference else "",
             f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}" if difference else "",
             "" if recovered is None else _share(recovered),
         )
+
+    def _accuracy(self, accuracy: float, measured: Measured, arm: str) -> str:
+        """`81.2 ±1.8`: with the standard deviation over the seeds of a training."""
+        seeds = measured.seeds(arm) if arm in self.policies else []
+        return f"{100 * accuracy:.1f}" + (f" ±{100 * stdev(seeds):.1f}" if seeds else "")
 
     def _calls(self, measured: Measured, arm: str) -> str:
         """`15,000 + 200`: trials to train the arm, and in this evaluation."""
@@ -226,6 +241,7 @@ class Evaluation:
             "training_calls": self.training_calls[measured.shots, arm],
             "calls": measured.calls(arm),
             "accuracy": measured.accuracy(arm),
+            "accuracy_by_seed": measured.seeds(arm),
             "gap_recovered": asdict(recovered) if isinstance(recovered, Share) else None,
         }
 
@@ -244,9 +260,18 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
 def _by_query(measured: Measured) -> dict[str, Any]:
     """Arm → its accuracies in the order of the query ids; null if left out."""
     arms: dict[str, Any] = {arm: _numbers(values) for arm, values in measured.accuracies.items()}
-    if RANDOM in arms:
-        arms["random by seed"] = [_numbers(values) for values in measured.by_seed]
+    for arm, by_seed in measured.by_seed.items():
+        arms[f"{arm} by seed"] = [_numbers(values) for values in by_seed]
     return arms
+
+
+def _spread(seeds: Sequence[float]) -> str:
+    """`3 training seeds: 79.5, 81.0, 83.0 (standard deviation 1.8)`; "" if there is one."""
+    if not seeds:
+        return ""
+    each = ", ".join(f"{100 * accuracy:.1f}" for accuracy in seeds)
+    deviation = f"standard deviation {100 * stdev(seeds):.1f}"
+    return f"{len(seeds)} training seeds: {each} ({deviation}); intervals are for these seeds"
 
 
 def _share(found: Share | str) -> str:

@@ -1,6 +1,6 @@
 """From the arms' pointers to accuracies: every trial is asked once, failures are left out in pairs.
 
-Shapes: N queries, S seeds of the random arm.
+Shapes: N queries, S seeds of an arm.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointer_rl.errors import PluginError
-from pointer_rl.evaluate.arms import METHOD, RANDOM, Arm, Floats, Pointers, Setting
+from pointer_rl.evaluate.arms import METHOD, Arm, Floats, Pointers, Setting
 from pointer_rl.records.fields import has_failed
 from pointer_rl.records.records import to_record
 from pointer_rl.session.candidates import judge_candidates
@@ -86,8 +86,8 @@ class Measured:
     shots: int
     accuracies: Mapping[str, Floats]
     """[N] by arm."""
-    by_seed: Floats
-    """[S, N] the random arm, seed by seed; [0, N] at 0 shots."""
+    by_seed: Mapping[str, Floats]
+    """[S, N] seed by seed, of the arms that have several."""
     shown: Mapping[str, Pointers]
     """By arm, the pointers that it had asked for each query. A vote has none."""
 
@@ -106,6 +106,13 @@ class Measured:
         """Mean over the queries that count; None if there are none."""
         values = self.accuracies[arm][self.kept]
         return float(values.mean()) if len(values) else None
+
+    def seeds(self, arm: str) -> list[float]:
+        """Accuracy of each of its seeds over the queries that count; [] if it has one."""
+        if arm not in self.by_seed or not self.kept.any():
+            return []
+        means: list[float] = self.by_seed[arm][:, self.kept].mean(axis=1).tolist()
+        return means
 
     def calls(self, arm: str) -> int:
         """Trials that the arm needs by itself, cached or not; a pointer of a query counts once."""
@@ -154,10 +161,16 @@ def measure(setting: Setting, arms: Mapping[str, Arm], asked: Asked, metric: Met
         for number, pointers in enumerate(_shown(setting))
     ]
     out = np.isnan([sum(each.values()) for each in outcomes])
-    by_seed = np.empty((0, len(outcomes)))
-    if RANDOM in setting.chosen:
-        pairs = zip(outcomes, setting.chosen[RANDOM], strict=True)
-        by_seed = np.array([[mine[each] for each in pointers] for mine, pointers in pairs]).T
+    by_seed = {
+        name: np.array(
+            [
+                [mine[each] for each in pointers]
+                for mine, pointers in zip(outcomes, setting.chosen[name], strict=True)
+            ]
+        ).T
+        for name in setting.chosen
+        if arms[name].seeds > 1
+    }
     accuracies = {
         name: arms[name].accuracies(setting, shown, outcomes, metric)
         for name, shown in setting.chosen.items()
@@ -168,6 +181,6 @@ def measure(setting: Setting, arms: Mapping[str, Arm], asked: Asked, metric: Met
     return Measured(
         shots=setting.shots,
         accuracies={name: np.where(out, np.nan, each) for name, each in accuracies.items()},
-        by_seed=np.where(out, np.nan, by_seed),
+        by_seed={name: np.where(out, np.nan, each) for name, each in by_seed.items()},
         shown=setting.chosen,
     )

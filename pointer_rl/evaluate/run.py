@@ -18,6 +18,7 @@ from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError, first_line
 from pointer_rl.evaluate import conclusions, statistics
 from pointer_rl.evaluate.arms import (
+    ANSWER_MATCH,
     ATTAINABLE,
     ORACLE,
     RANDOM,
@@ -39,6 +40,7 @@ from pointer_rl.selectors.bundle import (
     is_bundle,
     load_bundle,
     read_query_ids,
+    seed_folders,
     update_evaluation,
 )
 from pointer_rl.session.journal import AlreadyFinished, Journal, check_same_run
@@ -51,7 +53,7 @@ from pointer_rl.session.similarity import MODES, Space, similarity_spaces
 from pointer_rl.session.windows import run_windows
 from pointer_rl.types import Dataset, Example, Executor, Outcome, Policy
 
-RESERVED = {ZERO_SHOT, RANDOM, ORACLE, ATTAINABLE, "similarity", *MODES}
+RESERVED = {ZERO_SHOT, RANDOM, ANSWER_MATCH, ORACLE, ATTAINABLE, "similarity", *MODES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,17 +91,15 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class OpenedPolicy:
-    """A policy and, if it comes from a bundle, what is known of its training."""
+    """A policy, or one for each seed of a training; if from a bundle, what is known of that."""
 
-    policy: Policy
+    policies: tuple[Policy, ...]
     info: BundleInfo | None = None
+    """The first seed's."""
     trained_on: frozenset[str] = frozenset()
-    """Query ids."""
-
-    @property
-    def training_calls(self) -> int | None:
-        """Trials that it was trained with; None if that is not known."""
-        return None if self.info is None else self.info.training_calls
+    """Query ids, those of all seeds."""
+    training_calls: int | None = None
+    """Trials that it was trained with, the most of any seed; None if that is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,8 @@ class EvaluateRun:
     session: SessionOptions
     """`limit` has no effect: see `EvaluateConfig.limit`."""
     policies: Mapping[str, Path] = field(default_factory=dict)
-    """Name of the arm → a bundle or any checkpoint that `load_selector` reads."""
+    """Name of the arm → a bundle, a folder of several seeds' bundles, or any checkpoint that
+    `load_selector` reads."""
     arms: Sequence[PluginRef] = ()
     """Further arms, by their registered names."""
     config: EvaluateConfig = EvaluateConfig()
@@ -130,7 +131,7 @@ def run_evaluation(run: EvaluateRun, observer: Observer = Observer()) -> Evaluat
     missing or does not fit, and for the journal or file of another evaluation; AlreadyFinished if
     the file is this one's.
     """
-    bundle = _primary_bundle(run) if run.record else None
+    recorded_in = _primary_bundles(run) if run.record else []
     session = Session(replace(run.session, limit=None), observer)
     policies = {name: open_policy(path, run.session.device) for name, path in run.policies.items()}
     try:
@@ -144,30 +145,49 @@ def run_evaluation(run: EvaluateRun, observer: Observer = Observer()) -> Evaluat
             overwrite=run.overwrite,
         )
     except AlreadyFinished as finished:
-        if bundle is not None:
+        for bundle in recorded_in:
             update_evaluation(bundle, finished.content)
         raise
-    if bundle is not None and evaluation.conclusions is not None:
-        update_evaluation(bundle, evaluation.summary())
+    if evaluation.conclusions is not None:
+        for bundle in recorded_in:
+            update_evaluation(bundle, evaluation.summary())
     return evaluation
 
 
-def _primary_bundle(run: EvaluateRun) -> Path:
+def _primary_bundles(run: EvaluateRun) -> list[Path]:
     primary = run.config.primary or next(reversed([*run.policies]), "")
-    if primary not in run.policies or not is_bundle(run.policies[primary]):
+    path = run.policies.get(primary)
+    bundles = [] if path is None else seed_folders(path) or [path]
+    if not bundles or not all(map(is_bundle, bundles)):
         raise InputError(
             "record: the primary arm is not a policy bundle; name the one that is meant"
         )
-    return run.policies[primary]
+    return bundles
 
 
 def open_policy(path: Path, device: str | None = None) -> OpenedPolicy:
-    """A bundle or a checkpoint. Raises InputError for anything else, and for a damaged one."""
+    """A bundle, a folder of several seeds' bundles, or a checkpoint.
+
+    Raises InputError for anything else, for a damaged one, and for seeds that do not fit together
+    or whose training is not finished.
+    """
     place = resolve_device(device or "auto")
-    if is_bundle(path):
-        bundle = load_bundle(path, place)
-        return OpenedPolicy(bundle.policy, bundle.info, frozenset(read_query_ids(path)))
-    return OpenedPolicy(SelectorPolicy(load_selector(path), place))
+    folders = seed_folders(path) or [path]
+    if folders == [path] and not is_bundle(path):
+        return OpenedPolicy((SelectorPolicy(load_selector(path), place),))
+    bundles = [load_bundle(each, place) for each in folders]
+    infos = [each.info for each in bundles]
+    for folder, info in zip(folders, infos, strict=True):
+        if (info.shots, info.encoder) != (infos[0].shots, infos[0].encoder):
+            raise InputError(f"{folder}: trained with other shots or embeddings than {folders[0]}")
+    calls = [each.training_calls for each in infos]
+    known = [each for each in calls if each is not None]
+    return OpenedPolicy(
+        tuple(each.policy for each in bundles),
+        infos[0],
+        frozenset().union(*map(read_query_ids, folders)),
+        max(known) if len(known) == len(calls) else None,
+    )
 
 
 def evaluate(
@@ -243,6 +263,7 @@ def evaluate(
     if config.train_options:
         _ = training.queries  # options that do not fit are refused, whatever arms run
     relevant = session.dataset.relevant
+    optional = {ANSWER_MATCH}.difference(each.name for each in more_arms)
     arms = _make_arms(config, similar, policies, more_arms, nearest, relevant is not None)
     settings = [
         choose(
@@ -256,6 +277,7 @@ def evaluate(
                 relevant=relevant and [relevant[query.row] for query in queries],
             ),
             arms,
+            optional=optional,
         )
         for each in (0, *sorted(config.shots))
     ]
@@ -276,6 +298,7 @@ def evaluate(
             for name, calls in each.training_calls.items()
         },
         policies=list(policies),
+        left_out={name: why for each in settings for name, why in each.left_out.items()},
         trials=len(asked.accuracies),
         failed=asked.failed,
         first_failure=asked.first_failure,
@@ -348,13 +371,14 @@ def _make_arms(
         ZERO_SHOT: create("arm", "zero-shot"),
         RANDOM: create("arm", "random", {"seeds": config.random_seeds}),
         **{name: create("arm", "similarity", {"of": name}) for name in similar},
+        ANSWER_MATCH: create("arm", ANSWER_MATCH),
         **{
-            name: PolicyArm(opened.policy, opened.training_calls)
+            name: PolicyArm(opened.policies, opened.training_calls)
             for name, opened in policies.items()
         },
     }
     for each in more:
-        if each.name in arms:
+        if each.name in arms and each.name != ANSWER_MATCH:
             raise InputError(f"arm {each.name}: there is one of that name")
         arms[each.name] = each.configure("arm").create()
     for name in (nearest, *policies):
@@ -476,9 +500,13 @@ def _image_key(example: Example) -> str | None:
 
 
 def _describe(opened: OpenedPolicy, space: Space) -> dict[str, Any]:
+    described = [
+        (isinstance(each, SelectorPolicy) and describe_policy(each)) or {}
+        for each in opened.policies
+    ]
     return {
         "encoder": space.pool.encoder,
-        **((isinstance(opened.policy, SelectorPolicy) and describe_policy(opened.policy)) or {}),
+        **(described[0] if len(described) == 1 else {"seeds": described}),
     }
 
 

@@ -80,12 +80,12 @@ def _line(axes: Axes, evaluation: Evaluation, arm: str, style: dict[str, Any]) -
         name = ZERO_SHOT if is_zero_shot else arm
         accuracy = each.accuracy(name) if name in each.accuracies else None
         if accuracy is not None:
-            seeds = each.by_seed[:, each.kept].mean(axis=1) if each.shots else [accuracy]
+            seeds = each.seeds(name) or [accuracy]
             shots.append(each.shots)
             points.append(100 * accuracy)
             lows.append(100 * min(seeds))
             highs.append(100 * max(seeds))
     axes.plot(shots, points, label=arm, **style)
-    if arm == RANDOM:
+    if lows != highs:
         axes.fill_between(shots, lows, highs, color=style["color"], alpha=0.25, linewidth=0)
     return points[-1] if points else -1.0

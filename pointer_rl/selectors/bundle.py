@@ -197,6 +197,17 @@ def _quote(id: str) -> str:
 # --- reading ----------------------------------------------------------------------------------
 
 
+def seed_folders(folder: Path) -> list[Path]:
+    """The folders `seed-N` into which `train --seeds` trains, by N; [] if there are none."""
+    found = (path for path in folder.glob("seed-*") if path.name[5:].isdecimal())
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def seed_folder(folder: Path, seed: int) -> Path:
+    """Where the policy of one of several seeds is kept."""
+    return folder / f"seed-{seed}"
+
+
 def is_bundle(path: Path) -> bool:
     """Whether the path is the folder of a finished policy bundle."""
     return (path / _DOCUMENT).is_file()

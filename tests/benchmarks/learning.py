@@ -1,72 +1,72 @@
-"""What training is worth on glyphs for a given number of trials: `make bench-learning`.
+"""What choosing demonstrations is worth for a given number of calls: `make bench-learning`.
 
-For each seed (of dataset, lexicon and training) and each budget of trials it trains four policies:
-on InfoScore beams (SFT), on as many trials of the kind from which beams begin, judged instead of
-scored (first step), on logged RL data (offline), and on data of which it asks half itself (online).
-All arms and baselines answer the same test queries. At the largest budget it also trains with the
-guide's recipe and the ancestor's training, each with and without GRPO. For the first seed, it also
-evaluates the policies of the largest budget at 1 to 4 shots and with their demonstrations in
-reverse order, and runs ablations of offline training at the middle budget.
+The embedded VLM answers everything. A cell is one arm in one world (the seed of its images and
+words) after one training (its seed): which test queries it answers right, and how many calls it was
+trained with. A call is one prompt, answered, or scored against all answers. Each cell is written as
+JSON into CELLS when it is done, and one that is there is not made again. The tables are printed
+from all that there are.
 
-    learning.py FOLDER [--seeds N] [--queries N]
+    learning.py FOLDER [--worlds SEED …] [--trainings SEED …] [--only PATTERN …]
 
-FOLDER keeps responses, data, policies and results; a second run continues from them.
+FOLDER keeps responses, data and policies, from which an interrupted run continues.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from ancestor import ancestor_config, train_ancestor
-from learning_tables import accuracy_table, draw, shots_table, versus_own_rce, versus_sft
+from learning_tables import Cell, draw, read_cells, tables
 
 from pointer_rl.beams.run import BeamConfig, BeamRun, run_beams
+from pointer_rl.evaluate.evaluation import Evaluation
 from pointer_rl.evaluate.run import EvaluateConfig, OpenedPolicy, evaluate, open_policy
 from pointer_rl.generate.run import GenerateRun, run_generate
-from pointer_rl.selectors import PointerConfig, PointerSelector, save_selector
+from pointer_rl.records.formats import open_writer, read_meta, stream_records
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.train.config import RECIPES, TrainConfig
 from pointer_rl.train.online import OnlineConfig, OnlineRun, run_online
 from pointer_rl.train.run import Output, TrainRun, run_training
-from pointer_rl.types import Decoded, Policy, Pool, QueryBatch
 
+DATASET = "glyphs"
 BUDGETS = (5_000, 15_000, 40_000)
-PROBES = 20
-"""Pointers a query in logged data."""
-SHOTS = 2
-SUB_POOL = 20
-FULL = BUDGETS[-1]
 ABLATED = BUDGETS[1]
 """The budget of the ablations: where there is less data, choices matter more."""
+SHOTS = 2
+TEST_QUERIES = 500
+PROBES = 20
+SUB_POOL = 20
+FIRST_SUCCESS = [PluginRef("first-success")]
+ONLINE_SEARCH = PluginRef("first-success", {"budget": 10})
 
 DEFAULT = TrainConfig()
 THEIRS = {"num_layers": 1, "num_heads": 1, "history": "gated"}
 """Options of the ancestor's selector."""
-ABLATIONS: dict[str, Callable[[TrainConfig], TrainConfig]] = {
-    "RCE alone": lambda c: replace(c, grpo_epochs=0),
-    "GRPO alone": lambda c: replace(c, rce_epochs=0, grpo_epochs=25, grpo_lr=1e-3),
-    "RCE without contrast": lambda c: replace(c, contrast=0.0),
-    "RCE without contrast, no GRPO": lambda c: replace(c, contrast=0.0, grpo_epochs=0),
-    "every step taught": lambda c: replace(c, all_steps=True),
-    "advantage without std": lambda c: replace(c, advantage="mean"),
-    "KL weight 0": lambda c: replace(c, kl_beta=0.0),
-    "GRPO at 1e-3, KL weight 0.01": lambda c: replace(c, grpo_lr=1e-3, kl_beta=0.01),
-    "RCE temperature 2 → 0.5": lambda c: replace(c, rce_temperatures=(2.0, 0.5)),
-    "1 layer, 1 head": lambda c: replace(c, selector_options={"num_layers": 1, "num_heads": 1}),
-    "gated history": lambda c: replace(c, selector_options={"history": "gated"}),
+ABLATIONS: dict[str, TrainConfig] = {
+    "RCE alone": replace(DEFAULT, grpo_epochs=0),
+    "GRPO alone": replace(DEFAULT, rce_epochs=0, grpo_epochs=25, grpo_lr=1e-3),
+    "RCE without contrast": replace(DEFAULT, contrast=0.0),
+    "every step taught": replace(DEFAULT, all_steps=True),
+    "KL weight 0": replace(DEFAULT, kl_beta=0.0),
+    "RCE temperature 2 → 0.5": replace(DEFAULT, rce_temperatures=(2.0, 0.5)),
+    "1 layer, 1 head": replace(DEFAULT, selector_options={"num_layers": 1, "num_heads": 1}),
+    "gated history": replace(DEFAULT, selector_options={"history": "gated"}),
 }
-REWARDS = ("hard_only", "soft_only")
 OTHER_DATA: dict[str, list[PluginRef]] = {
-    "nearest rows, in pairs": [PluginRef("retrieval", {"num": PROBES})],
+    "20 probes, beams, samples": [
+        PluginRef("beam", {"width": 3}),
+        PluginRef("sample", {"num_samples": 2}),
+        PluginRef("probe", {"num": 15}),
+    ],
+    "20 nearest pairs": [PluginRef("retrieval", {"num": PROBES})],
     "the guide's mixture": [
         PluginRef("beam", {"width": 8}),
         PluginRef("retrieval", {"num": 2}),
@@ -74,257 +74,255 @@ OTHER_DATA: dict[str, list[PluginRef]] = {
         PluginRef("random", {"num": 2}),
     ],
 }
+GUIDE = TrainConfig(selector_options=THEIRS, **RECIPES["guide"])
+RECIPES_OF_OTHERS: dict[str, tuple[TrainConfig, Callable[[TrainRun], object]]] = {
+    "guide's recipe": (GUIDE, run_training),
+    "guide's RCE alone": (replace(GUIDE, grpo_epochs=0), run_training),
+    "ancestor's recipe": (ancestor_config(selector_options=THEIRS), train_ancestor),
+    "ancestor's RCE alone": (
+        ancestor_config(selector_options=THEIRS, grpo_epochs=0),
+        train_ancestor,
+    ),
+}
 
 
 @dataclass(frozen=True)
-class Reversed:
-    """A policy whose demonstrations are shown in the opposite order."""
-
-    policy: Policy
-
-    def beam(self, queries: QueryBatch, pool: Pool, width: int) -> Decoded:
-        found = self.policy.beam(queries, pool, width)
-        return Decoded(found.rows.flip(-1), found.logprobs)
-
-    def sample(
-        self,
-        queries: QueryBatch,
-        pool: Pool,
-        num_samples: int,
-        rngs: Sequence[np.random.Generator],
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-    ) -> Decoded:
-        drawn = self.policy.sample(queries, pool, num_samples, rngs, temperature, top_p)
-        return Decoded(drawn.rows.flip(-1), drawn.logprobs)
-
-
 class Bench:
-    """One seed."""
+    """One world and one seed of training."""
 
-    def __init__(self, folder: Path, seed: int, queries: int) -> None:
-        self.folder = folder / f"seed-{seed}"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.seed = seed
-        self.queries = queries
-        self.store = folder / "responses.sqlite"
+    folder: Path
+    world: int
+    training: int
 
-    def trials(self, split: str, limit: int | None = None) -> SessionOptions:
+    def session(self, split: str, limit: int | None = None) -> SessionOptions:
         options = {
             "split": split,
-            "seed": self.seed,
-            "lexicon_seed": self.seed,
+            "seed": self.world,
+            "lexicon_seed": self.world,
             "train_size": 10_000,
         }
         return SessionOptions(
-            dataset=PluginRef("glyphs", options),
+            dataset=PluginRef(DATASET, options),
             backend=PluginRef("qwen2vl"),
             prompt=PluginRef("short-answer"),
             metric=PluginRef("vqa"),
             limit=limit,
-            cache=self.store,
+            cache=self.folder / "responses.sqlite",
         )
 
-    def logged(
-        self, name: str, generators: list[PluginRef], budget: int, shots: int = SHOTS
-    ) -> Path:
-        path = self.folder / f"{name}-{budget}.json"
-        if not path.exists():
-            run_generate(
-                GenerateRun(
-                    output_path=path,
-                    session=self.trials("train", budget // PROBES),
-                    generators=generators,
-                    shots=shots,
-                    seed=self.seed,
+    # --- data ---
+
+    def data(self, name: str, generators: list[PluginRef], budget: int, shots: int = SHOTS) -> Path:
+        """RL data of the first queries: as many as `budget` calls suffice for."""
+        target = self._path(f"{name}-{budget}.json")
+        queries = budget // PROBES
+        while not target.exists():
+            path = self._path(f"{name}-of-{queries}-queries.json")
+            if not path.exists():
+                run_generate(
+                    GenerateRun(
+                        output_path=path,
+                        session=self.session("train", queries),
+                        generators=generators,
+                        shots=shots,
+                    )
                 )
-            )
+            calls = _first_records(path, target, budget)
+            queries = max(queries + 64, int(1.05 * queries * budget / calls))
+        return target
+
+    def beams(self, budget: int) -> Path:
+        path = self._path(f"beams-{budget}.json")
+        if not path.exists():
+            config = BeamConfig(shots=SHOTS, beam_size=1, sampler="mixed", sub_pool=SUB_POOL)
+            options = self.session("train", budget // (SHOTS * SUB_POOL))
+            run_beams(BeamRun(output_path=path, session=options, config=config))
         return path
 
-    def probes(self, budget: int) -> Path:
-        return self.logged("probes", [PluginRef("probe", {"num": PROBES})], budget)
-
-    def first_step(self, budget: int) -> Path:
-        """One demonstration a trial: the rows of the sub-pool from which beams begin."""
-        nearest = [PluginRef("retrieval", {"num": SUB_POOL})]
-        return self.logged("first-step", nearest, budget, shots=1)
-
-    def policy(self, name: str, train: Callable[[Output], object]) -> Path:
-        folder = self.folder / name
-        if not (folder / "bundle.json").exists():
-            start = time.perf_counter()
-            train(Output(folder=folder))
-            print(f"seed {self.seed}: {name} in {time.perf_counter() - start:.0f} s", flush=True)
-        return folder
+    # --- policies ---
 
     def offline(
         self,
-        name: str,
         data: Path,
-        config: TrainConfig,
+        config: TrainConfig = DEFAULT,
         reward: str = "hard_plus_soft",
         train: Callable[[TrainRun], object] = run_training,
-    ) -> Path:
-        config = replace(config, seed=self.seed)
-        return self.policy(
-            name,
-            lambda output: train(
-                TrainRun(data=data, output=output, config=config, reward=PluginRef(reward))
-            ),
+        supervised: bool = False,
+    ) -> Callable[[Output], object]:
+        run = partial(
+            TrainRun,
+            data=data,
+            config=replace(config, seed=self.training),
+            reward=PluginRef(reward),
+            supervised=supervised,
         )
+        return lambda output: train(run(output=output))
 
-    def untrained(self) -> Path:
-        folder = self.folder / "untrained"
-        config = PointerConfig(d_model=256, **THEIRS)
-        save_selector(folder, PointerSelector.seeded(config, self.seed))
-        return folder
-
-    def sft(self, budget: int) -> Path:
-        data = self.folder / f"beams-{budget}.json"
-        if not data.exists():
-            config = BeamConfig(
-                shots=SHOTS, beam_size=1, sampler="mixed", sub_pool=SUB_POOL, seed=self.seed
-            )
-            run_beams(
-                BeamRun(
-                    output_path=data,
-                    session=self.trials("train", budget // (SHOTS * SUB_POOL)),
-                    config=config,
-                )
-            )
+    def sft(self, budget: int) -> Callable[[Output], object]:
         config = replace(
             DEFAULT,
-            seed=self.seed,
             grpo_epochs=0,
             contrast=0.0,
             rce_temperatures=(1.0, 1.0),
             all_steps=True,
             include_zero_variance=True,
         )
-        run = TrainRun(data=data, output=Output(folder=data), config=config, supervised=True)
-        return self.policy(
-            f"sft-{budget}", lambda output: run_training(replace(run, output=output))
+        return self.offline(self.beams(budget), config, supervised=True)
+
+    def first_step(self, budget: int) -> Callable[[Output], object]:
+        """RCE and GRPO on the trials from which beams begin: single rows of the sub-pool."""
+        nearest = [PluginRef("retrieval", {"num": SUB_POOL})]
+        return self.offline(self.data("first-step", nearest, budget, shots=1))
+
+    def probes(self, budget: int) -> Callable[[Output], object]:
+        return self.offline(self.data("probes", [PluginRef("probe", {"num": PROBES})], budget))
+
+    def first_success(self, budget: int) -> Callable[[Output], object]:
+        return self.offline(self.data("first-success", FIRST_SUCCESS, budget))
+
+    def online(self, search: PluginRef | None, budget: int) -> Callable[[Output], object]:
+        return lambda output: run_online(
+            OnlineRun(
+                session=self.session("train"),
+                output=output,
+                online=OnlineConfig(max_calls=budget),
+                config=replace(DEFAULT, seed=self.training),
+                search=search,
+                shots=SHOTS,
+            )
         )
 
-    def online(self, budget: int) -> Path:
-        data = self.probes(budget // 2)
-        return self.policy(
-            f"online-{budget}",
-            lambda output: run_online(
-                OnlineRun(
-                    session=self.trials("train"),
-                    output=output,
-                    online=OnlineConfig(max_calls=budget // 2),
-                    config=replace(DEFAULT, seed=self.seed),
-                    data=data,
-                    shots=SHOTS,
-                )
-            ),
-        )
+    def policy(self, name: str, train: Callable[[], Callable[[Output], object]]) -> OpenedPolicy:
+        folder = self._path(f"{name}-training-{self.training}")
+        if not (folder / "bundle.json").exists():
+            train()(Output(folder=folder))
+        return open_policy(folder)
 
-    def evaluate(
+    # --- cells ---
+
+    def baselines(self) -> None:
+        """Every arm that needs no policy, and `fixed`, in one evaluation."""
+        if self._cell("random").path.exists():
+            return
+        evaluation = self._evaluate({}, [PluginRef("fixed")], {"split": "train"})
+        for measured in evaluation.measured:
+            for arm in measured.accuracies:
+                self._write(evaluation, arm, measured.shots)
+
+    def measure(self, name: str, train: Callable[[], Callable[[Output], object]]) -> None:
+        """Train a policy and write its cell, if it is not there."""
+        if self._cell(name).path.exists():
+            return
+        start = time.perf_counter()
+        evaluation = self._evaluate({name: self.policy(name, train)})
+        self._write(evaluation, name, SHOTS)
+        took = time.perf_counter() - start
+        print(f"world {self.world}, training {self.training}: {name} in {took:.0f} s", flush=True)
+
+    def _evaluate(
         self,
-        name: str,
-        policies: Mapping[str, Path | OpenedPolicy],
-        primary: str,
-        shots: tuple[int, ...] = (SHOTS,),
-    ) -> dict[str, Any]:
-        path = self.folder / f"{name}.json"
-        if not path.exists():
-            evaluation = evaluate(
-                Session(self.trials("test")),
-                {
-                    arm: open_policy(each) if isinstance(each, Path) else each
-                    for arm, each in policies.items()
-                },
-                EvaluateConfig(shots=shots, limit=self.queries, primary=primary, seed=self.seed),
-            )
-            path.write_text(evaluation.to_json(), encoding="utf-8")
-            print(f"seed {self.seed}: {evaluation.verdict}", flush=True)
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        policies: Mapping[str, OpenedPolicy],
+        arms: Sequence[PluginRef] = (),
+        train_options: Mapping[str, object] = {},
+    ) -> Evaluation:
+        config = EvaluateConfig(shots=(SHOTS,), limit=TEST_QUERIES, train_options=train_options)
+        return evaluate(Session(self.session("test")), policies, config, arms)
 
-    def main_arms(self) -> dict[str, Any]:
-        policies: dict[str, Path] = {}
-        for budget in BUDGETS:
-            policies[f"SFT {budget:,}"] = self.sft(budget)
-            first = self.first_step(budget)
-            policies[f"first step {budget:,}"] = self.offline(
-                f"first-step-{budget}", first, DEFAULT
-            )
-            data = self.probes(budget)
-            policies[f"offline {budget:,}"] = self.offline(f"offline-{budget}", data, DEFAULT)
-            policies[f"online {budget:,}"] = self.online(budget)
-        policies["their selector, untrained"] = self.untrained()
-        data = self.probes(FULL)
-        guide = TrainConfig(selector_options=THEIRS, **RECIPES["guide"])
-        ancestor = ancestor_config(selector_options=THEIRS)
-        recipes: list[tuple[str, TrainConfig, Callable[[TrainRun], object]]] = [
-            ("guide", guide, run_training),
-            ("ancestor", ancestor, train_ancestor),
-        ]
-        for recipe, config, train in recipes:
-            whole = self.offline(recipe, data, config, train=train)
-            policies[f"{recipe}'s recipe {FULL:,}"] = whole
-            alone = replace(config, grpo_epochs=0)
-            rce = self.offline(f"{recipe}-rce", data, alone, train=train)
-            policies[f"{recipe}'s RCE alone"] = rce
-        return self.evaluate("main", policies, f"online {FULL:,}")
+    def _cell(self, arm: str) -> Cell:
+        return Cell(DATASET, self.world, self.training, arm)
 
-    def evaluate_shots(self) -> dict[str, Any]:
-        """The policies of the largest budget, trained at SHOTS, at 1 to 4."""
-        return self.evaluate("shots", self._largest(), f"online {FULL:,}", (1, 2, 3, 4))
+    def _write(self, evaluation: Evaluation, arm: str, shots: int) -> None:
+        [measured] = [each for each in evaluation.measured if each.shots == shots]
+        calls = evaluation.training_calls[shots, arm]
+        self._cell(arm).write(calls, measured.accuracies[arm])
 
-    def evaluate_order(self) -> dict[str, Any]:
-        """The same at SHOTS, and with each pointer shown in reverse."""
-        policies: dict[str, Path | OpenedPolicy] = {**self._largest()}
-        for name, folder in self._largest().items():
-            opened = open_policy(folder)
-            policies[f"{name}, reversed"] = replace(opened, policy=Reversed(opened.policy))
-        return self.evaluate("order", policies, f"online {FULL:,}")
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{DATASET}-{self.world}" / name
 
-    def _largest(self) -> dict[str, Path]:
-        return {
-            f"{each} {FULL:,}": self.folder / f"{each}-{FULL}" for each in ("offline", "online")
-        }
 
-    def ablations(self) -> dict[str, Any]:
-        data = self.probes(ABLATED)
-        policies = {"default": self.offline(f"offline-{ABLATED}", data, DEFAULT)}
-        for name, changed in ABLATIONS.items():
-            policies[name] = self.offline(f"ablation {name}", data, changed(DEFAULT))
-        for reward in REWARDS:
-            policies[f"reward {reward}"] = self.offline(f"reward {reward}", data, DEFAULT, reward)
-        theirs = ancestor_config(selector_options=THEIRS)
-        for name, generators in OTHER_DATA.items():
-            other = self.logged(name, generators, ABLATED)
-            policies[f"data: {name}"] = self.offline(f"data {name}", other, DEFAULT)
-            policies[f"the same, ancestor's recipe: {name}"] = self.offline(
-                f"ancestor {name}", other, theirs, train=train_ancestor
-            )
-        return self.evaluate("ablations", policies, "default")
+def _first_records(source: Path, target: Path, budget: int) -> int:
+    """Copy the first records, up to `budget` candidates; if there are fewer, copy none.
+
+    Returns how many there are.
+    """
+    records = [(key, record) for key, record in stream_records(source) if not key.startswith("_")]
+    sizes = [len(record["pointer_candidates"]) for _, record in records]
+    if sum(sizes) >= budget:
+        with open_writer(target, read_meta(source)) as writer:
+            for (key, record), size in zip(records, sizes, strict=True):
+                budget -= size
+                if budget < 0:
+                    break
+                writer.write(key, record)
+    return sum(sizes)
+
+
+def grid(bench: Bench) -> dict[str, Callable[[], Callable[[Output], object]]]:
+    """The policies that every world has, by the names of their arms, smallest budgets first."""
+    kinds = {
+        "SFT": bench.sft,
+        "first step": bench.first_step,
+        "probes": bench.probes,
+        "first-success": bench.first_success,
+        "online, probes": partial(bench.online, None),
+        "online": partial(bench.online, ONLINE_SEARCH),
+    }
+    return {
+        f"{kind} {budget:,}": partial(make, budget)
+        for budget in BUDGETS
+        for kind, make in kinds.items()
+    }
+
+
+def ablations(bench: Bench) -> dict[str, Callable[[], Callable[[Output], object]]]:
+    """What is changed about "first-success" at the budget ABLATED, one thing at a time."""
+
+    def searched() -> Path:
+        return bench.data("first-success", FIRST_SUCCESS, ABLATED)
+
+    def other(name: str) -> Path:
+        return bench.data(name, OTHER_DATA[name], ABLATED)
+
+    found = {
+        name: lambda config=config: bench.offline(searched(), config)
+        for name, config in ABLATIONS.items()
+    }
+    for reward in ("hard_only", "soft_only"):
+        found[f"reward {reward}"] = lambda reward=reward: bench.offline(searched(), reward=reward)
+    for name in OTHER_DATA:
+        found[f"data: {name}"] = lambda name=name: bench.offline(other(name))
+    probed = [PluginRef("probe", {"num": PROBES})]
+    for name, (config, train) in RECIPES_OF_OTHERS.items():
+        found[f"{name}, 20 probes"] = lambda config=config, train=train: bench.offline(
+            bench.data("probes", probed, ABLATED), config, train=train
+        )
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--queries", type=int, default=500)
+    parser.add_argument("--worlds", type=int, nargs="+", default=[101, 202, 303])
+    parser.add_argument("--trainings", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--only", nargs="+", metavar="ARM", help="make the cells whose arms match these patterns"
+    )
     given = parser.parse_args()
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    benches = [Bench(given.folder, seed, given.queries) for seed in range(given.seeds)]
-    results = [bench.main_arms() for bench in benches]
-    print(accuracy_table(results, SHOTS))
-    print("\n".join(versus_sft(results, SHOTS, FULL)))
-    print("\n".join(versus_own_rce(results, SHOTS, FULL)))
-    draw(results, SHOTS, BUDGETS, given.folder / "learning.png")
+    for training in given.trainings:
+        for world in given.worlds:
+            bench = Bench(given.folder, world, training)
+            bench.baselines()
+            arms = grid(bench)
+            if world == given.worlds[0]:
+                arms |= ablations(bench)
+            for name, train in arms.items():
+                if given.only is None or any(re.fullmatch(each, name) for each in given.only):
+                    bench.measure(name, train)
+    cells = read_cells()
+    print(tables(cells, BUDGETS, f"first-success {ABLATED:,}"))
+    draw(cells, BUDGETS, given.folder / "learning.png")
     print(f"wrote {given.folder / 'learning.png'}")
-    print(f"\npolicies trained at {SHOTS} shots, at others (seed 0, {FULL:,} trials)")
-    print(shots_table(benches[0].evaluate_shots()))
-    print(f"\nthe order of demonstrations, {SHOTS} shots (seed 0, {FULL:,} trials)")
-    print(accuracy_table([benches[0].evaluate_order()], SHOTS))
-    print(f"\nablations (seed 0, {ABLATED:,} trials)")
-    print(accuracy_table([benches[0].ablations()], SHOTS))
 
 
 if __name__ == "__main__":

@@ -1,128 +1,201 @@
-"""The tables and the figure of `learning.py`, from its evaluations (`Evaluation.to_json`)."""
+"""The cells of `learning.py`, and the tables and the figure that are made of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pointer_rl.cli.tables import format_table
 from pointer_rl.evaluate.statistics import Share, compare, share_of_gap
+from pointer_rl.files import write_text
 
-__all__ = ["accuracy_table", "draw", "shots_table", "versus_own_rce", "versus_sft"]
+__all__ = ["CELLS", "Cell", "draw", "read_cells", "tables"]
 
-
-def pooled(results: list[dict[str, Any]], shots: int, arm: str) -> np.ndarray:
-    """The accuracies of all seeds' queries, concatenated."""
-    return np.concatenate([each["accuracies"][str(shots)][arm] for each in results]).astype(float)
-
-
-def arms(results: list[dict[str, Any]], shots: int) -> list[str]:
-    names = results[0]["accuracies"][str(shots)]
-    return [name for name in names if name != "random by seed" and not name.startswith("vote")]
+CELLS = Path(__file__).parent / "cells"
+Floats = npt.NDArray[np.float64]
 
 
-def recovered(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
-    """The share of the gap from `low` to `high` with its 95 % interval, or a dash with a reason."""
+@dataclass(frozen=True)
+class Cell:
+    """One arm in one world, after one training."""
+
+    dataset: str
+    world: int
+    training: int
+    arm: str
+    calls: int | None = None
+    """Trials that it was trained with; None if that is unknown."""
+    accuracies: list[float] = field(default_factory=list, repr=False)
+    """On each test query, rounded."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is kept."""
+        arm = re.sub(r"[^a-z0-9]+", "-", self.arm.lower().replace(",", ""))
+        return CELLS / self.dataset / f"{arm}-world-{self.world}-training-{self.training}.json"
+
+    def write(self, calls: int | None, accuracies: Floats) -> None:
+        """Keep what was measured."""
+        measured = {"calls": calls, "accuracies": [round(each, 4) for each in accuracies.tolist()]}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path, json.dumps({**asdict(self), **measured}) + "\n")
+
+
+class Cells:
+    """All cells of a dataset, by arm."""
+
+    def __init__(self, cells: Iterable[Cell]) -> None:
+        self._by_arm: dict[str, dict[int, list[Cell]]] = {}
+        for cell in cells:
+            self._by_arm.setdefault(cell.arm, {}).setdefault(cell.world, []).append(cell)
+
+    def __contains__(self, arm: str) -> bool:
+        return arm in self._by_arm
+
+    @property
+    def arms(self) -> list[str]:
+        """Baselines by accuracy, then policies by budget and accuracy."""
+
+        def order(arm: str) -> tuple[int, float]:
+            budget = re.search(r" ([\d,]+)$", arm)
+            return int(budget[1].replace(",", "")) if budget else 0, self.of(arm).mean()
+
+        return sorted(self._by_arm, key=order)
+
+    def worlds(self, *arms: str) -> list[int]:
+        """The worlds that all these arms have."""
+        return sorted(set.intersection(*(set(self._by_arm.get(arm, {})) for arm in arms)))
+
+    def calls(self, arm: str) -> str:
+        """Mean over its cells."""
+        calls = [cell.calls for each in self._by_arm[arm].values() for cell in each]
+        known = [each for each in calls if each is not None]
+        return f"{np.mean(known):,.0f}" if len(known) == len(calls) else "–"
+
+    def of(self, arm: str, worlds: Sequence[int] | None = None) -> Floats:
+        """Accuracy on each query of these worlds, all of its own by default; the mean over
+        trainings."""
+        mine = self._by_arm[arm]
+        return np.concatenate(
+            [
+                np.mean([each.accuracies for each in mine[world]], axis=0)
+                for world in (self.worlds(arm) if worlds is None else worlds)
+            ]
+        )
+
+
+def read_cells(dataset: str = "glyphs") -> Cells:
+    """Every cell that has been made."""
+    paths = sorted((CELLS / dataset).glob("*.json"))
+    return Cells(Cell(**json.loads(path.read_text(encoding="utf-8"))) for path in paths)
+
+
+def tables(cells: Cells, budgets: Sequence[int], ablated: str) -> str:
+    """Every table, one below the other."""
+    main = [arm for arm in cells.arms if len(cells.worlds(arm)) > 1]
+    alone = [arm for arm in cells.arms if arm not in main]
+    parts = [_accuracies(cells, main)]
+    for budget in budgets:
+        pairs = [("first-success", "probes"), ("first step", "SFT"), ("online", "first-success")]
+        parts += [
+            _difference(cells, f"{ours} {budget:,}", f"{theirs} {budget:,}")
+            for ours, theirs in pairs
+        ]
+    parts.append(_ablations(cells, alone, ablated))
+    return "\n".join(parts)
+
+
+def _accuracies(cells: Cells, arms: Sequence[str]) -> str:
+    """Accuracy and share of the gap from random to what is attainable, all worlds together."""
+    rows = [("arm", "calls", "accuracy", "by world", "share of what is attainable")]
+    for arm in arms:
+        worlds = cells.worlds(arm, "random", "attainable")
+        values, low, high = (cells.of(each, worlds) for each in (arm, "random", "attainable"))
+        by_world = " ".join(f"{100 * cells.of(arm, [each]).mean():.1f}" for each in worlds)
+        accuracy = f"{100 * values.mean():.1f}"
+        rows.append((arm, cells.calls(arm), accuracy, by_world, _share(values, low, high)))
+    return format_table(rows, numeric=frozenset({1, 2}))
+
+
+def _share(values: Floats, low: Floats, high: Floats) -> str:
     found = share_of_gap(values, low, high, 0.95)
     if not isinstance(found, Share):
         return f"– ({found})"
     return f"{found.share:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
-def accuracy_table(results: list[dict[str, Any]], shots: int) -> str:
-    """Accuracy and gap recovered of every arm, all seeds' queries together, and by seed."""
-    low, high = (pooled(results, shots, arm) for arm in ("random", "oracle"))
-    rows = [("arm", "calls", "accuracy", "gap recovered", "by seed")]
-    for arm in arms(results, shots):
-        values = pooled(results, shots, arm)
-        own = (
-            [pooled([each], shots, name) for name in (arm, "random", "oracle")] for each in results
-        )
-        shares = [(ours - low).mean() / (high - low).mean() for ours, low, high in own]
-        rows.append(
-            (
-                arm,
-                training_calls(results[0], shots, arm),
-                f"{100 * values.mean():.1f}",
-                recovered(values, low, high),
-                " ".join(f"{each:.2f}" for each in shares),
-            )
-        )
-    return format_table(rows, numeric=frozenset({1, 2}))
+def _difference(cells: Cells, ours: str, theirs: str) -> str:
+    if ours not in cells or theirs not in cells:
+        return f"{ours} less {theirs}: not measured"
+    return f"{ours} less {theirs}: {_points(cells, ours, theirs)}"
 
 
-def training_calls(result: dict[str, Any], shots: int, arm: str) -> str:
-    """Trials to train the arm, for one seed."""
-    [row] = [each for each in result["rows"] if (each["arm"], each["shots"]) == (arm, shots)]
-    return "–" if row["training_calls"] is None else f"{row['training_calls']:,}"
-
-
-def versus_sft(results: list[dict[str, Any]], shots: int, budget: int) -> list[str]:
-    lines = []
-    for arm in ("first step", "offline", "online"):
-        ours, theirs = (pooled(results, shots, f"{each} {budget:,}") for each in (arm, "SFT"))
-        lines.append(f"{arm} less SFT, both for {budget:,} trials: {_difference(ours, theirs)}")
-    return lines
-
-
-def versus_own_rce(results: list[dict[str, Any]], shots: int, budget: int) -> list[str]:
-    """What GRPO adds to RCE in the guide's and the ancestor's training."""
-    lines = []
-    for recipe in ("guide", "ancestor"):
-        whole = pooled(results, shots, f"{recipe}'s recipe {budget:,}")
-        alone = pooled(results, shots, f"{recipe}'s RCE alone")
-        lines.append(f"{recipe}'s recipe less its RCE alone: {_difference(whole, alone)}")
-        left = recovered(whole, alone, pooled(results, shots, "oracle"))
-        lines.append(f"of the gap that {recipe}'s RCE left to the oracle, its GRPO recovers {left}")
-    return lines
-
-
-def _difference(ours: np.ndarray, theirs: np.ndarray) -> str:
-    found = compare(ours, theirs, level=0.95)
+def _points(cells: Cells, ours: str, theirs: str) -> str:
+    worlds = cells.worlds(ours, theirs)
+    found = compare(cells.of(ours, worlds), cells.of(theirs, worlds), level=0.95)
     return (
         f"{100 * found.mean:+.1f} points (95 % interval {100 * found.low:+.1f} to "
         f"{100 * found.high:+.1f}; {found.queries:,} queries)"
     )
 
 
-def shots_table(result: dict[str, Any]) -> str:
-    """Accuracy and gap recovered by number of shots, an arm a line."""
-    every = sorted(map(int, result["accuracies"].keys() - {"0"}))
-    rows = [("arm", *(f"{shots} shot{'s' if shots > 1 else ''}" for shots in every))]
-    for arm in arms([result], every[0]):
-        cells = []
-        for shots in every:
-            values, *ends = (pooled([result], shots, each) for each in (arm, "random", "oracle"))
-            cells.append(f"{100 * values.mean():.1f} {recovered(values, *ends)}")
-        rows.append((arm, *cells))
-    return format_table(rows, numeric=frozenset())
+def _ablations(cells: Cells, arms: Sequence[str], default: str) -> str:
+    """Arms of one world, less the default on the same queries."""
+    if not arms or default not in cells:
+        return ""
+    rows = [("otherwise", "calls", "accuracy", f"less {default}")]
+    for arm in (default, *arms):
+        accuracy = f"{100 * cells.of(arm, cells.worlds(arm, *arms)).mean():.1f}"
+        less = "" if arm == default else _points(cells, arm, default)
+        rows.append((arm, cells.calls(arm), accuracy, less))
+    return format_table(rows, numeric=frozenset({1, 2}))
 
 
-def draw(results: list[dict[str, Any]], shots: int, budgets: Sequence[int], path: Path) -> None:
-    """Accuracy against trials, with the baselines as lines."""
+def draw(cells: Cells, budgets: Sequence[int], path: Path) -> None:
+    """Accuracy against calls, with the baselines as lines."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for arm, color in (("online", "tab:red"), ("offline", "tab:orange"), ("SFT", "tab:blue")):
+    colors = {
+        "online": "tab:red",
+        "first-success": "tab:orange",
+        "probes": "tab:green",
+        "SFT": "tab:blue",
+    }
+    for kind, color in colors.items():
+        there = [budget for budget in budgets if f"{kind} {budget:,}" in cells]
         each = [
-            [100 * pooled([result], shots, f"{arm} {budget:,}").mean() for budget in budgets]
-            for result in results
+            [
+                100 * cells.of(f"{kind} {budget:,}", [world]).mean()
+                for world in cells.worlds(f"{kind} {budget:,}")
+            ]
+            for budget in there
         ]
-        axes.fill_between(budgets, np.min(each, 0), np.max(each, 0), color=color, alpha=0.15)
-        axes.plot(budgets, np.mean(each, 0), marker="o", color=color, label=arm, linewidth=2)
-    for arm, style in (("oracle", "--"), ("mixed", ":"), ("random", "-.")):
-        label = "mixed similarity" if arm == "mixed" else arm
-        height = 100 * pooled(results, shots, arm).mean()
-        axes.axhline(height, color="0.4", linestyle=style, label=label)
-    axes.set_xlabel("trials asked")
+        axes.fill_between(
+            there,
+            [min(those) for those in each],
+            [max(those) for those in each],
+            color=f"tab:{color}",
+            alpha=0.15,
+        )
+        means = [float(np.mean(those)) for those in each]
+        axes.plot(there, means, marker="o", color=f"tab:{color}", label=kind, linewidth=2)
+    for arm, style in (("answer-match", "--"), ("mixed", ":"), ("random", "-.")):
+        if arm in cells:
+            label = "mixed similarity" if arm == "mixed" else arm
+            axes.axhline(100 * cells.of(arm).mean(), color="0.4", linestyle=style, label=label)
+    axes.set_xlabel("calls of the VLM to train")
     axes.set_ylabel("accuracy on test queries (%)")
-    axes.set_title(f"glyphs, {shots} shots, {len(results)} seeds", loc="left")
+    axes.set_title(f"glyphs, 2 shots, {len(cells.worlds('random'))} worlds", loc="left")
     axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
     axes.set_ylim(0, 102)
     axes.spines[["top", "right"]].set_visible(False)

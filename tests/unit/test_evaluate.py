@@ -60,7 +60,7 @@ def make_arms(oracle_random=4, oracle_retrieval=2):
         "random": RandomArm(3),
         "image": SimilarityArm("image"),
         "mixed": SimilarityArm("mixed"),
-        "RL": PolicyArm(Odd()),
+        "RL": PolicyArm([Odd()]),
         "vote mixed": VoteArm("mixed"),
         "vote RL": VoteArm("RL"),
         "oracle": OracleArm(oracle_random, oracle_retrieval),
@@ -173,7 +173,7 @@ def test_an_arm_that_cannot_choose_is_named():
             raise InputError("embeddings of 8 dimensions")
 
     with pytest.raises(InputError, match=r"arm RL: embeddings of 8 dimensions"):
-        choose(setting(), {"RL": PolicyArm(Refusing())})
+        choose(setting(), {"RL": PolicyArm([Refusing()])})
     with pytest.raises(InputError, match=r"arm x: no similarity 'text' \(there are: image, mixed"):
         choose(setting(), {"x": SimilarityArm("text")})
 
@@ -204,7 +204,7 @@ def test_a_policy_that_stops_shows_fewer_demonstrations():
             rows = torch.tensor([[[3, -1]]]).expand(len(queries.examples), 1, 2)
             return Decoded(rows, torch.zeros(len(rows), 1))
 
-    assert PolicyArm(Stopping()).choose(setting()) == [((3,),)] * 6
+    assert PolicyArm([Stopping()]).choose(setting()) == [((3,),)] * 6
 
 
 # --- what comes out -------------------------------------------------------------------------------
@@ -254,7 +254,9 @@ def test_accuracies_by_hand():
         "vote RL": [1, 0],
         "oracle": [1, 1],
     }
-    assert found.by_seed.tolist() == [[0, 1], [1, 0], [1, 0]]
+    assert {name: values.tolist() for name, values in found.by_seed.items()} == {
+        "random": [[0, 1], [1, 0], [1, 0]]
+    }
     calls = {name: found.calls(name) for name in found.accuracies}
     votes = {"vote mixed": 0, "vote RL": 0}
     assert calls == {"random": 6, "mixed": 2, "RL": 2, **votes, "oracle": 3}
@@ -275,7 +277,7 @@ def test_a_query_with_a_failed_trial_is_left_out_of_every_arm():
     found, asked = measured_by_hand(answer)
     for values in found.accuracies.values():
         assert np.isnan(values).tolist() == [False, True]
-    assert np.isnan(found.by_seed).tolist() == [[False, True]] * 3
+    assert np.isnan(found.by_seed["random"]).tolist() == [[False, True]] * 3
     assert found.left_out == 1
     assert (asked.failed, asked.first_failure) == (1, "too long")
     assert found.accuracy("RL") == 1
