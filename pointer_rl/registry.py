@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -81,13 +81,28 @@ class Entry:
     kind: str
     name: str
     factory: Callable[..., Any] | str
-    options: type | None
+    options_source: type | str | None
+    """As registered; see `options`."""
     summary: str
     plugin: PluginRecord
     aliases: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Other names, each with the option values that it stands for."""
     needs: Mapping[str, str] = field(default_factory=dict)
     """Packages that only this entry needs: the name to import, and what to install with pip."""
+
+    @cached_property
+    def options(self) -> type | None:
+        """The options class. Raises PluginError if the plugin names one that is not there."""
+        if not isinstance(self.options_source, str):
+            return self.options_source
+        try:
+            found: type = resolve_name(self.options_source)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise PluginError(
+                f"{self.kind} {self.name}: its options {self.options_source!r} cannot be imported "
+                f"({_one_line(error)})"
+            ) from error
+        return found
 
     def missing(self) -> MissingExtraError | None:
         """The error for the first needed package that is not installed. Imports nothing."""
@@ -244,7 +259,7 @@ class Registry:
         name: str,
         factory: Callable[..., Any],
         *,
-        options: type | None = None,
+        options: type | str | None = None,
         summary: str,
         aliases: Mapping[str, Mapping[str, object]] | None = None,
         needs: Mapping[str, str] | None = None,

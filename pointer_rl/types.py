@@ -482,16 +482,16 @@ class Register(Protocol):
         name: str,
         factory: Callable[..., Any] | str,
         *,
-        options: type | None = None,
+        options: type | str | None = None,
         summary: str,
         aliases: Mapping[str, Mapping[str, object]] | None = None,
         needs: Mapping[str, str] | None = None,
     ) -> None:
         """Register `factory(options)`, or `factory()` where there is no options class.
 
-        `factory` may be a string, "package.module:name", which is imported when the plugin is
-        first created: heavy imports belong there. `options` is a keyword-only frozen dataclass; its
-        fields, their defaults and the docstring under each are what a user sees. `needs` maps
+        `options` is a keyword-only frozen dataclass; its fields, their defaults and the docstring
+        under each are what a user sees. Both may be strings, "package.module:name", which are
+        imported when they are first needed: heavy imports belong there. `needs` maps
         optional packages, by the name to import, to what pip installs. If one is missing,
         `pointer-rl plugins` says so and the factory is not called.
         """

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pointer_rl.hookspecs import hookimpl
-from pointer_rl_flamingo.options import FlamingoOptions
 
 if TYPE_CHECKING:
     from pointer_rl.types import Register, VQABackend
+    from pointer_rl_flamingo.options import FlamingoOptions
 
 __all__ = ["FlamingoOptions", "create_backend", "pointer_rl_register_backends"]
 
@@ -46,7 +46,7 @@ def pointer_rl_register_backends(register: Register) -> None:
     register(
         "flamingo",
         create_backend,
-        options=FlamingoOptions,
+        options="pointer_rl_flamingo.options:FlamingoOptions",
         summary="OpenFlamingo or IDEFICS-1, from folders or the Hugging Face Hub",
         aliases=ALIASES,
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pointer_rl.hookspecs import hookimpl
-from pointer_rl_glyphs.options import GlyphsEncoderOptions, GlyphsOptions
 
 if TYPE_CHECKING:
     import click
@@ -22,7 +21,7 @@ def pointer_rl_register_datasets(register: Register) -> None:
     register(
         "glyphs",
         "pointer_rl_glyphs.dataset:load_glyphs",
-        options=GlyphsOptions,
+        options="pointer_rl_glyphs.options:GlyphsOptions",
         summary="images of shapes, questions answered in made-up words; brings its own model",
     )
 
@@ -33,7 +32,7 @@ def pointer_rl_register_encoders(register: Register) -> None:
     register(
         "glyphs",
         "pointer_rl_glyphs.encoder:GlyphsEncoder",
-        options=GlyphsEncoderOptions,
+        options="pointer_rl_glyphs.options:GlyphsEncoderOptions",
         summary="the glyph model's vision tower and token embeddings",
     )
 

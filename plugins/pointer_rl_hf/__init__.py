@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pointer_rl.hookspecs import hookimpl
-from pointer_rl_hf.options import HFBackendOptions
 
 if TYPE_CHECKING:
     from pointer_rl.types import Register, VQABackend
+    from pointer_rl_hf.options import HFBackendOptions
 
 __all__ = ["HFBackendOptions", "create_backend", "pointer_rl_register_backends"]
 
@@ -36,7 +36,7 @@ def pointer_rl_register_backends(register: Register) -> None:
     register(
         "hf",
         create_backend,
-        options=HFBackendOptions,
+        options="pointer_rl_hf.options:HFBackendOptions",
         summary="any image-text-to-text model of transformers (LLaVA, InternVL, Gemma 3, SmolVLM…)",
         aliases={alias: {"model": model} for alias, model in ALIASES.items()},
     )

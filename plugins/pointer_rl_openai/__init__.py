@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pointer_rl.hookspecs import hookimpl
-from pointer_rl_openai.options import OpenAIOptions
 
 if TYPE_CHECKING:
     from pointer_rl.types import Register
     from pointer_rl_openai.backend import OpenAIBackend
+    from pointer_rl_openai.options import OpenAIOptions
 
 __all__ = ["OpenAIOptions", "create_backend", "pointer_rl_register_backends"]
 
@@ -30,7 +30,7 @@ def pointer_rl_register_backends(register: Register) -> None:
     register(
         "openai",
         create_backend,
-        options=OpenAIOptions,
+        options="pointer_rl_openai.options:OpenAIOptions",
         summary="a server with the OpenAI chat API: vLLM, SGLang, transformers serve, hosted",
         needs={"httpx2": "pointer-rl[openai]"},
     )

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pointer_rl.hookspecs import hookimpl
-from pointer_rl_qwen2vl.options import Qwen2VLOptions
 
 if TYPE_CHECKING:
     from pointer_rl.types import Register
     from pointer_rl_qwen2vl.backend import Qwen2VLBackend
+    from pointer_rl_qwen2vl.options import Qwen2VLOptions
 
 __all__ = ["Qwen2VLOptions", "create_backend", "pointer_rl_register_backends"]
 
@@ -44,7 +44,7 @@ def pointer_rl_register_backends(register: Register) -> None:
     register(
         "qwen2vl",
         create_backend,
-        options=Qwen2VLOptions,
+        options="pointer_rl_qwen2vl.options:Qwen2VLOptions",
         summary="Qwen2-VL, Qwen2.5-VL or Qwen3-VL, from a folder or the Hugging Face Hub",
         aliases={alias: {"model": model} for alias, model in ALIASES.items()},
     )

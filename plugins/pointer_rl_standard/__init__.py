@@ -1,7 +1,7 @@
 """The standard plugin: prompts, metrics, generators, rewards, datasets, `clip` and `pointer`.
 
-Every command loads this module, so it imports only the options. Factories are named by their module
-and imported when they are called.
+Every command loads this module, so it imports nothing. Factories and options are named by their
+module, and imported when they are needed.
 """
 
 from __future__ import annotations
@@ -11,35 +11,41 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pointer_rl.hookspecs import hookimpl
-from pointer_rl.selectors.options import PointerConfig
-from pointer_rl_standard.options import (
-    OKVQA,
-    BeamOptions,
-    ChatOptions,
-    ClipOptions,
-    FirstSuccessOptions,
-    FixedOptions,
-    GreedyOptions,
-    HFOptions,
-    JSONLOptions,
-    MMROptions,
-    OracleOptions,
-    PolicyOptions,
-    ProbeOptions,
-    RandomArmOptions,
-    RandomOptions,
-    RetrievalOptions,
-    SampleOptions,
-    ShortAnswerOptions,
-    SimilarityOptions,
-    VoteOptions,
-    VQAOptions,
-)
-from pointer_rl_standard.rewards import FORMULAS, FormulaReward
 
 if TYPE_CHECKING:
     from pointer_rl.evaluate.arms import Arm
-    from pointer_rl.types import Register
+    from pointer_rl.types import Register, Reward
+    from pointer_rl_standard.options import PolicyOptions
+
+OKVQA = {
+    "questions": "OpenEnded_mscoco_train2014_questions.json",
+    "annotations": "mscoco_train2014_annotations.json",
+}
+"""Options of `vqa` for OK-VQA, whose file names differ from VQAv2's."""
+REWARDS = {
+    "hard_plus_soft": ("HardSoftOptions", "correct + accuracy"),
+    "hard_plus_soft_v2": ("HardSoftOptions", "2·correct + accuracy"),
+    "hard_only": ("HardOptions", "correct"),
+    "soft_only": ("SoftOptions", "accuracy"),
+    "separated": (
+        "HardSoftOptions",
+        "2·correct + accuracy, so that right and wrong answers never overlap",
+    ),
+    "hard01_plus_gtprob": ("HardSoftOptions", "correct + probability of the annotators' answers"),
+    "hard01_plus_gtprob_separated": (
+        "HardSoftOptions",
+        "2·correct + probability of the annotators' answers",
+    ),
+    "hard_plus_gtprob_plus_rel": (
+        "HardRelOptions",
+        "correct + probability of the annotators' answers + similarity to them if wrong",
+    ),
+    "legacy": (
+        "LegacyOptions",
+        "alpha·(score under the policy) + beta·correctness, as in the first Lever-Plus",
+    ),
+}
+"""Name of the reward → its options, in `rewards`, and its summary."""
 
 
 @hookimpl
@@ -48,13 +54,13 @@ def pointer_rl_register_prompt_builders(register: Register) -> None:
     register(
         "short-answer",
         "pointer_rl_standard.prompts:ShortAnswerPromptBuilder",
-        options=ShortAnswerOptions,
+        options="pointer_rl_standard.options:ShortAnswerOptions",
         summary="One user message of `Question:… Short answer:…` blocks, each after its image",
     )
     register(
         "chat",
         "pointer_rl_standard.prompts:ChatPromptBuilder",
-        options=ChatOptions,
+        options="pointer_rl_standard.options:ChatOptions",
         summary="A conversation: the user asks about an image, the assistant answers",
     )
 
@@ -77,8 +83,13 @@ def pointer_rl_register_metrics(register: Register) -> None:
 @hookimpl
 def pointer_rl_register_rewards(register: Register) -> None:
     """Register the formulas of Lever-Plus."""
-    for name, (options, summary) in FORMULAS.items():
-        register(name, partial(FormulaReward, name), options=options, summary=summary)
+    for name, (options, summary) in REWARDS.items():
+        register(
+            name,
+            partial(_create_reward, name),
+            options=f"pointer_rl_standard.rewards:{options}",
+            summary=summary,
+        )
 
 
 @hookimpl
@@ -87,49 +98,49 @@ def pointer_rl_register_generators(register: Register) -> None:
     register(
         "beam",
         "pointer_rl_standard.generators:BeamGenerator",
-        options=BeamOptions,
+        options="pointer_rl_standard.options:BeamOptions",
         summary="The policy's best pointers, by beam search",
     )
     register(
         "sample",
         "pointer_rl_standard.generators:SampleGenerator",
-        options=SampleOptions,
+        options="pointer_rl_standard.options:SampleOptions",
         summary="Pointers drawn from the policy, at one or more temperatures",
     )
     register(
         "random",
         "pointer_rl_standard.generators:RandomGenerator",
-        options=RandomOptions,
+        options="pointer_rl_standard.options:RandomOptions",
         summary="Pointers drawn uniformly from the pool",
     )
     register(
         "retrieval",
         "pointer_rl_standard.generators:RetrievalGenerator",
-        options=RetrievalOptions,
+        options="pointer_rl_standard.options:RetrievalOptions",
         summary="Pointers of the rows most similar to the query",
     )
     register(
         "mmr",
         "pointer_rl_standard.generators:MMRGenerator",
-        options=MMROptions,
+        options="pointer_rl_standard.options:MMROptions",
         summary="Rows that are similar to the query and unlike each other",
     )
     register(
         "probe",
         "pointer_rl_standard.generators:ProbeGenerator",
-        options=ProbeOptions,
+        options="pointer_rl_standard.options:ProbeOptions",
         summary="Pointers that differ in one row: the best rows, each with the same random others",
     )
     register(
         "first-success",
         "pointer_rl_standard.searches:FirstSuccess",
-        options=FirstSuccessOptions,
+        options="pointer_rl_standard.options:FirstSuccessOptions",
         summary="Probes, one after the other, until the query has a success",
     )
     register(
         "greedy",
         "pointer_rl_standard.searches:Greedy",
-        options=GreedyOptions,
+        options="pointer_rl_standard.options:GreedyOptions",
         summary="Finds the best first row, then the best next one beside it",
     )
 
@@ -140,21 +151,21 @@ def pointer_rl_register_datasets(register: Register) -> None:
     register(
         "vqa",
         "pointer_rl_standard.vqa_files:load_vqa",
-        options=VQAOptions,
+        options="pointer_rl_standard.options:VQAOptions",
         summary="Question and annotation files in VQAv2's format (VQAv2, OK-VQA)",
         aliases={"okvqa_local": OKVQA},
     )
     register(
         "hf",
         "pointer_rl_standard.hf_dataset:load_hf",
-        options=HFOptions,
+        options="pointer_rl_standard.options:HFOptions",
         summary="A dataset of the Hugging Face `datasets` library",
         needs={"datasets": "pointer-rl[hf]"},
     )
     register(
         "jsonl",
         "pointer_rl_standard.jsonl_dataset:load_jsonl",
-        options=JSONLOptions,
+        options="pointer_rl_standard.options:JSONLOptions",
         summary="JSON lines: image, question and answers",
     )
 
@@ -165,7 +176,7 @@ def pointer_rl_register_encoders(register: Register) -> None:
     register(
         "clip",
         "pointer_rl_standard.clip:ClipEncoder",
-        options=ClipOptions,
+        options="pointer_rl_standard.options:ClipOptions",
         summary="CLIP or SigLIP, through transformers: image, question or both",
     )
 
@@ -191,26 +202,31 @@ def pointer_rl_register_arms(register: Register) -> None:
     register(
         "random",
         partial(_create_arm, "RandomArm"),
-        options=RandomArmOptions,
+        options="pointer_rl_standard.options:RandomArmOptions",
         summary="Random pointers, averaged",
     )
     register(
         "similarity",
         partial(_create_arm, "SimilarityArm"),
-        options=SimilarityOptions,
+        options="pointer_rl_standard.options:SimilarityOptions",
         summary="The rows most similar to the query",
     )
-    register("policy", _policy_arm, options=PolicyOptions, summary="A policy's likeliest pointer")
+    register(
+        "policy",
+        _policy_arm,
+        options="pointer_rl_standard.options:PolicyOptions",
+        summary="A policy's likeliest pointer",
+    )
     register(
         "vote",
         partial(_create_arm, "VoteArm"),
-        options=VoteOptions,
+        options="pointer_rl_standard.options:VoteOptions",
         summary="The majority of an arm's demonstrations' answers, without a model",
     )
     register(
         "oracle",
         partial(_create_arm, "OracleArm"),
-        options=OracleOptions,
+        options="pointer_rl_standard.options:OracleOptions",
         summary="The best of a fixed number of pointers, random and similar ones",
     )
     register(
@@ -226,7 +242,7 @@ def pointer_rl_register_arms(register: Register) -> None:
     register(
         "fixed",
         "pointer_rl_standard.fixed_pointer:FixedArm",
-        options=FixedOptions,
+        options="pointer_rl_standard.options:FixedOptions",
         summary="One pointer for all queries: the best on training queries, by successive halving",
     )
 
@@ -237,9 +253,16 @@ def pointer_rl_register_selectors(register: Register) -> None:
     register(
         "pointer",
         "pointer_rl.selectors:PointerSelector",
-        options=PointerConfig,
+        options="pointer_rl.selectors.options:PointerConfig",
         summary="Cross-attention over the pool, then cosines; chooses exactly `shots` rows",
     )
+
+
+def _create_reward(name: str, options: Any) -> Reward:
+    """The formula of that name."""
+    from pointer_rl_standard.rewards import FormulaReward
+
+    return FormulaReward(name, options)
 
 
 def _create_arm(name: str, options: Any) -> Arm:

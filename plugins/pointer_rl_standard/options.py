@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -165,12 +164,6 @@ class ClipOptions:
 
 
 # --- datasets ---
-
-OKVQA: Mapping[str, object] = {
-    "questions": "OpenEnded_mscoco_train2014_questions.json",
-    "annotations": "mscoco_train2014_annotations.json",
-}
-"""Options of `vqa` for OK-VQA, whose file names differ from VQAv2's."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

@@ -15,8 +15,6 @@ hw, sw and rw are the options hard_weight, soft_weight and rel_weight.
 In legacy, quality is beam_score or, with use_logprob, -logprob_score if there is one (the sign is
 Lever-Plus's); correctness is hard, or soft if hard is missing, as it is (01) or as 2x - 1 (pm1).
 Every reward is clipped to [-5, 5].
-
-Every command imports this module, so it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -75,38 +73,12 @@ class LegacyOptions:
     """Score a candidate by -logprob_score if it has one, not by beam_score."""
 
 
-FORMULAS: dict[str, tuple[type, str]] = {
-    "hard_plus_soft": (HardSoftOptions, "correct + accuracy"),
-    "hard_plus_soft_v2": (HardSoftOptions, "2·correct + accuracy"),
-    "hard_only": (HardOptions, "correct"),
-    "soft_only": (SoftOptions, "accuracy"),
-    "separated": (
-        HardSoftOptions,
-        "2·correct + accuracy, so that right and wrong answers never overlap",
-    ),
-    "hard01_plus_gtprob": (HardSoftOptions, "correct + probability of the annotators' answers"),
-    "hard01_plus_gtprob_separated": (
-        HardSoftOptions,
-        "2·correct + probability of the annotators' answers",
-    ),
-    "hard_plus_gtprob_plus_rel": (
-        HardRelOptions,
-        "correct + probability of the annotators' answers + similarity to them if wrong",
-    ),
-    "legacy": (
-        LegacyOptions,
-        "alpha·(score under the policy) + beta·correctness, as in the first Lever-Plus",
-    ),
-}
-"""Name of the reward → its options and summary."""
-
-
 @dataclass(frozen=True)
 class FormulaReward:
     """The value of a formula for an outcome, clipped to [-5, 5]."""
 
     formula: str
-    """A name in FORMULAS."""
+    """The registered name, whose formula is in the table above."""
     options: Any
 
     def __call__(self, outcome: Outcome, candidate: Candidate) -> float:

@@ -13,7 +13,7 @@ import pointer_rl
 from pointer_rl.errors import InputError
 from pointer_rl.registry import registry
 from pointer_rl.types import Candidate, Outcome
-from pointer_rl_standard.rewards import FORMULAS
+from pointer_rl_standard import REWARDS
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "rewards.json").read_text())
 
@@ -26,7 +26,7 @@ def reward(
 
 
 def test_every_reference_case() -> None:
-    assert {case["reward_mode"] for case in CASES} == set(FORMULAS)
+    assert {case["reward_mode"] for case in CASES} == set(REWARDS)
     for case in CASES:
         given = {name: value for name, value in case.items() if name != "reward"}
         actual = pointer_rl.compute_reward_for_candidate(**given)
@@ -47,7 +47,7 @@ USED = {
 """The options that each reward uses."""
 
 
-@pytest.mark.parametrize("mode", FORMULAS)
+@pytest.mark.parametrize("mode", REWARDS)
 @pytest.mark.parametrize("option", sorted(set().union(*USED.values())))
 def test_an_option_that_the_mode_ignores_is_refused(mode: str, option: str) -> None:
     value = {"correctness_mode": "01", "use_logprob": "yes"}.get(option, "2.5")
@@ -58,7 +58,7 @@ def test_an_option_that_the_mode_ignores_is_refused(mode: str, option: str) -> N
             registry().create("reward", mode, {option: value})
 
 
-@pytest.mark.parametrize("mode", FORMULAS)
+@pytest.mark.parametrize("mode", REWARDS)
 def test_the_guides_function_takes_every_weight_in_every_mode(mode: str) -> None:
     weights = {
         **{"hard_weight": 0.5, "soft_weight": 0.25, "rel_weight": 0.2, "alpha": 0.3, "beta": 0.7},
@@ -76,13 +76,13 @@ def test_the_guides_function_takes_every_weight_in_every_mode(mode: str) -> None
     assert given == reward(mode, outcome, candidate, **used)
 
 
-@pytest.mark.parametrize("mode", FORMULAS)
+@pytest.mark.parametrize("mode", REWARDS)
 def test_a_failed_trial_has_no_reward(mode: str) -> None:
     with pytest.raises(ValueError, match="server gone"):
         reward(mode, Outcome(failure="server gone"))
 
 
-@pytest.mark.parametrize("mode", FORMULAS)
+@pytest.mark.parametrize("mode", REWARDS)
 def test_missing_values_count_nothing(mode: str) -> None:
     options = {"correctness_mode": "01"} if mode == "legacy" else {}
     assert reward(mode, Outcome(), **options) == 0
@@ -108,7 +108,7 @@ unit = st.floats(0, 1)
 score = st.floats(-1e6, 1e6)
 
 
-@pytest.mark.parametrize("mode", FORMULAS)
+@pytest.mark.parametrize("mode", REWARDS)
 @given(accuracy=unit, gt_prob=unit, rel=unit, beam=score, weight=st.floats(0, 100))
 def test_is_clipped_and_prefers_right_answers(
     mode: str, accuracy: float, gt_prob: float, rel: float, beam: float, weight: float

@@ -14,7 +14,8 @@ from PIL import Image
 from pointer_rl.datasets.images import ImageFile
 from pointer_rl.errors import InputError
 from pointer_rl.options import build_options
-from pointer_rl_standard.options import OKVQA, VQAOptions
+from pointer_rl_standard import OKVQA
+from pointer_rl_standard.options import VQAOptions
 from pointer_rl_standard.vqa_files import load_vqa
 
 QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"

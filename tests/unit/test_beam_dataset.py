@@ -21,9 +21,9 @@ from pointer_rl.errors import InputError, PluginError
 from pointer_rl.records.beams import Beam, to_beam_record
 from pointer_rl.records.formats import open_writer
 from pointer_rl.records.records import to_record
+from pointer_rl.registry import registry
 from pointer_rl.testing import example
 from pointer_rl.types import Candidate, Outcome
-from pointer_rl_standard.rewards import FORMULAS
 
 REWARDS = json.loads((Path(__file__).parents[1] / "data" / "rewards.json").read_text())
 OUTCOME = {"vqa_pred_answer": "x", "vqa_correct": 1, "vqa_acc_score": 0.6}
@@ -178,7 +178,9 @@ def test_rewards_are_the_reference_ones(tmp_path):
             path = dump(tmp_path, {"q": record, "z": {"pointer_candidates": [candidate([1])]}})
             # The ancestor takes every option in every mode; here a mode refuses what it ignores.
             given = dict(zip(options, json.loads(values), strict=True))
-            known = {each.name for each in dataclasses.fields(FORMULAS[mode][0])}
+            known = {
+                each.name for each in dataclasses.fields(registry().find("reward", mode).options)
+            }
             dataset = BeamDataset(path, mode, {k: v for k, v in given.items() if k in known})
             assert dataset.without_reward == len(mine) - len(judged)
             expected = [case["reward"] for case in judged]
