@@ -80,7 +80,8 @@ def load_selector(
     if not file.is_file():
         if path.is_dir():
             raise InputError(
-                f"{path}: no {_WEIGHTS} in it: give the folder of a bundle or selector"
+                f"{path}: no {_WEIGHTS} in it: give the folder of a bundle or selector, of several "
+                "seeds that of one, such as seed-0"
             )
         raise InputError(f"{path}: no such checkpoint; give a folder, .safetensors, .ckpt or .pt")
     tensors = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)

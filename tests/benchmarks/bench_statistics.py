@@ -78,8 +78,8 @@ class World:
         oracle = {"oracle": right(self.truth("oracle"))}
         zero = {"zero-shot": right(self.rate)}
         return [
-            Measured(0, zero, np.empty((0, self.queries)), {}),
-            Measured(2, {**arms, **oracle}, seeds, {}),
+            Measured(0, zero, {}, {}),
+            Measured(2, {**arms, **oracle}, {"random": seeds}, {}),
         ]
 
     def true_difference(self, found: Comparison) -> float:

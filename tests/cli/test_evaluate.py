@@ -222,7 +222,7 @@ def test_the_encoders_modes_are_arms(cli, world):
     assert result.exit_code == 0, result.output
     content = json.loads(path.read_text())
     of_two = list(content["accuracies"]["2"])
-    assert of_two[:5] == ["random", "image", "text", "mixed", "vote mixed"]
+    assert of_two[:5] == ["random", "image", "text", "mixed", "answer-match"]
     assert [each.split(":")[-1] for each in content["settings"]["similarity"].values()] == [
         *("image", "text", "both"),
     ]
@@ -250,6 +250,33 @@ def test_a_bundle_says_at_how_many_shots_and_on_what_it_was_trained(evaluate, wo
     assert verdict in (folder / "README.md").read_text()
     # Asked for other numbers of shots than it was trained at, the first is the primary.
     assert "other, 3 shots: " in evaluate("--policy", f"other={folder}", "--shots", "3,2").stdout
+
+
+def test_a_folder_of_several_seeds_is_one_arm(evaluate, world):
+    first, second = (bundle(world, shots=1), world.folder / "seeds" / "seed-1")
+    second.parent.mkdir()
+    first.rename(second.with_name("seed-0"))
+    bundle(world, shots=1, trained_on=("e2", "e3")).rename(second)
+    result = evaluate("--policy", f"both={second.parent}", "--shots", "1", "--record")
+    assert result.exit_code == 0, result.output
+    assert "WARNING: both was trained on 3 of these 8 queries" in result.stdout
+    verdict = next(line for line in result.stdout.splitlines() if line.startswith("both, 1 shot"))
+    assert "both is the mean of 2 training seeds: " in verdict
+    for folder in (second.with_name("seed-0"), second):
+        assert load_bundle(folder).info.evaluation["verdict"] == verdict
+    # A seed whose training was interrupted is not left out in silence.
+    second.with_name("seed-2").mkdir()
+    one_line(evaluate("--policy", f"both={second.parent}"), "seed-2", "not a policy bundle")
+    second.with_name("seed-2").rmdir()
+    (second / "bundle.json").write_text(
+        (second / "bundle.json").read_text().replace('"shots": 1', '"shots": 2')
+    )
+    one_line(evaluate("--policy", f"both={second.parent}"), "seed-1", "other shots", "seed-0")
+
+
+def test_answer_match_says_why_it_takes_no_part(evaluate, glyphs):
+    assert "answer-match takes no part: the pool, which arms learn from" in evaluate().stdout
+    assert re.search(r"2  answer-match +10 +10 ", glyphs().stdout)
 
 
 def test_the_same_picture_under_another_image_id_is_a_leak(evaluate, world):

@@ -101,6 +101,35 @@ def one_line(result, *parts):
         assert part in lines[0]
 
 
+def test_several_seeds_train_into_a_folder_each_which_a_later_command_starts_from(place):
+    output = succeeds(place.run("--seeds", "2", "--seed", "3", output="both"))
+    assert [line for line in output if line.startswith("seed ")] == ["seed 3:", "seed 4:"]
+    succeeds(place.run("--seed", "4", output="four"))
+    hashes = [
+        load_bundle(place.folder / name).policy.hash
+        for name in ("both/seed-3", "both/seed-4", "four")
+    ]
+    assert hashes[1] == hashes[2] != hashes[0]
+    again = succeeds(place.run("--seeds", "2", "--seed", "3", output="both"))
+    assert sum("nothing to do" in line for line in again) == 2
+    start = ("--sft-ckpt", "both")
+    succeeds(place.run("--seeds", "2", "--seed", "3", *start, output="next"))
+    succeeds(place.run("--seed", "4", "--sft-ckpt", "both/seed-4", output="next-four"))
+    assert (
+        load_bundle(place.folder / "next" / "seed-4").policy.hash
+        == load_bundle(place.folder / "next-four").policy.hash
+    )
+
+
+def test_seeds_and_a_single_training_do_not_share_a_folder(place):
+    succeeds(place.run("--seeds", "2", output="both"))
+    one_line(place.run(output="both"), "both/seed-0", "give --seeds")
+    one_line(place.run("--seeds", "2", "--seed", "1", output="both"), "both/seed-0", "another")
+    one_line(place.run("--sft-ckpt", "both", output="next"), "both", "seed-0")
+    succeeds(place.run(output="one"))
+    one_line(place.run("--seeds", "2", output="one"), "one", "another training's")
+
+
 # --- on data ---------------------------------------------------------------------------------
 
 

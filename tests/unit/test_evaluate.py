@@ -207,6 +207,46 @@ def test_a_policy_that_stops_shows_fewer_demonstrations():
     assert PolicyArm([Stopping()]).choose(setting()) == [((3,),)] * 6
 
 
+class Even:
+    """A policy that chooses row 0."""
+
+    def beam(self, queries, pool, width):
+        rows = torch.tensor([[[0, -1]]]).expand(len(queries.examples), 1, 2)
+        return Decoded(rows, torch.zeros(len(rows), 1))
+
+
+def test_the_seeds_of_a_training_are_one_arm_whose_accuracy_is_their_mean():
+    arms = {"RL": PolicyArm([Odd(), Even()]), "vote RL": VoteArm("RL"), "one": PolicyArm([Even()])}
+    at = choose(setting(), arms)
+    assert at.chosen["RL"] == [((7, 6), (0,))] * 6
+    found = measure(at, arms, ask([at], FakeBackend(copying)), EqualMetric())
+    assert found.accuracies["RL"].tolist() == [
+        0.5 * (q % 2 == 6 % 2) + 0.5 * (q % 2 == 0) for q in range(6)
+    ]
+    assert found.by_seed.keys() == {"RL"}
+    assert found.seeds("RL") == [0.5, 0.5]
+    assert found.seeds("one") == []
+    alone = choose(setting(), {"RL": PolicyArm([Odd()]), "vote RL": VoteArm("RL")})
+    votes = [
+        measure(each, arms, ask([each], FakeBackend(copying)), EqualMetric()).accuracies[name]
+        for each, name in ((alone, "vote RL"), (at, "one"))
+    ]
+    # Odd's two demonstrations vote, and Even's one.
+    assert found.accuracies["vote RL"].tolist() == ((votes[0] + votes[1]) / 2).tolist()
+
+
+def test_only_an_arm_that_nobody_named_may_be_missing():
+    class Refusing(Arm):
+        def choose(self, setting):
+            raise InputError("no labels")
+
+    at = choose(setting(), {"mine": Refusing(), "RL": PolicyArm([Odd()])}, optional={"mine"})
+    assert at.left_out == {"mine": "no labels"}
+    assert at.chosen.keys() == {"RL"}
+    with pytest.raises(InputError, match="arm mine: no labels"):
+        choose(setting(), {"mine": Refusing()})
+
+
 # --- what comes out -------------------------------------------------------------------------------
 
 
@@ -334,12 +374,12 @@ def world(queries=200, seed=0, shots=(1, 2), lost=(), shown=None, zero_shot=0.0,
         accuracies = {"random": seeds.mean(0), **{arm: right(r) for arm, r in rates.items()}}
         accuracies["oracle"] = right(best)
         mine = {**dict.fromkeys(accuracies, pointers), **dict.fromkeys(voting, none)}
-        return Measured(shots, accuracies, seeds, mine | (shown or {}))
+        return Measured(shots, accuracies, {"random": seeds}, mine | (shown or {}))
 
     zero = Measured(
         0,
         {"zero-shot": right(zero_shot)},
-        np.empty((0, queries)),
+        {},
         {"zero-shot": [((),)] * queries},
     )
     return [zero, *map(at, shots)]
@@ -447,6 +487,7 @@ def evaluation(measured=None, **fields):
                 for arm in each.accuracies
             },
             "policies": ["SFT", "RL"],
+            "left_out": {},
             "trials": 1000,
             "failed": 0,
             "first_failure": None,
@@ -561,6 +602,28 @@ def test_where_every_query_fails_nothing_is_concluded():
     assert lost.verdict == "nothing measured: a trial of every query failed (no network)"
     assert lost.rows()[-1] == ("2", "oracle", "0", "20", "-", "", "", "")
     assert json.loads(lost.to_json())["rows"][-1]["accuracy"] is None
+
+
+def test_the_spread_over_training_seeds_is_in_table_verdict_and_json():
+    measured = world(RL=0.7)
+    of_rl = measured[2].accuracies["RL"]
+    other = np.zeros_like(of_rl)
+    measured[2].by_seed["RL"] = np.array([of_rl, other])
+    measured[2].accuracies["RL"] = (of_rl + other) / 2
+    found = evaluation(measured)
+    seeds = [100 * of_rl.mean(), 0.0]
+    deviation = f"{np.std(seeds, ddof=1):.1f}"
+    row = next(each for each in found.rows() if each[:2] == ("2", "RL"))
+    assert row[4] == f"{np.mean(seeds):.1f} ±{deviation}"
+    assert found.verdict.endswith(
+        f". RL is the mean of 2 training seeds: {seeds[0]:.1f}, 0.0 (standard deviation "
+        f"{deviation}); intervals are for these seeds"
+    )
+    content = json.loads(found.to_json())
+    assert len(content["accuracies"]["2"]["RL by seed"]) == 2
+    entry = next(r for r in content["rows"] if (r["arm"], r["shots"]) == ("RL", 2))
+    assert entry["accuracy_by_seed"] == pytest.approx([each / 100 for each in seeds])
+    assert "±" not in next(each for each in found.rows() if each[:2] == ("2", "random"))[4]
 
 
 def test_json_holds_everything_and_the_same_bytes_come_out():
