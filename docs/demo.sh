@@ -13,7 +13,7 @@ step sft --beam-data "$out/beams.json" --output-dir "$out/sft" --epochs 10 \
     --held-out 0.15 --overwrite
 
 # RL data: probes of each query's rows, until one of them gives the right answer.
-step generate --backend qwen2vl --output-path "$out/rl.json" --limit 1000 --overwrite \
+step generate --backend qwen2vl --output-path "$out/rl.json" --limit 1000 --window 512 --overwrite \
     --num-beams 0 --num-retrieval 0 --num-samples-per-temp 0 --num-random 0 \
     --generator first-success
 step validate "$out/rl.json"
@@ -25,6 +25,7 @@ step train --online --beam-data "$out/rl.json" --sft-ckpt "$out/offline" --rce-e
     --output-dir "$out/online" --overwrite
 
 # Did it help? All on the same questions, which nothing was trained on.
-step evaluate --dataset-opt split=test --train-opt split=train --limit 200 --shots 1..3 --policy "SFT=$out/sft" \
-    --policy "offline=$out/offline" --policy "online=$out/online" --record \
+step evaluate --dataset-opt split=test --train-opt split=train --limit 200 --shots 1..3 \
+    --oracle-random 4 --oracle-retrieval 4 \
+    --policy "SFT=$out/sft" --policy "offline=$out/offline" --policy "online=$out/online" --record \
     --output-path "$out/evaluation.json" --plot "$out/accuracy.png" --overwrite

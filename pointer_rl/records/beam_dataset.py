@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import operator
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,9 +115,9 @@ class BeamDataset:
     """[C]; NaN if there is none."""
     top_ps: Floats
     """[C]; NaN if there is none."""
-    pools: list[Rows | None]
+    pools: RowLists
     """For each query the rows that it could choose from; None: the whole pool."""
-    excluded: list[Rows | None]
+    excluded: RowLists
     """For each query the rows that it may not choose; None if the file does not say."""
 
     method_names: tuple[str, ...]
@@ -214,9 +214,11 @@ class BeamDataset:
         for name in ("pointers", *_COLUMNS):
             setattr(self, name, getattr(self, name)[candidates])
         self.recorded_rows = self.recorded_rows[queries]
-        for name in ("ids", "image_ids", "pools", "excluded"):
-            values = getattr(self, name)
-            setattr(self, name, [values[query] for query in queries])
+        self.ids = [self.ids[query] for query in queries]
+        self.image_ids = [self.image_ids[query] for query in queries]
+        self.pools, self.excluded = (
+            RowLists(each[query] for query in queries) for each in (self.pools, self.excluded)
+        )
 
 
 class BeamDatasetWithEmbedding(BeamDataset):
@@ -295,6 +297,34 @@ class BeamDatasetWithEmbedding(BeamDataset):
         self.query_rows = self.query_rows[queries]
 
 
+class RowLists:
+    """Some rows of the pool, or None, for each query, in one array: an array object for each would
+    cost 130 bytes a query."""
+
+    def __init__(self, lists: Iterable[Iterable[int] | None] = ()) -> None:
+        self._rows, self._ends, self._given = array("i"), array("q", [0]), bytearray()
+        for each in lists:
+            self.append(each)
+
+    def append(self, rows: Iterable[int] | None) -> None:
+        """Add those of the next query."""
+        self._rows.extend(() if rows is None else rows)
+        self._ends.append(len(self._rows))
+        self._given.append(rows is not None)
+
+    def __iter__(self) -> Iterator[Rows | None]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def __getitem__(self, query: int) -> Rows | None:
+        if not self._given[query]:  # raises IndexError
+            return None
+        start, end = self._ends[query], self._ends[query + 1]
+        return np.array(self._rows[start:end], dtype=np.int32)
+
+
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 19
 
@@ -316,10 +346,10 @@ class _Reader:
         self.recorded_rows = array("q")
         self.offsets = array("q", [0])
         self.columns: dict[str, array[Any]] = {name: array(code) for name, code in _COLUMNS.items()}
-        self.pools: list[Rows | None] = []
+        self.pools = RowLists()
         self.failed = self.without_reward = self.empty = 0
         self.trials: int | None = 0
-        self._excluded: list[Rows | None] = []
+        self._excluded = RowLists()
         self._rows = array("i")
         self._lengths = array("i")
 
@@ -407,7 +437,7 @@ class _Reader:
         padded[np.arange(width) < lengths[:, None]] = rows
         return padded
 
-    def excluded(self) -> list[Rows | None]:
+    def excluded(self) -> RowLists:
         """For each query, the rows its record excludes, and its own if queries and pool are one.
 
         The rows of a query are ascending.
@@ -415,7 +445,7 @@ class _Reader:
         dataset = self.meta.get("dataset")
         shared = isinstance(dataset, dict) and dataset.get("shared_pool") is True
         own_rows = self.recorded_rows if shared else [NO_ROW] * len(self.ids)
-        return [_union(*each) for each in zip(self._excluded, own_rows, strict=True)]
+        return RowLists(map(_union, self._excluded, own_rows))
 
 
 # --- one record -------------------------------------------------------------------------------
@@ -453,16 +483,16 @@ def _rows(value: Any, what: str) -> list[int]:
     return rows
 
 
-def _optional_rows(record: Record, key: str) -> Rows | None:
+def _optional_rows(record: Record, key: str) -> list[int] | None:
     value = record.get(key)
-    return None if value is None else np.array(_rows(value, key), dtype=np.int32)
+    return None if value is None else _rows(value, key)
 
 
-def _union(rows: Rows | None, own: int) -> Rows | None:
+def _union(rows: Rows | None, own: int) -> list[int] | None:
     known = set(() if rows is None else rows.tolist())
     if own != NO_ROW:
         known.add(own)
-    return None if rows is None and not known else np.array(sorted(known), dtype=np.int32)
+    return None if rows is None and not known else sorted(known)
 
 
 def _is_judged(outcome: Outcome) -> bool:

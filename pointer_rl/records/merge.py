@@ -55,7 +55,7 @@ def merge_files(sources: Sequence[Path], target: Path, overwrite: bool = False) 
     streams = [_stream(source) for source in ordered]
     with open_writer(target, meta) as writer:
         members = _in_turn(streams, window_of(meta)) if shards else chain(*streams)
-        merged, found = _write(members, Rewriter(writer))
+        merged, found = _write(members, ordered, Rewriter(writer))
     dataset = (meta or {}).get("dataset")
     queries = dataset.get("num_queries") if isinstance(dataset, dict) else None
     if isinstance(queries, int):
@@ -85,26 +85,30 @@ def _in_turn(streams: Sequence[Iterator[_Member]], size: int) -> Iterator[_Membe
                 left.remove(stream)
 
 
-def _write(members: Iterator[_Member], rewriter: Rewriter) -> tuple[Merged, Counter[Path]]:
+def _write(
+    members: Iterator[_Member], sources: Sequence[Path], rewriter: Rewriter
+) -> tuple[Merged, Counter[Path]]:
     """Write each member once. Also returns the number of queries in each file."""
     merged = Merged(rewriter.converted)
     queries: Counter[Path] = Counter()
-    known: dict[str, tuple[Path, int]] = {}  # key → first file with it, hash of its value
+    number_of = {source: number for number, source in enumerate(sources)}
+    # key → hash of its value, and number of the first file with it: one integer is the smallest
+    known: dict[str, int] = {}
     conflicts: list[str] = []
     for source, key, value in members:
         is_query = not key.startswith("_")
         queries[source] += is_query
         digest = hash(json.dumps(value, sort_keys=True))
         if key not in known:
-            known[key] = source, digest
+            known[key] = digest * len(sources) + number_of[source]
             if not conflicts:
                 rewriter.add(f"{source}: {key!r}", key, value)
             continue
-        first, expected = known[key]
+        expected, first = divmod(known[key], len(sources))
         if digest == expected:
             merged.repeated += is_query
         else:
-            conflicts.append(f"{source}: {key!r} differs from that in {first}")
+            conflicts.append(f"{source}: {key!r} differs from that in {sources[first]}")
     if conflicts:
         others = f" ({len(conflicts):,} such queries in all)" if conflicts[1:] else ""
         raise InputError(f"{conflicts[0]}{others}; keep one of them")

@@ -274,6 +274,8 @@ def _read_document(folder: Path) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(path.read_bytes())
     except FileNotFoundError:
+        if seeds := seed_folders(folder):
+            raise InputError(f"{folder}: bundles of several seeds; give one, {seeds[0]}") from None
         raise InputError(
             f"{folder}: not a policy bundle, or one whose writing was cut off (no {_DOCUMENT}); "
             "give a folder that training has finished"

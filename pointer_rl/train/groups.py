@@ -139,7 +139,7 @@ class Groups:
             pointers=_padded(data, shots),
             rewards=data.rewards,
             sampled=data.methods == sample,
-            pools=data.pools if per_query_pool else [None] * len(data),
+            pools=list(data.pools) if per_query_pool else [None] * len(data),
             excluded=excluded,
         )
 
