@@ -6,7 +6,8 @@ trained with. A call is one prompt, answered, or scored against all answers. Eac
 JSON into CELLS when it is done, and one that is there is not made again. The tables are printed
 from all that there are.
 
-    learning.py FOLDER [--worlds SEED …] [--trainings SEED …] [--only PATTERN …]
+    learning.py FOLDER [--dataset glyphs-pairs] [--worlds SEED …] [--trainings SEED …]
+                       [--only PATTERN …]
 
 FOLDER keeps responses, data and policies, from which an interrupted run continues.
 """
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import torch
 from ancestor import ancestor_config, train_ancestor
-from learning_tables import Cell, draw, read_cells, tables
+from learning_tables import Cell, draw, pairs_table, read_cells, tables
 
 from pointer_rl.beams.run import BeamConfig, BeamRun, run_beams
 from pointer_rl.evaluate.evaluation import Evaluation
@@ -36,17 +37,24 @@ from pointer_rl.train.config import RECIPES, TrainConfig
 from pointer_rl.train.online import OnlineConfig, OnlineRun, run_online
 from pointer_rl.train.run import Output, TrainRun, run_training
 
-DATASET = "glyphs"
 BUDGETS = (5_000, 15_000, 40_000)
+PAIRS_BUDGET = 40_000
 ABLATED = BUDGETS[1]
 """The budget of the ablations: where there is less data, choices matter more."""
-SHOTS = 2
+SHOTS = {"glyphs": 2, "glyphs-pairs": 4}
+"""Demonstrations by dataset; in glyphs-pairs the most, because policies may stop."""
 TEST_QUERIES = 500
 PROBES = 20
 SUB_POOL = 20
 FIRST_SUCCESS = [PluginRef("first-success")]
 ONLINE_SEARCH = PluginRef("first-success", {"budget": 10})
 
+HISTORIES = {
+    "static": TrainConfig(selector_options={"history": "static", "stop": True}),
+    "gated": TrainConfig(selector_options={"history": "gated", "stop": True}),
+    "sequential": TrainConfig(selector="sequential", selector_options={"stop": True}),
+}
+"""What is compared on glyphs-pairs."""
 DEFAULT = TrainConfig()
 THEIRS = {"num_layers": 1, "num_heads": 1, "history": "gated"}
 """Options of the ancestor's selector."""
@@ -91,8 +99,17 @@ class Bench:
     """One world and one seed of training."""
 
     folder: Path
+    dataset: str
     world: int
     training: int
+
+    @property
+    def shots(self) -> int:
+        return SHOTS[self.dataset]
+
+    @property
+    def any_length(self) -> bool:
+        return self.dataset == "glyphs-pairs"
 
     def session(self, split: str, limit: int | None = None) -> SessionOptions:
         options = {
@@ -102,7 +119,7 @@ class Bench:
             "train_size": 10_000,
         }
         return SessionOptions(
-            dataset=PluginRef(DATASET, options),
+            dataset=PluginRef(self.dataset, options),
             backend=PluginRef("qwen2vl"),
             prompt=PluginRef("short-answer"),
             metric=PluginRef("vqa"),
@@ -112,7 +129,9 @@ class Bench:
 
     # --- data ---
 
-    def data(self, name: str, generators: list[PluginRef], budget: int, shots: int = SHOTS) -> Path:
+    def data(
+        self, name: str, generators: list[PluginRef], budget: int, shots: int | None = None
+    ) -> Path:
         """RL data of the first queries: as many as `budget` calls suffice for."""
         target = self._path(f"{name}-{budget}.json")
         queries = budget // PROBES
@@ -124,7 +143,9 @@ class Bench:
                         output_path=path,
                         session=self.session("train", queries),
                         generators=generators,
-                        shots=shots,
+                        shots=shots or self.shots,
+                        any_length=self.any_length,
+                        score_answers=self.any_length,
                     )
                 )
             calls = _first_records(path, target, budget)
@@ -134,8 +155,8 @@ class Bench:
     def beams(self, budget: int) -> Path:
         path = self._path(f"beams-{budget}.json")
         if not path.exists():
-            config = BeamConfig(shots=SHOTS, beam_size=1, sampler="mixed", sub_pool=SUB_POOL)
-            options = self.session("train", budget // (SHOTS * SUB_POOL))
+            config = BeamConfig(shots=self.shots, beam_size=1, sampler="mixed", sub_pool=SUB_POOL)
+            options = self.session("train", budget // (self.shots * SUB_POOL))
             run_beams(BeamRun(output_path=path, session=options, config=config))
         return path
 
@@ -180,15 +201,23 @@ class Bench:
     def first_success(self, budget: int) -> Callable[[Output], object]:
         return self.offline(self.data("first-success", FIRST_SUCCESS, budget))
 
-    def online(self, search: PluginRef | None, budget: int) -> Callable[[Output], object]:
+    def online(
+        self,
+        search: PluginRef | None,
+        budget: int,
+        config: TrainConfig = DEFAULT,
+        data: Path | None = None,
+    ) -> Callable[[Output], object]:
         return lambda output: run_online(
             OnlineRun(
                 session=self.session("train"),
                 output=output,
                 online=OnlineConfig(max_calls=budget),
-                config=replace(DEFAULT, seed=self.training),
+                config=replace(config, seed=self.training),
+                data=data,
                 search=search,
-                shots=SHOTS,
+                shots=self.shots,
+                score_answers=self.any_length,
             )
         )
 
@@ -215,7 +244,9 @@ class Bench:
             return
         start = time.perf_counter()
         evaluation = self._evaluate({name: self.policy(name, train)})
-        self._write(evaluation, name, SHOTS)
+        for arm in evaluation.measured[-1].accuracies:
+            if arm == name or arm.startswith(f"{name} always"):
+                self._write(evaluation, arm, self.shots)
         took = time.perf_counter() - start
         print(f"world {self.world}, training {self.training}: {name} in {took:.0f} s", flush=True)
 
@@ -225,19 +256,22 @@ class Bench:
         arms: Sequence[PluginRef] = (),
         train_options: Mapping[str, object] = {},
     ) -> Evaluation:
-        config = EvaluateConfig(shots=(SHOTS,), limit=TEST_QUERIES, train_options=train_options)
+        config = EvaluateConfig(
+            shots=(self.shots,), limit=TEST_QUERIES, train_options=train_options
+        )
         return evaluate(Session(self.session("test")), policies, config, arms)
 
     def _cell(self, arm: str) -> Cell:
-        return Cell(DATASET, self.world, self.training, arm)
+        return Cell(self.dataset, self.world, self.training, arm)
 
     def _write(self, evaluation: Evaluation, arm: str, shots: int) -> None:
         [measured] = [each for each in evaluation.measured if each.shots == shots]
         calls = evaluation.training_calls[shots, arm]
-        self._cell(arm).write(calls, measured.accuracies[arm])
+        shown = [len(each[0]) if each else 0 for each in measured.shown[arm]]
+        self._cell(arm).write(calls, measured.accuracies[arm], shown)
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{DATASET}-{self.world}" / name
+        return self.folder / f"{self.dataset}-{self.world}" / name
 
 
 def _first_records(source: Path, target: Path, budget: int) -> int:
@@ -274,6 +308,26 @@ def grid(bench: Bench) -> dict[str, Callable[[], Callable[[Output], object]]]:
     }
 
 
+def pairs_grid(bench: Bench) -> dict[str, Callable[[], Callable[[Output], object]]]:
+    """Selectors that may stop, on the same data, and the sequential one online."""
+    half = PAIRS_BUDGET // 2
+
+    def searched() -> Path:
+        return bench.data("first-success", FIRST_SUCCESS, half)
+
+    offline = {
+        f"{name} {half:,}": lambda config=config: bench.offline(searched(), config)
+        for name, config in HISTORIES.items()
+    }
+    online = {
+        f"online {name} {PAIRS_BUDGET:,}": lambda config=config: bench.online(
+            PluginRef("first-success"), half, config, searched()
+        )
+        for name, config in HISTORIES.items()
+    }
+    return {**offline, **online}
+
+
 def ablations(bench: Bench) -> dict[str, Callable[[], Callable[[Output], object]]]:
     """What is changed about "first-success" at the budget ABLATED, one thing at a time."""
 
@@ -302,6 +356,7 @@ def ablations(bench: Bench) -> dict[str, Callable[[], Callable[[Output], object]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--dataset", choices=[*SHOTS], default="glyphs")
     parser.add_argument("--worlds", type=int, nargs="+", default=[101, 202, 303])
     parser.add_argument("--trainings", type=int, nargs="+", default=[0])
     parser.add_argument(
@@ -311,15 +366,18 @@ def main() -> None:
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for training in given.trainings:
         for world in given.worlds:
-            bench = Bench(given.folder, world, training)
+            bench = Bench(given.folder, given.dataset, world, training)
             bench.baselines()
-            arms = grid(bench)
-            if world == given.worlds[0]:
+            arms = pairs_grid(bench) if given.dataset == "glyphs-pairs" else grid(bench)
+            if given.dataset == "glyphs" and world == given.worlds[0]:
                 arms |= ablations(bench)
             for name, train in arms.items():
                 if given.only is None or any(re.fullmatch(each, name) for each in given.only):
                     bench.measure(name, train)
-    cells = read_cells()
+    cells = read_cells(given.dataset)
+    if given.dataset == "glyphs-pairs":
+        print(pairs_table(cells, TEST_QUERIES))
+        return
     print(tables(cells, BUDGETS, f"first-success {ABLATED:,}"))
     draw(cells, BUDGETS, given.folder / "learning.png")
     print(f"wrote {given.folder / 'learning.png'}")

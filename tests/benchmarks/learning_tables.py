@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pointer_rl.cli.tables import format_table
+from pointer_rl.evaluate.run import draw_queries
 from pointer_rl.evaluate.statistics import Share, compare, share_of_gap
 from pointer_rl.files import write_text
+from pointer_rl.session.session import PluginRef
 
-__all__ = ["CELLS", "Cell", "draw", "read_cells", "tables"]
+__all__ = ["CELLS", "Cell", "draw", "pairs_table", "read_cells", "tables"]
 
 CELLS = Path(__file__).parent / "cells"
 Floats = npt.NDArray[np.float64]
@@ -33,6 +35,8 @@ class Cell:
     """Trials that it was trained with; None if that is unknown."""
     accuracies: list[float] = field(default_factory=list, repr=False)
     """On each test query, rounded."""
+    shown: list[int] = field(default_factory=list, repr=False)
+    """How many demonstrations each of them was shown; of several pointers the first one's."""
 
     @property
     def path(self) -> Path:
@@ -40,9 +44,10 @@ class Cell:
         arm = re.sub(r"[^a-z0-9]+", "-", self.arm.lower().replace(",", ""))
         return CELLS / self.dataset / f"{arm}-world-{self.world}-training-{self.training}.json"
 
-    def write(self, calls: int | None, accuracies: Floats) -> None:
+    def write(self, calls: int | None, accuracies: Floats, shown: Sequence[int]) -> None:
         """Keep what was measured."""
-        measured = {"calls": calls, "accuracies": [round(each, 4) for each in accuracies.tolist()]}
+        rounded = [round(each, 4) for each in accuracies.tolist()]
+        measured = {"calls": calls, "accuracies": rounded, "shown": shown}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, json.dumps({**asdict(self), **measured}) + "\n")
 
@@ -81,10 +86,17 @@ class Cells:
     def of(self, arm: str, worlds: Sequence[int] | None = None) -> Floats:
         """Accuracy on each query of these worlds, all of its own by default; the mean over
         trainings."""
+        return self._mean(arm, "accuracies", worlds)
+
+    def shown(self, arm: str, worlds: Sequence[int] | None = None) -> Floats:
+        """The same for the number of demonstrations."""
+        return self._mean(arm, "shown", worlds)
+
+    def _mean(self, arm: str, name: str, worlds: Sequence[int] | None) -> Floats:
         mine = self._by_arm[arm]
         return np.concatenate(
             [
-                np.mean([each.accuracies for each in mine[world]], axis=0)
+                np.mean([getattr(each, name) for each in mine[world]], axis=0)
                 for world in (self.worlds(arm) if worlds is None else worlds)
             ]
         )
@@ -155,6 +167,47 @@ def _ablations(cells: Cells, arms: Sequence[str], default: str) -> str:
         less = "" if arm == default else _points(cells, arm, default)
         rows.append((arm, cells.calls(arm), accuracy, less))
     return format_table(rows, numeric=frozenset({1, 2}))
+
+
+KINDS = ("pair", "single", "english")
+
+
+def pairs_table(cells: Cells, queries: int) -> str:
+    """glyphs-pairs: accuracy by kind of question, and for how many nothing is shown."""
+    header = ("arm", "calls", "accuracy", *KINDS, "shown", "nothing in English", "of attainable")
+    rows = [header]
+    for arm in cells.arms:
+        worlds = cells.worlds(arm, "random", "attainable", "zero-shot")
+        kinds = np.concatenate([_kinds(world, queries) for world in worlds])
+        values, low, high = (cells.of(each, worlds) for each in (arm, "random", "attainable"))
+        shown = cells.shown(arm, worlds)
+        english = np.isclose(shown[kinds == "english"], 0).mean()
+        rows.append(
+            (
+                arm,
+                cells.calls(arm),
+                f"{100 * values.mean():.1f}",
+                *(f"{100 * values[kinds == kind].mean():.1f}" for kind in KINDS),
+                f"{shown.mean():.2f}",
+                f"{english:.0%}",
+                _share(values, low, high),
+            )
+        )
+    return format_table(rows, numeric=frozenset(range(1, len(header) - 1)))
+
+
+def _kinds(world: int, queries: int) -> npt.NDArray[np.str_]:
+    """What each test query of a world asks for."""
+    options = {"split": "test", "seed": world, "lexicon_seed": world}
+    dataset = PluginRef("glyphs-pairs", options).configure("dataset").create()
+    return np.array(
+        [
+            KINDS[2] if not sets else KINDS[0] if len(sets) == 2 else KINDS[1]
+            for sets in (
+                dataset.relevant[each.row] for each in draw_queries(dataset.queries, queries, 0)
+            )
+        ]
+    )
 
 
 def draw(cells: Cells, budgets: Sequence[int], path: Path) -> None:
