@@ -96,6 +96,7 @@ class StoppingSelector(PointerSelector):
     """`pointer` with a stop logit from its query vector."""
 
     name = "stopping"
+    can_stop = True
 
     def __init__(self, config: PointerConfig) -> None:
         super().__init__(config)

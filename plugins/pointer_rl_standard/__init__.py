@@ -1,4 +1,4 @@
-"""The standard plugin: prompts, metrics, generators, rewards, datasets, `clip` and `pointer`.
+"""The standard plugin: prompts, metrics, generators, rewards, datasets, `clip` and selectors.
 
 Every command loads this module, so it imports only the options. Factories are named by their module
 and imported when they are called.
@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pointer_rl.hookspecs import hookimpl
-from pointer_rl.selectors.options import PointerConfig
+from pointer_rl.selectors.options import PointerConfig, SequentialConfig
 from pointer_rl_standard.options import (
     OKVQA,
     BeamOptions,
@@ -233,12 +233,18 @@ def pointer_rl_register_arms(register: Register) -> None:
 
 @hookimpl
 def pointer_rl_register_selectors(register: Register) -> None:
-    """Register the engine's own selector."""
+    """Register the engine's own selectors."""
     register(
         "pointer",
         "pointer_rl.selectors:PointerSelector",
         options=PointerConfig,
-        summary="Cross-attention over the pool, then cosines; chooses exactly `shots` rows",
+        summary="Cross-attention over the pool, then cosines",
+    )
+    register(
+        "sequential",
+        "pointer_rl.selectors:SequentialSelector",
+        options=SequentialConfig,
+        summary="Likewise, and each chosen row changes what is looked for next",
     )
 
 
