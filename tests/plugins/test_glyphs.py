@@ -183,11 +183,16 @@ def test_pair_answers_are_the_words_of_the_rows_that_the_dataset_knows():
 def test_no_row_of_the_pool_has_both_halves_of_an_answer():
     dataset, _ = pairs_of(split="test")
     answers = {each.answer for each in dataset.pool}
-    pairs = [(query, sets) for query, sets in zip(dataset.queries, dataset.relevant) if sets[1:]]
+    pairs = [
+        (query, sets)
+        for query, sets in zip(dataset.queries, dataset.relevant, strict=True)
+        if sets[1:]
+    ]
     assert len(pairs) > 400
     for query, (first, second) in pairs:
         assert query.answer not in answers
-        assert first and second
+        assert first
+        assert second
         assert not set(first) & set(second)
 
 
