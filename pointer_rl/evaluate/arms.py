@@ -321,7 +321,7 @@ class AttainableArm(Arm):
         if setting.relevant is None:
             raise InputError("the dataset does not know which rows answer a query")
         masks = chain.from_iterable(each.allowed for each in setting.batches(setting.space))
-        pointers = []
+        pointers: Pointers = []
         for sets, mask in zip(setting.relevant, masks, strict=True):
             firsts = [next((row for row in rows if mask[row]), None) for rows in sets]
             rows = dict.fromkeys(row for row in firsts if row is not None)

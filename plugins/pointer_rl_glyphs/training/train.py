@@ -98,7 +98,8 @@ class Trainer:
         self.vision_steps, self.reading_steps = vision_steps, reading_steps
         self.joint_steps, self.pair_steps = joint_steps, pair_steps
         self._features: torch.Tensor | None = None
-        self.plan = [seed, vision_steps, reading_steps, joint_steps, pair_steps, images]
+        phases = (vision_steps, reading_steps, joint_steps, pair_steps)
+        self.plan: list[int | str] = [seed, *phases, images]
         """Everything that determines the weights; a training with another plan is not resumed."""
         torch.manual_seed(seed)
         self.tokenizer = build_tokenizer()
