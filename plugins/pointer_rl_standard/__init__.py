@@ -216,7 +216,7 @@ def pointer_rl_register_arms(register: Register) -> None:
     register(
         "attainable",
         "pointer_rl.evaluate.arms:AttainableArm",
-        summary="The rows that the dataset knows to answer the query",
+        summary="One row of each set that the dataset knows the query to need",
     )
     register(
         "answer-match",
