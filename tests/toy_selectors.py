@@ -106,6 +106,16 @@ class StoppingSelector(PointerSelector):
         return self.stop(state.query).squeeze(-1)
 
 
+def perturbed(selector, seed=0):
+    """The selector, with every parameter moved, so that no bias is zero and no norm is plain."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in selector.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.add_(0.3 * noise)
+    return selector.eval()
+
+
 class ToyDistribution(Distribution):
     def read_text(self, filename):
         return "Metadata-Version: 2.1\nName: toy-dist\nVersion: 1.0\n"

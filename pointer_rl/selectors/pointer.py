@@ -131,7 +131,8 @@ class PointerSelector(Selector):
             nn.init.xavier_uniform_(self.query_update_gate.weight)
             nn.init.zeros_(self.query_update_gate.bias)
         if config.stop:
-            self.stop = nn.Linear(hidden, 2)
+            # skip_init draws no numbers: the other weights are those of a selector without stop.
+            self.stop = nn.utils.skip_init(nn.Linear, hidden, 2)
             nn.init.zeros_(self.stop.weight)
             odds = FIRST_STOP / (1 - FIRST_STOP)
             with torch.no_grad():

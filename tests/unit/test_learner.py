@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_selectors import StoppingSelector, ToyConfig, ToySelector
+from toy_selectors import ToyConfig, ToySelector, perturbed
 from training_worlds import class_groups, learner_for, ragged_groups, selector_for, worth
 
 from pointer_rl.errors import InputError
@@ -20,6 +20,9 @@ from pointer_rl.selectors import (
     PointerConfig,
     PointerSelector,
     SelectorPolicy,
+    SequentialConfig,
+    SequentialSelector,
+    create_selector,
     decoding,
     initial_state,
 )
@@ -366,10 +369,14 @@ def selector_that_may_stop(kind, dim=6):
         return ToySelector.seeded(ToyConfig(d_model=dim), 0).eval()
     if kind == "pointer":  # which never stops
         return PointerSelector.seeded(PointerConfig(d_model=dim, num_heads=2, history="gated"), 0)
-    return StoppingSelector.seeded(PointerConfig(d_model=dim, num_heads=2, history=kind), 0).eval()
+    if kind == "sequential":
+        config = SequentialConfig(d_model=dim, num_heads=2, stop=True)
+        return perturbed(SequentialSelector.seeded(config, 0))
+    config = PointerConfig(d_model=dim, num_heads=2, history=kind, stop=True)
+    return perturbed(PointerSelector.seeded(config, 0))
 
 
-@pytest.mark.parametrize("kind", ["toy", "static", "gated", "pointer"])
+@pytest.mark.parametrize("kind", ["toy", "static", "gated", "sequential", "pointer"])
 @pytest.mark.parametrize("per_query_pool", [False, True])
 def test_training_computes_the_log_probability_that_decoding_does(kind, per_query_pool):
     groups = lengths_groups(per_query_pool=per_query_pool)
@@ -384,7 +391,7 @@ def test_training_computes_the_log_probability_that_decoding_does(kind, per_quer
         )
 
 
-@pytest.mark.parametrize("kind", ["toy", "gated", "pointer"])
+@pytest.mark.parametrize("kind", ["toy", "gated", "sequential", "pointer"])
 @pytest.mark.parametrize("per_query_pool", [False, True])
 def test_padding_changes_nothing(kind, per_query_pool):
     """A wider batch has the log-probabilities, steps and divergences of a narrow one."""
@@ -429,7 +436,8 @@ def test_kl_has_the_stop_among_its_choices():
         assert (kl[~over] > 0).all()
 
 
-def test_a_policy_learns_how_many_rows_to_choose(tmp_path):
+@pytest.mark.parametrize("name", ["pointer", "sequential"])
+def test_a_policy_learns_how_many_rows_to_choose(name, tmp_path):
     """A query's first value says whether demonstrations help; only their number matters."""
     rng = np.random.default_rng(0)
     groups = class_groups(0, 240, size=6)
@@ -446,9 +454,8 @@ def test_a_policy_learns_how_many_rows_to_choose(tmp_path):
         queries=queries,
         rewards=(2 - np.abs(lengths - wanted)).astype(np.float32),
     )
-    selector = StoppingSelector.seeded(
-        PointerConfig(d_model=12, num_layers=1, num_heads=2, history="gated"), 0
-    )
+    sizes = {"d_model": 12, "num_layers": 1, "num_heads": 2, "stop": True}
+    selector = create_selector(name, sizes)
     config = TrainConfig(rce_epochs=15, grpo_epochs=3, rce_lr=3e-3)
     trainer = Trainer(selector, config, CPU, tmp_path / "c.safetensors", {})
     trainer.fit(groups, round_stages(config, 0), first=0)
