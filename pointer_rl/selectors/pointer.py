@@ -132,7 +132,7 @@ class PointerSelector(Selector):
             nn.init.zeros_(self.query_update_gate.bias)
         if config.stop:
             # skip_init draws no numbers: the other weights are those of a selector without stop.
-            self.stop = nn.utils.skip_init(nn.Linear, hidden, 2)
+            self.stop = nn.utils.skip_init(nn.Linear, hidden, 2)  # type: ignore[no-untyped-call]
             nn.init.zeros_(self.stop.weight)
             odds = FIRST_STOP / (1 - FIRST_STOP)
             with torch.no_grad():

@@ -13,7 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_selectors import ToyConfig, ToySelector, perturbed
-from training_worlds import class_groups, learner_for, ragged_groups, selector_for, worth
+from training_worlds import (
+    class_groups,
+    learner_for,
+    naive_credit,
+    ragged_groups,
+    selector_for,
+    worth,
+)
 
 from pointer_rl.errors import InputError
 from pointer_rl.selectors import (
@@ -419,6 +426,72 @@ def test_padding_changes_nothing(kind, per_query_pool):
         total = pointer_logprobs(padded, two).sum()
         gradients = torch.autograd.grad(total, list(selector.parameters()), allow_unused=True)
         assert all(each.isfinite().all() for each in gradients if each is not None)
+
+
+def choices_along(selector, groups, query, pointer):
+    """[(log-probabilities by choice, choice)] of each step that a pointer takes, one by one."""
+    pool, excluded = groups.pool, groups.excluded[query]
+    allowed = torch.ones(1, len(pool), dtype=torch.bool)
+    allowed[0, [] if excluded is None else excluded.tolist()] = False
+    state = initial_state(selector, groups.queries[query : query + 1], pool, allowed)
+    taken = []
+    for row in pointer:
+        rows, stop = selector.step_logits(state).flatten(), selector.stop_logit(state)
+        taken.append((torch.cat([rows, stop.flatten()]).log_softmax(0).tolist(), row))
+        if row == NO_ROW:
+            break
+        state = selector.advance(state, torch.tensor([[row]]))
+    return taken
+
+
+@pytest.mark.parametrize("kind", ["toy", "static", "gated", "sequential"])
+@pytest.mark.parametrize("seed", [0, 1])
+@torch.no_grad()
+def test_every_loss_of_pointers_of_any_length_is_that_of_the_definitions(kind, seed):
+    """A loop over queries, candidates and steps in float64; credit is `naive_credit`."""
+    groups = lengths_groups(seed)
+    groups = dataclasses.replace(groups, queries=groups.queries.double(), pool=groups.pool.double())
+    selector = selector_that_may_stop(kind).double()
+    other = perturbed(copy.deepcopy(selector), seed=5)
+    learner = learner_for(groups, selector, batch_size=64, clip=0.1, advantage="mean")
+    learner._step = lambda *_: None
+
+    expected = dict.fromkeys(("rce", "contrast", "ppo", "kl", "reward"), 0.0)
+    taught = np.flatnonzero(~groups.zero_variance)
+    for query in taught:
+        own = slice(*groups.offsets[query : query + 2])
+        pointers, rewards = groups.pointers[own].tolist(), groups.rewards[own].tolist()
+        logp, old, kl = [], [], []
+        for pointer, credited in zip(pointers, naive_credit(pointers, rewards), strict=True):
+            pairs = [choices_along(each, groups, query, pointer) for each in (selector, other)]
+            begun = 1 + max(np.flatnonzero(credited))
+            for found, steps in zip((logp, old), pairs, strict=True):
+                found.append(sum(each[choice] for each, choice in steps[:begun]))
+            kl.append(
+                sum(
+                    math.exp(p) * (p - q)
+                    for (ours, _), (theirs, _) in zip(*pairs, strict=True)
+                    for p, q in zip(ours, theirs, strict=True)
+                    if p > -math.inf
+                )
+            )
+        number, best, worst = len(rewards), max(rewards), min(rewards)
+        weights = [math.exp((r - best) / 0.5) for r in rewards]
+        chances = [math.exp(p) for p in logp]
+        earned = sum(p * (r - worst) for p, r in zip(chances, rewards, strict=True))
+        expected["rce"] -= sum(w * p for w, p in zip(weights, logp, strict=True)) / sum(weights)
+        expected["contrast"] -= math.log(earned / (best - worst) / sum(chances))
+        expected["reward"] += earned / sum(chances) + worst
+        expected["kl"] += sum(kl) / number
+        for p, q, r in zip(logp, old, rewards, strict=True):
+            ratio, advantage = math.exp(p - q), r - sum(rewards) / number
+            clipped = min(max(ratio, 0.9), 1.1)
+            expected["ppo"] -= min(ratio * advantage, clipped * advantage) / number
+
+    of_rce, of_grpo = rce(learner), grpo(learner, other, other)
+    found = {**of_rce, **of_grpo, "reward": learner.held_out()["reward"]}
+    for name, total in expected.items():
+        assert found[name] == pytest.approx(total / len(taught), rel=1e-6, abs=1e-9), name
 
 
 def test_kl_has_the_stop_among_its_choices():
