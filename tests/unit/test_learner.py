@@ -17,6 +17,7 @@ from training_worlds import (
     class_groups,
     learner_for,
     naive_credit,
+    pair_groups,
     ragged_groups,
     selector_for,
     worth,
@@ -556,6 +557,20 @@ def test_the_default_recipe_learns(tmp_path):
     before, after = trained(tmp_path)
     assert before < 0.45
     assert after > 0.8
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("pointer", 0, 0.6), ("sequential", 0.85, 1)])
+def test_the_sequential_selector_learns_to_show_one_row_of_each_kind(name, low, high, tmp_path):
+    groups, _ = pair_groups(0, 160)
+    fresh, classes = pair_groups(1, 200)
+    sizes = {"d_model": 12, "num_layers": 1, "num_heads": 2}
+    config = TrainConfig(rce_epochs=15, grpo_epochs=0, rce_lr=5e-3)
+    trainer = Trainer(create_selector(name, sizes), config, CPU, tmp_path / "c.safetensors", {})
+    trainer.fit(groups, round_stages(config, 0), first=0)
+    queries = QueryBatch((), fresh.queries, torch.ones(200, 24, dtype=torch.bool), 2)
+    rows = SelectorPolicy(trainer.best).greedy(queries, Pool((), fresh.pool)).rows[:, 0].numpy()
+    shown = (classes[:24][rows] == classes[24:, None]).any(1)
+    assert low <= shown.all(1).mean() <= high
 
 
 def test_grpo_alone_learns(tmp_path):
