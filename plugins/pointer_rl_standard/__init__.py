@@ -244,7 +244,7 @@ def pointer_rl_register_selectors(register: Register) -> None:
         "sequential",
         "pointer_rl.selectors:SequentialSelector",
         options=SequentialConfig,
-        summary="Likewise, and each chosen row changes what is looked for next",
+        summary="`pointer` with a query that each chosen row changes: one row of each kind",
     )
 
 
