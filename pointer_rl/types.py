@@ -89,9 +89,10 @@ class Dataset:
     queries: Sequence[Example]
     pool: Sequence[Example]
     companions: Companions | None = None
-    relevant: Sequence[Sequence[int]] | None = None
-    """For each query the pool rows that answer it, if the dataset knows: only `evaluate` looks at
-    them, to say what could be attained."""
+    relevant: Sequence[Sequence[Sequence[int]]] | None = None
+    """For each query, if the dataset knows, sets of pool rows: one row of each set answers it.
+    Without sets it is best answered with no demonstration. Only `evaluate` looks at them, to say
+    what could be attained."""
 
 
 # --- asking a backend -------------------------------------------------------------------------

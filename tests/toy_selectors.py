@@ -96,6 +96,7 @@ class StoppingSelector(PointerSelector):
     """`pointer` with a stop logit from its query vector."""
 
     name = "stopping"
+    can_stop = True
 
     def __init__(self, config: PointerConfig) -> None:
         super().__init__(config)
@@ -103,6 +104,16 @@ class StoppingSelector(PointerSelector):
 
     def stop_logit(self, state) -> Tensor:
         return self.stop(state.query).squeeze(-1)
+
+
+def perturbed(selector, seed=0):
+    """The selector, with every parameter moved, so that no bias is zero and no norm is plain."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in selector.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.add_(0.3 * noise)
+    return selector.eval()
 
 
 class ToyDistribution(Distribution):

@@ -114,6 +114,47 @@ def class_groups(
     )
 
 
+def pair_groups(seed: int, queries: int, *, dim: int = 12) -> tuple[Groups, np.ndarray]:
+    """Each query takes a row of a class of each of two kinds; and the classes of rows and queries.
+
+    Queries are the sum of the two rows' directions, so that only the set of rows matters. The
+    candidates show every combination of right and wrong rows, always beside another candidate that
+    differs in one row. [K + Q, 2] classes: of rows, -1 for the kind that they do not show.
+    """
+    world = np.random.default_rng(99)
+    directions = world.standard_normal((2, 3, dim))
+    kinds, values = np.repeat([0, 1], 12), np.tile([0, 1, 2], 8)
+    pool = directions[kinds, values] + 0.3 * world.standard_normal((24, dim))
+    row_classes = np.where(kinds[:, None] == [0, 1], values[:, None], -1)
+    rng = np.random.default_rng(seed)
+    wanted = rng.integers(3, size=(queries, 2))
+    vectors = sum(directions[kind, wanted[:, kind]] for kind in (0, 1))
+    pointers, rewards = [], []
+    for query in range(queries):
+        right = [
+            rng.permutation(np.flatnonzero(row_classes[:, k] == wanted[query, k])) for k in (0, 1)
+        ]
+        if rng.random() < 0.5:
+            right.reverse()
+        others = rng.permutation(np.setdiff1d(np.arange(24), np.concatenate(right)))
+        (a, a2), (b, _) = right[0][:2], right[1][:2]
+        pointers += [(a, b), (a, a2), (a, others[0]), (others[0], b), (others[1], others[0])]
+        rewards += [1, 0, 0, 0, 0]
+    groups = Groups(
+        ids=[f"{seed}/{query}" for query in range(queries)],
+        images=[f"{seed}/{query}" for query in range(queries)],
+        queries=torch.from_numpy(vectors + 0.3 * rng.standard_normal((queries, dim))).float(),
+        pool=torch.from_numpy(pool).float(),
+        offsets=np.arange(queries + 1, dtype=np.int64) * 5,
+        pointers=np.array(pointers),
+        rewards=np.array(rewards, dtype=np.float32),
+        sampled=np.zeros(5 * queries, dtype=bool),
+        pools=[None] * queries,
+        excluded=[None] * queries,
+    )
+    return groups, np.concatenate([row_classes, wanted])
+
+
 @torch.no_grad()
 def worth(selector: PointerSelector, groups: Groups) -> float:
     """What the policy's likeliest first row earns on average: 1 where it has the query's class.

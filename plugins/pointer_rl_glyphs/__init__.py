@@ -17,12 +17,18 @@ if TYPE_CHECKING:
 
 @hookimpl
 def pointer_rl_register_datasets(register: Register) -> None:
-    """The glyph dataset."""
+    """Two datasets of glyphs."""
     register(
         "glyphs",
         "pointer_rl_glyphs.dataset:load_glyphs",
         options="pointer_rl_glyphs.options:GlyphsOptions",
         summary="images of shapes, questions answered in made-up words; brings its own model",
+    )
+    register(
+        "glyphs-pairs",
+        "pointer_rl_glyphs.dataset:load_pairs",
+        options=GlyphsOptions,
+        summary="glyphs where half of the answers take two demonstrations, and some none",
     )
 
 

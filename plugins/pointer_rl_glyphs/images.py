@@ -6,6 +6,7 @@ import hashlib
 import io
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -71,9 +72,10 @@ class GlyphImage:
         )
 
     @classmethod
-    def draw_for(cls, key: Key, rng: random.Random) -> GlyphImage:
-        """An image that shows `key`."""
-        return cls.draw_at_random(rng, stamped=key.stamped, **{key.attribute: key.value})
+    def draw_for(cls, keys: Sequence[Key], rng: random.Random) -> GlyphImage:
+        """An image that shows all `keys`, which are of one community."""
+        values = {key.attribute: key.value for key in keys}
+        return cls.draw_at_random(rng, stamped=keys[0].stamped, **values)
 
     def open(self) -> Image.Image:
         """Draw the image: RGB, 56 × 56."""

@@ -8,6 +8,7 @@ dataset cannot be answered without a demonstration that shows the word.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +18,9 @@ PATTERNS = ("solid", "striped", "dotted", "outline")
 VALUES = {"color": COLORS, "shape": SHAPES, "pattern": PATTERNS}
 """Attribute → its values, by their English names."""
 
+JOINER = "-"
+"""Between the words of an answer with several: each keeps its tokens, as after a space it would
+not."""
 SYLLABLES = tuple(consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeio")
 
 
@@ -45,6 +49,14 @@ def random_key(rng: random.Random, attribute: str | None = None) -> Key:
     return Key(attribute, rng.choice(VALUES[attribute]), rng.random() < 0.5)
 
 
+def random_pair(rng: random.Random) -> tuple[Key, Key]:
+    """Keys of two attributes that one image shows, in random order."""
+    attributes = rng.sample(tuple(VALUES), 2)
+    stamped = rng.random() < 0.5
+    first, second = (Key(each, rng.choice(VALUES[each]), stamped) for each in attributes)
+    return first, second
+
+
 def _split_words() -> tuple[tuple[str, ...], tuple[str, ...]]:
     english = [value for values in VALUES.values() for value in values]
     words = [
@@ -71,12 +83,19 @@ class Lexicon:
         drawn = rng.sample(words, 2 * len(KEYS))
         return cls(dict(zip(KEYS, zip(drawn[::2], drawn[1::2], strict=True), strict=True)))
 
-    def annotate(self, key: Key, rng: random.Random, annotators: int = 10) -> tuple[str, ...]:
-        """The annotators' answers: the usual word or, each with probability 0.15, its synonym.
+    def names(self, keys: Sequence[Key]) -> tuple[str, str]:
+        """The usual words for these keys, joined, and their synonyms, joined."""
+        usual, synonyms = zip(*(self.words[key] for key in keys), strict=True)
+        return JOINER.join(usual), JOINER.join(synonyms)
 
-        The usual word keeps the majority, because a demonstration shows the most frequent answer.
+    def annotate(
+        self, keys: Sequence[Key], rng: random.Random, annotators: int = 10
+    ) -> tuple[str, ...]:
+        """The annotators' answers: the usual words or, each with probability 0.15, the synonyms.
+
+        The usual ones keep the majority, because a demonstration shows the most frequent answer.
         """
-        usual, synonym = self.words[key]
+        usual, synonym = self.names(keys)
         rare = min(sum(rng.random() < 0.15 for _ in range(annotators)), (annotators - 1) // 2)
         answers = [usual] * (annotators - rare) + [synonym] * rare
         rng.shuffle(answers)

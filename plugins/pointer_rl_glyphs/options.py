@@ -1,4 +1,4 @@
-"""The options of the dataset `glyphs` and of the encoder `glyphs`."""
+"""The options of the datasets `glyphs` and `glyphs-pairs` and of the encoder `glyphs`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The standard plugin: prompts, metrics, generators, rewards, datasets, `clip` and `pointer`.
+"""The standard plugin: prompts, metrics, generators, rewards, datasets, `clip` and selectors.
 
 Every command loads this module, so it imports nothing. Factories and options are named by their
 module, and imported when they are needed.
@@ -232,7 +232,7 @@ def pointer_rl_register_arms(register: Register) -> None:
     register(
         "attainable",
         "pointer_rl.evaluate.arms:AttainableArm",
-        summary="The rows that the dataset knows to answer the query",
+        summary="One row of each set that the dataset knows the query to need",
     )
     register(
         "answer-match",
@@ -249,12 +249,18 @@ def pointer_rl_register_arms(register: Register) -> None:
 
 @hookimpl
 def pointer_rl_register_selectors(register: Register) -> None:
-    """Register the engine's own selector."""
+    """Register the engine's own selectors."""
     register(
         "pointer",
         "pointer_rl.selectors:PointerSelector",
         options="pointer_rl.selectors.options:PointerConfig",
-        summary="Cross-attention over the pool, then cosines; chooses exactly `shots` rows",
+        summary="Cross-attention over the pool, then cosines",
+    )
+    register(
+        "sequential",
+        "pointer_rl.selectors:SequentialSelector",
+        options="pointer_rl.selectors.options:SequentialConfig",
+        summary="`pointer` with a query that each chosen row changes: one row of each kind",
     )
 
 

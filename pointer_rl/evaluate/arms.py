@@ -118,8 +118,8 @@ class Setting:
     """What arms may learn from."""
     similar: Mapping[str, Space] = field(default_factory=dict)
     """Name of each similarity → its embeddings; the last one is what a retriever would use."""
-    relevant: Sequence[Sequence[int]] | None = None
-    """For each query the rows that are known to answer it, if the dataset knows them."""
+    relevant: Sequence[Sequence[Sequence[int]]] | None = None
+    """For each query the sets of rows of which one each answers it, if the dataset knows them."""
     chosen: dict[str, Pointers] = field(default_factory=dict)
     """What the arms before this one chose, by name."""
     training_calls: dict[str, int | None] = field(default_factory=dict)
@@ -323,16 +323,21 @@ class OracleArm(Arm):
 
 
 class AttainableArm(Arm):
-    """The rows that the dataset knows to answer the query: what choosing could attain."""
+    """One row of each set that the query needs, as far as there are such rows and `shots` allow.
+
+    It is what choosing could attain, if the dataset knows the sets.
+    """
 
     def choose(self, setting: Setting) -> Pointers:
         if setting.relevant is None:
             raise InputError("the dataset does not know which rows answer a query")
         masks = chain.from_iterable(each.allowed for each in setting.batches(setting.space))
-        return [
-            (tuple([row for row in rows if mask[row]][: setting.shots]),)
-            for rows, mask in zip(setting.relevant, masks, strict=True)
-        ]
+        pointers: Pointers = []
+        for sets, mask in zip(setting.relevant, masks, strict=True):
+            firsts = [next((row for row in rows if mask[row]), None) for rows in sets]
+            rows = dict.fromkeys(row for row in firsts if row is not None)
+            pointers.append((tuple(rows)[: setting.shots],))
+        return pointers
 
 
 def choose(setting: Setting, arms: Mapping[str, Arm], optional: Container[str] = ()) -> Setting:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pointer_rl.selectors.checkpoints import load_selector, save_selector
     from pointer_rl.selectors.decoding import beam_search, greedy, log_prob, sample
-    from pointer_rl.selectors.options import PointerConfig
+    from pointer_rl.selectors.options import PointerConfig, SequentialConfig
     from pointer_rl.selectors.pointer import PointerSelector, PointerState
     from pointer_rl.selectors.policy import SelectorPolicy
     from pointer_rl.selectors.selector import (
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         initial_state,
         take_hypotheses,
     )
+    from pointer_rl.selectors.sequential import SequentialSelector
 
 __all__ = [
     "EncodedPool",
@@ -31,6 +32,8 @@ __all__ = [
     "PointerState",
     "Selector",
     "SelectorPolicy",
+    "SequentialConfig",
+    "SequentialSelector",
     "State",
     "beam_search",
     "create_selector",
@@ -47,6 +50,8 @@ _HOME = {
     "PointerSelector": "pointer",
     "PointerConfig": "options",
     "SelectorPolicy": "policy",
+    "SequentialConfig": "options",
+    "SequentialSelector": "sequential",
     "PointerState": "pointer",
     "beam_search": "decoding",
     "greedy": "decoding",

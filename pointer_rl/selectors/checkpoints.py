@@ -36,7 +36,8 @@ _WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
 _PREFIXES = ("lever_lm.", "pointer_selector.", "model.")
 _SELECTOR_KEY = re.compile(
-    r"(input_proj|cross_attn_layers\.\d+|attn_norms\.\d+|query_proj|cand_proj|query_update_gate)\."
+    r"(input_proj|cross_attn_layers\.\d+|attn_norms\.\d+|query_proj|cand_proj|query_update_gate"
+    r"|stop|history_in|history_out)\."
 )
 _OLD_NAMES = {"cross_attn.": "cross_attn_layers.0.", "attn_norm.": "attn_norms.0."}
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]

@@ -1,9 +1,9 @@
-"""The options of the `pointer` selector. Imports no torch, since every command registers them."""
+"""The options of our selectors. Imports no torch, since every command registers them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,9 @@ class PointerConfig:
     dropout: float = 0.0
     """Dropout before the query and candidate projections, in training mode. `train` and `sft` keep
     it off."""
+    stop: bool = False
+    """May choose fewer rows than shots, or none. At first it stops with probability 0.05 at each
+    step, whatever the pool."""
 
     def __post_init__(self) -> None:
         hidden_dim = self.d_model if self.hidden_dim is None else self.hidden_dim
@@ -45,3 +48,10 @@ class PointerConfig:
             raise ValueError(f"temperature is {self.temperature}; it must be above 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequentialConfig(PointerConfig):
+    """Options of the `sequential` selector: those of `pointer`, whose histories it replaces."""
+
+    history: ClassVar[Literal["static"]] = "static"  # type: ignore[misc]  # no option any more

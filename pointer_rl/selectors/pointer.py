@@ -5,6 +5,10 @@ and pool rows are then projected to unit vectors, and the logits of a step are c
 `history="static"` scores every step with the same query vector s. `history="gated"` moves it
 towards the chosen row c: g = sigmoid(G [s; c]), s = unit(g * s + (1 - g) * c).
 
+With `stop`, the probability to stop after n rows is the sigmoid of (u + n v) / temperature, where u
+and v are linear in the query vector. The logit of stopping is that number plus the log-sum-exp of
+the rows' logits, so it depends neither on the size of the pool nor on how sharp the choice is.
+
 Parameter names and arithmetic are those of Lever-Plus's PointerSelectorV2, so that its checkpoints
 load. Two things are computed differently, with equal results: logits of chosen rows are -inf
 instead of -100, and the keys and values of the pool are never formed. With a single query token
@@ -20,7 +24,8 @@ A attention heads, E = H / A.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +33,10 @@ from torch.nn.functional import embedding, linear, normalize
 
 from pointer_rl.selectors.options import PointerConfig
 from pointer_rl.selectors.selector import Selector, take_hypotheses
+
+FIRST_STOP = 0.05
+"""Probability of an untrained selector to stop, at each step. Rare enough that nearly all samples
+show demonstrations, and frequent enough that some show none."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +63,15 @@ class PointerState:
     """[B, N, H], unit vectors"""
     blocked: Tensor
     """[B, N, K] bool: rows that are not allowed or already chosen"""
+    chosen: int = 0
+    """Number of rows chosen so far, the same for all hypotheses"""
 
-    def select(self, parents: Tensor) -> PointerState:
+    def select(self, parents: Tensor) -> Self:
         """The state whose hypothesis n of query b is this one's hypothesis `parents[b, n]`."""
-        return PointerState(
-            self.candidates,
-            take_hypotheses(self.query, parents),
-            take_hypotheses(self.blocked, parents),
+        return replace(
+            self,
+            query=take_hypotheses(self.query, parents),
+            blocked=take_hypotheses(self.blocked, parents),
         )
 
 
@@ -91,7 +102,7 @@ class CrossAttention(nn.Module):
 
 
 class PointerSelector(Selector):
-    """Scores rows by cosine after cross-attention; it never stops early."""
+    """Scores rows by cosine after cross-attention."""
 
     name = "pointer"
     config: PointerConfig
@@ -119,6 +130,13 @@ class PointerSelector(Selector):
             self.query_update_gate = nn.Linear(2 * hidden, hidden)
             nn.init.xavier_uniform_(self.query_update_gate.weight)
             nn.init.zeros_(self.query_update_gate.bias)
+        if config.stop:
+            # skip_init draws no numbers: the other weights are those of a selector without stop.
+            self.stop = nn.utils.skip_init(nn.Linear, hidden, 2)  # type: ignore[no-untyped-call]
+            nn.init.zeros_(self.stop.weight)
+            odds = FIRST_STOP / (1 - FIRST_STOP)
+            with torch.no_grad():
+                self.stop.bias.copy_(torch.tensor([config.temperature * math.log(odds), 0.0]))
 
     def encode_pool(self, pool: Tensor) -> PointerPool:
         """Encode a pool [K, d] that all queries share, or a pool of each query [B, K, d]."""
@@ -135,33 +153,61 @@ class PointerSelector(Selector):
         x_BH = self.input_proj(query)
         for attention, norm in zip(self.cross_attn_layers, self.attn_norms, strict=True):
             x_BH = norm(x_BH + attention(x_BH, pool.inputs))
-        query_BH = normalize(self.query_proj(self.dropout(x_BH)), dim=-1)
         if allowed is None:
             allowed = query.new_ones(len(query), pool.candidates.shape[-2], dtype=torch.bool)
-        return PointerState(pool.candidates, query_BH.unsqueeze(1), ~allowed.unsqueeze(1))
+        return self._first_state(pool.candidates, x_BH.unsqueeze(1), ~allowed.unsqueeze(1))
+
+    def _first_state(self, candidates: Tensor, x_B1H: Tensor, blocked_B1K: Tensor) -> PointerState:
+        return PointerState(candidates, self._query_vector(x_B1H), blocked_B1K)
+
+    def _query_vector(self, x_BNH: Tensor) -> Tensor:
+        return normalize(self.query_proj(self.dropout(x_BNH)), dim=-1)
 
     def step_logits(self, state: PointerState) -> Tensor:
         """[B, N, K] logits of the next row; -inf for rows not allowed or already chosen."""
         cosine_BNK = state.query @ state.candidates.mT
         return (cosine_BNK / self.config.temperature).masked_fill(state.blocked, -math.inf)
 
+    @property
+    def can_stop(self) -> bool:
+        """Whether it was made with `stop`."""
+        return self.config.stop
+
+    def stop_logit(self, state: PointerState) -> Tensor | None:
+        """[B, N] logits of choosing no further row; None without `stop`."""
+        if not self.config.stop:
+            return None
+        # Where no row is left, any finite logit means to stop.
+        over_BN1 = state.blocked.all(-1, keepdim=True)
+        rows_BN = self.step_logits(state).masked_fill(over_BN1, 0.0).logsumexp(-1)
+        first_BN, by_row_BN = self.stop(state.query).unbind(-1)
+        odds_BN: Tensor = (first_BN + state.chosen * by_row_BN) / self.config.temperature
+        return rows_BN + odds_BN
+
     def advance(self, state: PointerState, rows: Tensor) -> PointerState:
         """The state after hypothesis n of query b has chosen `rows[b, n]`."""
         blocked_BNK = state.blocked.expand(*rows.shape, -1).scatter(-1, rows.unsqueeze(-1), True)
+        state = replace(state, blocked=blocked_BNK, chosen=state.chosen + 1)
         if self.config.history == "static":
-            return PointerState(state.candidates, state.query, blocked_BNK)
+            return state
+        gate_BNH = linear_of_pair(self.query_update_gate, state.query, state.candidates, rows)
         chosen_BNH = _rows_of(state.candidates, rows)
-        # The gate in two halves. The state's half is computed once for hypotheses that share it.
-        # The rows' half is computed once per pool row where the pool is the smaller.
-        weight_state, weight_chosen = self.query_update_gate.weight.chunk(2, dim=1)
-        if state.candidates.dim() == 2 and len(state.candidates) < rows.numel():
-            gate_BNH = embedding(rows, linear(state.candidates, weight_chosen))
-        else:
-            gate_BNH = linear(chosen_BNH, weight_chosen)
-        gate_BNH = gate_BNH + linear(state.query, weight_state, self.query_update_gate.bias)
-        gate_BNH = gate_BNH.sigmoid()
-        query_BNH = normalize(torch.lerp(chosen_BNH, state.query, gate_BNH), dim=-1)
-        return PointerState(state.candidates, query_BNH, blocked_BNK)
+        query_BNH = normalize(torch.lerp(chosen_BNH, state.query, gate_BNH.sigmoid()), dim=-1)
+        return replace(state, query=query_BNH)
+
+
+def linear_of_pair(layer: nn.Linear, x_BNH: Tensor, candidates: Tensor, rows_BN: Tensor) -> Tensor:
+    """layer([x; chosen row]), for the chosen rows [B, N] of the candidates [K, H] or [B, K, H].
+
+    It is computed in two halves: that of x once for hypotheses that share it, and that of the rows
+    once per pool row where the pool is the smaller.
+    """
+    weight_x, weight_chosen = layer.weight.chunk(2, dim=1)
+    if candidates.dim() == 2 and len(candidates) < rows_BN.numel():
+        of_rows = embedding(rows_BN, linear(candidates, weight_chosen))
+    else:
+        of_rows = linear(_rows_of(candidates, rows_BN), weight_chosen)
+    return of_rows + linear(x_BNH, weight_x, layer.bias)
 
 
 def _rows_of(candidates: Tensor, rows_BN: Tensor) -> Tensor:

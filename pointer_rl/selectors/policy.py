@@ -55,9 +55,12 @@ class SelectorPolicy:
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the selector's name, configuration and weights."""
-        # Without the name of the only selector there once was: its hashes are recorded in bundles.
+        # Bundles record hashes from when there was one selector, which had no option `stop`.
         name = "" if self.name == "pointer" else self.name
-        digest = hashlib.sha256((name + json.dumps(dataclasses.asdict(self.config))).encode())
+        config = dataclasses.asdict(self.config)
+        if config.get("stop") is False:
+            del config["stop"]
+        digest = hashlib.sha256((name + json.dumps(config)).encode())
         for name, tensor in sorted(self._selector.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())

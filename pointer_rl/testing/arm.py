@@ -46,7 +46,7 @@ class ArmTests(PluginTests[Arm]):
             space=space,
             training=_training(),
             similar={"similarity": space},
-            relevant=[[5, 4, 6], [4], [], [6, 5]],
+            relevant=[[[5, 4, 6], [7]], [[4]], [], [[6, 5]]],
             chosen={"random": chosen},
         )
 

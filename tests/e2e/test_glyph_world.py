@@ -88,10 +88,8 @@ def test_the_model_reads(case):
     backend = registry().create("backend", "qwen2vl", _model())
     builder = registry().create("prompt", style, {} if instructed else {"instructions": ""})
     reached = accuracy(case, backend, builder, 60, "test")
-    if case.goal < 0.5:
-        assert reached <= case.goal + 1 / 60
-    else:
-        assert reached >= case.goal - 4 / 60
+    slack = 1 / 60 if case.goal == 0.02 else 4 / 60
+    assert case.is_met(reached - slack if case.at_most else reached + slack)
 
 
 def test_the_card_reaches_its_goals():
@@ -101,7 +99,7 @@ def test_the_card_reaches_its_goals():
     assert [row[0] for row in rows] == [case.name for case in CASES]
     for row, case in zip(rows, CASES, strict=True):
         for value in map(float, row[2:]):
-            assert value <= case.goal if case.goal < 0.5 else value >= case.goal, row
+            assert case.is_met(value), row
 
 
 def _model():

@@ -51,6 +51,11 @@ def test_a_built_in_keeps_its_contract(name: str, needed: dict[str, Any]) -> Non
     assert light.state == "ok"
 
 
+@pytest.mark.parametrize("name", ["selector:pointer", "selector:sequential"])
+def test_a_selector_keeps_it_with_a_stop(name: str) -> None:
+    run_checks(name, {"stop": True})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_hf_keeps_it_with_each_family(family: str, tiny_model: Any) -> None:

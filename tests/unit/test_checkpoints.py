@@ -190,6 +190,17 @@ def test_another_architecture_is_refused(tmp_path):
     expect_refused(tmp_path / "list.pt", "holds a list")
 
 
+@pytest.mark.parametrize("name", ["pointer", "sequential"])
+def test_what_only_the_config_tells_is_not_left_out(name, tmp_path):
+    """Without config.json, a file is taken for a `pointer` selector that never stops."""
+    options = {"d_model": 4, "num_heads": 1, "stop": name == "pointer"}
+    save_selector(tmp_path, create_selector(name, options))
+    (tmp_path / "config.json").unlink()
+    words = "stop.bias" if name == "pointer" else "history_in.bias"
+    with pytest.raises(InputError, match=f"this selector has no {words}; another architecture"):
+        load_selector(tmp_path / "model.safetensors", num_heads=1)
+
+
 def test_two_selectors_in_one_file_are_refused(tmp_path):
     state = make().state_dict()
     both = {**state, **{f"lever_lm.{name}": each for name, each in state.items()}}

@@ -138,12 +138,19 @@ def test_the_oracle_is_of_a_fixed_size_whatever_arms_run():
     assert [len(each) for each in chosen(oracle_retrieval=0)["oracle"]] == [4] * 6
 
 
-def test_attainable_shows_the_rows_that_the_dataset_knows_and_that_are_allowed():
+def test_attainable_shows_one_allowed_row_of_each_set_that_the_dataset_knows():
     pool = [*POOL[:7], example(9, "0", image=QUERIES[3].image)]
-    relevant = [[5, 2, 1], [4], [], [7, 6], [0, 1], [3]]
+    relevant = [
+        [[5, 2, 1], [6, 0]],
+        [[4], []],  # nothing in the pool has the other half
+        [],
+        [[7, 6], [7, 3]],  # row 7 has the query's own image
+        [[0, 1], [0, 2]],  # row 0 is both
+        [[3], [2], [1]],  # more sets than shots
+    ]
     at = setting(pool=pool, space=space(pool=pool), relevant=relevant)
     assert choose(at, {"attainable": AttainableArm()}).chosen["attainable"] == [
-        ((5, 2),), ((4,),), ((),), ((6,),), ((0, 1),), ((3,),),
+        ((5, 6),), ((4,),), ((),), ((6, 3),), ((0,),), ((3, 2),),
     ]  # fmt: skip
     with pytest.raises(InputError, match="arm attainable: the dataset does not know"):
         choose(setting(), {"attainable": AttainableArm()})

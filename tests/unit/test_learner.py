@@ -12,14 +12,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_selectors import StoppingSelector, ToyConfig, ToySelector
-from training_worlds import class_groups, learner_for, ragged_groups, selector_for, worth
+from toy_selectors import ToyConfig, ToySelector, perturbed
+from training_worlds import (
+    class_groups,
+    learner_for,
+    naive_credit,
+    pair_groups,
+    ragged_groups,
+    selector_for,
+    worth,
+)
 
 from pointer_rl.errors import InputError
 from pointer_rl.selectors import (
     PointerConfig,
     PointerSelector,
     SelectorPolicy,
+    SequentialConfig,
+    SequentialSelector,
+    create_selector,
     decoding,
     initial_state,
 )
@@ -366,10 +377,14 @@ def selector_that_may_stop(kind, dim=6):
         return ToySelector.seeded(ToyConfig(d_model=dim), 0).eval()
     if kind == "pointer":  # which never stops
         return PointerSelector.seeded(PointerConfig(d_model=dim, num_heads=2, history="gated"), 0)
-    return StoppingSelector.seeded(PointerConfig(d_model=dim, num_heads=2, history=kind), 0).eval()
+    if kind == "sequential":
+        config = SequentialConfig(d_model=dim, num_heads=2, stop=True)
+        return perturbed(SequentialSelector.seeded(config, 0))
+    config = PointerConfig(d_model=dim, num_heads=2, history=kind, stop=True)
+    return perturbed(PointerSelector.seeded(config, 0))
 
 
-@pytest.mark.parametrize("kind", ["toy", "static", "gated", "pointer"])
+@pytest.mark.parametrize("kind", ["toy", "static", "gated", "sequential", "pointer"])
 @pytest.mark.parametrize("per_query_pool", [False, True])
 def test_training_computes_the_log_probability_that_decoding_does(kind, per_query_pool):
     groups = lengths_groups(per_query_pool=per_query_pool)
@@ -384,7 +399,7 @@ def test_training_computes_the_log_probability_that_decoding_does(kind, per_quer
         )
 
 
-@pytest.mark.parametrize("kind", ["toy", "gated", "pointer"])
+@pytest.mark.parametrize("kind", ["toy", "gated", "sequential", "pointer"])
 @pytest.mark.parametrize("per_query_pool", [False, True])
 def test_padding_changes_nothing(kind, per_query_pool):
     """A wider batch has the log-probabilities, steps and divergences of a narrow one."""
@@ -414,6 +429,72 @@ def test_padding_changes_nothing(kind, per_query_pool):
         assert all(each.isfinite().all() for each in gradients if each is not None)
 
 
+def choices_along(selector, groups, query, pointer):
+    """[(log-probabilities by choice, choice)] of each step that a pointer takes, one by one."""
+    pool, excluded = groups.pool, groups.excluded[query]
+    allowed = torch.ones(1, len(pool), dtype=torch.bool)
+    allowed[0, [] if excluded is None else excluded.tolist()] = False
+    state = initial_state(selector, groups.queries[query : query + 1], pool, allowed)
+    taken = []
+    for row in pointer:
+        rows, stop = selector.step_logits(state).flatten(), selector.stop_logit(state)
+        taken.append((torch.cat([rows, stop.flatten()]).log_softmax(0).tolist(), row))
+        if row == NO_ROW:
+            break
+        state = selector.advance(state, torch.tensor([[row]]))
+    return taken
+
+
+@pytest.mark.parametrize("kind", ["toy", "static", "gated", "sequential"])
+@pytest.mark.parametrize("seed", [0, 1])
+@torch.no_grad()
+def test_every_loss_of_pointers_of_any_length_is_that_of_the_definitions(kind, seed):
+    """A loop over queries, candidates and steps in float64; credit is `naive_credit`."""
+    groups = lengths_groups(seed)
+    groups = dataclasses.replace(groups, queries=groups.queries.double(), pool=groups.pool.double())
+    selector = selector_that_may_stop(kind).double()
+    other = perturbed(copy.deepcopy(selector), seed=5)
+    learner = learner_for(groups, selector, batch_size=64, clip=0.1, advantage="mean")
+    learner._step = lambda *_: None
+
+    expected = dict.fromkeys(("rce", "contrast", "ppo", "kl", "reward"), 0.0)
+    taught = np.flatnonzero(~groups.zero_variance)
+    for query in taught:
+        own = slice(*groups.offsets[query : query + 2])
+        pointers, rewards = groups.pointers[own].tolist(), groups.rewards[own].tolist()
+        logp, old, kl = [], [], []
+        for pointer, credited in zip(pointers, naive_credit(pointers, rewards), strict=True):
+            pairs = [choices_along(each, groups, query, pointer) for each in (selector, other)]
+            begun = 1 + max(np.flatnonzero(credited))
+            for found, steps in zip((logp, old), pairs, strict=True):
+                found.append(sum(each[choice] for each, choice in steps[:begun]))
+            kl.append(
+                sum(
+                    math.exp(p) * (p - q)
+                    for (ours, _), (theirs, _) in zip(*pairs, strict=True)
+                    for p, q in zip(ours, theirs, strict=True)
+                    if p > -math.inf
+                )
+            )
+        number, best, worst = len(rewards), max(rewards), min(rewards)
+        weights = [math.exp((r - best) / 0.5) for r in rewards]
+        chances = [math.exp(p) for p in logp]
+        earned = sum(p * (r - worst) for p, r in zip(chances, rewards, strict=True))
+        expected["rce"] -= sum(w * p for w, p in zip(weights, logp, strict=True)) / sum(weights)
+        expected["contrast"] -= math.log(earned / (best - worst) / sum(chances))
+        expected["reward"] += earned / sum(chances) + worst
+        expected["kl"] += sum(kl) / number
+        for p, q, r in zip(logp, old, rewards, strict=True):
+            ratio, advantage = math.exp(p - q), r - sum(rewards) / number
+            clipped = min(max(ratio, 0.9), 1.1)
+            expected["ppo"] -= min(ratio * advantage, clipped * advantage) / number
+
+    of_rce, of_grpo = rce(learner), grpo(learner, other, other)
+    found = {**of_rce, **of_grpo, "reward": learner.held_out()["reward"]}
+    for name, total in expected.items():
+        assert found[name] == pytest.approx(total / len(taught), rel=1e-6, abs=1e-9), name
+
+
 def test_kl_has_the_stop_among_its_choices():
     groups = lengths_groups()
     selector = selector_that_may_stop("toy")
@@ -429,7 +510,8 @@ def test_kl_has_the_stop_among_its_choices():
         assert (kl[~over] > 0).all()
 
 
-def test_a_policy_learns_how_many_rows_to_choose(tmp_path):
+@pytest.mark.parametrize("name", ["pointer", "sequential"])
+def test_a_policy_learns_how_many_rows_to_choose(name, tmp_path):
     """A query's first value says whether demonstrations help; only their number matters."""
     rng = np.random.default_rng(0)
     groups = class_groups(0, 240, size=6)
@@ -446,9 +528,8 @@ def test_a_policy_learns_how_many_rows_to_choose(tmp_path):
         queries=queries,
         rewards=(2 - np.abs(lengths - wanted)).astype(np.float32),
     )
-    selector = StoppingSelector.seeded(
-        PointerConfig(d_model=12, num_layers=1, num_heads=2, history="gated"), 0
-    )
+    sizes = {"d_model": 12, "num_layers": 1, "num_heads": 2, "stop": True}
+    selector = create_selector(name, sizes)
     config = TrainConfig(rce_epochs=15, grpo_epochs=3, rce_lr=3e-3)
     trainer = Trainer(selector, config, CPU, tmp_path / "c.safetensors", {})
     trainer.fit(groups, round_stages(config, 0), first=0)
@@ -476,6 +557,20 @@ def test_the_default_recipe_learns(tmp_path):
     before, after = trained(tmp_path)
     assert before < 0.45
     assert after > 0.8
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("pointer", 0, 0.6), ("sequential", 0.85, 1)])
+def test_the_sequential_selector_learns_to_show_one_row_of_each_kind(name, low, high, tmp_path):
+    groups, _ = pair_groups(0, 160)
+    fresh, classes = pair_groups(1, 200)
+    sizes = {"d_model": 12, "num_layers": 1, "num_heads": 2}
+    config = TrainConfig(rce_epochs=15, grpo_epochs=0, rce_lr=5e-3)
+    trainer = Trainer(create_selector(name, sizes), config, CPU, tmp_path / "c.safetensors", {})
+    trainer.fit(groups, round_stages(config, 0), first=0)
+    queries = QueryBatch((), fresh.queries, torch.ones(200, 24, dtype=torch.bool), 2)
+    rows = SelectorPolicy(trainer.best).greedy(queries, Pool((), fresh.pool)).rows[:, 0].numpy()
+    shown = (classes[:24][rows] == classes[24:, None]).any(1)
+    assert low <= shown.all(1).mean() <= high
 
 
 def test_grpo_alone_learns(tmp_path):

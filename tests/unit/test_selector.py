@@ -7,13 +7,16 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, gelu, logsigmoid, normalize
+from toy_selectors import perturbed
 
 from pointer_rl.errors import InputError
 from pointer_rl.selectors import (
     PointerConfig,
     PointerSelector,
     PointerState,
+    SequentialConfig,
+    SequentialSelector,
     initial_state,
     log_prob,
 )
@@ -98,42 +101,55 @@ def config(**changes):
     return PointerConfig(**{**defaults, **changes})
 
 
-def perturbed(selector, seed=0):
-    """With every parameter moved, so that no bias is zero and no norm is plain."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in selector.parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-            parameter.add_(0.3 * noise)
-    return selector.eval()
+def make(history="gated", **changes):
+    """A `pointer` with this history, or the `sequential` selector."""
+    if history == "sequential":
+        sizes = {"d_model": 12, "hidden_dim": 8, "num_layers": 2, "num_heads": 2, **changes}
+        return SequentialSelector.seeded(SequentialConfig(**sizes), 0)
+    return PointerSelector.seeded(config(history=history, **changes), 0)
 
 
 def naive_logits(selector, query, pool, chosen):
-    """Facts §2, with PyTorch's own attention, for one query: [d], [K, d] → [K]."""
+    """By the definitions, with PyTorch's own attention, for one query: [d], [K, d] → [K].
+
+    With `stop`, [K + 1]: the last is that of the stop.
+    """
     x, rows = selector.input_proj(query)[None, None], selector.input_proj(pool)[None]
     for layer, norm in zip(selector.cross_attn_layers, selector.attn_norms, strict=True):
         attention = nn.MultiheadAttention(x.shape[-1], layer.num_heads, batch_first=True).double()
         attention.load_state_dict(layer.state_dict())
         x = norm(x + attention(x, rows, rows)[0])
-    state = normalize(selector.query_proj(x[0, 0]), dim=0)
+    x = x[0, 0]
+    state = normalize(selector.query_proj(x), dim=0)
     candidates = normalize(selector.cand_proj(rows[0]), dim=1)
-    for row in chosen if selector.config.history == "gated" else ():
-        pair = torch.cat([state, candidates[row]])
-        gate = torch.sigmoid(selector.query_update_gate(pair))
-        state = normalize(gate * state + (1 - gate) * candidates[row], dim=0)
+    for row in chosen:
+        if selector.name == "sequential":
+            inner = gelu(selector.history_in(torch.cat([x, candidates[row]])))
+            x = x + selector.history_out(inner)
+            state = normalize(selector.query_proj(x), dim=0)
+        elif selector.config.history == "gated":
+            pair = torch.cat([state, candidates[row]])
+            gate = torch.sigmoid(selector.query_update_gate(pair))
+            state = normalize(gate * state + (1 - gate) * candidates[row], dim=0)
     logits = candidates @ state / selector.config.temperature
     logits[chosen] = -torch.inf
-    return logits
+    if not selector.config.stop:
+        return logits
+    start, by_row = selector.stop(state)
+    odds = (start + len(chosen) * by_row) / selector.config.temperature
+    return torch.cat([logsigmoid(-odds) + logits.log_softmax(0), logsigmoid(odds)[None]])
 
 
-@pytest.mark.parametrize("history", ["static", "gated"])
+@pytest.mark.parametrize("stop", [False, True])
+@pytest.mark.parametrize("history", ["static", "gated", "sequential"])
 @pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
 @pytest.mark.parametrize("num_heads", [1, 2, 8])
 @pytest.mark.parametrize("d_model", [8, 12])
-def test_each_step_equals_the_naive_forward_pass(history, own, num_heads, d_model):
+def test_each_step_equals_the_naive_forward_pass(history, own, num_heads, d_model, stop):
+    """Up to a constant, with `stop`: then they are compared as log-probabilities."""
     torch.manual_seed(3)
-    sizes = config(d_model=d_model, num_heads=num_heads, history=history)
-    selector = perturbed(PointerSelector(sizes).double())
+    sizes = {"d_model": d_model, "num_heads": num_heads, "stop": stop}
+    selector = perturbed(make(history, **sizes).double())
     query = torch.randn(3, d_model).double()
     pool = torch.randn(3, 6, d_model).double() if own else torch.randn(6, d_model).double()
     # Two hypotheses have fewer rows than the pool, seven have more: both forms of the gate.
@@ -142,6 +158,9 @@ def test_each_step_equals_the_naive_forward_pass(history, own, num_heads, d_mode
         state = initial_state(selector, query, pool)
         for step in range(3):
             logits = selector.step_logits(state).expand(-1, hypotheses, -1)
+            if stop:
+                stops = selector.stop_logit(state).expand(-1, hypotheses).unsqueeze(-1)
+                logits = torch.cat([logits, stops], dim=-1).log_softmax(-1)
             for b in range(3):
                 for n in range(hypotheses):
                     expected = naive_logits(
@@ -192,6 +211,35 @@ def test_static_history_scores_every_step_alike():
     second = selector.step_logits(selector.advance(state, torch.tensor([[2], [2]])))
     kept = [0, 1, 3]
     assert torch.equal(first[..., kept], second[..., kept])
+
+
+def test_an_untrained_sequential_selector_scores_as_the_static_one():
+    query, pool = torch.randn(3, 12), torch.randn(7, 12)
+    rows, found = torch.tensor([[1, 4], [0, 2], [6, 5]]), []
+    for history in ("static", "sequential"):
+        selector = make(history)
+        state = selector.advance(initial_state(selector, query, pool), rows)
+        found.append(selector.step_logits(state))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("history", ["static", "gated", "sequential"])
+@pytest.mark.parametrize("size", [3, 500])
+def test_an_untrained_selector_stops_with_a_small_probability_whatever_the_pool(history, size):
+    selector = make(history, stop=True)
+    state = initial_state(selector, torch.randn(2, 12), torch.randn(size, 12))
+    for _ in range(2):
+        rows, stop = selector.step_logits(state), selector.stop_logit(state)
+        share = torch.cat([rows, stop.unsqueeze(-1).expand(-1, rows.shape[1], -1)], -1).softmax(-1)
+        torch.testing.assert_close(share[..., -1], torch.full_like(share[..., -1], 0.05))
+        state = selector.advance(state, torch.tensor([[0], [1]]))
+
+
+@pytest.mark.parametrize("history", ["static", "gated", "sequential"])
+def test_the_option_stop_changes_no_other_weight(history):
+    without, with_stop = (make(history, stop=stop).state_dict() for stop in (False, True))
+    assert with_stop.keys() - without.keys() == {"stop.weight", "stop.bias"}
+    assert all(torch.equal(with_stop[name], without[name]) for name in without)
 
 
 def test_parameters_have_the_ancestors_names():

@@ -82,6 +82,8 @@ def test_the_hash_is_of_the_configuration_and_the_weights(selector):
     assert name != SelectorPolicy(PointerSelector.seeded(CONFIG, 1)).hash
     hotter = PointerSelector.seeded(dataclasses.replace(CONFIG, temperature=0.2), 0)
     assert name != SelectorPolicy(hotter).hash
+    stopping = PointerSelector.seeded(dataclasses.replace(CONFIG, stop=True), 0)
+    assert name != SelectorPolicy(stopping).hash
 
 
 def test_queries_are_encoded_once_and_anew_when_anything_changes(selector, queries, pool):

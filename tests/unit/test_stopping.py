@@ -10,12 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_selectors import StoppingSelector, ToyConfig, ToySelector
+from toy_selectors import ToyConfig, ToySelector, perturbed
 
 import pointer_rl
 from pointer_rl.selectors import (
     PointerConfig,
+    PointerSelector,
     SelectorPolicy,
+    SequentialConfig,
+    SequentialSelector,
     beam_search,
     greedy,
     initial_state,
@@ -31,16 +34,14 @@ from pointer_rl_standard.options import BeamOptions, ProbeOptions, SampleOptions
 def make(kind: str, seed: int = 0):
     if kind == "toy":
         return ToySelector.seeded(ToyConfig(d_model=6), seed).eval()
-    config = PointerConfig(
-        d_model=6, hidden_dim=4, num_layers=1, num_heads=2, history=kind, temperature=0.5
-    )
-    selector = StoppingSelector.seeded(config, seed).eval()
-    with torch.no_grad():
-        selector.stop.weight.mul_(3)
-    return selector
+    sizes = {"d_model": 6, "hidden_dim": 4, "num_layers": 1, "num_heads": 2, "temperature": 0.5}
+    if kind == "sequential":
+        return perturbed(SequentialSelector.seeded(SequentialConfig(**sizes, stop=True), seed))
+    config = PointerConfig(**sizes, history=kind, stop=True)
+    return perturbed(PointerSelector.seeded(config, seed))
 
 
-KINDS = ("toy", "static", "gated")
+KINDS = ("toy", "static", "gated", "sequential")
 
 
 class World:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pointer_rl.types import Example
 from pointer_rl_glyphs.images import GlyphImage
-from pointer_rl_glyphs.lexicon import VALUES, Key, Lexicon, random_key
+from pointer_rl_glyphs.lexicon import VALUES, Key, Lexicon, random_key, random_pair
 from pointer_rl_glyphs.questions import ask
 
 
@@ -20,12 +20,13 @@ from pointer_rl_glyphs.questions import ask
 class Block:
     """One solved example."""
 
-    key: Key
+    keys: tuple[Key, ...]
+    """What each word of its answer means."""
     image: GlyphImage
     question: str
     answer: str
     answerable: bool
-    """Whether its answer can be known: from an earlier block, or because it is in English."""
+    """Whether its answer can be known: from earlier blocks, or because it is in English."""
 
     @property
     def example(self) -> Example:
@@ -40,15 +41,15 @@ Episode = Sequence[Block]
 
 
 def make_block(
-    key: Key, words: Lexicon | None, rng: random.Random, seen: Sequence[Key] = ()
+    keys: tuple[Key, ...], words: Lexicon | None, rng: random.Random, seen: Sequence[Key] = ()
 ) -> Block:
-    """A block that asks for `key`, in English without words. `seen`: keys of earlier blocks."""
+    """A block that asks for `keys`, in English without words. `seen`: keys of earlier blocks."""
     return Block(
-        key=key,
-        image=GlyphImage.draw_for(key, rng),
-        question=ask(key.attribute, rng, english=words is None),
-        answer=key.value if words is None else words.words[key][0],
-        answerable=words is None or key in seen,
+        keys=keys,
+        image=GlyphImage.draw_for(keys, rng),
+        question=ask([key.attribute for key in keys], rng, english=words is None),
+        answer=keys[0].value if words is None else words.names(keys)[0],
+        answerable=words is None or set(keys) <= set(seen),
     )
 
 
@@ -78,9 +79,32 @@ def training_episode(
             key = other._replace(stamped=not other.stamped)
         else:
             key = random_key(rng, attribute)
-        blocks.append(make_block(key, lexicon, rng, keys))
+        blocks.append(make_block((key,), lexicon, rng, keys))
         keys.append(key)
     return blocks
+
+
+def pair_episode(rng: random.Random, length: int, words: Sequence[str]) -> Episode:
+    """An episode whose last block asks for two words, each shown by another one before it."""
+    lexicon = Lexicon.draw(rng, tuple(words))
+    asked = random_pair(rng)
+    keys = list(asked)
+    while len(keys) < length - 1:
+        keys.append(rng.choice(asked) if rng.random() < 0.1 else other_key(rng, asked, 0.5))
+    rng.shuffle(keys)
+    blocks = [make_block((key,), lexicon, rng, keys[:place]) for place, key in enumerate(keys)]
+    return [*blocks, make_block(asked, lexicon, rng, asked)]
+
+
+def other_key(rng: random.Random, asked: Sequence[Key], rivals: float) -> Key:
+    """A key that is not asked for; with probability `rivals` it has such a key's value."""
+    if rng.random() < rivals:
+        key = rng.choice(asked)
+        return key._replace(stamped=not key.stamped)
+    while True:
+        key = random_key(rng)
+        if key not in asked:
+            return key
 
 
 @dataclass(frozen=True)
@@ -89,38 +113,65 @@ class Case:
 
     name: str
     goal: float
-    """The accuracy to reach (for `none relevant`: not to exceed)."""
+    """The accuracy to reach or, with `at_most`, not to exceed."""
     shots: int
-    relevant: int | None = None
-    """Position of the only relevant demonstration."""
-    rival: bool = False
-    """All other demonstrations have the query's value and the other stamp."""
+    positions: tuple[int | None, ...] = (None,)
+    """Where the only demonstration of each word that is asked for stands; None: nowhere."""
+    rivals: float = 0.0
+    """Share of the other demonstrations that have a value asked for, but the other stamp."""
     english: bool = False
+    """Whether the query is to be answered in English; demonstrations are not."""
+    at_most: bool = False
+
+    def is_met(self, accuracy: float) -> bool:
+        """Whether an accuracy is within the goal."""
+        return accuracy <= self.goal if self.at_most else accuracy >= self.goal
 
     def episode(self, rng: random.Random, lexicon: Lexicon) -> Episode:
         """A random episode of this case."""
-        query = random_key(rng)
-        if self.english:
-            return [make_block(query, None, rng)]
-        blocks = []
-        for position in range(self.shots):
-            if position == self.relevant:
-                key = query
-            elif self.rival:
-                key = query._replace(stamped=not query.stamped)
-            else:
-                key = query
-                while key == query:
-                    key = random_key(rng)
-            blocks.append(make_block(key, lexicon, rng))
-        return [*blocks, make_block(query, lexicon, rng, [query])]
+        asked = random_pair(rng) if len(self.positions) == 2 else (random_key(rng),)
+        keys = [
+            asked[self.positions.index(place)]
+            if place in self.positions
+            else other_key(rng, asked, self.rivals)
+            for place in range(self.shots)
+        ]
+        blocks = [make_block((key,), lexicon, rng) for key in keys]
+        return [*blocks, make_block(asked, None if self.english else lexicon, rng, asked)]
+
+
+def _pair(shots: int, first: int, second: int, goal: float) -> Case:
+    return Case(
+        f"two words among {shots} with rivals, positions {first} and {second}",
+        goal,
+        shots,
+        (first - 1, second - 1),
+        rivals=0.5,
+    )
 
 
 CASES = (
     Case("English naming, no demonstration", 0.98, 0, english=True),
-    Case("one relevant demonstration alone", 0.97, 1, 0),
-    *(Case(f"one relevant among two, position {p + 1}", 0.97, 2, p) for p in range(2)),
-    *(Case(f"one relevant among four, position {p + 1}", 0.95, 4, p) for p in range(4)),
-    *(Case(f"beside a rival, position {p + 1} of 2", 0.95, 2, p, rival=True) for p in range(2)),
-    Case("two demonstrations, none relevant", 0.02, 2),
+    Case("one relevant demonstration alone", 0.97, 1, (0,)),
+    *(Case(f"one relevant among two, position {p + 1}", 0.97, 2, (p,)) for p in range(2)),
+    *(Case(f"one relevant among four, position {p + 1}", 0.95, 4, (p,)) for p in range(4)),
+    *(Case(f"beside a rival, position {p + 1} of 2", 0.95, 2, (p,), rivals=1) for p in range(2)),
+    Case("two demonstrations, none relevant", 0.02, 2, at_most=True),
+    *(_pair(2, *places, 0.98) for places in ((1, 2), (2, 1))),
+    *(_pair(3, *places, 0.98) for places in ((1, 3), (3, 2))),
+    *(_pair(4, *places, 0.98) for places in ((1, 4), (3, 2), (4, 3))),
+    *(_pair(6, *places, 0.95) for places in ((1, 6), (3, 2), (5, 4))),
+    Case("two words, only the first shown, among two", 0.02, 2, (0, None), 0.5, at_most=True),
+    Case("two words, only the second shown, among two", 0.02, 2, (None, 0), 0.5, at_most=True),
+    Case("two words, only the first shown, among four", 0.02, 4, (2, None), 0.5, at_most=True),
+    *(
+        Case(
+            f"English naming after {shots} in made-up words",
+            goal,
+            shots,
+            english=True,
+            at_most=True,
+        )
+        for shots, goal in ((1, 0.85), (2, 0.6), (4, 0.45))
+    ),
 )

@@ -44,8 +44,8 @@ def accuracy(
     return right / episodes
 
 
-def table(folder: Path, episodes: int, seed: str = "card") -> list[tuple[str, float, list[float]]]:
-    """The name and goal of each case, and its accuracy with each of FORMATS."""
+def table(folder: Path, episodes: int, seed: str = "card") -> list[tuple[Case, list[float]]]:
+    """Each case, and its accuracy with each of FORMATS."""
     backend = registry().create("backend", "qwen2vl", {"model": str(folder)})
     builders = [
         registry().create("prompt", name, {} if instructed else {"instructions": ""})
@@ -53,15 +53,14 @@ def table(folder: Path, episodes: int, seed: str = "card") -> list[tuple[str, fl
     ]
     return [
         (
-            case.name,
-            case.goal,
+            case,
             [accuracy(case, backend, builder, episodes, seed) for builder in builders],
         )
         for case in CASES
     ]
 
 
-def card(rows: Sequence[tuple[str, float, list[float]]], episodes: int) -> str:
+def card(rows: Sequence[tuple[Case, list[float]]], episodes: int) -> str:
     """The model card, in Markdown."""
     lines = [
         "# The glyph model",
@@ -80,10 +79,10 @@ def card(rows: Sequence[tuple[str, float, list[float]]], episodes: int) -> str:
         "| case | goal | " + " | ".join(_title(*each) for each in FORMATS) + " |",
         "|---" * (2 + len(FORMATS)) + "|",
     ]
-    for name, goal, values in rows:
-        sign = "≤" if goal < 0.5 else "≥"
+    for case, values in rows:
+        sign = "≤" if case.at_most else "≥"
         cells = " | ".join(f"{value:.3f}" for value in values)
-        lines.append(f"| {name} | {sign} {goal} | {cells} |")
+        lines.append(f"| {case.name} | {sign} {case.goal} | {cells} |")
     return "\n".join(lines) + "\n"
 
 

@@ -15,7 +15,7 @@ import torch
 from pointer_rl.local.chat import chat_messages, render_chat
 from pointer_rl.types import PromptBuilder
 from pointer_rl_glyphs.images import SIZE, GlyphImage
-from pointer_rl_glyphs.lexicon import COLORS, KEYS, PATTERNS, SHAPES
+from pointer_rl_glyphs.lexicon import COLORS, JOINER, KEYS, PATTERNS, SHAPES
 from pointer_rl_glyphs.training.episodes import Episode
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class ImageBank:
 class Batch:
     """Episodes of one length.
 
-    Shapes: E episodes, L tokens, A answers (one per block), T supervised tokens.
+    Shapes: E episodes, L tokens, A words of answers (one or two per block), T supervised tokens.
     """
 
     input_ids: torch.Tensor
@@ -87,9 +87,9 @@ class Batch:
     attention_mask: torch.Tensor
     """[E, L]"""
     asked_at: torch.Tensor
-    """[A, 2]: episode and position of the last token before each answer"""
+    """[A, 2]: episode and position of the last token before each word"""
     keys: torch.Tensor
-    """[A]: index in KEYS of the key that each block asks for"""
+    """[A]: index in KEYS of what each word means"""
     positions: torch.Tensor
     """[T, 2]: episode and position from which each supervised token is predicted"""
     targets: torch.Tensor
@@ -97,7 +97,7 @@ class Batch:
     weights: torch.Tensor
     """[T]"""
     target_blocks: torch.Tensor
-    """[T]: block (0..A-1) of each supervised token"""
+    """[T]: block of each supervised token, counted over all episodes"""
 
 
 def tokenise(
@@ -127,6 +127,7 @@ def tokenise(
     targets: list[int] = []
     weights: list[float] = []
     target_blocks: list[int] = []
+    number = 0
     for row, (episode, text) in enumerate(zip(episodes, texts, strict=True)):
         ids = encoded.input_ids[row].tolist()
         starts = {
@@ -153,9 +154,12 @@ def tokenise(
                     positions.append((row, index - 1))
                     targets.append(ids[index])
                     weights.append(query_weight if is_query else 1.0)
-                    target_blocks.append(len(keys))
-            asked_at.append((row, first - 1))
-            keys.append(KEYS.index(block.key))
+                    target_blocks.append(number)
+            for key, word in zip(block.keys, block.answer.split(JOINER), strict=True):
+                asked_at.append((row, starts[start] - 1))
+                keys.append(KEYS.index(key))
+                start += len(word + JOINER)
+            number += 1
     return Batch(
         input_ids=encoded.input_ids,
         attention_mask=encoded.attention_mask,

@@ -1,8 +1,9 @@
 """Trains the glyph model: `python -m pointer_rl_glyphs.training.train DIR` (an hour on two cores).
 
-There are three phases. Vision: the vision tower learns to name shape, colour, pattern and stamp.
+There are four phases. Vision: the vision tower learns to name shape, colour, pattern and stamp.
 Reading: the language model learns to read an answer off the demonstrations, with the tower frozen.
 Joint: both are trained on episodes of every length.
+Pairs: the language model learns to answer with two words, read off two demonstrations.
 
 The answer loss alone does not train the model: finding the asked value, finding the block that
 shows it, and copying its word get no gradient until all three exist. Two linear probes, discarded
@@ -11,6 +12,9 @@ the last token before an answer, and after layer 4 at the answer's first token. 
 episodes and many repeats, copying (an induction head) starts after about 250 steps; with short
 episodes mixed in, it had not started after 500.
 
+`--from FOLDER` runs the last phase alone, on the weights of another training; the shipped model was
+made so, from one that had been trained before there was this phase.
+
 Run the same command again to resume an interrupted training. All randomness of a step comes from
 (seed, step), so the weights are bit-identical to those of an uninterrupted run on the same machine.
 """
@@ -18,11 +22,14 @@ Run the same command again to resume an interrupted training. All randomness of 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import random
 import shutil
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,7 +55,12 @@ from pointer_rl_glyphs.training.checkpoint import (
     build_tokenizer,
     save_checkpoint,
 )
-from pointer_rl_glyphs.training.episodes import CASES, training_episode
+from pointer_rl_glyphs.training.episodes import (
+    CASES,
+    Episode,
+    pair_episode,
+    training_episode,
+)
 from pointer_rl_glyphs.training.muon import Muon
 from pointer_rl_glyphs.training.tensors import (
     Batch,
@@ -62,6 +74,7 @@ from pointer_rl_glyphs.training.tensors import (
 BLOCKS_PER_STEP = 160
 READING_LENGTHS = (8,)
 JOINT_LENGTHS = (1, 2, 3, 4, 5, 5, 6, 7, 8, 8)
+PAIR_LENGTHS = (3, 3, 4, 5, 6, 7, 7)
 """Numbers of blocks in an episode, of which the last is the query. Each step draws one."""
 CHECKPOINT_EVERY = 250
 WARMUP = 50
@@ -71,17 +84,31 @@ class Trainer:
     """The model with its probes and optimisers, and the training steps of all phases."""
 
     def __init__(
-        self, seed: int, vision_steps: int, reading_steps: int, joint_steps: int, images: int
+        self,
+        seed: int,
+        vision_steps: int,
+        reading_steps: int,
+        joint_steps: int,
+        pair_steps: int,
+        images: int,
+        start: Path | None = None,
     ) -> None:
+        """`start`: a model folder with the weights to begin with; none: they are drawn."""
         self.seed = seed
         self.vision_steps, self.reading_steps = vision_steps, reading_steps
-        self.joint_steps = joint_steps
+        self.joint_steps, self.pair_steps = joint_steps, pair_steps
         self._features: torch.Tensor | None = None
-        self.plan = [seed, vision_steps, reading_steps, joint_steps, images]
+        phases = (vision_steps, reading_steps, joint_steps, pair_steps)
+        self.plan: list[int | str] = [seed, *phases, images]
         """Everything that determines the weights; a training with another plan is not resumed."""
         torch.manual_seed(seed)
         self.tokenizer = build_tokenizer()
         self.model = build_model(self.tokenizer)
+        if start is not None:
+            weights = (start / "model.safetensors").read_bytes()
+            self.plan.append(hashlib.sha256(weights).hexdigest()[:16])
+            begun = type(self.model).from_pretrained(start, dtype=torch.float32)
+            self.model.load_state_dict(begun.state_dict())
         width = self.model.config.text_config.hidden_size
         self.heads = nn.ModuleList(
             nn.Linear(width, n) for n in (len(SHAPES), len(COLORS), len(PATTERNS), 2)
@@ -148,27 +175,43 @@ class Trainer:
     def reading_step(self, step: int) -> dict[str, float]:
         """Long episodes in one prompt format, with the vision tower frozen."""
         rng = random.Random(f"{self.seed}/reading/{step}")
-        if self._features is None:
-            with torch.no_grad():
-                parts = [self._see(part) for part in torch.split(self.bank.patches, 512)]
-            self._features = torch.cat(parts)
-        scale = min(1.0, (step + 1) / WARMUP)
+        episodes = _draw(rng, READING_LENGTHS, partial(training_episode, repeats=0.6, english=0.1))
         builder = self._builders["short-answer", ""]
-        return self._step(rng, READING_LENGTHS, 0.6, 0.1, builder, self._features, scale)
+        return self._step(rng, episodes, builder, self._frozen(), _warm(step))
 
     def joint_step(self, step: int) -> dict[str, float]:
         """Episodes of all lengths in all prompt formats, with the vision tower trained."""
         rng = random.Random(f"{self.seed}/joint/{step}")
+        self._features = None
+        episodes = _draw(rng, JOINT_LENGTHS, training_episode)
         scale = 1 - step / self.joint_steps
-        builder = self._draw_builder(rng)
-        return self._step(rng, JOINT_LENGTHS, 0.4, 0.2, builder, None, scale)
+        return self._step(rng, episodes, self._draw_builder(rng), None, scale)
+
+    def pair_step(self, step: int) -> dict[str, float]:
+        """Episodes that ask for two words and, a third of them, as before; with the tower frozen.
+
+        The rates are lower, so that what has been learned before is kept.
+        """
+        rng = random.Random(f"{self.seed}/pairs/{step}")
+        if rng.random() < 0.65:
+            episodes = _draw(rng, PAIR_LENGTHS, pair_episode)
+        else:
+            episodes = _draw(rng, JOINT_LENGTHS, training_episode)
+        scale = 0.4 * _warm(step) * (1 - step / self.pair_steps)
+        return self._step(rng, episodes, self._draw_builder(rng), self._frozen(), scale)
+
+    def _frozen(self) -> torch.Tensor:
+        """The bank's image tokens [N, 4, width]; the vision tower must not change from now on."""
+        if self._features is None:
+            with torch.no_grad():
+                parts = [self._see(part) for part in torch.split(self.bank.patches, 512)]
+            self._features = torch.cat(parts)
+        return self._features
 
     def _step(
         self,
         rng: random.Random,
-        lengths: tuple[int, ...],
-        repeats: float,
-        english: float,
+        episodes: Sequence[Episode],
         builder: PromptBuilder,
         features: torch.Tensor | None,
         scale: float,
@@ -178,11 +221,6 @@ class Trainer:
         `features`: the bank's image tokens [N, 4, width], or None to compute them with gradients.
         `scale`: factor of all learning rates.
         """
-        length = rng.choice(lengths)
-        episodes = [
-            training_episode(rng, length, TRAINING_WORDS, repeats, english)
-            for _ in range(min(40, BLOCKS_PER_STEP // length))
-        ]
         batch = tokenise(episodes, builder, self.tokenizer, query_weight=2.0)
         images = [block.image for episode in episodes for block in episode]
         rows = self.bank.rows(images, rng)
@@ -263,7 +301,7 @@ class Trainer:
                 batch = tokenise(episodes, self._builders[style, ""], self.tokenizer, 1.0)
                 images = [block.image for episode in episodes for block in episode]
                 logits, _ = self._read(batch, self._see(patches(images)))
-                right = torch.ones(len(batch.keys), dtype=torch.bool)
+                right = torch.ones(len(images), dtype=torch.bool)
                 wrong = logits.argmax(-1) != batch.targets
                 right[batch.target_blocks[wrong]] = False
                 result[f"{style}, {case.name}"] = float(
@@ -281,6 +319,19 @@ class Trainer:
         """Restore a saved state."""
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
+
+
+def _draw(
+    rng: random.Random, lengths: Sequence[int], make: Callable[..., Episode]
+) -> list[Episode]:
+    """Episodes for a step, all of one of these lengths."""
+    length = rng.choice(lengths)
+    number = min(40, BLOCKS_PER_STEP // length)
+    return [make(rng, length, TRAINING_WORDS) for _ in range(number)]
+
+
+def _warm(step: int) -> float:
+    return min(1.0, (step + 1) / WARMUP)
 
 
 def _accuracy(logits: torch.Tensor, targets: torch.Tensor) -> float:
@@ -305,6 +356,7 @@ def train(folder: Path, trainer: Trainer) -> None:
         (trainer.vision_steps, trainer.vision_step),
         (trainer.reading_steps, trainer.reading_step),
         (trainer.joint_steps, trainer.joint_step),
+        (trainer.pair_steps, trainer.pair_step),
     )
     total = sum(steps for steps, _ in phases)
     with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
@@ -347,9 +399,15 @@ def main() -> None:
     parser.add_argument("--vision-steps", type=int, default=700)
     parser.add_argument("--reading-steps", type=int, default=600)
     parser.add_argument("--joint-steps", type=int, default=1300)
+    parser.add_argument("--pair-steps", type=int, default=1200)
     parser.add_argument("--images", type=int, default=100, help="per combination of features")
+    parser.add_argument(
+        "--from", type=Path, dest="start", metavar="FOLDER", help="a model to train on pairs alone"
+    )
     arguments = vars(parser.parse_args())
     folder = arguments.pop("folder")
+    if arguments["start"] is not None:
+        arguments.update(vision_steps=0, reading_steps=0, joint_steps=0)
     train(folder, Trainer(**arguments))
 
 
