@@ -76,6 +76,12 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
 @click.option("--sft-ckpt", type=FILE, help="Selector checkpoint that proposes beams and samples.")
 @click.option("--beam-data", type=FILE, help="Only the queries that this beam file has.")
 @with_options([SHOTS])
+@click.option(
+    "--any-length",
+    is_flag=True,
+    help="Propose shorter pointers too, down to no demonstration  [default: if the policy can "
+    "stop].",
+)
 @number_option("--num-beams", 5, minimum=0, help="Beams for each query.")
 @number_option(
     "--num-retrieval", 1, minimum=0, help="Pointers of the most similar rows, for each query."
@@ -195,7 +201,16 @@ def _run(given: dict[str, Any]) -> GenerateRun:
     from pointer_rl.generate.run import GenerateRun
 
     names = (
-        *("output_path", "shots", "seed", "dedup", "window", "score_answers", "sft_ckpt"),
+        *(
+            "output_path",
+            "shots",
+            "any_length",
+            "seed",
+            "dedup",
+            "window",
+            "score_answers",
+            "sft_ckpt",
+        ),
         *("beam_data", "shard", "max_calls", "max_seconds", "overwrite"),
     )
     return GenerateRun(

@@ -296,7 +296,7 @@ def _ask_round(
         "policy": policy,
         "generators": [each.configure("generator").describe() for each in job.generators.values()],
         "round": number,
-        "max_shots" if job.any_length else "shots": job.shots,
+        **job.described_shots,
         "seed": job.seed,
         "dedup": job.dedup,
         "window": WINDOW,
