@@ -8,7 +8,7 @@ deduplicates.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -175,13 +175,10 @@ class ProbeGenerator:
                 for rows in ranked
             ]
         shared_rows = queries.shots - 1
-        proposals: Proposals = []
-        for probed, allowed, rng in zip(ranked, queries.allowed.cpu().numpy(), rngs, strict=True):
-            probed = probed[: max(0, int(allowed.sum()) - shared_rows)]
-            others = np.setdiff1d(allowed.nonzero()[0], probed)
-            shared = rng.choice(others, shared_rows, replace=False).tolist() if probed else []
-            proposals.append([Candidate((row, *shared), "probe") for row in probed])
-        return proposals
+        return [
+            [Candidate((row, *shared), "probe") for row in probed]
+            for probed, shared in with_companions(ranked, queries, shared_rows, rngs)
+        ]
 
 
 def best_rows(
@@ -194,6 +191,19 @@ def best_rows(
     counts = queries.allowed.sum(-1).clamp(max=num).tolist()
     rows_BN = _ranked(queries, pool)[1][:, :num].tolist()
     return [rows[:count] for rows, count in zip(rows_BN, counts, strict=True)]
+
+
+def with_companions(
+    ranked: Sequence[Sequence[int]], queries: QueryBatch, number: int, rngs: Rngs
+) -> Iterator[tuple[Sequence[int], list[int]]]:
+    """Each query's rows, and so many others, drawn at random, to be shown beside them.
+
+    There are fewer rows if not enough others were left; none, and no companions, if none is.
+    """
+    for rows, allowed, rng in zip(ranked, queries.allowed.cpu().numpy(), rngs, strict=True):
+        kept = rows[: max(0, int(allowed.sum()) - number)]
+        others = np.setdiff1d(allowed.nonzero()[0], kept)
+        yield kept, rng.choice(others, number, replace=False).tolist() if kept else []
 
 
 def _beam_search(

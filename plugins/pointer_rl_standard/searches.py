@@ -11,11 +11,13 @@ it (`Outcome.gt_prob`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from pointer_rl.types import Candidate, Outcome, Pointer, Policy, Pool, QueryBatch, Search
-from pointer_rl_standard.generators import ProbeGenerator, Rngs, best_rows
+from pointer_rl_standard.generators import ProbeGenerator, Rngs, best_rows, with_companions
 from pointer_rl_standard.options import FirstSuccessOptions, GreedyOptions, ProbeOptions
 
 Told = Sequence[tuple[Candidate, Outcome]]
@@ -29,14 +31,15 @@ class FirstSuccess:
 
     Which rows a query needs is known by then: further trials teach more on another query.
 
-    If outcomes have the probability p of the answers, a row that makes them much likelier, while
-    none is a success, stays, and the rows after it are tried beside it: up to `shots` rows. It is
-    one whose log p is above half that of the least likely pointer so far or, beside rows that
-    stayed, half that without it. At the end each row of a success of several is left out once, to
-    see whether it was needed.
+    With the probability p of the answers, sets are found, too. As long as nothing succeeded, a row
+    that makes the answers much likelier stays, and the next rows are tried beside it: one whose
+    log p is above half that of the least likely pointer so far or, beside rows that stayed, above
+    half of theirs. At the end each row of a successful set is left out once, to see whether it was
+    needed. Places of rows that are not chosen yet hold random companions; what these are worth by
+    themselves is asked as soon as the first probes failed.
 
-    If pointers may have any length, the empty one is the first, rows that were not chosen yet are
-    left out, and at the end the success is tried with one row more.
+    If pointers may have any length there are no companions. The first trial is the empty pointer,
+    and at the end the success is tried with one row more.
     """
 
     options: FirstSuccessOptions
@@ -50,23 +53,44 @@ class FirstSuccess:
         self, policy: Policy, queries: QueryBatch, pool: Pool, rngs: Rngs
     ) -> Sequence[Search]:
         """A search per query."""
-        probes = ProbeGenerator(ProbeOptions(num=self.budget, by=self.options.by))
-        return [
-            _Walk(each, self.options, queries)
-            for each in probes.propose(policy, queries, pool, rngs)
-        ]
+        ranked = best_rows(policy, queries, pool, self.budget, self.options.by)
+        likeliest: Sequence[Pointer] = [()] * len(ranked)
+        if self.options.by == "policy":
+            likeliest = [each[0] for each in policy.beam(queries, pool, 1).pointers()]
+        if queries.any_length:
+            return [
+                _Walk(rows, [], (), best, queries, self.options)
+                for rows, best in zip(ranked, likeliest, strict=True)
+            ]
+        found = with_companions(ranked, queries, queries.shots - 1, rngs)
+        walks = []
+        for (rows, companions), best, mask, rng in zip(
+            found, likeliest, queries.allowed, rngs, strict=True
+        ):
+            others = np.setdiff1d(mask.cpu().numpy().nonzero()[0], [*rows, *companions])
+            nothing = (int(rng.choice(others)), *companions) if len(others) else None
+            walks.append(_Walk(rows, companions, nothing, best, queries, self.options))
+        return walks
 
 
 class _Walk:
     """One pass over the rows, the best first; those that help stay."""
 
     def __init__(
-        self, probes: Sequence[Candidate], options: FirstSuccessOptions, queries: QueryBatch
+        self,
+        rows: Sequence[int],
+        companions: Sequence[int],
+        nothing: Pointer | None,
+        likeliest: Pointer,
+        queries: QueryBatch,
+        options: FirstSuccessOptions,
     ) -> None:
-        pointers = [each.pointer for each in probes if each.pointer]
-        self._left = [pointer[0] for pointer in pointers]
-        self._companions = pointers[0][1:] if pointers else ()
-        """Random rows in the places of those that are not chosen yet; none if lengths vary."""
+        self._left = list(rows)
+        self._companions = companions
+        self._nothing = nothing
+        """A pointer without any of the rows; None if there is none."""
+        self._likeliest = likeliest
+        """The policy's likeliest pointer."""
         self._options = options
         self._shots, self._any_length = queries.shots, queries.any_length
         self._kept: Pointer = ()
@@ -88,9 +112,14 @@ class _Walk:
         while self._left and len(first) < 2:
             first.append(self._next())
         yield first
-        while len(set(self._judged().values())) < 2:
-            self._keep()
-            if not self._left or len(self._told) >= self._options.budget:
+        while len(set(self._judged().values())) < 2 and len(self._told) < self._options.budget:
+            known = self._log_probs()
+            if known and len(self._kept) + 1 < self._shots and not any(self._judged().values()):
+                if self._nothing is not None and self._nothing not in self._told:
+                    yield [self._nothing]
+                    continue
+                self._keep(known)
+            if not self._left:
                 return
             yield [self._next()]
         yield self._neighbours()[: self._options.budget - len(self._told)]
@@ -111,17 +140,19 @@ class _Walk:
             if outcome.accuracy is not None
         }
 
-    def _keep(self) -> None:
-        """Keep the best of the rows that were tried, if it helps; others that do come next."""
-        if len(self._kept) + 1 == self._shots or any(self._judged().values()):
-            return
-        known = {
+    def _log_probs(self) -> dict[Pointer, float]:
+        """log p of each pointer, where it is known."""
+        return {
             pointer: math.log(max(outcome.gt_prob, _TINY))
             for pointer, outcome in self._told.items()
             if outcome.gt_prob is not None
         }
-        if not known:
-            return
+
+    def _keep(self, known: Mapping[Pointer, float]) -> None:
+        """Keep the best of the rows that were tried, if it helps.
+
+        Next comes what the policy would choose after it, then others that helped.
+        """
         base = known[self._pointer(self._kept)] if self._kept else min(known.values())
         helping = {
             row: known[pointer]
@@ -132,11 +163,14 @@ class _Walk:
         if helping:
             best = max(helping, key=helping.__getitem__)
             self._kept, self._tried = (*self._kept, best), []
-            self._left = [*(row for row in helping if row != best), *self._left]
+            chosen = len(self._kept)
+            foreseen = self._likeliest[chosen:] if self._likeliest[:chosen] == self._kept else ()
+            following = dict.fromkeys([*foreseen, *helping, *self._left])
+            self._left = [row for row in following if row not in (*self._kept, *self._companions)]
 
     def _neighbours(self) -> list[Pointer]:
         """The success without each of its rows and, if lengths vary, with one row more."""
-        success = next(pointer for pointer, succeeded in self._judged().items() if succeeded)
+        success = next((pointer for pointer, each in self._judged().items() if each), ())
         rows = success[: len(self._kept) + 1]
         found = [
             self._pointer((*rows[:place], *rows[place + 1 :])) for place in range(len(rows) - 1)
