@@ -12,6 +12,7 @@ from pointer_rl.cli.common import (
     EXECUTOR_OPTIONS,
     FILE,
     RESUME,
+    SCORE_ANSWERS,
     SHOTS,
     TRIAL_OPTIONS,
     FiniteRange,
@@ -112,11 +113,7 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
     show_default=True,
     help="Whether the same rows in another order are another candidate.",
 )
-@click.option(
-    "--score-answers",
-    is_flag=True,
-    help="Record the annotators' answers' probability too (one more pass for each answer).",
-)
+@with_options([SCORE_ANSWERS])
 @seed_option("Random seed.")
 @number_option(
     "--window",
