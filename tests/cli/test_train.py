@@ -398,6 +398,19 @@ def test_sft_on_beams_by_likelihood(place, cli):
     succeeds(place.run("--sft-ckpt", "out", output="rl"))
 
 
+def test_sft_on_beams_of_any_length(place):
+    beams = {
+        id_: {"beams": [{"pointer": [index % 24] * (index % 2), "score": 1.0}]}
+        for index, id_ in enumerate(place.records)
+    }
+    place.write("beams.json", {"_meta": {"max_shots": 2}, **beams})
+    with installed():
+        succeeds(place.run("--selector", "stopping", command="sft", data="beams.json"))
+        assert load_bundle(place.folder / "out").info.shots == 2
+    before, *_, after = [line["held_out_cross_entropy"] for line in place.metrics()]
+    assert after < before
+
+
 def test_sft_on_rl_data_is_chosen_by_reward_and_zero_variance_groups_teach(place):
     start, *_, verdict, share, _ = succeeds(place.run(command="sft"))
     assert "held-out reward" in start
