@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 
@@ -20,6 +20,7 @@ from torch.nn.functional import cosine_similarity
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.registry import registry
+from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.session.judge import Trial
 from pointer_rl.session.proposing import check_candidates, check_length, propose
 from pointer_rl.session.resolve import NoPolicy
@@ -178,6 +179,8 @@ class Arm:
 
     zero_shot = False
     """Whether it shows no demonstrations: it is then measured once, at 0 shots."""
+    least_shots = 1
+    """The fewest shots at which it is measured, if it shows demonstrations."""
     training_calls: int | None = 0
     """Trials that it was trained with before the evaluation; None if that is unknown. The engine
     adds those that `choose` asks through `setting.training`."""
@@ -251,6 +254,27 @@ class PolicyArm(Arm):
             tuple(pointers)
             for batch in setting.batches(setting.space)
             for pointers in self._policy.beam(batch, setting.space.pool, 1).pointers()
+        ]
+
+
+class NumberArm(Arm):
+    """A policy that can stop, made to show a fixed number of demonstrations instead."""
+
+    def __init__(
+        self, policy: SelectorPolicy, number: int, training_calls: int | None = None
+    ) -> None:
+        self._policy = policy
+        self.least_shots = number
+        self.training_calls = training_calls
+
+    def choose(self, setting: Setting) -> Pointers:
+        batches = (replace(each, shots=self.least_shots) for each in setting.batches(setting.space))
+        return [
+            tuple(pointers)
+            for batch in batches
+            for pointers in self._policy.beam(
+                batch, setting.space.pool, 1, may_stop=False
+            ).pointers()
         ]
 
 
@@ -332,7 +356,7 @@ def choose(setting: Setting, arms: Mapping[str, Arm]) -> Setting:
     not allowed.
     """
     for name, arm in arms.items():
-        if arm.zero_shot == (setting.shots == 0):
+        if setting.shots == 0 if arm.zero_shot else setting.shots >= arm.least_shots:
             before = setting.training.asked
             try:
                 setting.chosen[name] = setting.checked(f"arm {name}", arm.choose(setting))

@@ -24,6 +24,7 @@ from pointer_rl.evaluate.arms import (
     VOTE,
     ZERO_SHOT,
     Arm,
+    NumberArm,
     PolicyArm,
     Setting,
     Training,
@@ -353,6 +354,14 @@ def _make_arms(
             for name, opened in policies.items()
         },
     }
+    for name, opened in policies.items():
+        policy = opened.policy
+        if isinstance(policy, SelectorPolicy) and policy.can_stop:
+            for number in range(1, max(config.shots) + 1):
+                always = f"{name} always {number}"
+                if always in policies:
+                    raise InputError(f"policy {always!r}: the name of another arm; choose one")
+                arms[always] = NumberArm(policy, number, opened.training_calls)
     for each in more:
         if each.name in arms:
             raise InputError(f"arm {each.name}: there is one of that name")
