@@ -330,6 +330,9 @@ class QueryBatch:
     """[B, K] bool: rows that may be chosen (never the query itself nor its image)."""
     shots: int
     """Demonstrations in a pointer; a policy that can stop may choose fewer."""
+    any_length: bool = False
+    """Whether generators propose shorter pointers too, the empty one included. A policy decides by
+    itself."""
 
 
 @dataclass(frozen=True)
@@ -372,8 +375,8 @@ class Policy(Protocol):
 class Generator(Protocol):
     """Proposes candidates, batched over queries.
 
-    Optional: `any_length = True` if its pointers may have fewer than `queries.shots` rows. Without
-    it only a policy that can stop may propose them.
+    Its pointers have `queries.shots` rows; they may have fewer if `queries.any_length`, or if the
+    policy that proposes them stops. Optional: `any_length = True` if they always may.
     """
 
     def propose(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import Distribution, EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint
 from types import ModuleType
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from pointer_rl import registry as registered
 from pointer_rl.hookspecs import hookimpl
 from pointer_rl.registry import registry
 from pointer_rl.selectors import PointerConfig, PointerSelector, Selector, take_hypotheses
@@ -137,11 +139,12 @@ def installed(**more):
     module = ModuleType("toy_plugin_module")
     module.pointer_rl_register_selectors = hookimpl(pointer_rl_register_selectors)
     point = EntryPoint("toys", module.__name__, "pointer_rl")._for(ToyDistribution())
-    points = [*entry_points(group="pointer_rl"), point]
+    points = [*registered.entry_points(group="pointer_rl"), point]
+    plugins = ",".join(filter(None, (os.environ.get("POINTER_RL_PLUGINS"), "toys")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, module.__name__, module)
         patch.setattr("pointer_rl.registry.entry_points", lambda group: points)
-        patch.setenv("POINTER_RL_PLUGINS", "toys")
+        patch.setenv("POINTER_RL_PLUGINS", plugins)
         registry.cache_clear()
         yield
     registry.cache_clear()

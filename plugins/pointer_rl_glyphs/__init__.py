@@ -27,7 +27,7 @@ def pointer_rl_register_datasets(register: Register) -> None:
     register(
         "glyphs-pairs",
         "pointer_rl_glyphs.dataset:load_pairs",
-        options=GlyphsOptions,
+        options="pointer_rl_glyphs.options:GlyphsOptions",
         summary="glyphs where half of the answers take two demonstrations, and some none",
     )
 

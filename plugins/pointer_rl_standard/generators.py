@@ -8,9 +8,10 @@ deduplicates.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -72,23 +73,32 @@ class SampleGenerator:
 
 @dataclass(frozen=True)
 class RandomGenerator:
-    """Pointers drawn uniformly from all pointers of allowed rows."""
+    """Pointers drawn uniformly from all pointers of allowed rows.
+
+    If pointers may have any length, first the length is drawn, uniformly.
+    """
 
     options: RandomOptions
 
     def propose(self, policy: Policy, queries: QueryBatch, pool: Pool, rngs: Rngs) -> Proposals:
         """`num` different pointers per query, or all of them if there are fewer."""
-        shots = queries.shots
+        lengths = range(0 if queries.any_length else queries.shots, queries.shots + 1)
         return [
-            [Candidate(pointer, "random") for pointer in self._draw(rows.nonzero()[0], shots, rng)]
+            [
+                Candidate(pointer, "random")
+                for pointer in self._draw(rows.nonzero()[0], lengths, rng)
+            ]
             for rows, rng in zip(queries.allowed.cpu().numpy(), rngs, strict=True)
         ]
 
-    def _draw(self, rows: np.ndarray, shots: int, rng: np.random.Generator) -> list[Pointer]:
-        wanted = min(self.options.num, math.perm(len(rows), shots))
+    def _draw(self, rows: np.ndarray, lengths: range, rng: np.random.Generator) -> list[Pointer]:
+        numbers = [math.perm(len(rows), length) for length in lengths]
+        possible = [each for each, number in zip(lengths, numbers, strict=True) if number]
+        wanted = min(self.options.num, sum(numbers))
         drawn: dict[Pointer, None] = {}  # an ordered set: a repeated draw is drawn again
         while len(drawn) < wanted:
-            drawn[tuple(rng.choice(rows, shots, replace=False).tolist())] = None
+            length = possible[rng.integers(len(possible))] if len(possible) > 1 else possible[0]
+            drawn[tuple(rng.choice(rows, length, replace=False).tolist())] = None
         return list(drawn)
 
 
@@ -98,16 +108,19 @@ class RetrievalGenerator:
 
     With S shots, candidate j consists of the rows ranked jS … jS + S - 1 (ties: lowest row first).
     Its most similar row is shown last, next to the query, where it has the most influence (Liu et
-    al. 2022, "What makes good in-context examples for GPT-3?").
+    al. 2022, "What makes good in-context examples for GPT-3?"). If pointers may have any length,
+    the ranks are cut into pointers of each length.
     """
 
     options: RetrievalOptions
 
     def propose(self, policy: Policy, queries: QueryBatch, pool: Pool, rngs: Rngs) -> Proposals:
-        """`num` candidates per query, or as many as the allowed rows suffice for."""
+        """`num` candidates per query and length, or as many as the allowed rows suffice for."""
         cosines_BK, ranks_BK = _ranked(queries, pool)
         wanted = self.options.num * queries.shots
-        return _cut(ranks_BK[:, :wanted], cosines_BK[:, :wanted], queries, "retrieval")
+        return _cut(
+            ranks_BK[:, :wanted], cosines_BK[:, :wanted], queries, self.options.num, "retrieval"
+        )
 
 
 @dataclass(frozen=True)
@@ -122,7 +135,7 @@ class MMRGenerator:
     options: MMROptions
 
     def propose(self, policy: Policy, queries: QueryBatch, pool: Pool, rngs: Rngs) -> Proposals:
-        """`num` candidates per query, or as many as the allowed rows suffice for."""
+        """`num` candidates per query and length, or as many as the allowed rows suffice for."""
         cosine_BK = _cosines(queries, pool)
         rows_Kd = normalize(pool.embeddings, dim=-1)
         relevance = self.options.relevance
@@ -137,7 +150,8 @@ class MMRGenerator:
             similar_BK = rows_Kd[row_B1[:, 0]] @ rows_Kd.T
             redundancy_BK = similar_BK.maximum(redundancy_BK) if step else similar_BK
         rows_BN = torch.cat(chosen, dim=-1)
-        return _cut(rows_BN, cosine_BK.gather(1, rows_BN), queries, "mmr")
+        cosines_BN = cosine_BK.gather(1, rows_BN)
+        return _cut(rows_BN, cosines_BN, queries, self.options.num, "mmr")
 
 
 @dataclass(frozen=True)
@@ -146,28 +160,50 @@ class ProbeGenerator:
 
     If two pointers share no row, their rewards do not show which row earned the difference. Here
     each of the highest-ranked rows precedes the same randomly drawn rows, so the rewards of a query
-    differ only because of that row: a controlled comparison.
+    differ only because of that row: a controlled comparison. If pointers may have any length, the
+    empty pointer comes first, and each row is shown alone.
     """
 
     options: ProbeOptions
 
     def propose(self, policy: Policy, queries: QueryBatch, pool: Pool, rngs: Rngs) -> Proposals:
         """`num` candidates per query, or fewer so that enough allowed rows remain to share."""
+        ranked = best_rows(policy, queries, pool, self.options.num, self.options.by)
+        if queries.any_length:
+            return [
+                [Candidate(pointer, "probe") for pointer in [(), *zip(rows)][: self.options.num]]
+                for rows in ranked
+            ]
         shared_rows = queries.shots - 1
-        if self.options.by == "policy":
-            found = _beam_search(policy, replace(queries, shots=1), pool, self.options.num)
-            ranked = [[pointer[0] for pointer, _ in each if pointer] for each in found]
-        else:
-            counts = queries.allowed.sum(-1).clamp(max=self.options.num).tolist()
-            rows_BN = _ranked(queries, pool)[1][:, : self.options.num].tolist()
-            ranked = [rows[:count] for rows, count in zip(rows_BN, counts, strict=True)]
-        proposals: Proposals = []
-        for probed, allowed, rng in zip(ranked, queries.allowed.cpu().numpy(), rngs, strict=True):
-            probed = probed[: max(0, int(allowed.sum()) - shared_rows)]
-            others = np.setdiff1d(allowed.nonzero()[0], probed)
-            shared = rng.choice(others, shared_rows, replace=False).tolist() if probed else []
-            proposals.append([Candidate((row, *shared), "probe") for row in probed])
-        return proposals
+        return [
+            [Candidate((row, *shared), "probe") for row in probed]
+            for probed, shared in with_companions(ranked, queries, shared_rows, rngs)
+        ]
+
+
+def best_rows(
+    policy: Policy, queries: QueryBatch, pool: Pool, num: int, by: Literal["similarity", "policy"]
+) -> list[list[int]]:
+    """For each query the `num` allowed rows that rank highest, best first; fewer if there are."""
+    if by == "policy":
+        found = _beam_search(policy, replace(queries, shots=1), pool, num)
+        return [[pointer[0] for pointer, _ in each if pointer] for each in found]
+    counts = queries.allowed.sum(-1).clamp(max=num).tolist()
+    rows_BN = _ranked(queries, pool)[1][:, :num].tolist()
+    return [rows[:count] for rows, count in zip(rows_BN, counts, strict=True)]
+
+
+def with_companions(
+    ranked: Sequence[Sequence[int]], queries: QueryBatch, number: int, rngs: Rngs
+) -> Iterator[tuple[Sequence[int], list[int]]]:
+    """Each query's rows, and so many others, drawn at random, to be shown beside them.
+
+    There are fewer rows if not enough others were left; none, and no companions, if none is.
+    """
+    for rows, allowed, rng in zip(ranked, queries.allowed.cpu().numpy(), rngs, strict=True):
+        kept = rows[: max(0, int(allowed.sum()) - number)]
+        others = np.setdiff1d(allowed.nonzero()[0], kept)
+        yield kept, rng.choice(others, number, replace=False).tolist() if kept else []
 
 
 def _beam_search(
@@ -197,23 +233,24 @@ def _ranked(queries: QueryBatch, pool: Pool) -> tuple[Tensor, Tensor]:
     return ranked.values, ranked.indices
 
 
-def _cut(rows_BN: Tensor, cosines_BN: Tensor, queries: QueryBatch, gen_method: str) -> Proposals:
-    """Rows, best first, as pointers of `shots`: the best row last. Only allowed rows come first."""
-    shots = queries.shots
-    counts = queries.allowed.sum(-1).clamp(max=rows_BN.shape[1]) // shots
+def _cut(
+    rows_BN: Tensor, cosines_BN: Tensor, queries: QueryBatch, num: int, gen_method: str
+) -> Proposals:
+    """Rows, best first, as `num` pointers of each length, or fewer: the best row of each last.
+
+    Only allowed rows come first. The empty pointer has no similarity.
+    """
+    counts = queries.allowed.sum(-1).clamp(max=rows_BN.shape[1])
     proposals: Proposals = []
     for rows, cosines, count in zip(
         rows_BN.tolist(), cosines_BN.tolist(), counts.tolist(), strict=True
     ):
-        cuts = [slice(first, first + shots) for first in range(0, count * shots, shots)]
-        proposals.append(
-            [
-                Candidate(
-                    tuple(reversed(rows[cut])),
-                    gen_method,
-                    similarity_score=sum(cosines[cut]) / shots,
-                )
-                for cut in cuts
-            ]
-        )
+        candidates = [Candidate((), gen_method)] if queries.any_length else []
+        for length in range(1 if queries.any_length else queries.shots, queries.shots + 1):
+            for first in range(0, min(num, count // length) * length, length):
+                cut = slice(first, first + length)
+                similarity = sum(cosines[cut]) / length
+                pointer = tuple(reversed(rows[cut]))
+                candidates.append(Candidate(pointer, gen_method, similarity_score=similarity))
+        proposals.append(candidates)
     return proposals

@@ -108,6 +108,7 @@ def search(
     *,
     shots: int,
     beam_size: int,
+    any_length: bool = False,
     on_trial: Callable[[int, float | BackendError], object] = lambda query, result: None,
 ) -> list[Found | None]:
     """For each query the `beam_size` best pointers that beam search finds; None if it finds none.
@@ -116,6 +117,8 @@ def search(
     Ties go to the earlier beam, then to the earlier row. A failed trial removes its row from its
     beam at this step; if the trial without demonstrations fails, the query has no beams. The trials
     of one step go to the backend together, those of one query and beam next to each other.
+
+    With `any_length` each beam is cut where its score is highest, if need be before its first row.
     """
 
     def ask_for(pointers: Sequence[Sequence[Pointer]]) -> list[dict[Pointer, float]]:
@@ -149,7 +152,7 @@ def search(
             for kept, each, base in zip(beams, scored, without, strict=True)
         ]
     return [
-        None if base is None or not kept else Found(tuple(kept), base)
+        None if base is None or not kept else Found(tuple(_cut(kept) if any_length else kept), base)
         for kept, base in zip(beams, without, strict=True)
     ]
 
@@ -166,3 +169,14 @@ def _best(
         steps = (*parent.step_scores, score - parent.score)
         longer.append(Beam(pointer, score, steps))
     return sorted(longer, key=lambda beam: -beam.score)[:size]
+
+
+def _cut(beams: Sequence[Beam]) -> list[Beam]:
+    """Each beam up to where its score is highest, at the earliest; best first, without repeats."""
+    found: dict[Pointer, Beam] = {}
+    for beam in beams:
+        scores = [math.fsum(beam.step_scores[:length]) for length in range(len(beam.pointer) + 1)]
+        length = scores.index(max(scores))
+        cut = Beam(beam.pointer[:length], scores[length], beam.step_scores[:length])
+        found.setdefault(cut.pointer, cut)
+    return sorted(found.values(), key=lambda beam: -beam.score)

@@ -33,6 +33,8 @@ class BeamConfig:
 
     shots: int = 2
     """Demonstrations in a pointer."""
+    any_length: bool = False
+    """Keep of each beam only its first rows, as many as have the highest InfoScore, or none."""
     beam_size: int = 5
     """Pointers kept at each step."""
     sampler: Sampler = "random"
@@ -74,6 +76,7 @@ class BeamJob:
     sub_pools: SubPools
     shots: int
     beam_size: int
+    any_length: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}
@@ -104,6 +107,7 @@ class BeamJob:
                 self._scorer,
                 shots=self.shots,
                 beam_size=self.beam_size,
+                any_length=self.any_length,
                 on_trial=count,
             )
         excluded = self.sub_pools.allowed.excluded
@@ -157,9 +161,9 @@ class BeamSummary(RunSummary):
     helped: int = 0
     """Queries whose best beam has an InfoScore above 0."""
     scores: list[float] = field(default_factory=list)
-    """`scores[n]`: summed InfoScore of each best beam's first n demonstrations."""
+    """`scores[n]`: summed InfoScore of each best beam's first n demonstrations, or of all."""
     probabilities: list[float] = field(default_factory=list)
-    """`probabilities[n]`: summed P(answers) after each best beam's first n demonstrations."""
+    """`probabilities[n]`: summed P(answers) after as many."""
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Count the record of a query."""
@@ -217,7 +221,11 @@ class BeamSummary(RunSummary):
 
 
 def _added(sums: list[float], values: list[float]) -> list[float]:
-    return [a + b for a, b in zip(sums or [0.0] * len(values), values, strict=True)]
+    """Element by element; the shorter list goes on with its last element."""
+    sums = sums or [0.0]
+    length = max(len(sums), len(values))
+    padded = ([*each, *each[-1:] * (length - len(each))] for each in (sums, values))
+    return [a + b for a, b in zip(*padded, strict=True)]
 
 
 def run_beams(run: BeamRun, observer: Observer = Observer()) -> BeamSummary:
@@ -240,6 +248,7 @@ def run_beams(run: BeamRun, observer: Observer = Observer()) -> BeamSummary:
         sub_pools=SubPools(allowed, config.sub_pool, config.seed, space),
         shots=config.shots,
         beam_size=config.beam_size,
+        any_length=config.any_length,
     )
     size = _window(config, len(session.dataset.pool))
     budget = Budget(
@@ -251,7 +260,7 @@ def run_beams(run: BeamRun, observer: Observer = Observer()) -> BeamSummary:
         "schema_version": pointer_rl_schemas.version("beams"),
         # No answer is generated or judged here.
         **{key: value for key, value in described.items() if key not in ("decoding", "metric")},
-        **asdict(config),
+        **_describe(config),
         "similarity": None if space is None else space.pool.encoder,
     }
     summary = BeamSummary()
@@ -265,6 +274,13 @@ def run_beams(run: BeamRun, observer: Observer = Observer()) -> BeamSummary:
                     f"scores; the first: {summary.first_failure}"
                 )
     return summary
+
+
+def _describe(config: BeamConfig) -> dict[str, Any]:
+    described = asdict(config)
+    if described.pop("any_length"):
+        described["max_shots"] = described.pop("shots")
+    return described
 
 
 def _window(config: BeamConfig, pool_size: int) -> int:

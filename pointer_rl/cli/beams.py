@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     "--output-path", required=True, type=FILE, help="The .json, .jsonl or .parquet file to write."
 )
 @with_options([*BACKEND_OPTIONS, *STORE_OPTIONS, SHOTS])
+@click.option(
+    "--any-length",
+    is_flag=True,
+    help="End a beam before the demonstrations that make the answers less likely.",
+)
 @number_option("--beam-size", 5, help="Pointers kept for each query.")
 @click.option(
     "--sampler",
@@ -105,7 +110,10 @@ def _run(given: dict[str, Any]) -> BeamRun:
         session=read_session_options(given),
         config=BeamConfig(
             encoder=given["encoder"] and encoder,
-            **{key: given[key] for key in ("shots", "beam_size", "sampler", "sub_pool", "seed")},
+            **{
+                key: given[key]
+                for key in ("shots", "any_length", "beam_size", "sampler", "sub_pool", "seed")
+            },
         ),
         max_calls=given["max_calls"],
         executor=plugin_ref(given, "executor"),

@@ -135,6 +135,11 @@ EXECUTOR_OPTIONS = plugin_options("executor", "in-process", "What runs the windo
 RESUME = click.option(
     "--resume", is_flag=True, help="Accepted: an interrupted run is always continued."
 )
+SCORE_ANSWERS = click.option(
+    "--score-answers",
+    is_flag=True,
+    help="Record the annotators' answers' probability too (one more pass for each answer).",
+)
 SHOTS = number_option("--shots", 2, help="Demonstrations in a pointer.")
 
 

@@ -160,7 +160,9 @@ def evaluate(**given: Any) -> None:
         click.echo(finished.content["verdict"])
         click.echo(str(finished))
         return
-    click.echo(format_table(evaluation.rows(), numeric=frozenset({0, 2, 3, 4, 5})) + "\n")
+    rows = evaluation.rows()
+    numeric = frozenset({0, *range(2, len(rows[0]) - 2)})  # all but the arm and the intervals
+    click.echo(format_table(rows, numeric=numeric) + "\n")
     for sentence in evaluation.sentences():
         click.echo(sentence)
     trials = f"{evaluation.trials:,} trials"

@@ -12,6 +12,7 @@ from pointer_rl.cli.common import (
     EXECUTOR_OPTIONS,
     FILE,
     RESUME,
+    SCORE_ANSWERS,
     SHOTS,
     TRIAL_OPTIONS,
     FiniteRange,
@@ -76,6 +77,12 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
 @click.option("--sft-ckpt", type=FILE, help="Selector checkpoint that proposes beams and samples.")
 @click.option("--beam-data", type=FILE, help="Only the queries that this beam file has.")
 @with_options([SHOTS])
+@click.option(
+    "--any-length",
+    is_flag=True,
+    help="Propose shorter pointers too, down to no demonstration  [default: if the policy can "
+    "stop].",
+)
 @number_option("--num-beams", 5, minimum=0, help="Beams for each query.")
 @number_option(
     "--num-retrieval", 1, minimum=0, help="Pointers of the most similar rows, for each query."
@@ -106,11 +113,7 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
     show_default=True,
     help="Whether the same rows in another order are another candidate.",
 )
-@click.option(
-    "--score-answers",
-    is_flag=True,
-    help="Record the annotators' answers' probability too (one more pass for each answer).",
-)
+@with_options([SCORE_ANSWERS])
 @seed_option("Random seed.")
 @number_option(
     "--window",
@@ -195,7 +198,16 @@ def _run(given: dict[str, Any]) -> GenerateRun:
     from pointer_rl.generate.run import GenerateRun
 
     names = (
-        *("output_path", "shots", "seed", "dedup", "window", "score_answers", "sft_ckpt"),
+        *(
+            "output_path",
+            "shots",
+            "any_length",
+            "seed",
+            "dedup",
+            "window",
+            "score_answers",
+            "sft_ckpt",
+        ),
         *("beam_data", "shard", "max_calls", "max_seconds", "overwrite"),
     )
     return GenerateRun(

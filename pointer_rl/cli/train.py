@@ -15,6 +15,7 @@ from pointer_rl.cli.common import (
     EXECUTOR_OPTIONS,
     FILE,
     RESUME,
+    SCORE_ANSWERS,
     TRIAL_OPTIONS,
     GuideCommand,
     number_option,
@@ -124,6 +125,12 @@ _LEARNING = [
         metavar="KEY=VALUE",
         help="Option of the reward (repeatable).",
     ),
+    click.option(
+        "--demonstration-price",
+        type=float,
+        metavar="PRICE",
+        help="Taken from a candidate's reward for each demonstration that it shows  [default: 0].",
+    ),
 ]
 _ONLINE = [
     click.option("--online", is_flag=True, help="Ask the backend while learning."),
@@ -140,6 +147,7 @@ _ONLINE = [
     click.option(
         "--generator-opt", multiple=True, metavar="NAME.KEY=VALUE", help="Option of the search."
     ),
+    SCORE_ANSWERS,
 ]
 _ONLY_ONLINE = {
     parameter.name
@@ -336,6 +344,7 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
         data=given["beam_data"],
         search=search,
         reward=_reward(given),
+        score_answers=given["score_answers"],
         shots=given["shots"],
         sft_ckpt=given["sft_ckpt"],
     )

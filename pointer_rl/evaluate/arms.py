@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 
@@ -20,18 +20,21 @@ from torch.nn.functional import cosine_similarity
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.registry import registry
+from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.session.judge import Trial
 from pointer_rl.session.proposing import check_candidates, check_length, propose
 from pointer_rl.session.resolve import NoPolicy
 from pointer_rl.session.similarity import Space
 from pointer_rl.types import (
     Candidate,
+    Decoded,
     Example,
     Generator,
     Metric,
     Outcome,
     Pointer,
     Policy,
+    Pool,
     QueryBatch,
 )
 
@@ -181,6 +184,8 @@ class Arm:
 
     zero_shot = False
     """Whether it shows no demonstrations: it is then measured once, at 0 shots."""
+    least_shots = 1
+    """The fewest shots at which it is measured, if it shows demonstrations."""
     training_calls: int | None = 0
     """Trials that it was trained with before the evaluation; None if that is unknown. The engine
     adds those that `choose` asks through `setting.training`."""
@@ -256,10 +261,27 @@ class PolicyArm(Arm):
     def choose(self, setting: Setting) -> Pointers:
         chosen: Pointers = []
         for batch in setting.batches(setting.space):
-            found = (each.beam(batch, setting.space.pool, 1) for each in self._policies)
+            found = (self._likeliest(each, batch, setting.space.pool) for each in self._policies)
             by_query = zip(*(each.pointers() for each in found), strict=True)
             chosen += (tuple(chain.from_iterable(each)) for each in by_query)
         return chosen
+
+    def _likeliest(self, policy: Policy, queries: QueryBatch, pool: Pool) -> Decoded:
+        return policy.beam(queries, pool, 1)
+
+
+class NumberArm(PolicyArm):
+    """A policy that can stop, made to show a fixed number of demonstrations instead."""
+
+    def __init__(
+        self, policies: Sequence[Policy], number: int, training_calls: int | None = None
+    ) -> None:
+        super().__init__(policies, training_calls)
+        self.least_shots = number
+
+    def _likeliest(self, policy: Policy, queries: QueryBatch, pool: Pool) -> Decoded:
+        assert isinstance(policy, SelectorPolicy)
+        return policy.beam(replace(queries, shots=self.least_shots), pool, 1, may_stop=False)
 
 
 class VoteArm(Arm):
@@ -348,7 +370,7 @@ def choose(setting: Setting, arms: Mapping[str, Arm], optional: Container[str] =
     that are not allowed.
     """
     for name, arm in arms.items():
-        if arm.zero_shot == (setting.shots == 0):
+        if setting.shots == 0 if arm.zero_shot else setting.shots >= arm.least_shots:
             before = setting.training.asked
             try:
                 setting.chosen[name] = setting.checked(f"arm {name}", arm.choose(setting))

@@ -156,14 +156,26 @@ class Evaluation:
     # --- as a table ---
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Header and lines of a table: points, and the intervals of `Conclusions`."""
-        return [
+        """Header and lines of a table: points, and the intervals of `Conclusions`.
+
+        `shown` is the mean number of demonstrations; it is there if a policy shows fewer than the
+        shots.
+        """
+        varies = any(
+            shown is not None and shown < each.shots
+            for each in self.measured
+            for arm in self.policies
+            if arm in each.shown
+            for shown in [each.demonstrations(arm)]
+        )
+        rows = [
             (
-                *("shots", "arm", "queries", "calls", "accuracy"),
+                *("shots", "arm", "shown", "queries", "calls", "accuracy"),
                 *("vs random", "interval", "gap recovered"),
             ),
             *(self._row(each, arm) for each in self.measured for arm in each.accuracies),
         ]
+        return rows if varies else [(*row[:2], *row[3:]) for row in rows]
 
     def _row(self, measured: Measured, arm: str) -> tuple[str, ...]:
         accuracy = measured.accuracy(arm)
@@ -172,9 +184,11 @@ class Evaluation:
             compared = self.conclusions.against_random.get((measured.shots, arm))
             recovered = self.conclusions.recovered.get((measured.shots, arm))
         difference = compared and compared.difference
+        shown = measured.demonstrations(arm)
         return (
             str(measured.shots),
             arm,
+            "" if shown is None else f"{shown:.2f}",
             f"{len(self.query_ids) - measured.left_out:,}",
             self._calls(measured, arm),
             "-" if accuracy is None else self._accuracy(accuracy, measured, arm),
@@ -240,6 +254,7 @@ class Evaluation:
             "queries": len(self.query_ids) - measured.left_out,
             "training_calls": self.training_calls[measured.shots, arm],
             "calls": measured.calls(arm),
+            "demonstrations": measured.demonstrations(arm),
             "accuracy": measured.accuracy(arm),
             "accuracy_by_seed": measured.seeds(arm),
             "gap_recovered": asdict(recovered) if isinstance(recovered, Share) else None,

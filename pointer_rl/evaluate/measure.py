@@ -118,6 +118,15 @@ class Measured:
         """Trials that the arm needs by itself, cached or not; a pointer of a query counts once."""
         return sum(len(set(pointers)) for pointers in self.shown[arm])
 
+    def demonstrations(self, arm: str) -> float | None:
+        """Mean number shown to the queries that count; None for an arm that shows no pointers."""
+        lengths = [
+            float(np.mean([len(each) for each in pointers]))
+            for pointers, kept in zip(self.shown[arm], self.kept, strict=True)
+            if kept and pointers
+        ]
+        return float(np.mean(lengths)) if lengths else None
+
     def collapse(self, arm: str) -> str | None:
         """Evidence that an arm shows most queries the same, in words; None if there is none.
 

@@ -25,6 +25,7 @@ from pointer_rl.evaluate.arms import (
     VOTE,
     ZERO_SHOT,
     Arm,
+    NumberArm,
     PolicyArm,
     Setting,
     Training,
@@ -377,6 +378,13 @@ def _make_arms(
             for name, opened in policies.items()
         },
     }
+    for name, opened in policies.items():
+        if any(isinstance(each, SelectorPolicy) and each.can_stop for each in opened.policies):
+            for number in range(1, max(config.shots) + 1):
+                always = f"{name} always {number}"
+                if always in policies:
+                    raise InputError(f"policy {always!r}: the name of another arm; choose one")
+                arms[always] = NumberArm(opened.policies, number, opened.training_calls)
     for each in more:
         if each.name in arms and each.name != ANSWER_MATCH:
             raise InputError(f"arm {each.name}: there is one of that name")

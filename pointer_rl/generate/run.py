@@ -40,6 +40,8 @@ class GenerateRun:
     """In order of precedence: of two that propose a pointer, the first keeps it."""
     shots: int = 2
     """Demonstrations in a pointer."""
+    any_length: bool = False
+    """Propose shorter pointers too, down to none. If the policy can stop, they are proposed."""
     seed: int = 0
     """Seed of everything that is drawn."""
     dedup: Dedup = "ordered"
@@ -99,6 +101,7 @@ def prepare(
         seed=run.seed,
         dedup=run.dedup,
         score_answers=run.score_answers,
+        any_length=run.any_length,
     )
     meta = {
         "schema_version": pointer_rl_schemas.version("pointer_candidates"),
@@ -112,7 +115,7 @@ def prepare(
         },
         "policy": describe_policy(policy),
         "generators": described,
-        "max_shots" if job.any_length else "shots": run.shots,
+        **job.described_shots,
         "seed": run.seed,
         "dedup": run.dedup,
         "window": run.window,

@@ -33,15 +33,18 @@ def greedy(selector: Selector, state: State, *, shots: int) -> Decoded:
     return beam_search(selector, state, shots=shots, width=1)
 
 
-def beam_search(selector: Selector, state: State, *, shots: int, width: int) -> Decoded:
+def beam_search(
+    selector: Selector, state: State, *, shots: int, width: int, may_stop: bool = True
+) -> Decoded:
     """The `width` best pointers that beam search finds, best first: rows [B, width, S].
 
     Exact ties go to the beam that ranked higher so far, then to the lowest row, then to the stop.
-    Where fewer than `width` pointers exist, the remaining log-probabilities are -inf.
+    Where fewer than `width` pointers exist, the remaining log-probabilities are -inf. Without
+    `may_stop` a selector that can stop chooses among the rows alone, as one that cannot.
     """
     if width < 1:
         raise InputError(f"beam width is {width}; it must be at least 1")
-    logits_BNC, stops = _first_logits(selector, state, shots)
+    logits_BNC, stops = _first_logits(selector, state, shots, may_stop)
     batch, device = len(logits_BNC), logits_BNC.device
     scores_BN = torch.zeros(batch, 1, dtype=torch.float64, device=device)
     rows_BNS = torch.empty(batch, 1, 0, dtype=torch.int64, device=device)
@@ -145,9 +148,10 @@ def logits_along(
         yield logits_BNC
 
 
-def _choice_logits(selector: Selector, state: State) -> tuple[Tensor, bool]:
+def _choice_logits(selector: Selector, state: State, may_stop: bool = True) -> tuple[Tensor, bool]:
     """[B, N, C] logits of the next choice, and whether the last one is to stop."""
-    rows_BNK, stop_BN = selector.step_logits(state), selector.stop_logit(state)
+    rows_BNK = selector.step_logits(state)
+    stop_BN = selector.stop_logit(state) if may_stop else None
     if stop_BN is None:
         return rows_BNK, False
     hypotheses = max(rows_BNK.shape[1], stop_BN.shape[1])  # either may be shared by all
@@ -155,11 +159,13 @@ def _choice_logits(selector: Selector, state: State) -> tuple[Tensor, bool]:
     return torch.cat(parts, dim=-1), True
 
 
-def _first_logits(selector: Selector, state: State, shots: int) -> tuple[Tensor, bool]:
+def _first_logits(
+    selector: Selector, state: State, shots: int, may_stop: bool = True
+) -> tuple[Tensor, bool]:
     """`_choice_logits` of the first step, after checking that every query has enough rows."""
     if shots < 1:
         raise InputError(f"shots is {shots}; it must be at least 1")
-    logits_BNC, stops = _choice_logits(selector, state)
+    logits_BNC, stops = _choice_logits(selector, state, may_stop)
     rows_BNK = logits_BNC[..., :-1] if stops else logits_BNC
     counts_B = (rows_BNK > -math.inf).sum(-1).flatten()
     short = (counts_B < shots).nonzero()
@@ -177,7 +183,7 @@ def _next_logits(
 ) -> tuple[State, Tensor]:
     """The state after these choices, and its logits; what has stopped can only stop again."""
     state = selector.advance(state, rows_BN.clamp(min=0))
-    logits_BNC, _ = _choice_logits(selector, state)
+    logits_BNC, _ = _choice_logits(selector, state, stops)
     return state, _only_last(logits_BNC, rows_BN == NO_ROW) if stops else logits_BNC
 
 

@@ -71,10 +71,20 @@ class SelectorPolicy:
         return self.beam(queries, pool, width=1)
 
     @torch.no_grad()
-    def beam(self, queries: QueryBatch, pool: Pool, width: int) -> Decoded:
-        """The `width` best pointers that beam search finds, best first."""
-        state = self._encode(queries, pool)
-        found = decoding.beam_search(self._selector, state, shots=queries.shots, width=width)
+    def beam(
+        self, queries: QueryBatch, pool: Pool, width: int, *, may_stop: bool = True
+    ) -> Decoded:
+        """The `width` best pointers that beam search finds, best first.
+
+        Without `may_stop` all have `queries.shots` rows: stopping is not among the choices.
+        """
+        found = decoding.beam_search(
+            self._selector,
+            self._encode(queries, pool),
+            shots=queries.shots,
+            width=width,
+            may_stop=may_stop,
+        )
         return Decoded(found.rows.cpu(), found.logprobs.cpu())
 
     @torch.no_grad()

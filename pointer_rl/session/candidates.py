@@ -92,16 +92,29 @@ class CandidateJob:
     dedup: Dedup = "ordered"
     score_answers: bool = False
     """Also record the probability of the annotators' answers."""
+    any_length: bool = False
+    """Whether generators propose pointers of fewer than `shots` rows too. If the policy can stop,
+    they do."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @cached_property
-    def any_length(self) -> bool:
-        """Whether pointers may have fewer than `shots` rows: the policy or a generator says so."""
-        return getattr(self.policy, "can_stop", False) or any(
+    def lengths(self) -> range:
+        """How many rows pointers may have: `shots`, or 0 to `shots`."""
+        shorter = self._shorter or any(
             getattr(each, "any_length", False) for each in self._generators.values()
         )
+        return range(0 if shorter else self.shots, self.shots + 1)
+
+    @property
+    def described_shots(self) -> dict[str, int]:
+        """For `_meta`."""
+        return {"shots" if len(self.lengths) == 1 else "max_shots": self.shots}
+
+    @property
+    def _shorter(self) -> bool:
+        return self.any_length or getattr(self.policy, "can_stop", False)
 
     @cached_property
     def _allowed(self) -> AllowedRows:
@@ -165,7 +178,9 @@ class CandidateJob:
         span = slice(window.queries.start, window.queries.stop)
         queries = list(self.queries[span])
         allowed = self._allowed.mask(queries)
-        batch = QueryBatch(queries, self.embeddings[span], allowed, self.shots)
+        batch = QueryBatch(
+            queries, self.embeddings[span], allowed, self.shots, any_length=self._shorter
+        )
         chosen = [index - window.queries.start for index in window.todo]
         searches = []
         for name, generator in self._generators.items():
@@ -184,7 +199,7 @@ class CandidateJob:
         rounds = _Rounds(
             [queries[index] for index in chosen],
             allowed.numpy()[chosen],
-            range(0 if self.any_length else self.shots, self.shots + 1),
+            self.lengths,
             self.dedup,
             searches,
         )

@@ -78,7 +78,7 @@ class Judge:
     def _scored(self, query: Example) -> tuple[str, ...]:
         if not self.score_answers:
             return ()
-        return tuple(dict.fromkeys(map(self.metric.normalise, query.answers)))
+        return tuple(dict.fromkeys(query.answers))
 
     def _outcome(self, query: Example, result: Response | BackendError) -> Outcome:
         if isinstance(result, BackendError):
@@ -96,14 +96,16 @@ class Judge:
         )
 
     def _gt_prob(self, query: Example, logprobs: Sequence[float]) -> float:
-        """Σ over the distinct normalised answers a of min(count(a) / 3, 1) · P(a | prompt).
+        """Σ over the distinct answers a of min(count(a) / 3, 1) · P(a | prompt).
 
-        The expected accuracy of an answer sampled from the model (Lever-Plus' vqa_gt_prob).
+        The expected accuracy of an answer sampled from the model (Lever-Plus' vqa_gt_prob). Answers
+        are counted as the metric normalises them. Their probability is that of the annotators' own
+        spelling: normalised, an answer may be one that the model never gives.
         """
-        counts = Counter(map(self.metric.normalise, query.answers))
-        scored = self._scored(query)
+        normalise = self.metric.normalise
+        counts = Counter(map(normalise, query.answers))
         total = sum(
-            min(counts[answer] / 3, 1.0) * math.exp(logprob)
-            for answer, logprob in zip(scored, logprobs, strict=True)
+            min(counts[normalise(answer)] / 3, 1.0) * math.exp(logprob)
+            for answer, logprob in zip(self._scored(query), logprobs, strict=True)
         )
         return min(total, 1.0)

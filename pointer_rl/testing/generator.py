@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any
 from unittest import SkipTest
 
@@ -49,13 +49,14 @@ class GeneratorTests(BatchTests[Any]):
         shots: int = 2,
         allowed: int | None = None,
         judge: Judge | None = None,
+        any_length: bool = False,
     ) -> Proposals:
         """All candidates of the queries in these rows. Fails unless they are sound.
 
         `allowed` limits how many rows of the pool each query may choose, and `judge` decides the
-        outcomes that searches are told.
+        outcomes that searches are told. With `any_length` shorter pointers are sound, too.
         """
-        queries = _queries(inputs, shots, allowed)
+        queries = replace(_queries(inputs, shots, allowed), any_length=any_length)
         embeddings, mask = queries.embeddings.clone(), queries.allowed.clone()
         rngs = [np.random.Generator(np.random.Philox(key=row)) for row in inputs]
         rows = mask.sum(-1).tolist()
@@ -70,7 +71,8 @@ class GeneratorTests(BatchTests[Any]):
             "it changes the embeddings or the mask that it receives: clone them first, because "
             "other generators get the same"
         )
-        lengths = range(0 if getattr(made, "any_length", False) else shots, shots + 1)
+        any_length |= getattr(made, "any_length", False)
+        lengths = range(0 if any_length else shots, shots + 1)
         who = f"generator {self.name}"
         fix = (
             "give a list of Candidates for each query, whose pointers are different rows among the "
@@ -104,6 +106,12 @@ class GeneratorTests(BatchTests[Any]):
                 f"it proposes no candidate at all with {shots} shots"
             )
             self.ask(self.made, self.inputs, shots, allowed=shots)
+
+    def test_copes_with_pointers_of_any_length(self) -> None:
+        """Where pointers may have 0 to `shots` rows (`queries.any_length`)."""
+        for shots in (1, 3):
+            self.ask(self.made, self.inputs, shots, any_length=True)
+            self.ask(self.made, self.inputs, shots, allowed=shots, any_length=True)
 
     def test_candidates_fit_the_schema(self) -> None:
         """RL data can hold them."""

@@ -43,6 +43,8 @@ class TrainConfig:
     grpo_on: Literal["all", "sampled"] = "all"
     """The candidates that GRPO learns from. `sampled`: those drawn from the policy, which RCE then
     leaves out."""
+    demonstration_price: float = 0.0
+    """Taken from a candidate's reward for each demonstration that it shows, in reward units."""
     keep_by: Literal["reward", "cross_entropy"] = "reward"
     """The held-out metric that chooses the policy to keep."""
     per_query_pool: bool = False
@@ -78,7 +80,7 @@ class TrainConfig:
         for name, value in positive.items():
             if not 0 < value < math.inf:
                 raise InputError(f"{name} is {value}: it must be above 0, and finite")
-        for name in ("kl_beta", "contrast"):
+        for name in ("kl_beta", "contrast", "demonstration_price"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(
                     f"{name} is {getattr(self, name)}: it must be 0 or more, and finite"

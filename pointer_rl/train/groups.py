@@ -117,16 +117,24 @@ class Groups:
 
     @classmethod
     def of(
-        cls, data: BeamDatasetWithEmbedding, shots: int | None, *, per_query_pool: bool = False
+        cls,
+        data: BeamDatasetWithEmbedding,
+        shots: int | None,
+        *,
+        per_query_pool: bool = False,
+        demonstration_price: float = 0.0,
     ) -> Groups:
         """The groups of a file, whose pointers have `shots` rows or fewer.
 
-        `shots` defaults to the file's. Raises InputError for other pointers, and for a pointer
+        `shots` defaults to the file's. Each row costs the price: the rewards are those of the file
+        less what their pointers cost. Raises InputError for other pointers, and for a pointer
         with a row that its query may not choose.
         """
         excluded = [_union(*each) for each in zip(data.excluded, _own_rows(data), strict=True)]
         _check_choices(data, excluded)
         sample = {name: code for code, name in enumerate(data.method_names)}.get(SAMPLED, -1)
+        pointers = _padded(data, shots)
+        prices = np.float32(demonstration_price) * (pointers != NO_ROW).sum(axis=1)
         return cls(
             ids=data.ids,
             images=[
@@ -136,8 +144,8 @@ class Groups:
             queries=data.query_embeddings.vectors[torch.from_numpy(data.query_rows)].float(),
             pool=data.candidate_embeddings.vectors.float(),
             offsets=data.offsets,
-            pointers=_padded(data, shots),
-            rewards=data.rewards,
+            pointers=pointers,
+            rewards=(data.rewards - prices).astype(np.float32),
             sampled=data.methods == sample,
             pools=list(data.pools) if per_query_pool else [None] * len(data),
             excluded=excluded,

@@ -96,6 +96,8 @@ class OnlineRun:
     search: PluginRef | None = None
     """A search that proposes in every round, instead of probes."""
     reward: PluginRef = PluginRef("hard_plus_soft")
+    score_answers: bool = False
+    """Also ask for the probability of the annotators' answers, which searches and rewards use."""
     shots: int | None = None
     """Demonstrations in a pointer; None takes the number in `data`, or 2 without data."""
     sft_ckpt: Path | None = None
@@ -121,11 +123,11 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
     source = embedded(session.dataset, embeddings, pool, about)
     logged = None if run.data is None else source.read(run.data, run.reward)
     images = _images(session)
-    groups = None
+    groups, price = None, run.config.demonstration_price
     if logged is not None:
         check_rewarded(logged)
         report_left_out(logged, observer)
-        groups = Groups.of(logged, run.shots).with_images(images)
+        groups = Groups.of(logged, run.shots, demonstration_price=price).with_images(images)
         check_teaches(logged, groups)
     shots = run.shots or (2 if groups is None else groups.shots)
     AllowedRows(session.dataset.pool).check(session.queries, shots)
@@ -141,6 +143,7 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
         reward=run.reward.name,
         reward_options=dict(run.reward.options),
         shots=shots,
+        score_answers=run.score_answers,
         backend=backend.fingerprint,
         **{name: asked[name] for name in ("dataset", "prompt", "metric", "decoding")},
         online={
@@ -185,6 +188,7 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
                         shots=shots,
                         # Each round draws anew, also for a query that was asked before.
                         seed=(run.config.seed + 1) * 1_000_003 + number,
+                        score_answers=run.score_answers,
                     ),
                     online.calls,
                     most,
@@ -194,7 +198,7 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
             data = source.read(path, run.reward)
             report_left_out(data, observer)
             learned_from.append(data)
-            fresh = Groups.of(data, shots).with_images(images)
+            fresh = Groups.of(data, shots, demonstration_price=price).with_images(images)
             groups = fresh if groups is None else groups.joined(fresh)
             known |= set(fresh.ids)
             if before:
@@ -296,10 +300,11 @@ def _ask_round(
         "policy": policy,
         "generators": [each.configure("generator").describe() for each in job.generators.values()],
         "round": number,
-        "max_shots" if job.any_length else "shots": job.shots,
+        **job.described_shots,
         "seed": job.seed,
         "dedup": job.dedup,
         "window": WINDOW,
+        "score_answers": job.score_answers,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with Journal(path, meta, [query.id for query in job.queries]) as journal:

@@ -211,7 +211,12 @@ def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
     report_left_out(data, observer)
     if data.kind == "beam":
         config = replace(config, keep_by="cross_entropy")
-    groups = Groups.of(data, run.shots, per_query_pool=config.per_query_pool)
+    groups = Groups.of(
+        data,
+        run.shots,
+        per_query_pool=config.per_query_pool,
+        demonstration_price=config.demonstration_price,
+    )
     if not config.include_zero_variance:
         check_teaches(data, groups)
     if config.grpo_on == "sampled" and config.grpo_epochs and not groups.sampled.any():

@@ -143,6 +143,24 @@ def test_the_best_beams_show_the_answer_and_never_the_query(beams, world):
     assert "8 queries, 24 beams" in result.stdout
 
 
+def test_beams_of_any_length_end_where_nothing_is_gained(beams, world):
+    result = beams("--sub-pool", "2", "--beam-size", "2", "--any-length")
+    assert result.exit_code == 0, result.output
+    meta, records = content(world.output)
+    assert (meta.get("shots"), meta["max_shots"]) == (None, 2)
+    answers = [row["answers"][0] for row in world.rows]
+    gains = []
+    for row, record in enumerate(records.values()):
+        same = [each for each in record["pool"] if answers[each] == answers[row]]
+        best = record["beams"][0]
+        assert len(best["pointer"]) == len(best["step_scores"]) == (2 if same else 0)
+        gains.append(best["score"])
+        assert best["score"] == (0.0, 2.0, 3.0)[len(same)]
+    assert 0.0 in gains
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines[4][:2] == ["2", f"{sum(gains) / 8:+.2f}"], "0 more where a beam is shorter"
+
+
 def test_nothing_is_paid_for_twice_and_the_bytes_are_the_same(beams, world, scorers):
     assert beams().exit_code == 0
     first = world.output.read_bytes()

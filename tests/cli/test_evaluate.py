@@ -8,6 +8,7 @@ import re
 import PIL.Image
 import pytest
 import torch
+from toy_selectors import StoppingSelector, installed
 
 from pointer_rl.datasets.embeddings import load_embeddings, save_embeddings
 from pointer_rl.evaluate.measure import EvaluationJob
@@ -77,6 +78,27 @@ def test_table_verdict_json_and_picture(evaluate, world):
     assert content["settings"]["backend"]["fingerprint"] == "copy"
     assert f"{content['trials']:,} trials, 0 of them from the response cache" in result.stdout
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_policy_that_can_stop_is_compared_with_every_fixed_number(evaluate, world):
+    made = StoppingSelector.seeded(selector().config, 0)
+    with torch.no_grad():
+        made.stop.weight.mul_(9)
+    with installed():
+        save_selector(world.folder / "policy", made)
+        result = evaluate("--shots", "3", "--output-path", str(world.folder / "result.json"))
+        assert result.exit_code == 0, result.output
+        refused = evaluate("--shots", "3", "--policy", f"RL always 2={world.folder / 'policy'}")
+    one_line(refused, "policy 'RL always 2': the name of another arm")
+    assert re.search(r"^shots +arm +shown +queries", result.output)
+    content = json.loads((world.folder / "result.json").read_text())
+    shown = {row["arm"]: row["demonstrations"] for row in content["rows"]}
+    assert {arm: shown[arm] for arm in shown if arm.startswith("RL ")} == {
+        f"RL always {number}": number for number in (1, 2, 3)
+    }
+    assert 0 < shown["RL"] < 3
+    rivals = {each["reference"] for each in content["comparisons"] if each["arm"] == "RL"}
+    assert {"zero-shot", "RL always 1", "RL always 2", "RL always 3"} <= rivals
 
 
 def test_arms_share_trials_and_nothing_is_paid_for_twice(evaluate, world, backends):

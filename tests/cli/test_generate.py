@@ -113,6 +113,20 @@ def test_shots_limit_dedup_and_generator_options(world):
     refused(world.generate("--overwrite", "--generator-opt", "x.num=2"), "write NAME.KEY=VALUE")
 
 
+def test_pointers_of_any_length(world, cli):
+    result = world.generate("--shots", "2", "--any-length", "--num-random", "9")
+    assert result.exit_code == 0, result.output
+    assert cli("validate", str(world.output)).exit_code == 0
+    meta, found = records(world.output)
+    assert (meta.get("shots"), meta["max_shots"]) == (None, 2)
+    for record in found.values():
+        lengths = [len(each["pointer"]) for each in record["pointer_candidates"]]
+        assert lengths[:3] == [0, 1, 2], "retrieval: none, the nearest, the two nearest"
+        assert set(lengths) == {0, 1, 2}
+        assert lengths.count(0) == 1
+    refused(world.generate("--shots", "2", "--num-random", "9"), "is another run")
+
+
 def test_an_image_that_is_none_fails_its_trials_alone(world):
     (world.folder / "2.png").write_text("no image")
     result = world.generate()

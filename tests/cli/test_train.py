@@ -377,6 +377,7 @@ def test_a_loss_that_is_no_number(place):
         (("--held-out", "1"), "held_out is 1.0"),
         (("--clip", "-1"), "clip is -1.0"),
         (("--kl-beta", "nan"), "kl_beta is nan"),
+        (("--demonstration-price", "-0.1"), "demonstration_price is -0.1"),
         (("--heads", "3"), "8 is not a multiple of 3 heads: give --heads or --hidden-dim"),
         (("--selector-opt", "d_model=3"), "d_model: it is the size of the embeddings"),
         (("--selector-opt", "num_layers=2"), "--selector-opt num_layers: given twice"),
@@ -387,6 +388,7 @@ def test_a_loss_that_is_no_number(place):
         (("--max-calls", "9"), "--max-calls is for --online"),
         (("--rounds", "2"), "--rounds is for --online"),
         (("--generator", "greedy"), "--generator is for --online"),
+        (("--score-answers",), "--score-answers is for --online"),
         (("--online",), "--online needs --max-calls"),
         (("--online", "--max-calls", "40", "--own-pools"), "--own-pools"),
         (("--online", "--max-calls", "4"), "4 calls are too few for 4 rounds"),
@@ -423,6 +425,19 @@ def test_sft_on_beams_by_likelihood(place, cli):
     chosen = succeeds(cli("select", "out", "--query-emb", "q.safetensors", "--shots", "2"))
     assert len(chosen) == 40
     succeeds(place.run("--sft-ckpt", "out", output="rl"))
+
+
+def test_sft_on_beams_of_any_length(place):
+    beams = {
+        id_: {"beams": [{"pointer": [index % 24] * (index % 2), "score": 1.0}]}
+        for index, id_ in enumerate(place.records)
+    }
+    place.write("beams.json", {"_meta": {"max_shots": 2}, **beams})
+    with installed():
+        succeeds(place.run("--selector", "stopping", command="sft", data="beams.json"))
+        assert load_bundle(place.folder / "out").info.shots == 2
+    before, *_, after = [line["held_out_cross_entropy"] for line in place.metrics()]
+    assert after < before
 
 
 def test_sft_on_rl_data_is_chosen_by_reward_and_zero_variance_groups_teach(place):
@@ -625,6 +640,26 @@ def test_online_by_a_search_resumes_to_the_same_bytes(online, monkeypatch, until
 def test_online_refuses_what_is_no_search(online, options, says):
     one_line(online.run(*options), says)
     assert online.asked() == 0
+
+
+def test_online_by_a_policy_that_can_stop(online, cli):
+    """It asks pointers of any length, and takes a price for each demonstration."""
+    options = ("--selector", "stopping", "--shots", "2", "--score-answers")
+    with installed():
+        succeeds(online.run(*SEARCH, *options, "--demonstration-price", "0.3"))
+        bundle = load_bundle(online.world.folder / "policy")
+        assert bundle.policy.can_stop
+        assert bundle.info.training["options"]["demonstration_price"] == 0.3
+        for path in sorted((online.world.folder / "policy" / "rounds").iterdir()):
+            succeeds(cli("validate", str(path)))
+            content = json.loads(path.read_text())
+            meta = content.pop("_meta")
+            assert (meta.get("shots"), meta["max_shots"], meta["score_answers"]) == (None, 2, True)
+            for record in content.values():
+                candidates = record["pointer_candidates"]
+                assert [len(each["pointer"]) for each in candidates[:2]] == [0, 1]
+                assert all("vqa_gt_prob" in each for each in candidates)
+        one_line(online.run(*SEARCH, *options), "holds a run with demonstration_price")
 
 
 def test_online_after_logged_data(online, cli):

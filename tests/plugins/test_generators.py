@@ -1,6 +1,7 @@
 """The standard generators, with a real selector as the policy."""
 
 import math
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from pointer_rl.errors import InputError
 from pointer_rl.selectors import PointerConfig, PointerSelector, SelectorPolicy
-from pointer_rl.types import NO_ROW, Decoded, Example, Pool, QueryBatch
+from pointer_rl.types import NO_ROW, Candidate, Decoded, Example, Pool, QueryBatch
 from pointer_rl_standard.generators import (
     BeamGenerator,
     MMRGenerator,
@@ -19,6 +20,7 @@ from pointer_rl_standard.generators import (
     RandomGenerator,
     RetrievalGenerator,
     SampleGenerator,
+    best_rows,
 )
 from pointer_rl_standard.options import (
     BeamOptions,
@@ -43,13 +45,15 @@ def example(row):
     return Example(str(row), row, None, "what?", ("this",))
 
 
-def batch(shots, counts, rows=9, seed=0):
+def batch(shots, counts, rows=9, seed=0, any_length=False):
     """One query a count: how many rows it may choose among."""
     generator = torch.Generator().manual_seed(seed)
     ranks = torch.rand(len(counts), rows, generator=generator).argsort(-1)
     allowed = ranks < torch.tensor(counts).unsqueeze(-1)
     embeddings = torch.randn(len(counts), 5, generator=generator)
-    queries = QueryBatch([example(n) for n in range(len(counts))], embeddings, allowed, shots)
+    queries = QueryBatch(
+        [example(n) for n in range(len(counts))], embeddings, allowed, shots, any_length
+    )
     pool = Pool([example(n) for n in range(rows)], torch.randn(rows, 5, generator=generator))
     return queries, pool
 
@@ -373,3 +377,60 @@ def test_a_policy_that_stops_at_once_leaves_a_probe_less():
     policy = StoppingPolicy((4,), (), (2,))
     (candidates,) = generator.propose(policy, queries, pool, rngs(queries))
     assert [each.pointer[0] for each in candidates] == [4, 2]
+
+
+# --- any length -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@settings(max_examples=20, deadline=None)
+@given(shots=st.integers(1, 4), count=st.integers(0, 9), seed=st.integers(0, 99))
+def test_pointers_of_any_length_are_of_different_allowed_rows(name, shots, count, seed):
+    if name in ("beam", "sample"):
+        return  # the policy decides
+    queries, pool = batch(shots, [count], seed=seed, any_length=True)
+    (candidates,) = GENERATORS[name].propose(POLICY, queries, pool, rngs(queries))
+    rows = set(queries.allowed[0].nonzero().flatten().tolist())
+    pointers = [each.pointer for each in candidates]
+    assert len(set(pointers)) == len(pointers)
+    for each in pointers:
+        assert len(set(each)) == len(each) <= shots
+        assert set(each) <= rows
+        assert {type(row) for row in each} <= {int}
+
+
+def test_random_pointers_of_any_length_are_of_every_length():
+    queries, pool = batch(3, [9, 2, 0], any_length=True)
+    generator = RandomGenerator(RandomOptions(num=400))
+    many, few, none = generator.propose(POLICY, queries, pool, rngs(queries))
+    counts = [sum(len(each.pointer) == length for each in many) for length in range(4)]
+    assert counts[:2] == [1, 9], "all that there are"
+    assert min(counts[2:]) > 60
+    rows = queries.allowed[1].nonzero().flatten().tolist()
+    every = {(), *((row,) for row in rows), *permutations(rows, 2)}
+    assert {each.pointer for each in few} == every
+    assert [each.pointer for each in none] == [()]
+
+
+@pytest.mark.parametrize("name", ["retrieval", "mmr"])
+def test_the_most_similar_rows_of_each_length(name):
+    """Those of each length are what is proposed for as many shots."""
+    queries, pool = batch(3, [9, 5], any_length=True)
+    proposals = GENERATORS[name].propose(POLICY, queries, pool, rngs(queries))
+    for b, candidates in enumerate(proposals):
+        expected = [Candidate((), name)]
+        for shots in (1, 2, 3):
+            fixed = replace(queries, shots=shots, any_length=False)
+            expected += GENERATORS[name].propose(POLICY, fixed, pool, rngs(queries))[b]
+        assert candidates == expected
+    assert len(proposals[1]) == 1 + 3 + 2 + 1
+
+
+def test_probes_of_any_length_are_no_row_and_single_rows():
+    queries, pool = batch(3, [9, 1], any_length=True)
+    for by in ("similarity", "policy"):
+        generator = ProbeGenerator(ProbeOptions(num=4, by=by))
+        many, few = generator.propose(POLICY, queries, pool, rngs(queries))
+        (ranked, _) = best_rows(POLICY, queries, pool, 3, by)
+        assert [each.pointer for each in many] == [(), *((row,) for row in ranked)]
+        assert [len(each.pointer) for each in few] == [0, 1]

@@ -1,5 +1,6 @@
 """The standard searches, told made-up outcomes."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from plugins.test_generators import POLICY, batch, rngs
 
 from pointer_rl.types import Outcome, QueryBatch
-from pointer_rl_standard.generators import ProbeGenerator
+from pointer_rl_standard.generators import ProbeGenerator, best_rows
 from pointer_rl_standard.options import FirstSuccessOptions, GreedyOptions, ProbeOptions
 from pointer_rl_standard.searches import FirstSuccess, Greedy
 
@@ -100,6 +101,86 @@ def test_a_query_whose_trials_all_fail_or_all_succeed_takes_its_budget():
         assert len(flat(rounds)) == 5
 
 
+def needs(*parts):
+    """Right if a row of each part is shown; one part makes the answers much likelier."""
+
+    def judge(query, pointer):
+        missing = sum(not set(pointer) & set(part) for part in parts)
+        return Outcome(
+            "x", "x", not missing, float(not missing), gt_prob=math.exp(-15 * missing**2)
+        )
+
+    return judge
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shots=st.integers(2, 4),
+    pair=st.permutations(range(5)),
+    by=st.sampled_from(["similarity", "policy"]),
+    any_length=st.booleans(),
+)
+def test_first_success_finds_a_pair_in_one_pass_and_leaves_each_row_out(
+    shots, pair, by, any_length
+):
+    queries, pool = batch(shots, [12], rows=12, any_length=any_length)
+    ranked = best_rows(POLICY, queries, pool, 12, by)[0]
+    one, two = ranks = sorted(pair[:2])
+    judge = needs([ranked[one]], [ranked[two]])
+    # A trial a row, and: without rows, rows that the policy would choose after it, each row left
+    # out, one row more.
+    budget = 9 - shots + two
+    generator = FirstSuccess(FirstSuccessOptions(budget=budget, by=by))
+    (asked,) = run(generator, queries, pool, judge)
+    pointers = flat(asked)
+    assert len(set(pointers)) == len(pointers) <= budget
+    success = next(each for each in pointers if judge(0, each).correct)
+    assert success[:2] == tuple(ranked[rank] for rank in ranks)
+    for row in success[:2]:
+        (others,) = {*success[:2]} - {row}
+        assert any(others in each and row not in each for each in pointers)
+
+
+def test_first_success_without_probabilities_finds_no_set():
+    queries, pool = batch(2, [9], any_length=True)
+    generator = FirstSuccess(FirstSuccessOptions(budget=8))
+    (asked,) = run(generator, queries, pool, lambda *_: 0.0)
+    assert [len(each) for each in flat(asked)] == [0, 1, 1, 1, 1, 1, 1, 1]
+
+
+def test_first_success_with_probabilities_asks_what_the_companions_are_worth():
+    """Where every row helps as much, only a pointer without them shows that they do."""
+    queries, pool = batch(2, [9])
+    ranked = best_rows(POLICY, queries, pool, 5, "similarity")[0]
+    generator = FirstSuccess(FirstSuccessOptions(budget=7))
+    (asked,) = run(generator, queries, pool, needs(ranked[:2], ranked[2:]))
+    pointers = flat(asked)
+    assert not set(pointers[2]) & set(ranked)
+    assert pointers[3:5] == [(ranked[0], ranked[1]), (ranked[0], ranked[2])]
+
+
+def test_first_success_of_any_length_begins_with_no_demonstration():
+    queries, pool = batch(2, [9], any_length=True)
+    generator = FirstSuccess(FirstSuccessOptions(budget=8))
+    (rounds,) = run(generator, queries, pool, lambda _, pointer: float(not pointer))
+    assert [[len(each) for each in asked] for asked in rounds] == [[0, 1]]
+    (rounds,) = run(generator, queries, pool, lambda _, pointer: float(len(pointer) == 1))
+    assert [[len(each) for each in asked] for asked in rounds] == [[0, 1], [2]]
+    assert rounds[1][0][0] == rounds[0][1][0], "the success with one row more"
+
+
+def test_beside_a_row_the_rest_of_the_policys_likeliest_pointer_comes_first():
+    """It may rank the second row differently once it has chosen the first one."""
+    queries, pool = batch(2, [9], seed=16, any_length=True)
+    one, two = POLICY.beam(queries, pool, 1).pointers()[0][0]
+    ranked = best_rows(POLICY, queries, pool, 9, "policy")[0]
+    assert ranked[0] == one
+    assert ranked[1] != two
+    generator = FirstSuccess(FirstSuccessOptions(budget=9, by="policy"))
+    (asked,) = run(generator, queries, pool, needs([one], [two]))
+    assert flat(asked) == [(), (one,), (one, two), (two,)]
+
+
 # --- greedy -----------------------------------------------------------------------------------
 
 
@@ -119,17 +200,19 @@ def test_greedy_keeps_the_best_row_of_each_place(shots, budget, worths):
         return sum((place + 1) * worths[row] for place, row in enumerate(pointer)) / 9
 
     (rounds,) = run(Greedy(GreedyOptions(budget=budget)), queries, pool, worth)
-    expected, chosen = [], start[0]
+    expected, tries = [], start
+    ranked = best_rows(POLICY, queries, pool, budget, "similarity")[0]
+    seen = [pointer[0] for pointer in start]
     for place in range(shots):
-        tries = [
-            (*chosen[:place], row, *chosen[place + 1 :])
-            for row in [pointer[0] for pointer in start]
-            if row not in chosen[:place]
-        ]
         if not tries:
             break
         expected.append(tries)
-        chosen = max(tries, key=lambda pointer: worth(0, pointer))
+        chosen, *others = sorted(tries, key=lambda pointer: -worth(0, pointer))
+        old = [pointer[place] for pointer in others]
+        rows = [*old[:2], *(row for row in ranked if row not in seen), *old[2:]]
+        rows = [row for row in rows if row not in chosen][:num]
+        seen += rows
+        tries = [(*chosen[: place + 1], row, *chosen[place + 2 :]) for row in rows]
     assert len(flat(rounds)) <= budget
     assert rounds == expected
     assert len(set(flat(rounds))) == len(flat(rounds))
@@ -156,6 +239,17 @@ def test_greedy_of_equal_accuracies_takes_the_likelier_answers():
     assert {pointer[0] for pointer in rounds[1]} == {start[2][0]}
     (rounds,) = run(Greedy(GreedyOptions(budget=6)), queries, pool, lambda *_: 0.0)
     assert {pointer[0] for pointer in rounds[1]} == {start[0][0]}, "the first, where none is"
+
+
+def test_greedy_of_any_length_stops_where_rows_make_it_worse():
+    queries, pool = batch(3, [9], any_length=True)
+    generator = Greedy(GreedyOptions(budget=9))
+    (rounds,) = run(generator, queries, pool, lambda _, pointer: 0.5 - len(pointer) / 10)
+    assert [[len(each) for each in asked] for asked in rounds] == [[0, 1, 1]]
+    (rounds,) = run(generator, queries, pool, lambda _, pointer: len(pointer) % 2 / 2)
+    assert [[len(each) for each in asked] for asked in rounds] == [[0, 1, 1], [2, 2, 2]]
+    (rounds,) = run(generator, queries, pool, lambda _, pointer: len(pointer) / 4)
+    assert [len(each) for each in flat(rounds)] == [0, 1, 1, 2, 2, 2, 3, 3, 3]
 
 
 def test_greedy_passes_over_failed_trials_and_ends_if_all_failed():

@@ -92,7 +92,7 @@ def make_job(number=7, backend=None, generators=None, **options):
         queries=queries,
         embeddings=torch.zeros(number, 4),
         pool=pool(examples),
-        policy=None,
+        policy=options.pop("policy", None),
         generators=generators or {"near": Neighbours()},
         shots=options.pop("shots", 2),
         seed=0,
@@ -190,6 +190,36 @@ def test_calls_are_bounded_before_a_window_begins():
         run(fresh, 3, Budget(max_calls=5, most_calls=fresh.most_calls))
     searching = make_job(2, generators={"growing": Growing()}, shots=3)
     assert searching.most_calls(Window(range(2), (0, 1))) == 2 * Growing.budget
+
+
+@pytest.mark.parametrize(
+    ("options", "any_length"),
+    [
+        ({}, False),
+        ({"any_length": True}, True),
+        ({"policy": SimpleNamespace(can_stop=True)}, True),
+        ({"policy": SimpleNamespace(can_stop=False)}, False),
+    ],
+)
+def test_pointers_of_any_length_are_proposed_if_wanted_or_if_the_policy_can_stop(
+    options, any_length
+):
+    class Shown:
+        def propose(self, policy, queries, pool, rngs):
+            assert queries.any_length == any_length
+            return [[Candidate((0, 1)[: 0 if any_length else 2], "s")] for _ in queries.examples]
+
+    job = make_job(1, generators={"shown": Shown()}, **options)
+    assert job.described_shots == {"max_shots" if any_length else "shots": 2}
+    [record] = run(job).values()
+    assert [each["pointer"] for each in record["pointer_candidates"]] == [
+        [] if any_length else [0, 1]
+    ]
+
+
+def test_a_generator_may_propose_any_length_by_itself():
+    job = make_job(1, generators={"growing": Growing()})
+    assert job.described_shots == {"max_shots": 2}
 
 
 def test_the_order_of_shots_and_windows_is_checked():

@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from toy_selectors import ToyConfig, ToySelector
 
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.evaluate import arms as arms_module
 from pointer_rl.evaluate.arms import (
     Arm,
     AttainableArm,
+    NumberArm,
     OracleArm,
     PolicyArm,
     RandomArm,
@@ -28,6 +30,7 @@ from pointer_rl.evaluate.arms import (
 from pointer_rl.evaluate.conclusions import conclude
 from pointer_rl.evaluate.evaluation import Evaluation, Leakage
 from pointer_rl.evaluate.measure import Asked, EvaluationJob, Measured, measure, pointers_to_ask
+from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.session.judge import Judge
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.similarity import Space
@@ -252,6 +255,25 @@ def test_only_an_arm_that_nobody_named_may_be_missing():
     assert at.chosen.keys() == {"RL"}
     with pytest.raises(InputError, match="arm mine: no labels"):
         choose(setting(), {"mine": Refusing()})
+
+
+def test_a_policy_that_can_stop_is_made_to_show_a_fixed_number():
+    """What it then shows is what the same selector without a stop shows."""
+    stopping, never = (
+        ToySelector.seeded(ToyConfig(d_model=4, stops=stops), 0) for stops in (True, False)
+    )
+    with torch.no_grad():
+        stopping.stop.fill_(100)
+    policy = SelectorPolicy(stopping)
+    arms = {"RL": PolicyArm([policy]), **{str(n): NumberArm([policy], n, 7) for n in (1, 2, 3)}}
+    found = choose(setting(2), arms)
+    assert list(found.chosen) == ["RL", "1", "2"]
+    assert found.training_calls == {"RL": None, "1": 7, "2": 7}
+    assert found.chosen["RL"] == [((),)] * 6
+    for shots in (1, 2):
+        expected = PolicyArm(SelectorPolicy(never)).choose(setting(shots))
+        assert found.chosen[str(shots)] == expected
+    assert choose(setting(0), arms).chosen == {}
 
 
 # --- what comes out -------------------------------------------------------------------------------
@@ -519,6 +541,20 @@ def test_the_table_has_a_line_for_each_arm_and_number_of_shots():
     calls = {line[1]: line[3] for line in lines if line[0] != "1"}
     assert (calls["RL"], calls["SFT"], calls["image"]) == ("15,000 + 200", "– + 200", "200")
     assert (calls["zero-shot"], calls["vote RL"]) == ("200", "0")
+
+
+def test_the_number_of_demonstrations_is_shown_if_a_policy_varies_it():
+    assert "shown" not in evaluation().rows()[0]
+    shown = {"RL": [((), (1,), (2, 3))[k % 3 : k % 3 + 1] for k in range(200)]}
+    found = evaluation(world(shown=shown, lost=(0, 1)))
+    header, *lines = found.rows()
+    assert header[2] == "shown"
+    by_arm = {line[1]: line[2] for line in lines}
+    # Of the 198 queries that count, 66 have no demonstration, 66 one and 66 two.
+    assert (by_arm["RL"], by_arm["SFT"], by_arm["vote RL"]) == ("1.00", "2.00", "")
+    assert by_arm["zero-shot"] == "0.00"
+    rows = json.loads(found.to_json())["rows"]
+    assert {each["arm"]: each["demonstrations"] for each in rows}["RL"] == pytest.approx(1.0)
 
 
 def test_a_share_of_nothing_is_a_dash_with_its_reason():

@@ -105,6 +105,29 @@ def test_it_is_the_naive_beam_search(seed, shots, width):
             assert beam.score == pytest.approx(before[-1] - before[0])
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_beams_of_any_length_end_where_the_answers_are_likeliest(seed):
+    rows = [0, 2, 3, 5]
+    cut = found(Table(seed), rows, shots=3, beam_size=4, any_length=True)
+    lengths = set()
+    for query, result in zip(QUERIES, cut, strict=True):
+        expected = {
+            max((beam[:n] for n in range(4)), key=lambda each: naive_logprob(seed, query, each))
+            for beam in naive_beams(seed, query, rows, 3, 4)
+        }
+        assert {beam.pointer for beam in result.beams} == expected
+        assert len(result.beams) == len(expected)
+        scores = [beam.score for beam in result.beams]
+        assert scores == sorted(scores, reverse=True)
+        for beam in result.beams:
+            assert len(beam.step_scores) == len(beam.pointer)
+            gain = naive_logprob(seed, query, beam.pointer) - naive_logprob(seed, query, ())
+            assert beam.score == pytest.approx(gain, abs=1e-12)
+            assert math.fsum(beam.step_scores) == beam.score
+        lengths |= {len(beam.pointer) for beam in result.beams}
+    assert len(lengths) > 1
+
+
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(3, 5))
 def test_as_many_beams_as_pointers_is_exhaustive_search(seed, shots, size):
     every = list(itertools.permutations(range(size), shots))

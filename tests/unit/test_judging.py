@@ -77,8 +77,8 @@ def test_gt_prob_is_the_expected_accuracy():
     query = example(0, answers=("Yes", "yes", "yes", "no", "perhaps", "perhaps"))
     backend = FakeBackend(lambda text: "yes")
     outcome = judged(backend, [Trial(query, [])], score_answers=True)[0]
-    assert backend.asked[0].score == ("yes", "no", "perhaps")
-    expected = math.exp(-3) + math.exp(-2) / 3 + 2 * math.exp(-7) / 3
+    assert backend.asked[0].score == ("Yes", "yes", "no", "perhaps"), "as they are spelt"
+    expected = 2 * math.exp(-3) + math.exp(-2) / 3 + 2 * math.exp(-7) / 3
     assert outcome.gt_prob == pytest.approx(expected)
 
 

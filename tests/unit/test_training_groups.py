@@ -266,6 +266,20 @@ def test_pointers_may_have_any_length_up_to_the_shots(tmp_path):
     assert read(tmp_path, {"_meta": {"max_shots": 3}, **two}, shots=4).shots == 4
 
 
+def test_each_demonstration_costs_its_price(tmp_path):
+    """Whatever the reward: here correct + accuracy, which is 2 or 0."""
+    pointers = [[], [3], [3, 1]]
+    group = {"pointer_candidates": [candidate(each, len(each) != 1) for each in pointers]}
+    free = read(tmp_path, {"q0": group})
+    assert free.rewards.tolist() == [2, 0, 2]
+    priced = read(tmp_path, {"q0": group}, demonstration_price=0.25)
+    assert priced.rewards.tolist() == [2, -0.25, 1.5]
+    assert priced.rewards.dtype == np.float32
+    assert not priced.zero_variance[0]
+    with pytest.raises(InputError, match="demonstration_price is -1"):
+        TrainConfig(demonstration_price=-1)
+
+
 def test_pointers_of_another_number_of_shots_are_refused(tmp_path):
     two = {"q0": {"pointer_candidates": [candidate([3, 1])]}}
     with pytest.raises(InputError, match="have 2 demonstrations and --shots 3 cannot"):
