@@ -271,7 +271,7 @@ def test_a_policy_that_can_stop_is_made_to_show_a_fixed_number():
     assert found.training_calls == {"RL": None, "1": 7, "2": 7}
     assert found.chosen["RL"] == [((),)] * 6
     for shots in (1, 2):
-        expected = PolicyArm(SelectorPolicy(never)).choose(setting(shots))
+        expected = PolicyArm([SelectorPolicy(never)]).choose(setting(shots))
         assert found.chosen[str(shots)] == expected
     assert choose(setting(0), arms).chosen == {}
 
