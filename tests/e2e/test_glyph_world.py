@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -79,6 +80,32 @@ def test_the_same_command_writes_the_same_bytes_and_batches_change_no_answer(gen
     run(*arguments, "--backend-opt", "batch_tokens=200")
     one, other = ([c["vqa_pred_answer"] for c, _ in candidates(p)] for p in (path, again))
     assert one == other
+
+
+def test_pairs_need_both_rows_and_no_demonstration_for_english(tmp_path):
+    path = tmp_path / "result.json"
+    run(
+        *("evaluate", "--dataset", "glyphs-pairs", "--dataset-opt", "split=test"),
+        *("--limit", "60", "--shots", "1,2", "--seeds", "1", "--output-path", str(path)),
+        *("--oracle-random", "1", "--oracle-retrieval", "1"),
+    )
+    result = json.loads(path.read_text())
+    dataset = registry().create("dataset", "glyphs-pairs", {"split": "test"})
+    rows = {query.id: query.row for query in dataset.queries}
+    kinds = np.array([len(dataset.relevant[rows[each]]) for each in result["query_ids"]])
+    assert set(kinds) == {0, 1, 2}
+    reached = {
+        (int(shots), arm): np.array(each)
+        for shots, arms in result["accuracies"].items()
+        for arm, each in arms.items()
+    }
+    for shots in (1, 2):
+        attainable = reached[shots, "attainable"]
+        assert attainable[kinds <= shots].mean() > 0.93
+        assert attainable[kinds > shots].sum() == 0
+    assert reached[0, "zero-shot"][kinds == 0].mean() > 0.93
+    assert reached[0, "zero-shot"][kinds > 0].sum() == 0
+    assert reached[2, "random"][kinds == 0].mean() < 0.75
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
