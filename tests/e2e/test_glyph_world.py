@@ -12,7 +12,7 @@ from pointer_rl.cli.main import cli
 from pointer_rl.registry import registry
 from pointer_rl_glyphs.dataset import MODEL_DIR
 from pointer_rl_glyphs.training.episodes import CASES
-from pointer_rl_glyphs.training.measure import FORMATS, accuracy
+from pointer_rl_glyphs.training.measure import FORMATS, accuracies
 
 
 def run(*args: str):
@@ -114,7 +114,7 @@ def test_the_model_reads(case):
     style, instructed = FORMATS[CASES.index(case) % len(FORMATS)]
     backend = registry().create("backend", "qwen2vl", _model())
     builder = registry().create("prompt", style, {} if instructed else {"instructions": ""})
-    reached = accuracy(case, backend, builder, 60, "test")
+    (reached,) = accuracies(case, backend, [builder], 60, "test")
     slack = 1 / 60 if case.goal == 0.02 else 4 / 60
     assert case.is_met(reached - slack if case.at_most else reached + slack)
 
