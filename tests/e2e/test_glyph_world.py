@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -11,7 +12,7 @@ from pointer_rl.cli.main import cli
 from pointer_rl.registry import registry
 from pointer_rl_glyphs.dataset import MODEL_DIR
 from pointer_rl_glyphs.training.episodes import CASES
-from pointer_rl_glyphs.training.measure import FORMATS, accuracy
+from pointer_rl_glyphs.training.measure import FORMATS, accuracies
 
 
 def run(*args: str):
@@ -81,13 +82,39 @@ def test_the_same_command_writes_the_same_bytes_and_batches_change_no_answer(gen
     assert one == other
 
 
+def test_pairs_need_both_rows_and_no_demonstration_for_english(tmp_path):
+    path = tmp_path / "result.json"
+    run(
+        *("evaluate", "--dataset", "glyphs-pairs", "--dataset-opt", "split=test"),
+        *("--limit", "60", "--shots", "1,2", "--seeds", "1", "--output-path", str(path)),
+        *("--oracle-random", "1", "--oracle-retrieval", "1"),
+    )
+    result = json.loads(path.read_text())
+    dataset = registry().create("dataset", "glyphs-pairs", {"split": "test"})
+    rows = {query.id: query.row for query in dataset.queries}
+    kinds = np.array([len(dataset.relevant[rows[each]]) for each in result["query_ids"]])
+    assert set(kinds) == {0, 1, 2}
+    reached = {
+        (int(shots), arm): np.array(each)
+        for shots, arms in result["accuracies"].items()
+        for arm, each in arms.items()
+    }
+    for shots in (1, 2):
+        attainable = reached[shots, "attainable"]
+        assert attainable[kinds <= shots].mean() > 0.93
+        assert attainable[kinds > shots].sum() == 0
+    assert reached[0, "zero-shot"][kinds == 0].mean() > 0.93
+    assert reached[0, "zero-shot"][kinds > 0].sum() == 0
+    assert reached[2, "random"][kinds == 0].mean() < 0.75
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_model_reads(case):
     """Spot check of the model card, one format a case: 60 episodes, so four errors of slack."""
     style, instructed = FORMATS[CASES.index(case) % len(FORMATS)]
     backend = registry().create("backend", "qwen2vl", _model())
     builder = registry().create("prompt", style, {} if instructed else {"instructions": ""})
-    reached = accuracy(case, backend, builder, 60, "test")
+    (reached,) = accuracies(case, backend, [builder], 60, "test")
     slack = 1 / 60 if case.goal == 0.02 else 4 / 60
     assert case.is_met(reached - slack if case.at_most else reached + slack)
 

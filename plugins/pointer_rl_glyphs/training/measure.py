@@ -26,22 +26,24 @@ FORMATS = (
 """Prompt builders, and whether with their default instructions."""
 
 
-def accuracy(
-    case: Case, backend: VQABackend, builder: PromptBuilder, episodes: int, seed: str
-) -> float:
-    """Share of exactly right answers, over freshly drawn lexicons and images."""
+def accuracies(
+    case: Case, backend: VQABackend, builders: Sequence[PromptBuilder], episodes: int, seed: str
+) -> list[float]:
+    """Share of exactly right answers with each builder, over freshly drawn lexicons and images."""
     rng = random.Random(f"{seed}/{case.name}")
     requests, expected = [], []
     for _ in range(episodes):
         *shown, query = case.episode(rng, Lexicon.draw(rng, DATASET_WORDS))
-        prompt = builder.build(query.example, [block.example for block in shown])
-        requests.append(Request(prompt, Decoding()))
+        for builder in builders:
+            prompt = builder.build(query.example, [block.example for block in shown])
+            requests.append(Request(prompt, Decoding()))
         expected.append(query.answer)
-    right = 0
+    right = [0] * len(builders)
     for index, response in backend.run(requests):
         assert isinstance(response, Response), response
-        right += builder.parse(response.text or "") == expected[index]
-    return right / episodes
+        episode, which = divmod(index, len(builders))
+        right[which] += builders[which].parse(response.text or "") == expected[episode]
+    return [each / episodes for each in right]
 
 
 def table(folder: Path, episodes: int, seed: str = "card") -> list[tuple[Case, list[float]]]:
@@ -51,13 +53,7 @@ def table(folder: Path, episodes: int, seed: str = "card") -> list[tuple[Case, l
         registry().create("prompt", name, {} if instructed else {"instructions": ""})
         for name, instructed in FORMATS
     ]
-    return [
-        (
-            case,
-            [accuracy(case, backend, builder, episodes, seed) for builder in builders],
-        )
-        for case in CASES
-    ]
+    return [(case, accuracies(case, backend, builders, episodes, seed)) for case in CASES]
 
 
 def card(rows: Sequence[tuple[Case, list[float]]], episodes: int) -> str:

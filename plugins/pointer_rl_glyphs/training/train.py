@@ -1,4 +1,4 @@
-"""Trains the glyph model: `python -m pointer_rl_glyphs.training.train DIR` (an hour on two cores).
+"""Trains the glyph model: `python -m pointer_rl_glyphs.training.train DIR` (some 90 minutes).
 
 There are four phases. Vision: the vision tower learns to name shape, colour, pattern and stamp.
 Reading: the language model learns to read an answer off the demonstrations, with the tower frozen.
