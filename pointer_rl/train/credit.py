@@ -25,8 +25,8 @@ import numpy.typing as npt
 from pointer_rl.types import NO_ROW
 
 DECISIVE = 0.5
-"""Least difference of the rewards in a decisive comparison, as a share of that in the group. Between
-a row and the stop any difference decides."""
+"""Least difference of the rewards in a decisive comparison, as a share of that in the group.
+Between a row and the stop any difference decides."""
 
 Indices = npt.NDArray[np.int64]
 
