@@ -74,12 +74,14 @@ def naive_credit(pointers: Sequence[Sequence[int]], rewards: Sequence[float]) ->
         for step in steps:
             others = Counter(pointer) - Counter([pointer[step]])
             compared = [
-                reward
+                (reward, each.count(-1))
                 for each, reward in zip(pointers, rewards, strict=True)
                 if not others - Counter(each)
             ]
-            spread = max(compared) - min(compared)
-            decisive.append(varied[step] and spread >= (max(rewards) - min(rewards)) / 2)
+            (worst, _), (best, _) = min(compared), max(compared)
+            enough = best - worst >= (max(rewards) - min(rewards)) / 2
+            stops = best > worst and len({missing for _, missing in compared}) > 1
+            decisive.append(varied[step] and (enough or stops))
         credited.append(decisive if any(decisive) else varied)
     return credited
 
