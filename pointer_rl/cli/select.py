@@ -61,7 +61,8 @@ def select(
     """Choose demonstrations for new questions, with the policy in the folder BUNDLE.
 
     Prints a JSON line for each question: query_id, pointer (rows of the pool), demonstrations
-    (their ids), in the order in which they are shown, and logprob.
+    (their ids), in the order in which they are shown, and logprob. A policy that can stop chooses
+    up to --shots demonstrations; an empty pointer shows none.
     """
     from pointer_rl.errors import InputError
     from pointer_rl.options import parse_assignments

@@ -17,6 +17,7 @@ from types import ModuleType
 import PIL.Image
 import pytest
 import torch
+from toy_selectors import StoppingSelector, installed
 
 from pointer_rl.datasets.embeddings import load_embeddings, save_embeddings
 from pointer_rl.hookspecs import hookimpl
@@ -109,13 +110,17 @@ class Place:
         )
         assert done.exit_code == 0, done.output
 
-    def bundle(self, folder: str, pool: str) -> None:
+    def bundle(self, folder: str, pool: str, kind: type[PointerSelector] = PointerSelector) -> None:
         """An untrained policy over the pool of that embeddings file."""
         embeddings = load_embeddings(self.folder / pool)
         config = PointerConfig(d_model=4, hidden_dim=4, num_layers=1, num_heads=1, history="gated")
+        selector = kind.seeded(config, 0)
+        if isinstance(selector, StoppingSelector):
+            with torch.no_grad():
+                selector.stop.weight.mul_(9)
         save_bundle(
             self.folder / folder,
-            PointerSelector.seeded(config, 0),
+            selector,
             embeddings.vectors,
             embeddings.ids or [f"row{row}" for row in range(len(embeddings.vectors))],
             BundleInfo(shots=2, encoder=EncoderInfo.of(embeddings), dataset={"name": "pool"}),
@@ -169,6 +174,17 @@ def test_it_chooses_what_the_policy_does(place):
     chosen = Policy.load("policy").select(load_embeddings(Path("query_emb.safetensors")), 5)
     printed = place.select("policy", "--query-emb", "query_emb.safetensors", "--shots", "5")
     assert [tuple(line["pointer"]) for line in printed] == [each.rows for each in chosen]
+
+
+def test_a_policy_that_can_stop_may_choose_fewer_or_none(place):
+    with installed():
+        place.bundle("stopping", "cand_emb.safetensors", StoppingSelector)
+        lines = place.select("stopping", "--query-emb", "cand_emb.safetensors", "--shots", "4")
+    assert [] in [line["pointer"] for line in lines]
+    assert len({len(line["pointer"]) for line in lines}) > 1
+    for line in lines:
+        assert line["demonstrations"] == [f"e{row}" for row in line["pointer"]]
+        assert line["logprob"] < 0
 
 
 def test_embed_says_what_embeds_and_the_bundle_keeps_it(place):
