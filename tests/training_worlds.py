@@ -74,14 +74,12 @@ def naive_credit(pointers: Sequence[Sequence[int]], rewards: Sequence[float]) ->
         for step in steps:
             others = Counter(pointer) - Counter([pointer[step]])
             compared = [
-                (reward, each.count(-1))
+                reward
                 for each, reward in zip(pointers, rewards, strict=True)
                 if not others - Counter(each)
             ]
-            (worst, _), (best, _) = min(compared), max(compared)
-            enough = best - worst >= (max(rewards) - min(rewards)) / 2
-            stops = best > worst and len({missing for _, missing in compared}) > 1
-            decisive.append(varied[step] and (enough or stops))
+            spread = max(compared) - min(compared)
+            decisive.append(varied[step] and spread >= (max(rewards) - min(rewards)) / 2)
         credited.append(decisive if any(decisive) else varied)
     return credited
 

@@ -38,8 +38,7 @@ class FirstSuccess:
     needed. Places of rows that are not chosen yet hold random companions; what these are worth by
     themselves is asked as soon as the first probes failed.
 
-    If pointers may have any length there are no companions. The first trial is the empty pointer,
-    and at the end the success is tried with one row more.
+    If pointers may have any length there are no companions. The first trial is the empty pointer.
     """
 
     options: FirstSuccessOptions
@@ -169,14 +168,12 @@ class _Walk:
             self._left = [row for row in following if row not in (*self._kept, *self._companions)]
 
     def _neighbours(self) -> list[Pointer]:
-        """The success without each of its rows and, if lengths vary, with one row more."""
+        """The success without each of its rows."""
         success = next((pointer for pointer, each in self._judged().items() if each), ())
         rows = success[: len(self._kept) + 1]
         found = [
             self._pointer((*rows[:place], *rows[place + 1 :])) for place in range(len(rows) - 1)
         ]
-        if self._any_length and 0 < len(success) < self._shots and self._left:
-            found.append((*success, self._left[0]))
         return [pointer for pointer in found if pointer not in self._told]
 
 

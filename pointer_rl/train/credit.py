@@ -3,16 +3,16 @@
 A reward belongs to a whole pointer. Only a comparison tells which of its rows earned it. Candidates
 of a query that share all rows but one, in any positions, are a controlled comparison of the rows in
 which they differ. It is decisive if its rewards differ by at least half as much as those of the
-whole group. The absence of a row counts as a row, so a pointer and the same pointer with one row
-more are a comparison, too. That one is decisive if its rewards differ at all: the price of a row is
-small next to a success, and is not noise. A candidate is trained
+whole group. A candidate is trained
 
 1. at the steps of the rows that its decisive comparisons are about;
 2. if it has none, at every step at which the candidates of its query differ.
 
+The absence of a row counts as a row, so a pointer and the same pointer with one row more are a
+comparison, too.
+
 The row that all probes of a query share is thus not trained, whatever else was proposed for it. If
-two rows succeed together, and each fails next to another or alone, both are trained. So a search
-for sets should leave out each row of a success once: no other trial tells whether it was needed.
+two rows succeed together, and each fails next to another, both are trained.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ import numpy.typing as npt
 from pointer_rl.types import NO_ROW
 
 DECISIVE = 0.5
-"""Least difference of the rewards in a decisive comparison, as a share of that in the group.
-Between a row and the stop any difference decides."""
+"""Least difference of the rewards in a decisive comparison, as a share of that in the group."""
 
 Indices = npt.NDArray[np.int64]
 
@@ -40,15 +39,9 @@ def credited_steps(
     candidate's query.
     """
     varied = np.stack([_spread(queries, each) > 0 for each in _choices(pointers).T], axis=1)
-    compared = _comparisons(pointers, queries).ravel()
-
-    def differences(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """[C, S] of each comparison."""
-        return _spread(compared, values.repeat(pointers.shape[1])).reshape(pointers.shape)
-
-    of_rewards, of_lengths = differences(rewards), differences((pointers != NO_ROW).sum(axis=1))
-    least = DECISIVE * _spread(queries, rewards)[:, None]
-    decisive = varied & ((of_rewards >= least) | (of_lengths > 0) & (of_rewards > 0))
+    compared = _comparisons(pointers, queries)
+    spread = _spread(compared.ravel(), rewards.repeat(pointers.shape[1])).reshape(pointers.shape)
+    decisive = varied & (spread >= DECISIVE * _spread(queries, rewards)[:, None])
     return np.where(decisive.any(axis=1, keepdims=True), decisive, varied)
 
 

@@ -77,13 +77,6 @@ def test_stopping_is_compared_with_a_further_row():
     assert credit([twice, once, [6, NO_ROW, NO_ROW]], [1, 0, 1])[0] == "123", "it could go on"
 
 
-def test_the_price_of_a_row_decides_between_it_and_the_stop():
-    stopped, further = [1, NO_ROW], [1, 5]
-    group = [stopped, further, [2, NO_ROW], [NO_ROW, NO_ROW]]
-    assert credit(group, [1.9, 1.8, -0.1, 0.0])[:2] == ["12", "2"]
-    assert credit(group, [2.0, 2.0, 0.0, 0.0])[:2] == ["1", "12"], "of no price"
-
-
 def test_equal_rewards_are_trained_wherever_the_group_differs():
     """Zero-variance groups are left out unless they are to be imitated."""
     assert credit([[1, 2], [1, 3]], [1, 1]) == ["2", "2"]
