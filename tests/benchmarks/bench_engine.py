@@ -47,11 +47,11 @@ from pointer_rl.registry import registry
 from pointer_rl.session.proposing import propose
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.types import Decoding, Example, QueryBatch, Request, Response
-from pointer_rl_qwen2vl import Qwen2VLOptions
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend
 from pointer_rl_qwen2vl.checkpoint import Checkpoint, load_checkpoint
 from pointer_rl_qwen2vl.inputs import PromptEncoder
 from pointer_rl_qwen2vl.keyvalues import PrefixStore, RowCache
+from pointer_rl_qwen2vl.options import Qwen2VLOptions
 from pointer_rl_qwen2vl.patches import PatchCache
 
 SHOTS = 2

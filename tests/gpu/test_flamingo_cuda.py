@@ -11,8 +11,9 @@ from local_backend_checks import ANSWERS, BEAM, GREEDY, PROMPTS, answers
 
 from pointer_rl.local.batching import LocalBackend
 from pointer_rl.types import Request
-from pointer_rl_flamingo import FlamingoOptions, create_backend
+from pointer_rl_flamingo import create_backend
 from pointer_rl_flamingo.loading import load_model
+from pointer_rl_flamingo.options import FlamingoOptions
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)

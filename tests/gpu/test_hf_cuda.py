@@ -11,9 +11,10 @@ from local_backend_checks import ANSWERS, BEAM, GREEDY, PROMPTS, answers
 from tiny_models import make_tiny_model
 
 from pointer_rl.types import Request
-from pointer_rl_hf import HFBackendOptions, create_backend
+from pointer_rl_hf import create_backend
 from pointer_rl_hf.checkpoint import load_checkpoint
 from pointer_rl_hf.model import make_backend
+from pointer_rl_hf.options import HFBackendOptions
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)

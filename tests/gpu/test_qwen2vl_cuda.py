@@ -14,9 +14,10 @@ from PIL import Image
 
 from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response
-from pointer_rl_qwen2vl import Qwen2VLOptions, create_backend
+from pointer_rl_qwen2vl import create_backend
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend
 from pointer_rl_qwen2vl.checkpoint import load_checkpoint
+from pointer_rl_qwen2vl.options import Qwen2VLOptions
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)

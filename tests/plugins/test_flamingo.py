@@ -31,9 +31,9 @@ from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.local.batching import LocalBackend
 from pointer_rl.registry import registry
 from pointer_rl.types import Decoding, Example, Message, Prompt, Request, Response
-from pointer_rl_flamingo import FlamingoOptions
 from pointer_rl_flamingo.loading import load_model
 from pointer_rl_flamingo.native import OpenFlamingo
+from pointer_rl_flamingo.options import FlamingoOptions
 from pointer_rl_flamingo.pixels import pixels
 from pointer_rl_flamingo.prompts import render
 

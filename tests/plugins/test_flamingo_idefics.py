@@ -12,9 +12,9 @@ from qwen_reference import ask, make_image
 from pointer_rl.errors import InputError
 from pointer_rl.local.batching import LocalBackend
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response
-from pointer_rl_flamingo import FlamingoOptions
 from pointer_rl_flamingo.idefics import Idefics
 from pointer_rl_flamingo.loading import load_model
+from pointer_rl_flamingo.options import FlamingoOptions
 
 GREEDY = Decoding(max_new_tokens=5)
 BEAM = Decoding(max_new_tokens=5, num_beams=3, length_penalty=0.0)

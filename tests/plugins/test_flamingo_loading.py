@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from pointer_rl.errors import InputError
-from pointer_rl_flamingo import ALIASES, FlamingoOptions, openflamingo
+from pointer_rl_flamingo import ALIASES, openflamingo
 from pointer_rl_flamingo.loading import load_model
 from pointer_rl_flamingo.model import OpenFlamingoModel
+from pointer_rl_flamingo.options import FlamingoOptions
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,10 @@ from qwen_reference import ask, make_image
 from tiny_models import NEEDED
 
 from pointer_rl.types import BackendError, Request
-from pointer_rl_hf import HFBackendOptions, create_backend
+from pointer_rl_hf import create_backend
 from pointer_rl_hf.checkpoint import load_checkpoint
 from pointer_rl_hf.model import HFModel, make_backend
+from pointer_rl_hf.options import HFBackendOptions
 
 SPECIAL = {
     "llava": "<image>",

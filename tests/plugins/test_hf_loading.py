@@ -21,8 +21,9 @@ from tiny_models import NEEDED
 from pointer_rl.errors import InputError, MissingExtraError
 from pointer_rl.registry import registry
 from pointer_rl.types import Decoding, Request
-from pointer_rl_hf import HFBackendOptions, create_backend
+from pointer_rl_hf import create_backend
 from pointer_rl_hf.checkpoint import load_checkpoint
+from pointer_rl_hf.options import HFBackendOptions
 
 
 @pytest.fixture

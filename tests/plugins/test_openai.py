@@ -23,8 +23,9 @@ from pointer_rl.registry import registry
 from pointer_rl.session.cache import ResponseCache
 from pointer_rl.session.caching import CachedBackend
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response, Usage
-from pointer_rl_openai import OpenAIOptions, create_backend, transport
+from pointer_rl_openai import create_backend, transport
 from pointer_rl_openai.backend import OpenAIBackend
+from pointer_rl_openai.options import OpenAIOptions
 
 GREEDY = Decoding(max_new_tokens=6)
 

@@ -16,8 +16,9 @@ from PIL import Image
 from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.errors import InputError
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request
-from pointer_rl_openai import OpenAIOptions, chats, create_backend, images, scoring
+from pointer_rl_openai import chats, create_backend, images, scoring
 from pointer_rl_openai.images import ImageUrls
+from pointer_rl_openai.options import OpenAIOptions
 from pointer_rl_openai.transport import CallError
 
 # --- images ---

@@ -11,7 +11,8 @@ from fault_server import MODEL, FaultServer
 from pointer_rl.errors import InputError, MissingExtraError
 from pointer_rl.options import build_options
 from pointer_rl.registry import registry
-from pointer_rl_openai import OpenAIOptions, create_backend
+from pointer_rl_openai import create_backend
+from pointer_rl_openai.options import OpenAIOptions
 from pointer_rl_openai.server import Address, server_address
 
 

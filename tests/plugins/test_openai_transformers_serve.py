@@ -19,7 +19,8 @@ from PIL import Image
 
 from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response
-from pointer_rl_openai import OpenAIOptions, create_backend
+from pointer_rl_openai import create_backend
+from pointer_rl_openai.options import OpenAIOptions
 
 pytestmark = [
     pytest.mark.slow,

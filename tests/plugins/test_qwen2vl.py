@@ -12,10 +12,11 @@ import transformers
 from qwen_reference import Reference, ask, make_image
 
 from pointer_rl.types import Decoding, Message, Prompt, Request, Response
-from pointer_rl_qwen2vl import Qwen2VLOptions, create_backend
+from pointer_rl_qwen2vl import create_backend
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend
 from pointer_rl_qwen2vl.checkpoint import load_checkpoint
 from pointer_rl_qwen2vl.inputs import PromptEncoder
+from pointer_rl_qwen2vl.options import Qwen2VLOptions
 from pointer_rl_qwen2vl.patches import PatchCache
 from pointer_rl_qwen2vl.plain import PlainModel
 

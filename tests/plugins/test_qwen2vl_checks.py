@@ -10,9 +10,9 @@ from local_backend_checks import CHECKS, LocalCase, Reference
 from qwen_reference import Reference as QwenModel
 
 from pointer_rl.types import Decoding, Prompt
-from pointer_rl_qwen2vl import Qwen2VLOptions
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend
 from pointer_rl_qwen2vl.checkpoint import load_checkpoint
+from pointer_rl_qwen2vl.options import Qwen2VLOptions
 
 
 class QwenReference(Reference):

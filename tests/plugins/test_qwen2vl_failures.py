@@ -14,9 +14,10 @@ from qwen_reference import ask, make_image
 
 from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response
-from pointer_rl_qwen2vl import Qwen2VLOptions, create_backend, patches
+from pointer_rl_qwen2vl import create_backend, patches
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend
 from pointer_rl_qwen2vl.checkpoint import load_checkpoint
+from pointer_rl_qwen2vl.options import Qwen2VLOptions
 
 GREEDY = Decoding(max_new_tokens=6)
 ANSWERS = ("red cat", "a", "")

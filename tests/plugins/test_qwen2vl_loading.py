@@ -18,8 +18,9 @@ from pointer_rl.errors import InputError, MissingExtraError
 from pointer_rl.local import fingerprints
 from pointer_rl.registry import registry
 from pointer_rl.types import Decoding, Message, Prompt, Request, Response
-from pointer_rl_qwen2vl import ALIASES, Qwen2VLOptions, create_backend
+from pointer_rl_qwen2vl import ALIASES, create_backend
 from pointer_rl_qwen2vl.checkpoint import load_checkpoint
+from pointer_rl_qwen2vl.options import Qwen2VLOptions
 
 PROMPT = Prompt((Message("user", ("what is a dog?",)),))
 

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qwen_reference import MODEL_NAMES
 
-from pointer_rl_qwen2vl import Qwen2VLOptions, chunk
+from pointer_rl_qwen2vl import chunk
 from pointer_rl_qwen2vl.checkpoint import load_checkpoint
 from pointer_rl_qwen2vl.chunk import Limits
 from pointer_rl_qwen2vl.inputs import PromptEncoder
 from pointer_rl_qwen2vl.language import Piece
+from pointer_rl_qwen2vl.options import Qwen2VLOptions
 from pointer_rl_qwen2vl.planning import AnswerTree, find_prefixes, lay_out
 from pointer_rl_qwen2vl.vision import Features
 

@@ -11,10 +11,11 @@ from qwen_reference import Reference, ask, make_image
 from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.errors import InputError
 from pointer_rl.types import BackendError, Count, Decoding, Message, Prompt, Request, Response
-from pointer_rl_qwen2vl import Qwen2VLOptions, chunk, create_backend, shared, vision
+from pointer_rl_qwen2vl import chunk, create_backend, shared, vision
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend
 from pointer_rl_qwen2vl.checkpoint import load_checkpoint
 from pointer_rl_qwen2vl.inputs import PromptEncoder
+from pointer_rl_qwen2vl.options import Qwen2VLOptions
 from pointer_rl_qwen2vl.patches import PatchCache
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
