@@ -12,8 +12,8 @@ the last token before an answer, and after layer 4 at the answer's first token. 
 episodes and many repeats, copying (an induction head) starts after about 250 steps; with short
 episodes mixed in, it had not started after 500.
 
-`--from FOLDER` runs the last phase alone, on the weights of another training; the shipped model was
-made so, from one that had been trained before there was this phase.
+`--from FOLDER` runs the last phase alone, on the weights of another training. The shipped model was
+made so, with `--pair-steps 900 --images 50`, from that of commit cbc0e6d, which had no such phase.
 
 Run the same command again to resume an interrupted training. All randomness of a step comes from
 (seed, step), so the weights are bit-identical to those of an uninterrupted run on the same machine.
@@ -399,7 +399,7 @@ def main() -> None:
     parser.add_argument("--vision-steps", type=int, default=700)
     parser.add_argument("--reading-steps", type=int, default=600)
     parser.add_argument("--joint-steps", type=int, default=1300)
-    parser.add_argument("--pair-steps", type=int, default=1200)
+    parser.add_argument("--pair-steps", type=int, default=900)
     parser.add_argument("--images", type=int, default=100, help="per combination of features")
     parser.add_argument(
         "--from", type=Path, dest="start", metavar="FOLDER", help="a model to train on pairs alone"
