@@ -12,7 +12,12 @@ from snippets import blocks, is_as_shown
 
 
 @pytest.mark.parametrize(
-    "page", ["first-dataset", pytest.param("first-policy", marks=pytest.mark.slow)]
+    "page",
+    [
+        "first-dataset",
+        pytest.param("first-policy", marks=pytest.mark.slow),
+        pytest.param("how-many", marks=pytest.mark.slow),
+    ],
 )
 def test_the_tutorials_commands_print_what_it_says(page, tmp_path):
     shells = [each for each in blocks(f"docs/tutorial/{page}.md") if each.language == "bash"]
