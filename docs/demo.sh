@@ -26,6 +26,5 @@ step train --online --beam-data "$out/rl.json" --sft-ckpt "$out/offline" --rce-e
 
 # Did it help? All on the same questions, which nothing was trained on.
 step evaluate --dataset-opt split=test --train-opt split=train --limit 200 --shots 1..3 \
-    --oracle-random 4 --oracle-retrieval 4 \
     --policy "SFT=$out/sft" --policy "offline=$out/offline" --policy "online=$out/online" --record \
     --output-path "$out/evaluation.json" --plot "$out/accuracy.png" --overwrite

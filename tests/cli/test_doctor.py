@@ -105,7 +105,7 @@ def test_what_differs_is_counted_and_shown(moody):
     assert lost > 0
     assert int(found[1]) == lost
     assert float(found[3]) - float(found[2]) == pytest.approx(lost / 12, abs=1e-4)
-    chance = 1 - math.exp(-0.5)  # of "a", an article: normalised it has no letter
+    chance = math.exp(-1) - math.exp(-1.5)  # of "a", as its annotators write it
     assert f"at most 5.0e-01 nats, their probabilities by at most {chance:.1e}" in result.output
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
+import secrets
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -130,7 +131,7 @@ class Swallows(FakeBackend):
 class Draws(FakeBackend):
     def run(self, requests):
         for index, result in super().run(requests):
-            yield index, replace(result, text=str(random.random()))
+            yield index, replace(result, text=secrets.token_hex(4))
 
 
 class Refuses(FakeBackend):
