@@ -3,12 +3,14 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plugins.test_generators import POLICY, batch, rngs
 
-from pointer_rl.types import Outcome, QueryBatch
+from pointer_rl.train.credit import credited_steps
+from pointer_rl.types import NO_ROW, Outcome, QueryBatch
 from pointer_rl_standard.generators import ProbeGenerator, best_rows
 from pointer_rl_standard.options import FirstSuccessOptions, GreedyOptions, ProbeOptions
 from pointer_rl_standard.searches import FirstSuccess, Greedy
@@ -139,6 +141,11 @@ def test_first_success_finds_a_pair_in_one_pass_and_leaves_each_row_out(
     for row in success[:2]:
         (others,) = {*success[:2]} - {row}
         assert any(others in each and row not in each for each in pointers)
+    # So both rows are trained, the first one too, whose worth depends on the second.
+    padded = np.array([[*each, *[NO_ROW] * (shots - len(each))] for each in pointers])
+    rewards = np.array([judge(0, each).accuracy for each in pointers], dtype=np.float32)
+    credited = credited_steps(padded, rewards, np.zeros(len(pointers), dtype=np.int64))
+    assert credited[pointers.index(success), :2].all()
 
 
 def test_first_success_without_probabilities_finds_no_set():
