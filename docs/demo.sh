@@ -12,7 +12,7 @@ step beams --output-path "$out/beams.json" --limit 100 --sampler mixed --sub-poo
 step sft --beam-data "$out/beams.json" --output-dir "$out/sft" --epochs 10 \
     --held-out 0.15 --overwrite
 
-# RL data: probes of each query's rows, until one of them gives the right answer.
+# RL data: probes of each query's rows, until one answer is right and one is wrong.
 step generate --backend qwen2vl --output-path "$out/rl.json" --limit 1000 --window 512 --overwrite \
     --num-beams 0 --num-retrieval 0 --num-samples-per-temp 0 --num-random 0 \
     --generator first-success
