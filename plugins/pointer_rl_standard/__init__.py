@@ -135,7 +135,7 @@ def pointer_rl_register_generators(register: Register) -> None:
         "first-success",
         "pointer_rl_standard.searches:FirstSuccess",
         options="pointer_rl_standard.options:FirstSuccessOptions",
-        summary="Probes, one after the other, until the query has a success",
+        summary="Probes, one after the other, until the query has a success and a failure",
     )
     register(
         "greedy",

@@ -1,4 +1,4 @@
-"""The options of all that the plugin registers. Every command imports them, and nothing heavy."""
+"""The options of what the plugin registers, except rewards. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of our selectors. Imports no torch, since every command registers them."""
+"""The options of our selectors. Imports no torch, so that `plugins show` needs none."""
 
 from __future__ import annotations
 
