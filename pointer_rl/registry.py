@@ -92,12 +92,12 @@ class Entry:
 
     @cached_property
     def options(self) -> type | None:
-        """The options class. Raises PluginError if the plugin names one that is not there."""
+        """The options class. Raises PluginError if the plugin names one that cannot be imported."""
         if not isinstance(self.options_source, str):
             return self.options_source
         try:
             found: type = resolve_name(self.options_source)
-        except (ImportError, AttributeError, ValueError) as error:
+        except Exception as error:  # a plugin may raise anything
             raise PluginError(
                 f"{self.kind} {self.name}: its options {self.options_source!r} cannot be imported "
                 f"({_one_line(error)})"

@@ -242,7 +242,7 @@ def _each_seed(given: dict[str, Any], train: Callable[[dict[str, Any]], None]) -
     others = [path for path in there if path not in each.values()]
     if others or is_bundle(folder):
         raise InputError(
-            f"{others[0] if others else folder}: another training's, in --output-dir: name another"
+            f"{others[0] if others else folder}: another training's; name another --output-dir"
         )
     for path in each.values():
         path.mkdir(parents=True, exist_ok=True)  # all at once, so that none is missed until the end

@@ -216,6 +216,26 @@ def test_another_process_that_loads_the_files_can_unpickle_their_options(plugin_
 @pytest.mark.parametrize(
     ("content", "says"),
     [
+        (None, "ModuleNotFoundError"),
+        ("", "AttributeError"),
+        ("x / 0", "NameError"),
+        ("f(", "Syntax"),
+    ],
+)
+def test_options_that_cannot_be_imported_are_one_line(tmp_path, monkeypatch, content, says):
+    name = f"options_{says}"
+    if content is not None:
+        (tmp_path / f"{name}.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    hook = registers("m", options=f"{name}:Options")
+    made = Registry([point(monkeypatch, "a", "d", pointer_rl_register_metrics=hook)])
+    with pytest.raises(PluginError, match=rf"^metric m: its options .*{name}.* \({says}.*\)$"):
+        made.create("metric", "m")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
         ("x = 1\nx / 0\n", ", line 2: cannot be loaded (ZeroDivisionError: division by zero)"),
         ("f(\n", ": cannot be loaded (SyntaxError: '(' was never closed"),
         ("raise SystemExit('no licence')", "SystemExit: no licence"),
