@@ -1,6 +1,6 @@
 """The embedded world: a small VQA dataset and a small VLM, so that everything runs offline.
 
-Every command loads this module, so the factories are imported when they are called.
+Every command loads this module, so factories and options are imported when they are needed.
 """
 
 from __future__ import annotations
