@@ -102,6 +102,10 @@ class Entry:
                 f"{self.kind} {self.name}: its options {self.options_source!r} cannot be imported "
                 f"({_one_line(error)})"
             ) from error
+        if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+            raise PluginError(
+                f"{self.kind} {self.name}: its options {self.options_source!r} are no dataclass"
+            )
         return found
 
     def missing(self) -> MissingExtraError | None:

@@ -186,8 +186,9 @@ def best_rows(
 ) -> list[list[int]]:
     """For each query the `num` allowed rows that rank highest, best first; fewer if there are."""
     if by == "policy":
-        found = _beam_search(policy, replace(queries, shots=1), pool, num)
-        return [[pointer[0] for pointer, _ in each if pointer] for each in found]
+        # One more, since a policy that can stop may rank the empty pointer among them.
+        found = _beam_search(policy, replace(queries, shots=1), pool, num + 1)
+        return [[pointer[0] for pointer, _ in each if pointer][:num] for each in found]
     counts = queries.allowed.sum(-1).clamp(max=num).tolist()
     rows_BN = _ranked(queries, pool)[1][:, :num].tolist()
     return [rows[:count] for rows, count in zip(rows_BN, counts, strict=True)]

@@ -200,7 +200,11 @@ def _format_default(default: object) -> str:
 
 
 def _as_json(entry: Entry) -> dict[str, object]:
-    options = [] if entry.options is None else describe_options(entry.options)
+    try:
+        options = [] if entry.options is None else describe_options(entry.options)
+        error = None
+    except PluginError as broken:
+        options, error = [], str(broken)
     return {
         "kind": entry.kind,
         "name": entry.name,
@@ -211,4 +215,5 @@ def _as_json(entry: Entry) -> dict[str, object]:
         "version": entry.plugin.version,
         "needs": dict(entry.needs),
         "options": [dataclasses.asdict(option) for option in options],
+        "error": error,
     }

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from pointer_rl.train.config import TrainConfig
     from pointer_rl.train.run import Output, TrainResult
 
+_SEEDS = 2**31
+"""Number of seeds that there are."""
 _OUTPUT = [
     click.option(
         "--output-dir",
@@ -76,7 +78,7 @@ _START = [
         help="Let a query attend to, and choose from, the `pool` of its record alone.",
     ),
     click.option("--held-out", type=float, help="Share of the images that only choose the policy."),
-    click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Random seed  [default: 0]."),
+    click.option("--seed", type=click.IntRange(0, _SEEDS - 1), help="Random seed  [default: 0]."),
     number_option(
         "--seeds",
         1,
@@ -229,7 +231,7 @@ def _each_seed(given: dict[str, Any], train: Callable[[dict[str, Any]], None]) -
     from pointer_rl.selectors.bundle import is_bundle, seed_folder, seed_folders
 
     folder, start, number = given["output_dir"], given["sft_ckpt"], given["seeds"]
-    there = seed_folders(folder)
+    there = [path for path in seed_folders(folder) if any(path.iterdir())]
     if number == 1:
         if there:
             raise InputError(
@@ -238,25 +240,25 @@ def _each_seed(given: dict[str, Any], train: Callable[[dict[str, Any]], None]) -
         train(given)
         return
     first = given["seed"] or 0
+    if first + number > _SEEDS:
+        raise InputError(f"--seed {first} --seeds {number}: a seed is below {_SEEDS}")
     each = {seed: seed_folder(folder, seed) for seed in range(first, first + number)}
     others = [path for path in there if path not in each.values()]
     if others or is_bundle(folder):
         raise InputError(
             f"{others[0] if others else folder}: another training's; name another --output-dir"
         )
+    starts = dict.fromkeys(each, start)
+    if start is not None and seed_folders(start):
+        starts = {seed: seed_folder(start, seed) for seed in each}
+        missing = next((path for path in starts.values() if not is_bundle(path)), None)
+        if missing is not None:
+            raise InputError(f"{missing}: no bundle, and --sft-ckpt needs one for each seed")
     for path in each.values():
         path.mkdir(parents=True, exist_ok=True)  # all at once, so that none is missed until the end
     for seed, path in each.items():
         click.echo(f"seed {seed}:")
-        of_seed = start and seed_folder(start, seed)
-        train(
-            {
-                **given,
-                "seed": seed,
-                "output_dir": path,
-                "sft_ckpt": of_seed if of_seed and of_seed.exists() else start,
-            }
-        )
+        train({**given, "seed": seed, "output_dir": path, "sft_ckpt": starts[seed]})
 
 
 def _config(given: dict[str, Any], **fixed: Any) -> TrainConfig:

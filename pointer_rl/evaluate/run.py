@@ -226,11 +226,10 @@ def evaluate(
         if opened.info:
             opened.info.encoder.check(space.pool.encoder, f"policy {name}")
     primary = config.primary or [nearest, *policies][-1]
-    if primary not in {*similar, *policies, *(each.name for each in more_arms)}:
-        raise InputError(
-            f"primary {primary!r} is neither a policy nor a similarity arm "
-            f"(there are: {', '.join([*similar, *policies])})"
-        )
+    named = [each.name for each in more_arms]
+    possible = dict.fromkeys([*similar, ANSWER_MATCH, *policies, *named])
+    if primary not in possible:
+        raise InputError(f"primary {primary!r}: no such arm (there are: {', '.join(possible)})")
     shots = _primary_shots(policies.get(primary), config.shots)
 
     @cache
@@ -264,7 +263,7 @@ def evaluate(
     if config.train_options:
         _ = training.queries  # options that do not fit are refused, whatever arms run
     relevant = session.dataset.relevant
-    optional = {ANSWER_MATCH}.difference(each.name for each in more_arms)
+    optional = {ANSWER_MATCH}.difference([primary, *named])
     arms = _make_arms(config, similar, policies, more_arms, nearest, relevant is not None)
     settings = [
         choose(
@@ -379,7 +378,8 @@ def _make_arms(
         },
     }
     for name, opened in policies.items():
-        if any(isinstance(each, SelectorPolicy) and each.can_stop for each in opened.policies):
+        selectors = [each for each in opened.policies if isinstance(each, SelectorPolicy)]
+        if len(selectors) == len(opened.policies) and any(each.can_stop for each in selectors):
             for number in range(1, max(config.shots) + 1):
                 always = f"{name} always {number}"
                 if always in policies:

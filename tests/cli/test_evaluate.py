@@ -299,6 +299,8 @@ def test_a_folder_of_several_seeds_is_one_arm(evaluate, world):
 def test_answer_match_says_why_it_takes_no_part(evaluate, glyphs):
     assert "answer-match takes no part: the pool, which arms learn from" in evaluate().stdout
     assert re.search(r"2  answer-match +10 +10 ", glyphs().stdout)
+    assert "\nanswer-match, 2 shots: " in glyphs("--primary", "answer-match").stdout
+    one_line(evaluate("--primary", "answer-match"), "arm answer-match: the pool")
 
 
 def test_the_same_picture_under_another_image_id_is_a_leak(evaluate, world):

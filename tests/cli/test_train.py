@@ -126,6 +126,12 @@ def test_seeds_and_a_single_training_do_not_share_a_folder(place):
     one_line(place.run(output="both"), "both/seed-0", "give --seeds")
     one_line(place.run("--seeds", "2", "--seed", "1", output="both"), "both/seed-0", "another")
     one_line(place.run("--sft-ckpt", "both", output="next"), "both", "seed-0")
+    three = ("--seeds", "3", "--sft-ckpt", "both")
+    one_line(place.run(*three, output="next"), "both/seed-2", "--sft-ckpt", "each seed")
+    one_line(place.run("--seeds", "2", "--seed", str(2**31 - 1), output="next"), "a seed is below")
+    # What was refused before it began leaves nothing that is in the way.
+    one_line(place.run("--seeds", "2", data="gone.json", output="next"), "gone.json")
+    succeeds(place.run(output="next"))
     succeeds(place.run(output="one"))
     one_line(place.run("--seeds", "2", output="one"), "one", "another training's")
 
