@@ -129,7 +129,7 @@ SMALLER: dict[str, dict[str, str]] = {
         "--limit 200": "--limit 30",
         "--shots 1..4": "--shots 1..2 --limit 10",
         "limit=200": "limit=10",
-        "It beats every other arm": "It does not beat: image, vote mixed",
+        "It does not beat: answer-match": "It does not beat: image, answer-match, vote mixed",
     },
     "flamingo": {"--limit 20": "--limit 3"},
     "generate-and-validate": {"--limit 40": "--limit 8", "--limit 200": "--limit 8"},
