@@ -236,10 +236,11 @@ def test_a_server_that_bears_little_is_asked_less_and_loses_nothing():
         results = answers(backend, requests)
         refused = server.refused
         assert 0 < refused < 120
-        # What was learnt is kept for the next window.
+        # What was learnt is kept for the next window, which is shorter: it still tries more at
+        # times, and how often it is refused then depends on the machine.
         server.requests.clear()
-        answers(backend, requests)
-        assert server.refused - refused < refused
+        answers(backend, requests[:20])
+        assert 2 * (server.refused - refused) < refused
     assert texts(results) == [f"re: question {number}" for number in range(60)]
 
 
