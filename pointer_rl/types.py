@@ -90,9 +90,9 @@ class Dataset:
     pool: Sequence[Example]
     companions: Companions | None = None
     relevant: Sequence[Sequence[Sequence[int]]] | None = None
-    """For each query, if the dataset knows, sets of pool rows: one row of each set answers it.
-    Without sets it is best answered with no demonstration. Only `evaluate` looks at them, to say
-    what could be attained."""
+    """For each query the sets of pool rows of which it needs one row each, if the dataset knows
+    them; no set if the query is best answered without demonstrations. Only `evaluate` looks at
+    them, to say what could be attained."""
 
 
 # --- asking a backend -------------------------------------------------------------------------
@@ -333,6 +333,11 @@ class QueryBatch:
     any_length: bool = False
     """Whether generators propose shorter pointers too, the empty one included. A policy decides by
     itself."""
+
+    @property
+    def lengths(self) -> range:
+        """How many rows a generator's pointers may have."""
+        return range(0 if self.any_length else self.shots, self.shots + 1)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,9 @@ WIDTH = 256
 TEMPERATURE = 0.05
 STEPS = 500
 BATCH = 128
+ROWS = 4_096
+"""Most rows that a step ranks, so that a large pool costs no more. Of a larger one they are drawn
+anew at each step, with a label of every query among them."""
 LEARNING_RATE = 1e-3
 """Of Adam; it falls to 0."""
 
@@ -68,19 +71,32 @@ def train(training: Training, rows: Tensor) -> tuple[Tensor, Tensor]:
         if not order:
             order = torch.randperm(len(labelled), generator=generator).tolist()
         batch, order = [labelled[each] for each in order[:BATCH]], order[BATCH:]
+        queries = [training.queries[row] for row in batch]
+        allowed_BK = training.allowed.mask(queries)
+        positive_BK = labels.of(queries)
+        ranked = _ranked_rows(positive_BK & allowed_BK, generator)
         queries_Bw, rows_Kw = (
             normalize(each @ matrix.T, dim=-1)
-            for each, matrix in zip((of_queries[batch], of_rows), matrices, strict=True)
+            for each, matrix in zip((of_queries[batch], of_rows[ranked]), matrices, strict=True)
         )
-        queries = [training.queries[row] for row in batch]
         scores_BK = queries_Bw @ rows_Kw.T / TEMPERATURE
-        hidden_BK = ~training.allowed.mask(queries)
-        loss = multi_positive_loss(scores_BK.masked_fill(hidden_BK, -math.inf), labels.of(queries))
+        scores_BK = scores_BK.masked_fill(~allowed_BK[:, ranked], -math.inf)
+        loss = multi_positive_loss(scores_BK, positive_BK[:, ranked])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     return matrices[0].detach(), matrices[1].detach()
+
+
+def _ranked_rows(label_BK: Tensor, generator: torch.Generator) -> Tensor | slice:
+    """The rows that a step ranks: all of a small pool."""
+    if label_BK.shape[1] <= ROWS:
+        return slice(None)
+    drawn = torch.randperm(label_BK.shape[1], generator=generator)
+    # The first label in the drawn order is a random one.
+    one_each = drawn[label_BK[:, drawn].int().argmax(dim=1)]
+    return torch.tensor(sorted({*drawn[:ROWS].tolist(), *one_each.tolist()}))
 
 
 def multi_positive_loss(scores_BK: Tensor, positive_BK: Tensor) -> Tensor:

@@ -82,11 +82,10 @@ class RandomGenerator:
 
     def propose(self, policy: Policy, queries: QueryBatch, pool: Pool, rngs: Rngs) -> Proposals:
         """`num` different pointers per query, or all of them if there are fewer."""
-        lengths = range(0 if queries.any_length else queries.shots, queries.shots + 1)
         return [
             [
                 Candidate(pointer, "random")
-                for pointer in self._draw(rows.nonzero()[0], lengths, rng)
+                for pointer in self._draw(rows.nonzero()[0], queries.lengths, rng)
             ]
             for rows, rng in zip(queries.allowed.cpu().numpy(), rngs, strict=True)
         ]
@@ -246,8 +245,8 @@ def _cut(
     for rows, cosines, count in zip(
         rows_BN.tolist(), cosines_BN.tolist(), counts.tolist(), strict=True
     ):
-        candidates = [Candidate((), gen_method)] if queries.any_length else []
-        for length in range(1 if queries.any_length else queries.shots, queries.shots + 1):
+        candidates = [Candidate((), gen_method)] if 0 in queries.lengths else []
+        for length in filter(None, queries.lengths):
             for first in range(0, min(num, count // length) * length, length):
                 cut = slice(first, first + length)
                 similarity = sum(cosines[cut]) / length

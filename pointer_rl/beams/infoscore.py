@@ -108,7 +108,7 @@ def search(
     *,
     shots: int,
     beam_size: int,
-    any_length: bool = False,
+    any_length: bool,
     on_trial: Callable[[int, float | BackendError], object] = lambda query, result: None,
 ) -> list[Found | None]:
     """For each query the `beam_size` best pointers that beam search finds; None if it finds none.

@@ -16,13 +16,14 @@ from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
 from pointer_rl.records.beams import to_beam_record
 from pointer_rl.records.formats import open_writer
-from pointer_rl.records.records import describe_query
+from pointer_rl.records.records import describe_query, describe_shots
 from pointer_rl.session.journal import RUN, Journal
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.session.windows import Budget, RunSummary, complete, windows_of
 from pointer_rl.types import BackendError, Window
 
+_SHOTS = ("shots", "any_length")
 TRIALS_TOGETHER = 4096
 """Trials of one step that go to the backend together: a window has as many queries as give them."""
 
@@ -76,7 +77,7 @@ class BeamJob:
     sub_pools: SubPools
     shots: int
     beam_size: int
-    any_length: bool = False
+    any_length: bool
 
     def __getstate__(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}
@@ -260,7 +261,8 @@ def run_beams(run: BeamRun, observer: Observer = Observer()) -> BeamSummary:
         "schema_version": pointer_rl_schemas.version("beams"),
         # No answer is generated or judged here.
         **{key: value for key, value in described.items() if key not in ("decoding", "metric")},
-        **_describe(config),
+        **describe_shots(config.shots, config.any_length),
+        **{key: value for key, value in asdict(config).items() if key not in _SHOTS},
         "similarity": None if space is None else space.pool.encoder,
     }
     summary = BeamSummary()
@@ -274,13 +276,6 @@ def run_beams(run: BeamRun, observer: Observer = Observer()) -> BeamSummary:
                     f"scores; the first: {summary.first_failure}"
                 )
     return summary
-
-
-def _describe(config: BeamConfig) -> dict[str, Any]:
-    described = asdict(config)
-    if described.pop("any_length"):
-        described["max_shots"] = described.pop("shots")
-    return described
 
 
 def _window(config: BeamConfig, pool_size: int) -> int:

@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from pointer_rl.train.config import TrainConfig
     from pointer_rl.train.run import Output, TrainResult
 
-_SEEDS = 2**31
-"""Number of seeds that there are."""
+_LAST_SEED = 2**31 - 1
 _OUTPUT = [
     click.option(
         "--output-dir",
@@ -78,7 +77,7 @@ _START = [
         help="Let a query attend to, and choose from, the `pool` of its record alone.",
     ),
     click.option("--held-out", type=float, help="Share of the images that only choose the policy."),
-    click.option("--seed", type=click.IntRange(0, _SEEDS - 1), help="Random seed  [default: 0]."),
+    click.option("--seed", type=click.IntRange(0, _LAST_SEED), help="Random seed  [default: 0]."),
     number_option(
         "--seeds",
         1,
@@ -240,8 +239,8 @@ def _each_seed(given: dict[str, Any], train: Callable[[dict[str, Any]], None]) -
         train(given)
         return
     first = given["seed"] or 0
-    if first + number > _SEEDS:
-        raise InputError(f"--seed {first} --seeds {number}: a seed is below {_SEEDS}")
+    if first + number - 1 > _LAST_SEED:
+        raise InputError(f"--seeds {number} from --seed {first} on: the last is above {_LAST_SEED}")
     each = {seed: seed_folder(folder, seed) for seed in range(first, first + number)}
     others = [path for path in there if path not in each.values()]
     if others or is_bundle(folder):

@@ -190,8 +190,8 @@ class Arm:
     """Trials that it was trained with before the evaluation; None if that is unknown. The engine
     adds those that `choose` asks through `setting.training`."""
     seeds: int = 1
-    """How many pointers it shows each query, one for each seed of a draw or of a training. Its
-    accuracy is their mean, and the spread over seeds is reported."""
+    """If there are several seeds, of a draw or of a training: it shows each query one pointer for
+    each, its accuracy is their mean, and the accuracy of each seed is reported."""
 
     def choose(self, setting: Setting) -> Pointers:
         """For each query the pointers that it is shown, each of at most `setting.shots` rows.

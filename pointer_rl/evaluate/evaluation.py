@@ -76,12 +76,13 @@ class Evaluation:
         if self.conclusions is None:
             return f"nothing measured: a trial of every query failed ({self.first_failure})"
         primary = self.conclusions.primary
-        spread = _spread(self._at(primary.shots).seeds(primary.arm))
+        [measured] = [each for each in self.measured if each.shots == primary.shots]
+        spread = _spread(self._training_seeds(measured, primary.arm))
         return self.conclusions.verdict + (spread and f". {primary.arm} is the mean of {spread}")
 
-    def _at(self, shots: int) -> Measured:
-        [found] = [each for each in self.measured if each.shots == shots]
-        return found
+    def _training_seeds(self, measured: Measured, arm: str) -> list[float]:
+        """Accuracies of a policy's seeds; [] for one seed, and for arms that are no policies."""
+        return measured.seeds(arm) if arm in self.policies else []
 
     def sentences(self) -> list[str]:
         """The verdict, its comparisons, what the shares refer to, and warnings."""
@@ -199,7 +200,7 @@ class Evaluation:
 
     def _accuracy(self, accuracy: float, measured: Measured, arm: str) -> str:
         """`81.2 ±1.8`: with the standard deviation over the seeds of a training."""
-        seeds = measured.seeds(arm) if arm in self.policies else []
+        seeds = self._training_seeds(measured, arm)
         return f"{100 * accuracy:.1f}" + (f" ±{100 * stdev(seeds):.1f}" if seeds else "")
 
     def _calls(self, measured: Measured, arm: str) -> str:

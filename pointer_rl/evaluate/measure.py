@@ -170,16 +170,13 @@ def measure(setting: Setting, arms: Mapping[str, Arm], asked: Asked, metric: Met
         for number, pointers in enumerate(_shown(setting))
     ]
     out = np.isnan([sum(each.values()) for each in outcomes])
-    by_seed = {
-        name: np.array(
-            [
-                [mine[each] for each in pointers]
-                for mine, pointers in zip(outcomes, setting.chosen[name], strict=True)
-            ]
-        ).T
-        for name in setting.chosen
-        if arms[name].seeds > 1
-    }
+    by_seed = {}
+    for name, shown in setting.chosen.items():
+        if arms[name].seeds > 1:
+            if any(len(pointers) != arms[name].seeds for pointers in shown):
+                raise PluginError(f"arm {name} does not show a query one pointer for each seed")
+            pairs = zip(outcomes, shown, strict=True)
+            by_seed[name] = np.array([[mine[p] for p in pointers] for mine, pointers in pairs]).T
     accuracies = {
         name: arms[name].accuracies(setting, shown, outcomes, metric)
         for name, shown in setting.chosen.items()

@@ -41,7 +41,8 @@ class GenerateRun:
     shots: int = 2
     """Demonstrations in a pointer."""
     any_length: bool = False
-    """Propose shorter pointers too, down to none. If the policy can stop, they are proposed."""
+    """Propose shorter pointers too, the empty one included. If the policy can stop, generators
+    always do."""
     seed: int = 0
     """Seed of everything that is drawn."""
     dedup: Dedup = "ordered"

@@ -90,6 +90,11 @@ def to_record(
     return record
 
 
+def describe_shots(shots: int, any_length: bool) -> dict[str, int]:
+    """What `_meta` says of the pointers' lengths: exactly `shots`, or up to so many."""
+    return {"max_shots" if any_length else "shots": shots}
+
+
 def describe_query(query: Example, normalise: Callable[[str], str] | None = None) -> Record:
     """The field `query` of a record."""
     described = {}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import PluginError
-from pointer_rl.records.records import to_record
+from pointer_rl.records.records import describe_shots, to_record
 from pointer_rl.session.judge import Judge, Trial
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.proposing import (
@@ -93,8 +93,7 @@ class CandidateJob:
     score_answers: bool = False
     """Also record the probability of the annotators' answers."""
     any_length: bool = False
-    """Whether generators propose pointers of fewer than `shots` rows too. If the policy can stop,
-    they do."""
+    """Whether generators propose shorter pointers too. If the policy can stop, they always do."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}
@@ -110,7 +109,7 @@ class CandidateJob:
     @property
     def described_shots(self) -> dict[str, int]:
         """For `_meta`."""
-        return {"shots" if len(self.lengths) == 1 else "max_shots": self.shots}
+        return describe_shots(self.shots, len(self.lengths) > 1)
 
     @property
     def _shorter(self) -> bool:

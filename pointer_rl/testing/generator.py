@@ -71,8 +71,8 @@ class GeneratorTests(BatchTests[Any]):
             "it changes the embeddings or the mask that it receives: clone them first, because "
             "other generators get the same"
         )
-        any_length |= getattr(made, "any_length", False)
-        lengths = range(0 if any_length else shots, shots + 1)
+        shorter = any_length or getattr(made, "any_length", False)
+        lengths = replace(queries, any_length=shorter).lengths
         who = f"generator {self.name}"
         fix = (
             "give a list of Candidates for each query, whose pointers are different rows among the "

@@ -128,7 +128,8 @@ def test_seeds_and_a_single_training_do_not_share_a_folder(place):
     one_line(place.run("--sft-ckpt", "both", output="next"), "both", "seed-0")
     three = ("--seeds", "3", "--sft-ckpt", "both")
     one_line(place.run(*three, output="next"), "both/seed-2", "--sft-ckpt", "each seed")
-    one_line(place.run("--seeds", "2", "--seed", str(2**31 - 1), output="next"), "a seed is below")
+    last = ("--seeds", "2", "--seed", str(2**31 - 1))
+    one_line(place.run(*last, output="next"), "--seeds 2 from ", "above 2147483647")
     # What was refused before it began leaves nothing that is in the way.
     one_line(place.run("--seeds", "2", data="gone.json", output="next"), "gone.json")
     succeeds(place.run(output="next"))

@@ -81,7 +81,9 @@ def test_labels_are_the_rows_whose_answer_an_annotator_gave():
     assert not labels.has_any(replace(several, answers=()))
 
 
-def test_it_learns_which_rows_have_the_answer_and_asks_nothing():
+@pytest.mark.parametrize("ranked", [4_096, 4])
+def test_it_learns_which_rows_have_the_answer_and_asks_nothing(monkeypatch, ranked):
+    monkeypatch.setattr(answer_match, "ROWS", ranked)
     at, backend = setting()
 
     def right(chosen):
@@ -95,6 +97,21 @@ def test_it_learns_which_rows_have_the_answer_and_asks_nothing():
     assert all(right(AnswerMatchArm().choose(at)))
     assert backend.asked == []
     assert at.training.asked == 0
+
+
+def test_a_step_ranks_some_rows_of_a_large_pool_and_a_label_of_each_query(monkeypatch):
+    monkeypatch.setattr(answer_match, "ROWS", 3)
+    given = []
+    monkeypatch.setattr(
+        answer_match,
+        "multi_positive_loss",
+        lambda *each: given.append(each) or multi_positive_loss(*each),
+    )
+    AnswerMatchArm().choose(setting()[0])
+    assert len(given) == answer_match.STEPS
+    assert all(scores.shape[1] <= 3 + 5 for scores, _ in given)  # of 15 rows with 5 answers
+    assert all((scores.isfinite() & positive).any(1).all() for scores, positive in given)
+    assert len({tuple(positive.sum(0).tolist()) for _, positive in given}) > 1
 
 
 def test_before_training_it_is_the_retriever(monkeypatch):

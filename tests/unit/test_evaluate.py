@@ -217,32 +217,44 @@ def test_a_policy_that_stops_shows_fewer_demonstrations():
     assert PolicyArm([Stopping()]).choose(setting()) == [((3,),)] * 6
 
 
-class Even:
-    """A policy that chooses row 0."""
+class One:
+    """A policy that chooses row 1."""
 
     def beam(self, queries, pool, width):
-        rows = torch.tensor([[[0, -1]]]).expand(len(queries.examples), 1, 2)
+        rows = torch.tensor([[[1, -1]]]).expand(len(queries.examples), 1, 2)
         return Decoded(rows, torch.zeros(len(rows), 1))
 
 
 def test_the_seeds_of_a_training_are_one_arm_whose_accuracy_is_their_mean():
-    arms = {"RL": PolicyArm([Odd(), Even()]), "vote RL": VoteArm("RL"), "one": PolicyArm([Even()])}
-    at = choose(setting(), arms)
-    assert at.chosen["RL"] == [((7, 6), (0,))] * 6
-    found = measure(at, arms, ask([at], FakeBackend(copying)), EqualMetric())
-    assert found.accuracies["RL"].tolist() == [
-        0.5 * (q % 2 == 6 % 2) + 0.5 * (q % 2 == 0) for q in range(6)
-    ]
-    assert found.by_seed.keys() == {"RL"}
-    assert found.seeds("RL") == [0.5, 0.5]
-    assert found.seeds("one") == []
-    alone = choose(setting(), {"RL": PolicyArm([Odd()]), "vote RL": VoteArm("RL")})
-    votes = [
-        measure(each, arms, ask([each], FakeBackend(copying)), EqualMetric()).accuracies[name]
-        for each, name in ((alone, "vote RL"), (at, "one"))
-    ]
-    # Odd's two demonstrations vote, and Even's one.
-    assert found.accuracies["vote RL"].tolist() == ((votes[0] + votes[1]) / 2).tolist()
+    def measured(*policies):
+        arms = {"RL": PolicyArm(policies), "vote RL": VoteArm("RL")}
+        at = choose(setting(), arms)
+        return at, measure(at, arms, ask([at], FakeBackend(copying)), EqualMetric())
+
+    (at, both), (_, first), (_, second) = (
+        measured(*policies) for policies in ([Odd(), One()], [Odd()], [One()])
+    )
+    assert at.chosen["RL"] == [((7, 6), (1,))] * 6
+    assert first.accuracies["RL"].tolist() == [1, 0] * 3
+    assert second.accuracies["RL"].tolist() == [0, 1] * 3
+    assert both.by_seed["RL"].tolist() == [[1, 0] * 3, [0, 1] * 3]
+    assert both.seeds("RL") == [0.5, 0.5]
+    assert (first.by_seed, first.seeds("RL")) == ({}, [])
+    for name in ("RL", "vote RL"):
+        mean = (first.accuracies[name] + second.accuracies[name]) / 2
+        assert both.accuracies[name].tolist() == mean.tolist()
+
+
+def test_an_arm_with_seeds_shows_one_pointer_for_each():
+    class Mine(Arm):
+        seeds = 2
+
+        def choose(self, setting):
+            return [((0,), (1,))] * 5 + [((0,),)]
+
+    at = choose(setting(), {"mine": Mine()})
+    with pytest.raises(PluginError, match="mine does not show a query one pointer for each seed"):
+        measure(at, {"mine": Mine()}, ask([at], FakeBackend(copying)), EqualMetric())
 
 
 def test_only_an_arm_that_nobody_named_may_be_missing():

@@ -85,6 +85,7 @@ def naive_beams(seed, query, rows, shots, width):
 
 
 def found(backend, rows, queries=QUERIES, **options):
+    options = {"any_length": False, **options}
     return search(queries, [rows] * len(queries), POOL, AnswerScorer(Shown(), backend), **options)
 
 
