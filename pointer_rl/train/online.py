@@ -41,6 +41,7 @@ from pointer_rl.train.run import (
     ROUNDS,
     Output,
     TrainResult,
+    check_may_stop,
     check_rewarded,
     check_teaches,
     finish,
@@ -132,6 +133,7 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
     shots = run.shots or (2 if groups is None else groups.shots)
     AllowedRows(session.dataset.pool).check(session.queries, shots)
     start = start_policy(run.sft_ckpt, source, run.config)
+    check_may_stop(start, groups, run.config, observer)
     backend = session.backend
     run.output.prepare(run.data, run.sft_ckpt)
     asked = session.describe(session.queries)

@@ -37,6 +37,7 @@ from pointer_rl.train.trainer import (
     Trainer,
     round_stages,
 )
+from pointer_rl.types import NO_ROW
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
@@ -225,6 +226,7 @@ def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
             "generate some, or give --grpo-on all"
         )
     start = start_policy(run.sft_ckpt, source, config)
+    check_may_stop(start, groups, config, observer)
     run.output.prepare(run.data, run.sft_ckpt)
     decided = identity(
         config,
@@ -263,6 +265,24 @@ def check_teaches(data: BeamDatasetWithEmbedding, groups: Groups) -> None:
             f"{data.path}: every group has zero variance: the candidates of each of its "
             f"{len(groups):,} queries all have the same reward, so there is nothing to learn; "
             "propose more, and more different, candidates (retrieval, higher temperatures)"
+        )
+
+
+def check_may_stop(
+    selector: Selector, groups: Groups | None, config: TrainConfig, observer: Observer
+) -> None:
+    """Raise InputError for a price that a selector cannot act on; say so of shorter pointers."""
+    if selector.can_stop:
+        return
+    if config.demonstration_price:
+        raise InputError(
+            "--demonstration-price: this selector always shows as many demonstrations as it is "
+            "asked for; train one that may stop (--selector-opt stop=true)"
+        )
+    if groups is not None and (groups.pointers == NO_ROW).any():
+        observer.say(
+            "this selector cannot stop: from shorter pointers it learns which rows to show, and "
+            "not how many (--selector-opt stop=true)"
         )
 
 

@@ -121,6 +121,17 @@ def test_several_seeds_train_into_a_folder_each_which_a_later_command_starts_fro
     )
 
 
+def test_a_selector_that_cannot_stop_says_what_shorter_pointers_do_not_teach_it(place):
+    for record in place.records.values():
+        record["pointer_candidates"].append(candidate((), 0.3))
+    place.write("any.json", place.records)
+    said = "this selector cannot stop: from shorter pointers it learns which rows to show"
+    assert any(said in line for line in succeeds(place.run(data="any.json")))
+    stops = place.run("--selector-opt", "stop=true", data="any.json", output="stops")
+    assert not any(said in line for line in succeeds(stops))
+    assert not any(said in line for line in succeeds(place.run(output="all")))
+
+
 def test_seeds_and_a_single_training_do_not_share_a_folder(place):
     succeeds(place.run("--seeds", "2", output="both"))
     one_line(place.run(output="both"), "both/seed-0", "give --seeds")
@@ -385,6 +396,7 @@ def test_a_loss_that_is_no_number(place):
         (("--clip", "-1"), "clip is -1.0"),
         (("--kl-beta", "nan"), "kl_beta is nan"),
         (("--demonstration-price", "-0.1"), "demonstration_price is -0.1"),
+        (("--demonstration-price", "0.1"), "stop=true"),
         (("--heads", "3"), "8 is not a multiple of 3 heads: give --heads or --hidden-dim"),
         (("--selector-opt", "d_model=3"), "d_model: it is the size of the embeddings"),
         (("--selector-opt", "num_layers=2"), "--selector-opt num_layers: given twice"),
