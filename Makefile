@@ -58,7 +58,7 @@ format: $(DEV)
 bench: $(DEV)  ## benchmarks, each against a baseline in the same run
 	@for each in tests/benchmarks/bench_*.py; do echo "== $$each"; $(BIN)/python $$each || exit 1; done
 
-bench-learning: $(DEV)  ## what learning is worth on glyphs, three seeds (an hour and a half)
+bench-learning: $(DEV)  ## what learning is worth on glyphs, three worlds (hours; goes on where it stopped)
 	$(BIN)/python tests/benchmarks/learning.py runs/learning
 
 docs: $(READY)  ## write the generated reference pages
