@@ -54,6 +54,24 @@ def test_show_of_what_is_not_there(cli):
     assert "did you mean 'qwen2vl'" in result.stderr
 
 
+@pytest.mark.parametrize("options", ["nowhere:Options", "collections:OrderedDict"])
+def test_options_that_are_not_there_break_their_entry_alone(cli, backends, tmp_path, options):
+    plugin = tmp_path / "broken_options.py"
+    plugin.write_text(
+        "from pointer_rl.hookspecs import hookimpl\n\n\n"
+        "@hookimpl\ndef pointer_rl_register_metrics(register):\n"
+        f"    register('mine', 'nowhere:Mine', options='{options}', summary='mine')\n"
+    )
+    listed = json.loads(cli("--plugin", str(plugin), "plugins", "--format", "json").stdout)
+    errors = {each["name"]: each["error"] for each in listed["registered"]}
+    assert f"metric mine: its options {options!r}" in errors["mine"]
+    assert {name for name, error in errors.items() if error} == {"mine"}
+    shown = cli("--plugin", str(plugin), "plugins", "show", "mine")
+    assert shown.exit_code == 2
+    assert shown.stderr.startswith("pointer-rl: error: metric mine: its options ")
+    assert "vqa" in cli("--plugin", str(plugin), "plugins").stdout
+
+
 def test_third_parties_stand_beside_the_built_in_ones(cli, backends):
     assert "copies" in cli("plugins").stdout
     assert "from other-dist 2.0" in cli("plugins", "show", "copy").stdout
