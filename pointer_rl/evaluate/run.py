@@ -229,7 +229,9 @@ def evaluate(
     named = [each.name for each in more_arms]
     possible = dict.fromkeys([*similar, ANSWER_MATCH, *policies, *named])
     if primary not in possible:
-        raise InputError(f"primary {primary!r}: no such arm (there are: {', '.join(possible)})")
+        raise InputError(
+            f"primary {primary!r}: the verdict can be about one of: {', '.join(possible)}"
+        )
     shots = _primary_shots(policies.get(primary), config.shots)
 
     @cache
