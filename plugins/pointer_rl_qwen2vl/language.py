@@ -23,6 +23,7 @@ from torch import Tensor
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.keyvalues import PrefixStore, RowCache
 from pointer_rl_qwen2vl.planning import NO_ANSWERS, AnswerTree, Layout
+from pointer_rl_qwen2vl.transfer import to_device
 
 OVERFLOWED = -1
 """Stands for a token if the logits are not finite."""
@@ -44,6 +45,29 @@ class Piece:
     def length(self) -> int:
         """Number of tokens of the piece and its tree."""
         return len(self.layout.token_ids) + len(self.tree.token_ids)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What follows some hidden states, still on the device: reading it waits for the device."""
+
+    best: Tensor
+    """[N] the likeliest token after each, or OVERFLOWED if the logits are not finite."""
+    _found: Tensor | None
+    _order: Sequence[int]
+
+    def likeliest(self) -> list[int]:
+        """`best` as a list."""
+        found: list[int] = self.best.tolist()
+        return found
+
+    def logprobs(self) -> list[float]:
+        """Natural log-probabilities of the wanted tokens."""
+        logprobs = [0.0] * len(self._order)
+        if self._found is not None:
+            for index, value in zip(self._order, self._found.tolist(), strict=True):
+                logprobs[index] = value
+        return logprobs
 
 
 class LanguageModel:
@@ -80,26 +104,20 @@ class LanguageModel:
         length = max(piece.length for piece in pieces)
         token_ids = np.full((len(pieces), length), self._pad_id, dtype=np.int64)
         positions = np.zeros((3, len(pieces), length), dtype=np.int64)
-        # [B, S, P + S]: a token sees its whole prefix and the tokens of the piece up to itself.
-        visible = np.zeros((len(pieces), length, longest + length), dtype=np.bool_)
-        visible[:, :, longest:] = np.tri(length, dtype=np.bool_)
         for row, piece in enumerate(pieces):
             end = len(piece.layout.token_ids)
             token_ids[row, :end] = piece.layout.token_ids
             positions[:, row, :end] = piece.layout.positions
-            visible[row, :, : prefix_lengths[row]] = True
             if piece.tree.token_ids:
                 following = slice(end, piece.length)
                 token_ids[row, following] = piece.tree.token_ids
                 positions[:, row, following] = piece.layout.next_position + piece.tree.depths
-                places_of_tree = slice(longest + end, longest + piece.length)
-                visible[row, following, places_of_tree] = piece.tree.visible
         embeds = self._embed(self._tensor(token_ids))
         deepstack = self._insert_images(pieces, embeds)
         output = self._model(
             inputs_embeds=embeds,
             position_ids=self._tensor(positions),
-            attention_mask=self.mask(self._tensor(visible)[:, None]),
+            attention_mask=self._prefill_mask(pieces, longest, length),
             past_key_values=cache,
             use_cache=True,
             **deepstack,
@@ -121,18 +139,36 @@ class LanguageModel:
         hidden: Tensor = output.last_hidden_state
         return hidden[:, 0]
 
+    def _prefill_mask(self, pieces: Sequence[Piece], longest: int, length: int) -> Tensor:
+        """[B, 1, S, P + S], made on the device.
+
+        A token sees its whole prefix and the tokens of its piece up to itself. A token of an answer
+        sees only those of the tokens before it that belong to its answer.
+        """
+        columns = longest + length
+        visible = torch.ones(len(pieces), length, columns, dtype=torch.bool, device=self.device)
+        visible[:, :, longest:].tril_()
+        if longest:
+            lengths = self._tensor(np.array([len(piece.prefix) for piece in pieces]))
+            places = torch.arange(longest, device=self.device)
+            visible[:, :, :longest] = (places < lengths[:, None])[:, None]
+        unseen = []
+        for row, piece in enumerate(pieces):
+            end = len(piece.layout.token_ids)
+            token, other = piece.tree.unrelated
+            unseen.append((row * length + end + token) * columns + longest + end + other)
+        visible.view(-1)[self._tensor(np.concatenate(unseen))] = False
+        return self.mask(visible)[:, None]
+
     def mask(self, visible: Tensor) -> Tensor:
         """Turn a boolean mask into an additive one."""
         mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
         return mask.masked_fill_(~visible, self._lowest)
 
-    def predict(
-        self, hidden: Tensor, wanted: Sequence[tuple[int, int]]
-    ) -> tuple[list[int], list[float]]:
+    def predict(self, hidden: Tensor, wanted: Sequence[tuple[int, int]] = ()) -> Prediction:
         """Predict the token after each of the hidden states [N, H].
 
-        Returns the likeliest token of each row, or OVERFLOWED if its logits are not finite, and the
-        natural log-probabilities of the wanted (row of `hidden`, token).
+        `wanted` are pairs (row of `hidden`, token) whose log-probabilities are needed.
         """
         best: list[Tensor] = []
         found: list[Tensor] = []
@@ -147,12 +183,7 @@ class LanguageModel:
             if len(rows[mine]):
                 row_W, token_W = self._tensor(rows[mine] - start), self._tensor(tokens[mine])
                 found.append(logits[row_W, token_W] - logits.logsumexp(dim=-1)[row_W])
-        logprobs = [0.0] * len(wanted)
-        if found:
-            for index, value in zip(order, torch.cat(found).tolist(), strict=True):
-                logprobs[index] = value
-        likeliest: list[int] = torch.cat(best).tolist()
-        return likeliest, logprobs
+        return Prediction(torch.cat(best), torch.cat(found) if found else None, order)
 
     def _insert_images(self, pieces: Sequence[Piece], embeds: Tensor) -> dict[str, object]:
         """Write the images' features into `embeds`; return arguments for the deepstack layers."""
@@ -181,4 +212,4 @@ class LanguageModel:
         }
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        return to_device(array, self.device)
