@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-faults lint format bench bench-learning docs site wheel-smoke clean help
+.PHONY: demo test test-all test-faults lint format bench bench-gpu bench-learning docs site wheel-smoke clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -57,6 +57,10 @@ format: $(DEV)
 
 bench: $(DEV)  ## benchmarks, each against a baseline in the same run
 	@for each in tests/benchmarks/bench_*.py; do echo "== $$each"; $(BIN)/python $$each || exit 1; done
+
+bench-gpu: $(DEV)  ## tests and benchmark of the qwen2vl engines on a GPU (eight minutes)
+	$(BIN)/python -m pytest -q tests/gpu
+	$(BIN)/python tests/benchmarks/gpu.py
 
 bench-learning: $(DEV)  ## what learning is worth on glyphs, three worlds (hours; goes on where it stopped)
 	$(BIN)/python tests/benchmarks/learning.py runs/learning

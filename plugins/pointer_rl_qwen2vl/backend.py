@@ -59,7 +59,7 @@ class Qwen2VLBackend:
                 self._patches,
                 batch_tokens=batch_tokens,
                 cache_gib=cache_gib,
-                graphs=cuda_graphs and device.type == "cuda",
+                graphs=cuda_graphs,
             )
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:

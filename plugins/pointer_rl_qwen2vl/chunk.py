@@ -19,7 +19,8 @@ from pointer_rl_qwen2vl.keyvalues import HeadShape, Memory, PrefixStore, RowCach
 from pointer_rl_qwen2vl.language import OVERFLOWED, LanguageModel, Piece
 from pointer_rl_qwen2vl.planning import AnswerTree, Layout, find_prefixes, lay_out
 from pointer_rl_qwen2vl.rows import Row, RowResult
-from pointer_rl_qwen2vl.steps import EagerSteps, GraphSteps, Steps
+from pointer_rl_qwen2vl.shapes import EXACT, ROUNDED, Shapes
+from pointer_rl_qwen2vl.steps import CUDACapture, FixedSteps, GrowingSteps, Steps
 from pointer_rl_qwen2vl.transfer import to_device
 from pointer_rl_qwen2vl.vision import Features
 
@@ -63,11 +64,16 @@ class ChunkModel:
     """Runs chunks of rows through the model."""
 
     def __init__(self, checkpoint: Checkpoint, limits: Limits, *, graphs: bool) -> None:
-        """`limits` may be lowered between runs. `graphs`: see `GraphSteps`."""
+        """`limits` may be lowered between runs. With `graphs`, a GPU decodes with CUDA graphs."""
         self._checkpoint = checkpoint
         self._limits = limits
-        self._model = LanguageModel(checkpoint)
-        self._steps: Steps = GraphSteps(self._model) if graphs else EagerSteps(self._model)
+        on_gpu = checkpoint.model.device.type == "cuda"
+        self._shapes = ROUNDED if on_gpu else EXACT
+        self._model = LanguageModel(checkpoint, self._shapes)
+        self._steps: Steps = GrowingSteps(self._model)
+        if on_gpu:
+            capture = CUDACapture() if graphs else None
+            self._steps = FixedSteps(self._model, self._shapes, capture)
         shape = HeadShape.of(checkpoint.model)
         self._row_memory = Memory(shape, limits.cache)
         self._prefix_memory = Memory(shape, limits.cache)
@@ -89,7 +95,7 @@ class ChunkModel:
         self._trees.clear()
         store, pieces = self._prefill_prefixes(rows, features)
         room = 0 if stop is None else stop.decoding.max_new_tokens
-        for group in _groups(pieces, room, self._limits, self._steps):
+        for group in _groups(pieces, room, self._limits, self._shapes):
             yield from self._finish(rows, pieces, group, room, store, stop)
 
     def drop_memory(self) -> None:
@@ -132,7 +138,7 @@ class ChunkModel:
                     np.concatenate([before.places, own]), piece.layout.next_position
                 )
                 pieces[index] = piece
-            for batch in _batches(pieces, self._limits):
+            for batch in _batches(pieces, self._limits, self._shapes):
                 mine = [pieces[index] for index in batch]
                 self._note_batch(mine)
                 self._prefill_into_store(mine, store, [done[index].places for index in batch])
@@ -149,9 +155,8 @@ class ChunkModel:
     def _prefill_into_store(
         self, pieces: Sequence[Piece], store: PrefixStore, places: Sequence[NDArray[np.int64]]
     ) -> None:
-        longest = max(len(piece.prefix) for piece in pieces)
-        columns = longest + max(piece.length for piece in pieces)
-        cache = RowCache(self._row_memory.take(len(pieces), columns))
+        longest, length = self._shapes.of(pieces)
+        cache = RowCache(self._row_memory.take(len(pieces), longest + length))
         self._model.prefill(pieces, store, cache)
         from_rows = [np.full(piece.length, row) for row, piece in enumerate(pieces)]
         from_columns = [longest + np.arange(piece.length) for piece in pieces]
@@ -161,8 +166,8 @@ class ChunkModel:
         store.write(cache, *to)
 
     def _note_batch(self, pieces: Sequence[Piece]) -> None:
-        tokens = len(pieces) * max(piece.length for piece in pieces)
-        self.attempt = Attempt("batch", len(pieces), tokens)
+        _, length = self._shapes.of(pieces)
+        self.attempt = Attempt("batch", len(pieces), len(pieces) * length)
 
     def _tree(self, answers: list[list[int]]) -> AnswerTree:
         key = tuple(map(tuple, answers))
@@ -183,7 +188,7 @@ class ChunkModel:
     ) -> Iterator[RowResult]:
         """Prefill a group of rows and its answers, batch by batch; then decode the group."""
         numbers = [index for batch in group for index in batch]
-        cache_rows, columns = _cache_size(pieces, group, room, self._steps)
+        cache_rows, columns = _cache_size(pieces, group, room, self._shapes)
         whole = Attempt("cache", len(numbers), cache_rows * columns)
         self.attempt = whole
         cache = RowCache(self._row_memory.take(cache_rows, columns))
@@ -202,7 +207,7 @@ class ChunkModel:
         for batch, read in zip(group, predictions, strict=True):
             best, found = read()
             scores += found
-            longest = max(len(pieces[index].prefix) for index in batch)
+            longest, _ = self._shapes.of([pieces[index] for index in batch])
             for index, after in zip(batch, best, strict=True):
                 decoding_rows.append(self._begin(rows[index], pieces[index], longest, after, stop))
         if stop is not None:
@@ -272,7 +277,7 @@ class ChunkModel:
         return decoding_row
 
 
-def _batches(pieces: Mapping[int, Piece], limits: Limits) -> list[list[int]]:
+def _batches(pieces: Mapping[int, Piece], limits: Limits, shapes: Shapes) -> list[list[int]]:
     """Batches of keys of pieces of similar length, within the limits.
 
     Padding counts. A batch has at least one piece.
@@ -283,9 +288,10 @@ def _batches(pieces: Mapping[int, Piece], limits: Limits) -> list[list[int]]:
     for key in order:
         piece = pieces[key]
         prefix = max(prefix, len(piece.prefix))
+        length = shapes.length(piece.length)
         rows = len(batches[-1]) + 1 if batches else 1
-        fits = rows * piece.length <= limits.batch
-        if batches and fits and rows * (prefix + piece.length) <= limits.cache:
+        fits = rows * length <= limits.batch
+        if batches and fits and rows * shapes.columns(prefix + length) <= limits.cache:
             batches[-1].append(key)
         else:
             batches.append([key])
@@ -294,18 +300,18 @@ def _batches(pieces: Mapping[int, Piece], limits: Limits) -> list[list[int]]:
 
 
 def _groups(
-    pieces: Sequence[Piece], room: int, limits: Limits, steps: Steps
+    pieces: Sequence[Piece], room: int, limits: Limits, shapes: Shapes
 ) -> list[list[list[int]]]:
     """Group batches to be decoded together, within the limit of the cache."""
     groups: list[list[list[int]]] = []
-    for whole in _batches(dict(enumerate(pieces)), limits):
-        _, columns = _cache_size(pieces, [whole], room, steps)
+    for whole in _batches(dict(enumerate(pieces)), limits, shapes):
+        _, columns = _cache_size(pieces, [whole], room, shapes)
         rows = max(1, limits.cache // columns)
-        while rows > 1 and steps.rows(rows) * columns > limits.cache:
+        while rows > 1 and shapes.rows(rows) * columns > limits.cache:
             rows -= 1
         for batch in (whole[start : start + rows] for start in range(0, len(whole), rows)):
             joined = [*(groups[-1] if groups else []), batch]
-            if groups and math.prod(_cache_size(pieces, joined, room, steps)) <= limits.cache:
+            if groups and math.prod(_cache_size(pieces, joined, room, shapes)) <= limits.cache:
                 groups[-1].append(batch)
             else:
                 groups.append([batch])
@@ -313,12 +319,8 @@ def _groups(
 
 
 def _cache_size(
-    pieces: Sequence[Piece], group: Sequence[Sequence[int]], room: int, steps: Steps
+    pieces: Sequence[Piece], group: Sequence[Sequence[int]], room: int, shapes: Shapes
 ) -> tuple[int, int]:
     """Number of rows and columns of a group's cache."""
-    columns = room + max(
-        max(len(pieces[index].prefix) for index in batch)
-        + max(pieces[index].length for index in batch)
-        for batch in group
-    )
-    return steps.rows(sum(map(len, group))), steps.columns(columns)
+    columns = room + max(sum(shapes.of([pieces[index] for index in batch])) for batch in group)
+    return shapes.rows(sum(map(len, group))), shapes.columns(columns)

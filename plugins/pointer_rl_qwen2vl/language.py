@@ -6,7 +6,8 @@ unchanged. It is 0 where a token may attend and the dtype's lowest number elsewh
 softmax that is a weight of exactly 0, so padding and old content of a row's memory do not affect a
 result. (It is not -inf, which would make the output of a padding token that sees nothing NaN.)
 
-Shapes: B rows, P places of the prefix, S tokens of the longest piece with its tree, H hidden size.
+Shapes: B rows, P columns of the prefixes, S tokens of the longest piece with its tree (both rounded
+up on a GPU), H hidden size.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pointer_rl_qwen2vl.attention import InPlaceAttention
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.keyvalues import PrefixStore, RowCache
 from pointer_rl_qwen2vl.planning import NO_ANSWERS, AnswerTree, Layout
+from pointer_rl_qwen2vl.shapes import Shapes
 from pointer_rl_qwen2vl.transfer import to_device
 
 OVERFLOWED = -1
@@ -73,10 +76,12 @@ class Prediction:
 class LanguageModel:
     """A checkpoint's language model."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, shapes: Shapes) -> None:
+        self._shapes = shapes
         self._model = checkpoint.model.model.language_model
         self._head = checkpoint.model.lm_head
         self._embed = checkpoint.model.get_input_embeddings()
+        self._attention = InPlaceAttention(checkpoint.model)
         self._pad_id = checkpoint.pad_id
         self.device: torch.device = checkpoint.model.device
         self.dtype: torch.dtype = checkpoint.model.dtype
@@ -90,18 +95,17 @@ class LanguageModel:
     ) -> Tensor:
         """Compute the hidden states [B, S, H] of pieces, and put keys and values into the cache.
 
-        In the cache, prefixes start at column 0, and pieces at the length of the longest prefix.
+        In the cache, prefixes start at column 0, and pieces after the columns of the prefixes. The
+        number of these columns and S are `Shapes.of(pieces)`.
         """
-        prefix_lengths = [len(piece.prefix) for piece in pieces]
-        longest = max(prefix_lengths)
+        longest, length = self._shapes.of(pieces)
         if longest:
             assert store is not None
             places = np.full((len(pieces), longest), PrefixStore.NOWHERE, dtype=np.int64)
             for row, piece in enumerate(pieces):
-                places[row, : prefix_lengths[row]] = piece.prefix
+                places[row, : len(piece.prefix)] = piece.prefix
             store.read(cache, self._tensor(places))
         cache.places = longest
-        length = max(piece.length for piece in pieces)
         token_ids = np.full((len(pieces), length), self._pad_id, dtype=np.int64)
         positions = np.zeros((3, len(pieces), length), dtype=np.int64)
         for row, piece in enumerate(pieces):
@@ -114,30 +118,31 @@ class LanguageModel:
                 positions[:, row, following] = piece.layout.next_position + piece.tree.depths
         embeds = self._embed(self._tensor(token_ids))
         deepstack = self._insert_images(pieces, embeds)
-        output = self._model(
+        hidden = self._forward(
             inputs_embeds=embeds,
             position_ids=self._tensor(positions),
             attention_mask=self._prefill_mask(pieces, longest, length),
             past_key_values=cache,
-            use_cache=True,
             **deepstack,
         )
         cache.places += length
-        hidden: Tensor = output.last_hidden_state
         return hidden
 
     def step(self, token_ids: Tensor, positions: Tensor, mask: Tensor, cache: RowCache) -> Tensor:
         """One token per row: ids [B], positions [B], additive mask [B, 1, 1, places] → [B, H]."""
-        output = self._model(
+        hidden = self._forward(
             inputs_embeds=self._embed(token_ids[:, None]),
             position_ids=positions[None, :, None].expand(3, -1, -1),
             attention_mask=mask,
             past_key_values=cache,
-            use_cache=True,
         )
         cache.places += 1
-        hidden: Tensor = output.last_hidden_state
         return hidden[:, 0]
+
+    def _forward(self, **arguments: object) -> Tensor:
+        with self._attention():
+            hidden: Tensor = self._model(use_cache=True, **arguments).last_hidden_state
+        return hidden
 
     def _prefill_mask(self, pieces: Sequence[Piece], longest: int, length: int) -> Tensor:
         """[B, 1, S, P + S], made on the device.

@@ -49,7 +49,7 @@ def _needed(cache_gib: float) -> float:
 def _room(device: torch.device) -> float:
     """Bytes of the device's memory that may be kept during a call."""
     if device.type != "cuda":
-        return 8 * 2**30  # Unknown
+        return 8 * 2**30  # What is free is unknown.
     free, total = torch.cuda.mem_get_info(device)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return free + unused - max(_LEAST_RESERVE, total / 8)

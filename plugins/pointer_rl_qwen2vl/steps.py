@@ -2,8 +2,8 @@
 
 On a GPU, a step is about a thousand kernels. To launch them from Python takes 100 ms, however many
 rows take part, where the GPU needs a few. A CUDA graph launches them at once. It is bound to shapes
-and addresses, so rows and columns are rounded up to a few sizes, and the place of the new token is
-a tensor. Whether a step comes from a graph changes no result: the kernels are the same.
+and addresses, so the steps have few shapes (see shapes.py), and the place of the new token is a
+tensor. Whether a step comes from a graph changes no result: the kernels are the same.
 
 Shapes: B rows, C columns of the cache, H hidden size.
 """
@@ -18,22 +18,17 @@ from torch import Tensor
 
 from pointer_rl_qwen2vl.keyvalues import FixedCache, RowCache
 from pointer_rl_qwen2vl.language import LanguageModel
+from pointer_rl_qwen2vl.shapes import Shapes
 
 Run = Callable[[], Tensor]
+Capture = Callable[[Run], Run]
+"""Makes the graph of a function, as a function that replays it."""
 
-_MOST_GRAPHS = 64
+_MOST_SHAPES = 64
 
 
 class Steps(Protocol):
     """How decoding steps are run."""
-
-    def rows(self, number: int) -> int:
-        """Number of rows that a cache needs to decode this many."""
-        ...
-
-    def columns(self, number: int) -> int:
-        """Number of columns that a cache needs for this many places."""
-        ...
 
     def run(self, token_ids: Tensor, positions: Tensor, mask: Tensor, cache: RowCache) -> list[int]:
         """Append a token to the first B rows of a cache, and predict the token after it.
@@ -43,19 +38,11 @@ class Steps(Protocol):
         ...
 
 
-class EagerSteps:
-    """Runs each step by itself, over the columns in use."""
+class GrowingSteps:
+    """Each step attends to the columns in use."""
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
-
-    def rows(self, number: int) -> int:
-        """See `Steps`."""
-        return number
-
-    def columns(self, number: int) -> int:
-        """See `Steps`."""
-        return number
 
     def run(self, token_ids: Tensor, positions: Tensor, mask: Tensor, cache: RowCache) -> list[int]:
         """See `Steps`."""
@@ -66,29 +53,25 @@ class EagerSteps:
         return self._model.predict(hidden).likeliest()
 
 
-class GraphSteps:
-    """Runs steps of a few shapes. From the second step of a shape on, a graph is replayed."""
+class FixedSteps:
+    """Steps of a few shapes, which attend to all columns. From the second one on, they are graphs.
 
-    def __init__(self, model: LanguageModel, capture: Callable[[Run], Run] | None = None) -> None:
-        """`capture` makes the graph of a function, as a function that replays it."""
+    The cache must have as many rows as the shapes say.
+    """
+
+    def __init__(self, model: LanguageModel, shapes: Shapes, capture: Capture | None) -> None:
+        """Without `capture`, there are no graphs."""
         self._model = model
-        self._capture = capture or CUDACapture()
+        self._shapes = shapes
+        self._capture = capture
         self._steps: dict[tuple[int, ...], _FixedStep] = {}
-
-    def rows(self, number: int) -> int:
-        """See `Steps`."""
-        return round_up(number, 4)
-
-    def columns(self, number: int) -> int:
-        """See `Steps`."""
-        return round_up(number, 8)
 
     def run(self, token_ids: Tensor, positions: Tensor, mask: Tensor, cache: RowCache) -> list[int]:
         """See `Steps`."""
-        part = cache.rows(0, self.rows(len(token_ids)))
+        part = cache.rows(0, self._shapes.rows(len(token_ids)))
         key = (*part.tensors[0].shape, *(tensor.data_ptr() for tensor in part.tensors))
         if key not in self._steps:
-            if len(self._steps) == _MOST_GRAPHS:
+            if len(self._steps) == _MOST_SHAPES:
                 self._steps.clear()
             self._steps[key] = _FixedStep(self._model, part, self._capture)
         best: list[int] = self._steps[key].run(token_ids, positions, mask, part).tolist()
@@ -99,9 +82,7 @@ class GraphSteps:
 class _FixedStep:
     """A step of one shape, at one address."""
 
-    def __init__(
-        self, model: LanguageModel, cache: RowCache, capture: Callable[[Run], Run]
-    ) -> None:
+    def __init__(self, model: LanguageModel, cache: RowCache, capture: Capture | None) -> None:
         rows, columns = cache.tensors[0].shape[:2]
         device = model.device
         self._model = model
@@ -128,7 +109,7 @@ class _FixedStep:
             hidden = self._model.step(self._ids, self._positions, self._mask, fixed)
             return self._model.predict(hidden).best
 
-        if not self._ran:
+        if self._capture is None or not self._ran:
             self._ran = True
             return step()[:number]
         self._replay = self._capture(step)
@@ -152,9 +133,3 @@ class CUDACapture:
             return result
 
         return replay
-
-
-def round_up(number: int, sizes: int) -> int:
-    """Round up to one of `sizes` equally spaced sizes between two powers of two."""
-    step = max(1, (1 << max(0, (number - 1).bit_length() - 1)) // sizes)
-    return -(-number // step) * step

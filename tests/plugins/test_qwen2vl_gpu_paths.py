@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from itertools import accumulate
 
@@ -10,12 +11,13 @@ import torch
 from qwen_reference import ask, make_image
 
 from pointer_rl.types import Decoding, Request
-from pointer_rl_qwen2vl import memory, tower
+from pointer_rl_qwen2vl import attention, chunk, memory, tower
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend
 from pointer_rl_qwen2vl.checkpoint import load_checkpoint
 from pointer_rl_qwen2vl.keyvalues import HeadShape, Memory
 from pointer_rl_qwen2vl.options import Qwen2VLOptions
-from pointer_rl_qwen2vl.steps import GraphSteps
+from pointer_rl_qwen2vl.shapes import ROUNDED
+from pointer_rl_qwen2vl.steps import FixedSteps
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 GIB = 2**30
@@ -74,11 +76,39 @@ def test_a_padded_mlp_gives_the_same(tiny_qwen):
     torch.testing.assert_close(padded(hidden), mlp(hidden))
 
 
+# --- the language model's attention ---
+
+
+def test_attention_in_place_is_that_of_repeated_heads():
+    """In float64. A backend checks cuDNN's kernel when it starts; tests/gpu do too."""
+    random = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=random, dtype=torch.float64)
+
+    query, key, value = draw(2, 6, 3, 8), draw(2, 2, 5, 8), draw(2, 2, 5, 8)
+    mask = torch.zeros(2, 1, 3, 5, dtype=torch.float64)
+    mask[:, :, 0, 2:] = torch.finfo(torch.float64).min
+    found, _ = attention._attention(None, query, key, value, mask, 0.5)
+    assert found.shape == (2, 3, 6, 8)
+    for row, head, place in itertools.product(range(2), range(6), range(3)):
+        scores = 0.5 * key[row, head // 3] @ query[row, head, place] + mask[row, 0, place]
+        by_hand = scores.softmax(0) @ value[row, head // 3]
+        torch.testing.assert_close(found[row, place, head], by_hand)
+    torch.testing.assert_close(found, attention.reference(query, key, value, mask, 0.5))
+
+
+def test_a_cpu_keeps_transformers_attention(tiny_qwen):
+    model = load_checkpoint(Qwen2VLOptions(model=str(tiny_qwen("qwen2_5_vl")), device="cpu")).model
+    with attention.InPlaceAttention(model)():
+        assert model.config.get_text_config()._attn_implementation == "sdpa"
+
+
 # --- decoding steps ---
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_steps_of_few_shapes_decode_the_same(tiny_qwen, family):
+def test_passes_of_few_shapes_give_the_same(tiny_qwen, family, monkeypatch):
     """A captured graph reruns a function on the tensors that it had: so does calling it again."""
     checkpoint = load_checkpoint(Qwen2VLOptions(model=str(tiny_qwen(family)), device="cpu"))
     captured = []
@@ -91,14 +121,18 @@ def test_steps_of_few_shapes_decode_the_same(tiny_qwen, family):
         ask(make_image(seed), "what is a dog? " * seed, make_image(seed + 9, 90, 30), "this?")
         for seed in range(1, 8)
     ]
-    requests = [Request(prompt, Decoding(max_new_tokens=9)) for prompt in prompts]
+    prompts += [ask(make_image(1), "what is a dog? ", make_image(seed), "a?") for seed in (2, 3)]
+    asked = Decoding(max_new_tokens=9)
+    requests = [Request(prompt, asked, ("red cat", "red dog")) for prompt in prompts]
     expected = sorted(Qwen2VLBackend(checkpoint).run(requests))
+    monkeypatch.setattr(chunk, "EXACT", ROUNDED)
     backend = Qwen2VLBackend(checkpoint)
-    backend._shared._model._steps = GraphSteps(backend._shared._model._model, capture)
+    chunks = backend._shared._model
+    chunks._steps = FixedSteps(chunks._model, ROUNDED, capture)
     for _ in range(2):
-        assert [(index, result.text) for index, result in sorted(backend.run(requests))] == [
-            (index, result.text) for index, result in expected
-        ]
+        for (_, mine), (_, other) in zip(sorted(backend.run(requests)), expected, strict=True):
+            assert (mine.text, mine.usage) == (other.text, other.usage)
+            assert mine.score_logprobs == pytest.approx(other.score_logprobs, rel=1e-4)
     assert captured
 
 

@@ -19,7 +19,7 @@ from pointer_rl_qwen2vl.inputs import PromptEncoder
 from pointer_rl_qwen2vl.language import Piece
 from pointer_rl_qwen2vl.options import Qwen2VLOptions
 from pointer_rl_qwen2vl.planning import AnswerTree, find_prefixes, lay_out
-from pointer_rl_qwen2vl.steps import EagerSteps, GraphSteps, round_up
+from pointer_rl_qwen2vl.shapes import EXACT, ROUNDED, Shapes
 from pointer_rl_qwen2vl.vision import Features
 
 # Few symbols, so that much is shared; negative ones are images.
@@ -162,14 +162,14 @@ def test_a_tokenizer_that_looks_across_its_special_tokens_is_given_whole_prompts
     sizes=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30)), min_size=1, max_size=20),
     room=st.integers(0, 8),
     limits=st.builds(Limits, batch=st.integers(1, 200), cache=st.integers(1, 400)),
-    steps=st.sampled_from([EagerSteps(None), GraphSteps(None, capture=lambda run: run)]),
+    shapes=st.sampled_from([EXACT, ROUNDED]),
 )
-def test_groups_hold_each_row_once_and_fit_into_the_cache(sizes, room, limits, steps):
+def test_groups_hold_each_row_once_and_fit_into_the_cache(sizes, room, limits, shapes):
     pieces = [
         Piece(lay_out([1] * length, 0, {}.__getitem__, -1), np.arange(prefix))
         for prefix, length in sizes
     ]
-    groups = chunk._groups(pieces, room, limits, steps)
+    groups = chunk._groups(pieces, room, limits, shapes)
     assert sorted(row for group in groups for batch in group for row in batch) == [
         *range(len(pieces))
     ]
@@ -180,7 +180,7 @@ def test_groups_hold_each_row_once_and_fit_into_the_cache(sizes, room, limits, s
             assert len(batch) == 1 or len(batch) * max(lengths) <= limits.batch
             columns = max(columns, room + max(prefixes) + max(lengths))
             rows += len(batch)
-        cache_rows, cache_columns = chunk._cache_size(pieces, group, room, steps)
+        cache_rows, cache_columns = chunk._cache_size(pieces, group, room, shapes)
         assert cache_rows >= rows
         assert cache_columns >= columns
         assert rows == 1 or cache_rows * cache_columns <= limits.cache
@@ -188,8 +188,8 @@ def test_groups_hold_each_row_once_and_fit_into_the_cache(sizes, room, limits, s
 
 @given(number=st.integers(1, 10**6), sizes=st.sampled_from([1, 2, 4, 8]))
 def test_shapes_are_rounded_up_to_a_few_sizes(number, sizes):
-    rounded = round_up(number, sizes)
-    assert number <= rounded < number * (1 + 1 / sizes) + 1
-    assert round_up(rounded, sizes) == rounded
-    octave = [round_up(each, sizes) for each in range(513, 1025)]
+    round_up = Shapes(rows_per_octave=sizes).rows
+    assert number <= round_up(number) < number * (1 + 1 / sizes) + 1
+    assert round_up(round_up(number)) == round_up(number)
+    octave = [round_up(each) for each in range(513, 1025)]
     assert len(set(octave)) == sizes
