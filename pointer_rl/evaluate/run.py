@@ -44,7 +44,12 @@ from pointer_rl.selectors.bundle import (
     seed_folders,
     update_evaluation,
 )
-from pointer_rl.session.journal import AlreadyFinished, Journal, check_same_run
+from pointer_rl.session.journal import (
+    AlreadyFinished,
+    Journal,
+    check_same_run,
+    earlier_meta,
+)
 from pointer_rl.session.judge import Trial
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.proposing import random_source
@@ -133,7 +138,9 @@ def run_evaluation(run: EvaluateRun, observer: Observer = Observer()) -> Evaluat
     the file is this one's.
     """
     recorded_in = _primary_bundles(run) if run.record else []
-    session = Session(replace(run.session, limit=None), observer)
+    path = None if run.overwrite else run.output_path
+    earlier = {} if path is None else earlier_meta(path)
+    session = Session(replace(run.session, limit=None), observer, earlier)
     policies = {name: open_policy(path, run.session.device) for name, path in run.policies.items()}
     try:
         evaluation = evaluate(

@@ -18,7 +18,7 @@ from pointer_rl.generate.summary import Summary
 from pointer_rl.records.formats import open_writer, stream_records
 from pointer_rl.records.shards import WINDOW, Shard
 from pointer_rl.session.candidates import CandidateJob
-from pointer_rl.session.journal import Journal
+from pointer_rl.session.journal import Journal, earlier_meta
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.proposing import Dedup
 from pointer_rl.session.resolve import describe_policy
@@ -79,7 +79,8 @@ def prepare(
 
     Raises PointerRLError for anything that is missing or does not fit.
     """
-    session = Session(run.session, observer)
+    earlier = {} if run.overwrite else earlier_meta(run.output_path)
+    session = Session(run.session, observer, earlier)
     generators = {each.name: each for each in run.generators}
     described = [each.configure("generator").describe() for each in generators.values()]
     if not generators:

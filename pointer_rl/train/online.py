@@ -30,7 +30,7 @@ from pointer_rl.registry import registry
 from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.selectors.bundle import DataFile
 from pointer_rl.session.candidates import CandidateJob
-from pointer_rl.session.journal import Journal
+from pointer_rl.session.journal import Journal, earlier_meta
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.resolve import describe_policy
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
@@ -116,7 +116,8 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
     if run.config.per_query_pool:
         raise InputError("--own-pools: online learning proposes from the whole pool")
     most = _most_pointers(run)
-    session = Session(run.session, observer)
+    earlier = {} if run.output.overwrite else earlier_meta(_round_path(run, 1))
+    session = Session(run.session, observer, earlier)
     executor: Executor = run.executor.configure("executor").create()
     session.check_answers(session.queries)
     embeddings, pool = session.embeddings(session.dataset.queries)
@@ -170,7 +171,7 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
         of_round = replace(run.config, rce_epochs=online.rce_epochs, grpo_epochs=online.grpo_epochs)
         known = set() if groups is None else set(groups.ids)
         for number in range(1, online.rounds + 1):
-            path = run.output.folder / ROUNDS / f"round-{number:02}.json"
+            path = _round_path(run, number)
             before = path.exists()
             if not before:
                 queries = _round_queries(session, run, number, known)
@@ -260,6 +261,10 @@ def _most_pointers(run: OnlineRun) -> int:
             "pointers a query: raise --max-calls, or lower --rounds"
         )
     return most
+
+
+def _round_path(run: OnlineRun, number: int) -> Path:
+    return run.output.folder / ROUNDS / f"round-{number:02}.json"
 
 
 def _generator(run: OnlineRun, knows: bool) -> PluginRef:
