@@ -18,9 +18,11 @@ from typing import Any
 from torch import Tensor
 
 from pointer_rl.datasets.embed import digest_ids
+from pointer_rl.devices import default_window
 from pointer_rl.errors import InputError
 from pointer_rl.records.provenance import CHOICES, choices_of
 from pointer_rl.records.records import check_query_id
+from pointer_rl.records.shards import window_of
 from pointer_rl.registry import ConfiguredEntry, registry
 from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.session.cache import ResponseCache
@@ -82,7 +84,7 @@ class Session:
         observer: Observer = Observer(),
         earlier: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """earlier: `_meta` of the run that is continued; what its backend chose holds again."""
+        """earlier: `_meta` of the run that is continued; what its machine decided holds again."""
         self.options = options
         self.observer = observer
         self.dataset_plugin = options.dataset.configure("dataset")
@@ -93,6 +95,7 @@ class Session:
         limit, queries = options.limit, self.dataset.queries
         self.queries: Sequence[Example] = queries if limit is None else queries[:limit]
         self.metric: Metric = self._metric_plugin.create()
+        self._window = window_of(earlier) if "window" in earlier else None
         self._backend = self._complete_backend()
         self._backend_plugin = self._backend.configure("backend")
         self.chosen: dict[str, Any] = {
@@ -121,6 +124,14 @@ class Session:
                 )
             options["model"] = self.dataset.companions.model
         return PluginRef(name, options)
+
+    @property
+    def window(self) -> int:
+        """Queries asked together if the user does not say: as the run began, or by the device."""
+        if self._window is not None:
+            return self._window
+        device = self._backend.options.get("device", self.options.device)
+        return default_window(str(device or "auto"))
 
     # --- embeddings and policies ---
 

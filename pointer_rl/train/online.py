@@ -25,7 +25,6 @@ import pointer_rl_schemas
 from pointer_rl.datasets.leakage import AllowedRows, image_content
 from pointer_rl.errors import InputError
 from pointer_rl.records.fields import has_failed
-from pointer_rl.records.shards import WINDOW
 from pointer_rl.registry import registry
 from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.selectors.bundle import DataFile
@@ -310,7 +309,7 @@ def _ask_round(
         **job.described_shots,
         "seed": job.seed,
         "dedup": job.dedup,
-        "window": WINDOW,
+        "window": session.window,
         "score_answers": job.score_answers,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -318,7 +317,9 @@ def _ask_round(
         asked: list[Mapping[str, Any]] = []
         wave = range(min(calls // most, len(job.queries)))
         while wave:
-            deque(run_windows(job, WINDOW, executor, session, journal, queries=wave), maxlen=0)
+            deque(
+                run_windows(job, session.window, executor, session, journal, queries=wave), maxlen=0
+            )
             which = np.isin(np.arange(len(job.queries)), wave)
             for record in journal.records(which):
                 asked += record["pointer_candidates"]

@@ -1,16 +1,18 @@
-"""What a backend chooses by its machine is recorded, and a resumed run gives it back."""
+"""What the machine decides (windows, a backend's choices) is recorded; a resumed run keeps it."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import pickle
+import re
 from dataclasses import dataclass
 
 import pytest
 from cli.conftest import install_plugin
 
 from pointer_rl.beams import run as beams_run
+from pointer_rl.devices import default_window
 from pointer_rl.records.merge import merge_files
 from pointer_rl.session.cache import default_store
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
@@ -18,10 +20,10 @@ from pointer_rl.types import Response
 
 
 class Machine:
-    """The machine that backends are made on: its memory, and the trial at which a run is killed."""
+    """What a run is on: memory, queries in a window, and the trial at which it is interrupted."""
 
     def __init__(self) -> None:
-        self.memory = 64
+        self.memory, self.window = 64, 3
         self.made: list[Sized] = []
         self.interrupt(None)
 
@@ -68,13 +70,13 @@ def machine(world, monkeypatch):
         ),
     )
     monkeypatch.setattr(beams_run, "TRIALS_TOGETHER", 2 * (1 + 8 * 5))  # windows of two queries
-    monkeypatch.setattr("pointer_rl.evaluate.run.WINDOW", 3)
+    monkeypatch.setattr("pointer_rl.session.session.default_window", lambda device: machine.window)
     return machine
 
 
 COMMANDS = {
     "generate": (
-        *("--window", "3", "--score-answers", "--no-store"),
+        *("--score-answers", "--no-store"),
         *("--num-beams", "0", "--num-samples-per-temp", "0", "--num-random", "3"),
     ),
     "beams": ("--no-store",),
@@ -120,12 +122,13 @@ def test_a_resumed_run_uses_what_the_first_machine_chose(run, machine, command):
     meta = meta_of(command, whole)
     assert meta["backend_choices"] == {"memory": 64}
     assert meta["backend"]["options"] == {"memory": None}
+    assert meta.get("window") == {"generate": 3, "train": 3}.get(command)
     default_store().unlink(missing_ok=True)
     # After the first window, or in the second round.
     machine.interrupt(at={"beams": 100, "evaluate": 40}.get(command, 20))
     assert run(command)[0].exit_code == 130
     machine.interrupt(at=None)
-    machine.memory = 8
+    machine.memory, machine.window = 8, 2
     result, resumed = run(command)
     assert result.exit_code == 0, result.output
     assert machine.made[-1].given == 64
@@ -149,10 +152,43 @@ def test_an_option_given_by_the_user_wins_and_the_run_goes_on(run, machine):
 
 def test_a_finished_run_is_the_same_run_on_another_machine(run, machine):
     _, once = run("generate")
-    machine.memory = 8
+    machine.memory, machine.window = 8, 2
     result, again = run("generate")
     assert "finished before" in result.stdout
     assert again == once
+
+
+def test_the_plan_says_what_was_chosen(run, machine):
+    result, _ = run("generate", "--plan")
+    assert re.search(r"^window +3 +queries asked together$", result.stdout, re.MULTILINE)
+    assert "\nthe backend chose memory=64\n" in result.stdout
+    machine.interrupt(at=20)
+    assert run("generate")[0].exit_code == 130
+    machine.interrupt(at=None)
+    machine.memory, machine.window = 8, 2
+    result, _ = run("generate", "--plan")
+    assert re.search(r"^window +3 ", result.stdout, re.MULTILINE), "as the run began"
+    assert "\nthe backend chose memory=64\n" in result.stdout
+    result, content = run("generate", "--window", "2")
+    assert "window: 3, now 2" in result.stderr
+    assert content is None
+
+
+def test_a_shard_names_its_window(run, machine):
+    result, content = run("generate", "--shard", "1/2")
+    assert result.exit_code == 2
+    assert "shard 1/2: give the same --window to all shards" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert content is None
+
+
+def test_the_window_is_larger_where_there_is_a_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert default_window("auto") == default_window("cpu") == 128
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert default_window("auto") == default_window("cuda:0") == 1024
+    assert default_window("cpu") == 128
 
 
 def test_a_copy_of_the_session_is_given_what_was_chosen(world, machine):
@@ -176,7 +212,7 @@ def test_shards_of_machines_that_chose_otherwise_merge(run, machine, world):
     made = []
     for number, memory in ((1, 64), (2, 8)):
         machine.memory = memory
-        run("generate", "--shard", f"{number}/2", output=f"part{number}")
+        run("generate", "--window", "3", "--shard", f"{number}/2", output=f"part{number}")
         made.append(world.folder / f"part{number}" / "made.json")
     target = world.folder / "merged.json"
     merge_files(made, target)
