@@ -1,7 +1,7 @@
 """How many CPU threads torch uses while a model runs: one for small models.
 
 The threads of a small model mostly wait for each other, and on a machine that does anything else
-they wait long (docs/explanation/engine.md has figures). Outside the model's run torch keeps its own
+they wait long (figures: docs/explanation/engine.md). Outside the model's run torch keeps its own
 number, so that loading a backend changes nothing that is trained in the same process.
 """
 
