@@ -38,8 +38,13 @@ class Qwen2VLOptions:
     GPU a power of two that fits its free memory."""
     cuda_graphs: bool = True
     """Whether engine=shared runs decoding steps on a GPU as CUDA graphs."""
+    threads: int | None = None
+    """CPU threads of torch while the model runs; by default one for a model of fewer than 20
+    million parameters, else torch's own number. OMP_NUM_THREADS, if set, is the default."""
 
     def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError("threads must be at least 1")
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise ValueError("batch_tokens must be at least 1")
         if self.cache_gib is not None and not 0 < self.cache_gib < math.inf:

@@ -42,7 +42,7 @@ from PIL import Image
 
 from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.datasets.leakage import AllowedRows
-from pointer_rl.records.shards import WINDOW
+from pointer_rl.devices import default_window
 from pointer_rl.registry import registry
 from pointer_rl.session.proposing import propose
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
@@ -55,6 +55,7 @@ from pointer_rl_qwen2vl.options import Qwen2VLOptions
 from pointer_rl_qwen2vl.patches import PatchCache
 from pointer_rl_qwen2vl.tower import VisionTower
 
+WINDOW = default_window("cpu")
 SHOTS = 2
 SIDE = 224
 """Pixels along a side of an enlarged image."""
