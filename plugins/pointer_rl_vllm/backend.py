@@ -173,7 +173,7 @@ class VLLMBackend:
             asked = part.asked
             if asked.failure is not None:
                 continue
-            decoding, answer = asked.request.decoding, ()
+            decoding, answer = asked.request.decoding, list[int]()
             if part.answer is not None:
                 decoding, answer = None, asked.answers[part.answer]
             try:

@@ -1,6 +1,6 @@
 """vLLM's engine, in this process. This is the only module that imports vLLM.
 
-vLLM reads the variables below when it is imported or starts. Where the user has set them, they stay.
+vLLM reads the variables below when it is imported or starts. What the user has set stays.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def _explain(error: Exception) -> str:
-    """The first line of an error's message; of a validation error of pydantic, its first finding."""
+    """The first line of an error's message, or the first finding of pydantic's validation."""
     errors = getattr(error, "errors", None)
     if callable(errors):
         return str(errors()[0]["msg"])

@@ -58,7 +58,9 @@ def compare(mine: Sequence[Response], theirs: Sequence[Response]) -> str:
     return f"{same:,} of {len(mine):,} texts equal{scores}"
 
 
-def measure(name: str, backend: VQABackend, windows: Windows, local: dict[str, list[Response]]) -> None:
+def measure(
+    name: str, backend: VQABackend, windows: Windows, local: dict[str, list[Response]]
+) -> None:
     """Print a line of figures for each kind of trial. Fills `local` if it is empty."""
     warm = [replace(windows[0][0], score=("a",))]
     ask(backend, [warm])
@@ -68,7 +70,10 @@ def measure(name: str, backend: VQABackend, windows: Windows, local: dict[str, l
             asked = [[replace(each, score=()) for each in window] for window in windows]
         (responses, first), (_, again) = ask(backend, asked), ask(backend, asked)
         parity = compare(responses, local.setdefault(kind, responses))
-        print(f"{name:<20} {kind:<11} {first:7.1f} trials/s, repeat {again:7.1f}; {parity}", flush=True)
+        print(
+            f"{name:<20} {kind:<11} {first:7.1f} trials/s, repeat {again:7.1f}; {parity}",
+            flush=True,
+        )
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from pointer_rl.options import build_options
 from pointer_rl.registry import registry
 from pointer_rl_openai import create_backend
 from pointer_rl_openai.options import OpenAIOptions
-from pointer_rl_openai.server import Address, server_address
+from pointer_rl_openai.server import Address, server_addresses
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,8 @@ def test_options_that_make_no_sense_are_refused_without_repeating_a_key(options,
 
 def test_the_address_is_the_options_else_the_environments_else_openais(monkeypatch):
     def address(**options: str) -> str:
-        return server_address(OpenAIOptions(**options)).base_url
+        [found] = server_addresses(OpenAIOptions(**options))
+        return found.base_url
 
     with pytest.raises(InputError, match="no server is named"):
         address()
