@@ -2,7 +2,7 @@
 
     .venv-vllm/bin/python tests/benchmarks/bench_vllm.py [QUERIES] [--server]
 
-It needs the environment of tests/vllm/setup.sh; elsewhere it says so and ends. The trials are those
+It needs the environment of tests/with_vllm/setup.sh; elsewhere it says so and ends. The trials are those
 of bench_engine.py on the glyph model (128 queries make 1,333). They are asked without answers to
 score, once and once more, then in the same way with the annotators' answers to score. Windows are
 generate's. Each first time, the backend has seen nothing of what it is asked; vLLM's own start and
@@ -31,7 +31,7 @@ from pointer_rl.registry import registry
 from pointer_rl.session.caching import run_checked
 from pointer_rl.types import Request, Response, VQABackend
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "vllm"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "with_vllm"))
 Windows = Sequence[Sequence[Request]]
 
 
@@ -79,7 +79,7 @@ def measure(
 def main() -> None:
     """Measure, print."""
     if find_spec("vllm") is None:
-        print("bench_vllm: needs the environment of tests/vllm/setup.sh; nothing was measured")
+        print("bench_vllm: needs the environment of tests/with_vllm/setup.sh; nothing was measured")
         return
     arguments = [each for each in sys.argv[1:] if each != "--server"]
     session = bench_engine.session(int(arguments[0]) if arguments else 128)

@@ -11,6 +11,6 @@ $pip uninstall --quiet --yes torchaudio torchcodec
 # A torchvision built for CUDA defines its operators in a library that a CPU cannot load. vLLM's
 # Qwen2.5-VL imports it for its Python functions alone, so the schemas of two operators suffice.
 if ! $python -c 'import torchvision' 2>/dev/null; then
-    $python tests/vllm/declare_operators.py
+    $python tests/with_vllm/declare_operators.py
     $python -c 'import torchvision'
 fi

@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 
 DECLARE = """\
-for _name in ("nms", "qnms"):  # declared by pointer-rl's tests/vllm/setup.sh
+for _name in ("nms", "qnms"):  # declared by pointer-rl's tests/with_vllm/setup.sh
     torch.library.define(
         f"torchvision::{_name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
     )
