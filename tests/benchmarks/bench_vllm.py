@@ -2,12 +2,13 @@
 
     .venv-vllm/bin/python tests/benchmarks/bench_vllm.py [QUERIES] [--server]
 
-It needs the environment of tests/with_vllm/setup.sh; elsewhere it says so and ends. The trials are those
-of bench_engine.py on the glyph model (128 queries make 1,333). They are asked without answers to
-score, once and once more, then in the same way with the annotators' answers to score. Windows are
-generate's. Each first time, the backend has seen nothing of what it is asked; vLLM's own start and
-its first, compiling step are not timed. With --server, the openai backend asks a vLLM server that is
-started with the commands of docs/how-to/servers.md.
+It needs the environment of tests/with_vllm/setup.sh. The trials are those of bench_engine.py on the
+glyph model, in windows as `generate` runs them. They are asked without answers to score, and once
+more; then both times with the annotators' answers. The first time, images and prefixes are in no
+cache. What is not timed: the start, and one request before it, for which vLLM compiles.
+
+With --server, the backend openai asks a vLLM server on this machine, started as in
+docs/how-to/servers.md; else the backend vllm runs.
 
 Texts and log-probabilities are compared with those of qwen2vl (engine=shared).
 """

@@ -39,6 +39,8 @@ def connect(server: FaultServer, **options: object):
         ({"base_url": "http://a:99999/v1"}, "must be an http"),
         ({"base_url": "http://[::1/v1"}, "must be an http"),
         ({"base_url": "http://a b/v1"}, "must be an http"),
+        ({"base_url": "http://a/v1,"}, "must be an http"),
+        ({"base_url": "http://a/v1, http://a/v1/"}, "names a server twice"),
         ({"base_url": "http://me:SECRET@host/v1"}, "api_key_env"),
         ({"base_url": "http://host/v1?key=SECRET"}, "api_key_env"),
         ({"api_key_env": "sk-SECRET"}, "not the key"),

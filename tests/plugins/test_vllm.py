@@ -1,4 +1,4 @@
-"""The vllm plugin's own logic, over a hand-written engine. tests/with_vllm runs it over vLLM itself."""
+"""The vllm plugin's own logic over a hand-written engine; tests/with_vllm has vLLM itself."""
 
 from __future__ import annotations
 
