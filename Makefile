@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-faults lint format bench bench-learning docs site wheel-smoke clean help
+.PHONY: demo test test-all test-faults test-vllm bench-vllm lint format bench bench-learning docs site wheel-smoke clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -46,6 +46,19 @@ test-all: $(DEV)  ## the default suite with the slow tests
 test-faults: $(DEV)  ## a hundred kills of generate, and those of train
 	POINTER_RL_KILLS=100 $(BIN)/python -m pytest -q tests/e2e/test_generate_kills.py tests/e2e/test_train_kills.py
 
+# An environment of its own: vLLM pins another version of transformers. Warnings are vLLM's.
+VLLM := .venv-vllm
+$(VLLM)/.ready: pyproject.toml tests/with_vllm/setup.sh
+	PYTHON=$(PYTHON) sh tests/with_vllm/setup.sh
+	touch $@
+
+test-vllm: $(VLLM)/.ready  ## the vllm backend, and openai against a server, with vLLM's CPU build
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -W default tests/with_vllm tests/plugins/test_vllm.py
+
+bench-vllm: $(VLLM)/.ready  ## parity and speed of vLLM, in this process and as a server
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python tests/benchmarks/bench_vllm.py
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python tests/benchmarks/bench_vllm.py --server
+
 lint: $(DEV)  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -71,4 +84,4 @@ wheel-smoke: $(DEV)  ## build the wheel, install it elsewhere, run it from anoth
 	sh tests/wheel_smoke.sh
 
 clean:
-	rm -rf $(VENV) dist build site demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) dist build site demo .pytest_cache .mypy_cache .ruff_cache

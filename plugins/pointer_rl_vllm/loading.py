@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def load_backend(options: VLLMOptions) -> VLLMBackend:
             "min_pixels": options.min_pixels,
             "max_pixels": options.max_pixels,
             "vllm": VERSION,
+            "torchvision": _version("torchvision"),  # vLLM may resize images with it.
         },
     )
     return VLLMBackend(VLLMEngine(llm, encoder.stop_ids), encoder, fingerprint)
@@ -76,6 +78,13 @@ def _arguments(options: VLLMOptions) -> dict[str, Any]:
     if block_size is not None:
         arguments["block_size"] = block_size
     return arguments
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _chat_template(folder: Path, tokenizer: Any, option: str | None) -> str:

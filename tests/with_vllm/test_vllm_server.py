@@ -19,9 +19,6 @@ from pointer_rl.registry import registry
 from pointer_rl.types import BackendError, Decoding
 from pointer_rl_glyphs.dataset import MODEL_DIR
 
-# vLLM's and torch's own, of which nothing follows here.
-pytestmark = pytest.mark.filterwarnings("default")
-
 
 @pytest.fixture(scope="module")
 def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
