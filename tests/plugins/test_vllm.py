@@ -165,18 +165,18 @@ def test_an_answer_and_scores_come_together():
 
 @pytest.mark.parametrize("plausible", [False, True])
 def test_a_score_whose_tokens_were_cached_is_asked_again_without_the_cache(plausible):
-    """Answers of all lengths, so that blocks end before, at and after the answer's start."""
+    """Of several lengths: blocks end before, at and after the answer's start."""
     engine = RuleEngine(plausible=plausible)
     scored = tuple("light blue"[:length] for length in range(11))
     backend = make(engine)
-    for prompt in (ONE, TWO):
+    prompts = [ONE, *(ask("a dog?" + "a" * length) for length in range(5))]
+    for prompt in prompts:
         expected = [naive_score(engine, prompt, each) for each in scored]
         for _ in range(2):
             [result] = answers(backend, Request(prompt, GREEDY, scored))
             assert result.score_logprobs == pytest.approx(expected)
     assert engine.scored.count(False) > 4
-    # What is not cached, or only the prompt, is read at once.
-    assert engine.scored.count(True) == 4 * len(scored)
+    assert engine.scored.count(True) == 2 * len(prompts) * len(scored)
 
 
 def test_rows_of_other_tokens_are_no_score():

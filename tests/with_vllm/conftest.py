@@ -1,8 +1,9 @@
-"""Makes the benchmarks' modules importable (they have the trials of `generate`), and saves memory."""
+"""Makes modules importable: the benchmarks', which have the trials of `generate`, and this folder's."""
 
 import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB, of each engine.
+FOLDER = Path(__file__).parent
+sys.path += [str(FOLDER), str(FOLDER.parent / "benchmarks")]
+os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB, of each engine that a test starts.
