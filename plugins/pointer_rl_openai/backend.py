@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
 
 from pointer_rl.errors import InputError
 from pointer_rl.local.stop_strings import find_stop
@@ -219,9 +218,8 @@ def _parts_of(prompt: Prompt) -> tuple[str, ...]:
 
 def _beginning_of(prompt: Prompt) -> tuple[str, ...]:
     """The parts of a prompt up to its first image. Raises InputError."""
-    images = {image.key for image in prompt.images[:1]}
-    parts = _parts_of(prompt)
-    return tuple(takewhile(lambda part: part not in images, parts)) + tuple(images)
+    texts = [isinstance(part, str) for message in prompt.messages for part in message.parts]
+    return _parts_of(prompt)[: texts.index(False) + 1 if False in texts else None]
 
 
 @asynccontextmanager
