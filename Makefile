@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-faults test-vllm bench-vllm lint format bench bench-learning docs site wheel-smoke clean help
+.PHONY: demo test test-all test-faults test-oldest test-newest test-vllm lint format bench bench-gpu bench-vllm bench-learning docs site wheel-smoke clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -46,6 +46,24 @@ test-all: $(DEV)  ## the default suite with the slow tests
 test-faults: $(DEV)  ## a hundred kills of generate, and those of train
 	POINTER_RL_KILLS=100 $(BIN)/python -m pytest -q tests/e2e/test_generate_kills.py tests/e2e/test_train_kills.py
 
+# The suites of what runs a model here, in .venv-oldest with the oldest transformers that
+# pyproject.toml allows (whose own warnings are no faults of ours), or in .venv-newest.
+PIN_oldest = $(shell sed -n 's/.*"\(transformers\)>=\(.*\)",/\1==\2/p' pyproject.toml)
+PIN_newest = transformers
+LOCAL_SUITES = $(foreach each,qwen2vl hf_backend hf_loading flamingo clip,tests/plugins/test_$(each)*.py)
+
+.venv-%/.ready: pyproject.toml constraints.txt
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -e '.[dev]' \
+	    '$(PIN_$*)' $$(grep '^torch=' constraints.txt)
+	touch $@
+
+test-oldest:  ## the model suites on the oldest transformers that we allow, in its own environment
+test-newest:  ## the same on the newest
+test-oldest test-newest: test-%: .venv-%/.ready
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q --numprocesses auto --maxprocesses 8 \
+	    --dist loadfile -W ignore::FutureWarning $(LOCAL_SUITES)
+
 # An environment of its own: vLLM pins another version of transformers. Warnings are vLLM's.
 VLLM := .venv-vllm
 $(VLLM)/.ready: pyproject.toml tests/with_vllm/setup.sh
@@ -71,6 +89,10 @@ format: $(DEV)
 bench: $(DEV)  ## benchmarks, each against a baseline in the same run
 	@for each in tests/benchmarks/bench_*.py; do echo "== $$each"; $(BIN)/python $$each || exit 1; done
 
+bench-gpu: $(DEV)  ## tests and benchmark of the qwen2vl engines on a GPU (eight minutes)
+	$(BIN)/python -m pytest -q tests/gpu
+	$(BIN)/python tests/benchmarks/gpu.py
+
 bench-learning: $(DEV)  ## what learning is worth on glyphs, three worlds (hours; goes on where it stopped)
 	$(BIN)/python tests/benchmarks/learning.py runs/learning
 
@@ -84,4 +106,4 @@ wheel-smoke: $(DEV)  ## build the wheel, install it elsewhere, run it from anoth
 	sh tests/wheel_smoke.sh
 
 clean:
-	rm -rf $(VENV) $(VLLM) dist build site demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest $(VLLM) dist build site demo .pytest_cache .mypy_cache .ruff_cache

@@ -34,6 +34,14 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def default_window(name: str) -> int:
+    """Queries that a run asks together on a device: 128 on a CPU; a GPU needs more to be filled.
+
+    Raises InputError as `resolve_device` does.
+    """
+    return 128 if resolve_device(name).type == "cpu" else 1024
+
+
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the named dtype; `auto` is float32 on a CPU, else bfloat16."""
     if name == "auto":

@@ -193,6 +193,10 @@ class VQABackend(Protocol):
 
     Optional: `CountingBackend`, `PricedBackend`, and `batch_invariant = True` if responses are
     bit-identical however requests are batched. An interrupted run then keeps partial results.
+    A backend that sets options of its own by the machine it runs on (how much memory to use, say)
+    has `chosen`, a mapping of those that the user did not give to their values (int, float, str).
+    They are recorded, and a resumed run gives them to the backend as options. They must not decide
+    a response beyond its last digits, and are not in the fingerprint.
     """
 
     fingerprint: str

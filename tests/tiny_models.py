@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from packaging.version import Version
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 __all__ = ["FAMILIES", "NEEDED", "make_tiny_model"]
@@ -487,6 +488,8 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
 
 NEEDED = {"smolvlm": "num2words", "mistral3": "torchvision"}
 """Packages without which a family's processor cannot be loaded."""
+if Version(transformers.__version__) < Version("5.23"):
+    NEEDED["gemma4"] = "torchvision"
 
 
 def make_tiny_model(folder: Path, family: str, seed: int = 0) -> Path:

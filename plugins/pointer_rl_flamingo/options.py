@@ -26,7 +26,12 @@ class FlamingoOptions:
     batch_tokens: int | None = None
     """Tokens that go through the model together (by default 1,024 on a CPU, else 16,384); halved
     by itself where memory runs out."""
+    threads: int | None = None
+    """CPU threads of torch while the model runs; by default one for a model of fewer than 20
+    million parameters, else torch's own number. OMP_NUM_THREADS, if set, is the default."""
 
     def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError("threads must be at least 1")
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise ValueError("batch_tokens must be at least 1")

@@ -124,8 +124,10 @@ def _load_processor(folder: Path) -> Any:
                 folder, backend="pil", trust_remote_code=False
             )
     except (*LOADING_ERRORS, ImportError) as error:
+        # transformers may name the package in the cause alone.
+        said = f"{error} {error.__cause__}".lower()
         for package in _OPTIONAL_PACKAGES:
-            if package in str(error).lower() and importlib.util.find_spec(package) is None:
+            if package in said and importlib.util.find_spec(package) is None:
                 raise MissingExtraError(package, f"the processor of {folder}") from error
         raise InputError(f"{folder}: cannot load the processor ({first_line(error)})") from error
     for part in ("tokenizer", "image_processor"):

@@ -193,7 +193,8 @@ class HFModel:
         ]
         begin = self._tokenizer.bos_token
         padding = {} if padding_side is None else {"padding": True, "padding_side": padding_side}
-        with _refusing("the processor refuses the prompt"):
+        # Code of many authors: on text that it does not expect it raises anything (StopIteration).
+        with _refusing("the processor refuses the prompt", (Exception,)):
             features = self._processor(
                 text=texts,
                 images=images if any(images) else None,
@@ -232,9 +233,12 @@ class HFModel:
 
 
 @contextmanager
-def _refusing(what: str) -> Iterator[None]:
-    """Turn the exceptions of processors and models that refuse a prompt into InputError."""
+def _refusing(
+    what: str,
+    kinds: tuple[type[Exception], ...] = (ValueError, TypeError, LookupError, AttributeError),
+) -> Iterator[None]:
+    """Turn exceptions with which a prompt is refused (by default, a model's) into InputError."""
     try:
         yield
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
+    except kinds as error:
         raise InputError(f"{what}: {first_line(error)}") from error

@@ -34,7 +34,11 @@ def create_backend(options: Qwen2VLOptions) -> Qwen2VLBackend:
     from pointer_rl_qwen2vl.checkpoint import load_checkpoint
 
     return Qwen2VLBackend(
-        load_checkpoint(options), engine=options.engine, batch_tokens=options.batch_tokens
+        load_checkpoint(options),
+        engine=options.engine,
+        batch_tokens=options.batch_tokens,
+        cache_gib=options.cache_gib,
+        cuda_graphs=options.cuda_graphs,
     )
 
 

@@ -10,6 +10,7 @@ from pointer_rl.local.batching import LocalBackend, Result, by_decoding, default
 from pointer_rl.types import Count, Request
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.inputs import PromptEncoder
+from pointer_rl_qwen2vl.memory import check_cache_gib, choose_cache_gib
 from pointer_rl_qwen2vl.patches import PatchCache
 from pointer_rl_qwen2vl.plain import PlainModel
 from pointer_rl_qwen2vl.shared import SharedEngine, count_tokens
@@ -24,8 +25,13 @@ class Qwen2VLBackend:
         *,
         engine: Literal["shared", "plain"] = "shared",
         batch_tokens: int | None = None,
+        cache_gib: float | None = None,
+        cuda_graphs: bool = True,
     ) -> None:
-        """Raises InputError for a model that the engine cannot run."""
+        """For the arguments see `Qwen2VLOptions`.
+
+        Raises InputError for a model that the engine cannot run.
+        """
         self.fingerprint = checkpoint.fingerprint
         self._image_token_id = checkpoint.image_token_id
         self._encoder = PromptEncoder(checkpoint)
@@ -39,8 +45,22 @@ class Qwen2VLBackend:
             advice="use a smaller max_pixels, fewer demonstrations or fewer beams",
         )
         self._shared: SharedEngine | None = None
+        self.chosen: dict[str, int | float | str] = {}
         if engine == "shared":
-            self._shared = SharedEngine(checkpoint, self._patches, batch_tokens)
+            device = checkpoint.model.device
+            if cache_gib is None:
+                cache_gib = choose_cache_gib(device)
+                if device.type != "cpu":
+                    self.chosen["cache_gib"] = cache_gib
+            else:
+                check_cache_gib(cache_gib, device)
+            self._shared = SharedEngine(
+                checkpoint,
+                self._patches,
+                batch_tokens=batch_tokens,
+                cache_gib=cache_gib,
+                graphs=cuda_graphs,
+            )
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
         """Answer each request once as (its index, its result), one decoding after the other."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +19,9 @@ from pointer_rl_qwen2vl.keyvalues import HeadShape, Memory, PrefixStore, RowCach
 from pointer_rl_qwen2vl.language import OVERFLOWED, LanguageModel, Piece
 from pointer_rl_qwen2vl.planning import AnswerTree, Layout, find_prefixes, lay_out
 from pointer_rl_qwen2vl.rows import Row, RowResult
+from pointer_rl_qwen2vl.shapes import EXACT, ROUNDED, Shapes
+from pointer_rl_qwen2vl.steps import CUDACapture, FixedSteps, GrowingSteps, Steps
+from pointer_rl_qwen2vl.transfer import to_device
 from pointer_rl_qwen2vl.vision import Features
 
 MIN_SAVING = 16
@@ -59,12 +63,20 @@ _NO_PREFIX = _Prefix(np.zeros(0, dtype=np.int64), 0)
 class ChunkModel:
     """Runs chunks of rows through the model."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, limits: Limits, *, graphs: bool) -> None:
+        """`limits` may be lowered between runs. With `graphs`, a GPU decodes with CUDA graphs."""
         self._checkpoint = checkpoint
-        self._model = LanguageModel(checkpoint)
-        self.shape = HeadShape.of(checkpoint.model)
-        self._row_memory = Memory(self.shape)
-        self._prefix_memory = Memory(self.shape)
+        self._limits = limits
+        on_gpu = checkpoint.model.device.type == "cuda"
+        self._shapes = ROUNDED if on_gpu else EXACT
+        self._model = LanguageModel(checkpoint, self._shapes)
+        self._steps: Steps = GrowingSteps(self._model)
+        if on_gpu:
+            capture = CUDACapture() if graphs else None
+            self._steps = FixedSteps(self._model, self._shapes, capture)
+        shape = HeadShape.of(checkpoint.model)
+        self._row_memory = Memory(shape, limits.cache)
+        self._prefix_memory = Memory(shape, limits.cache)
         self.attempt = Attempt("cache", 0, 0)
         self._trees: dict[tuple[tuple[int, ...], ...], AnswerTree] = {}
 
@@ -74,7 +86,6 @@ class ChunkModel:
         rows: Sequence[Row],
         features: Callable[[int], Features],
         stop: StopCriterion | None,
-        limits: Limits,
     ) -> Iterator[RowResult]:
         """Score and, with `stop`, generate. `rows` are sorted by their elements.
 
@@ -82,9 +93,9 @@ class ChunkModel:
         yielded before remain valid.
         """
         self._trees.clear()
-        store, pieces = self._prefill_prefixes(rows, features, limits)
+        store, pieces = self._prefill_prefixes(rows, features)
         room = 0 if stop is None else stop.decoding.max_new_tokens
-        for group in _groups(pieces, room, limits):
+        for group in _groups(pieces, room, self._limits, self._shapes):
             yield from self._finish(rows, pieces, group, room, store, stop)
 
     def drop_memory(self) -> None:
@@ -95,7 +106,7 @@ class ChunkModel:
     # --- shared prefixes ---
 
     def _prefill_prefixes(
-        self, rows: Sequence[Row], features: Callable[[int], Features], limits: Limits
+        self, rows: Sequence[Row], features: Callable[[int], Features]
     ) -> tuple[PrefixStore, list[Piece]]:
         """Compute the shared prefixes. Returns them, and the piece of each row that remains."""
 
@@ -109,7 +120,7 @@ class ChunkModel:
         plan = find_prefixes([row.elements for row in rows], width, MIN_SAVING)
         tokens = [sum(map(width, rows[n.row].elements[n.start : n.end])) for n in plan.nodes]
         firsts = np.cumsum([1, *tokens]).tolist()
-        self.attempt = Attempt("cache", len(rows), limits.cache)
+        self.attempt = Attempt("cache", len(rows), self._limits.cache)
         store = PrefixStore(self._prefix_memory.take(firsts[-1]))
         done: list[_Prefix] = [_NO_PREFIX] * len(plan.nodes)
         depths = sorted({node.depth for node in plan.nodes})
@@ -127,7 +138,7 @@ class ChunkModel:
                     np.concatenate([before.places, own]), piece.layout.next_position
                 )
                 pieces[index] = piece
-            for batch in _batches(pieces, limits.batch):
+            for batch in _batches(pieces, self._limits, self._shapes):
                 mine = [pieces[index] for index in batch]
                 self._note_batch(mine)
                 self._prefill_into_store(mine, store, [done[index].places for index in batch])
@@ -144,19 +155,19 @@ class ChunkModel:
     def _prefill_into_store(
         self, pieces: Sequence[Piece], store: PrefixStore, places: Sequence[NDArray[np.int64]]
     ) -> None:
-        longest = max(len(piece.prefix) for piece in pieces)
-        columns = longest + max(piece.length for piece in pieces)
-        cache = RowCache(self._row_memory.take(len(pieces), columns))
+        longest, length = self._shapes.of(pieces)
+        cache = RowCache(self._row_memory.take(len(pieces), longest + length))
         self._model.prefill(pieces, store, cache)
         from_rows = [np.full(piece.length, row) for row, piece in enumerate(pieces)]
         from_columns = [longest + np.arange(piece.length) for piece in pieces]
         own = [all_[len(piece.prefix) :] for all_, piece in zip(places, pieces, strict=True)]
-        to = [torch.from_numpy(np.concatenate(each)) for each in (from_rows, from_columns, own)]
-        store.write(cache, *(each.to(self._model.device) for each in to))
+        device = self._model.device
+        to = (to_device(np.concatenate(each), device) for each in (from_rows, from_columns, own))
+        store.write(cache, *to)
 
     def _note_batch(self, pieces: Sequence[Piece]) -> None:
-        tokens = len(pieces) * max(piece.length for piece in pieces)
-        self.attempt = Attempt("batch", len(pieces), tokens)
+        _, length = self._shapes.of(pieces)
+        self.attempt = Attempt("batch", len(pieces), len(pieces) * length)
 
     def _tree(self, answers: list[list[int]]) -> AnswerTree:
         key = tuple(map(tuple, answers))
@@ -177,25 +188,31 @@ class ChunkModel:
     ) -> Iterator[RowResult]:
         """Prefill a group of rows and its answers, batch by batch; then decode the group."""
         numbers = [index for batch in group for index in batch]
-        columns = _columns(pieces, group, room)
-        whole = Attempt("cache", len(numbers), len(numbers) * columns)
+        cache_rows, columns = _cache_size(pieces, group, room, self._shapes)
+        whole = Attempt("cache", len(numbers), cache_rows * columns)
         self.attempt = whole
-        cache = RowCache(self._row_memory.take(len(numbers), columns))
-        decoding_rows: list[DecodingRow] = []
-        scores: list[list[float]] = []
+        cache = RowCache(self._row_memory.take(cache_rows, columns))
+        predictions = []
+        first = 0
         for batch in group:
             mine = [pieces[index] for index in batch]
             self._note_batch(mine)
-            part = cache.rows(len(decoding_rows), len(decoding_rows) + len(batch))
-            longest = max(len(piece.prefix) for piece in mine)
-            best, found = self._predict(mine, self._model.prefill(mine, store, part))
-            scores += found
+            part = cache.rows(first, first + len(batch))
+            predictions.append(self._predict(mine, self._model.prefill(mine, store, part)))
             cache.places = max(cache.places, part.places)
-            for index, piece, after in zip(batch, mine, best, strict=True):
-                decoding_rows.append(self._begin(rows[index], piece, longest, after, stop))
+            first += len(batch)
+        # Predictions are read only now, so that the device need not wait between batches.
+        decoding_rows: list[DecodingRow] = []
+        scores: list[list[float]] = []
+        for batch, read in zip(group, predictions, strict=True):
+            best, found = read()
+            scores += found
+            longest, _ = self._shapes.of([pieces[index] for index in batch])
+            for index, after in zip(batch, best, strict=True):
+                decoding_rows.append(self._begin(rows[index], pieces[index], longest, after, stop))
         if stop is not None:
             self.attempt = whole
-            decode(self._model, cache, decoding_rows, stop)
+            decode(self._model, self._steps, cache, decoding_rows, stop)
         if any(each.overflows for each in decoding_rows):
             self.drop_memory()  # NaN would spread to later rows, even from masked places.
         for index, each, values in zip(numbers, decoding_rows, scores, strict=True):
@@ -208,8 +225,12 @@ class ChunkModel:
 
     def _predict(
         self, pieces: Sequence[Piece], hidden: Tensor
-    ) -> tuple[list[list[int]], list[list[float]]]:
-        """For each piece, the likeliest token at each place and the scores of its answers."""
+    ) -> Callable[[], tuple[list[list[int]], list[list[float]]]]:
+        """For each piece, the likeliest token at each place and the scores of its answers.
+
+        They are read when the function that is returned is called. Until then, the device may work
+        on other pieces.
+        """
         length = hidden.shape[1]
         places: list[int] = []
         wanted: list[tuple[int, int]] = []
@@ -220,17 +241,21 @@ class ChunkModel:
                 wanted += [(len(places) + place, token) for place, token in answer]
             counts.append(1 + len(piece.tree.token_ids))
             places += range(first, first + counts[-1])
-        index = torch.tensor(places, device=self._model.device)
-        best, logprobs = self._model.predict(hidden.flatten(0, 1)[index], wanted)
-        likeliest, values = iter(best), iter(logprobs)
-        return (
-            [[next(likeliest) for _ in range(count)] for count in counts],
-            # Summed in Python: in double precision and in the same order on every device.
-            [
-                [sum(next(values) for _ in answer) for answer in piece.tree.predicted]
-                for piece in pieces
-            ],
-        )
+        index = to_device(np.array(places), self._model.device)
+        prediction = self._model.predict(hidden.flatten(0, 1)[index], wanted)
+
+        def read() -> tuple[list[list[int]], list[list[float]]]:
+            likeliest, values = iter(prediction.likeliest()), iter(prediction.logprobs())
+            return (
+                [[next(likeliest) for _ in range(count)] for count in counts],
+                # Summed in Python: in double precision and in the same order on every device.
+                [
+                    [sum(next(values) for _ in answer) for answer in piece.tree.predicted]
+                    for piece in pieces
+                ],
+            )
+
+        return read
 
     def _begin(
         self,
@@ -252,39 +277,50 @@ class ChunkModel:
         return decoding_row
 
 
-def _batches(pieces: Mapping[int, Piece], tokens: int) -> list[list[int]]:
-    """Batches of keys of pieces of similar length, with at most `tokens` tokens per batch.
+def _batches(pieces: Mapping[int, Piece], limits: Limits, shapes: Shapes) -> list[list[int]]:
+    """Batches of keys of pieces of similar length, within the limits.
 
     Padding counts. A batch has at least one piece.
     """
     order = sorted(pieces, key=lambda key: (pieces[key].length, len(pieces[key].prefix), key))
     batches: list[list[int]] = []
+    prefix = 0
     for key in order:
-        if batches and (len(batches[-1]) + 1) * pieces[key].length <= tokens:
+        piece = pieces[key]
+        prefix = max(prefix, len(piece.prefix))
+        length = shapes.length(piece.length)
+        rows = len(batches[-1]) + 1 if batches else 1
+        fits = rows * length <= limits.batch
+        if batches and fits and rows * shapes.columns(prefix + length) <= limits.cache:
             batches[-1].append(key)
         else:
             batches.append([key])
+            prefix = len(piece.prefix)
     return batches
 
 
-def _groups(pieces: Sequence[Piece], room: int, limits: Limits) -> list[list[list[int]]]:
-    """Group batches to be decoded together, with at most `limits.cache` tokens in the cache."""
+def _groups(
+    pieces: Sequence[Piece], room: int, limits: Limits, shapes: Shapes
+) -> list[list[list[int]]]:
+    """Group batches to be decoded together, within the limit of the cache."""
     groups: list[list[list[int]]] = []
-    for whole in _batches(dict(enumerate(pieces)), limits.batch):
-        rows = max(1, limits.cache // _columns(pieces, [whole], room))
+    for whole in _batches(dict(enumerate(pieces)), limits, shapes):
+        _, columns = _cache_size(pieces, [whole], room, shapes)
+        rows = max(1, limits.cache // columns)
+        while rows > 1 and shapes.rows(rows) * columns > limits.cache:
+            rows -= 1
         for batch in (whole[start : start + rows] for start in range(0, len(whole), rows)):
             joined = [*(groups[-1] if groups else []), batch]
-            if groups and sum(map(len, joined)) * _columns(pieces, joined, room) <= limits.cache:
+            if groups and math.prod(_cache_size(pieces, joined, room, shapes)) <= limits.cache:
                 groups[-1].append(batch)
             else:
                 groups.append([batch])
     return groups
 
 
-def _columns(pieces: Sequence[Piece], group: Sequence[Sequence[int]], room: int) -> int:
-    """Number of columns of a group's rows in the cache."""
-    return room + max(
-        max(len(pieces[index].prefix) for index in batch)
-        + max(pieces[index].length for index in batch)
-        for batch in group
-    )
+def _cache_size(
+    pieces: Sequence[Piece], group: Sequence[Sequence[int]], room: int, shapes: Shapes
+) -> tuple[int, int]:
+    """Number of rows and columns of a group's cache."""
+    columns = room + max(sum(shapes.of([pieces[index] for index in batch])) for batch in group)
+    return shapes.rows(sum(map(len, group))), shapes.columns(columns)

@@ -2,9 +2,8 @@
 
 Prefill also computes the answers to score. While the likeliest token follows a path of their tree,
 the prediction after it is already known, as in speculative decoding. After the first token outside
-the tree, each token takes a forward pass of all rows together.
-
-The tokens of a step are moved to the CPU in one transfer, to see which rows have ended.
+the tree, each token takes a forward pass of all rows together. Its tokens are moved to the CPU, to
+see which rows have ended.
 """
 
 from __future__ import annotations
@@ -23,6 +22,8 @@ from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.keyvalues import RowCache
 from pointer_rl_qwen2vl.language import OVERFLOWED, LanguageModel
 from pointer_rl_qwen2vl.planning import AnswerTree
+from pointer_rl_qwen2vl.steps import Steps
+from pointer_rl_qwen2vl.transfer import to_device
 
 
 class StopCriterion:
@@ -88,32 +89,35 @@ class DecodingRow:
 
 @torch.inference_mode()
 def decode(
-    model: LanguageModel, cache: RowCache, rows: Sequence[DecodingRow], stop: StopCriterion
+    model: LanguageModel,
+    steps: Steps,
+    cache: RowCache,
+    rows: Sequence[DecodingRow],
+    stop: StopCriterion,
 ) -> None:
     """Decode every row to its end, in place. A row's last token is the next model input.
 
-    The cache has one row for each of `rows`, in order, with free columns for the new tokens. Masked
-    columns may hold any finite value.
+    The first rows of the cache are those of `rows`, in order, with free columns for the new tokens.
+    Masked columns may hold any finite value.
     """
     rows = list(rows)
     columns = cache.tensors[0].shape[1]
     visible = np.zeros((len(rows), columns), dtype=np.bool_)
     for number, row in enumerate(rows):
         visible[number, row.visible] = True
-    mask = model.mask(torch.from_numpy(visible).to(model.device))
-    positions = torch.tensor([row.next_position for row in rows], device=model.device)
+    mask = model.mask(to_device(visible, model.device))
+    positions = to_device(np.array([row.next_position for row in rows]), model.device)
     while active := [number for number, row in enumerate(rows) if not row.ended]:
         # Ended rows are removed only once they are half of all: copying the others is expensive.
         if 2 * len(active) <= len(rows):
-            numbers = torch.tensor(active, device=model.device)
-            cache, mask, positions = cache.keep(numbers), mask[numbers], positions[numbers]
+            numbers = to_device(np.array(active), model.device)
+            cache.keep(numbers)
+            mask, positions = mask[numbers], positions[numbers]
             rows = [rows[number] for number in active]
         mask[:, cache.places] = 0.0
         # For a row that has ended, any token will do; one that overflowed may have none.
         last = [row.tokens[-1] if row.tokens else 0 for row in rows]
-        tokens = torch.tensor(last, device=model.device)
-        seen = mask[:, None, None, : cache.places + 1]
-        best, _ = model.predict(model.step(tokens, positions, seen, cache), ())
+        best = steps.run(to_device(np.array(last), model.device), positions, mask, cache)
         positions += 1
         for row, token in zip(rows, best, strict=True):
             if not row.ended:

@@ -88,21 +88,41 @@ class RowCache:
         """A view of some of the rows."""
         return RowCache([tensor[first:last] for tensor in self.tensors], self.places)
 
-    def keep(self, rows: Tensor) -> RowCache:
-        """Move the used places of the given rows to the front, and return a view of them."""
-        kept = []
+    def keep(self, rows: Tensor) -> None:
+        """Move the used places of the given rows to the first rows."""
         for tensor in self.tensors:
             # The right side is a copy, since rows move to places of other rows.
             tensor[: len(rows), : self.places] = tensor[rows, : self.places]
-            kept.append(tensor[: len(rows)])
-        return RowCache(kept, self.places)
+
+
+class FixedCache(RowCache):
+    """A cache for steps of one shape: a tensor has the place of the new token.
+
+    Attention sees all columns, the unused ones masked.
+    """
+
+    def __init__(self, tensors: list[Tensor], place: Tensor) -> None:
+        """`place` [1] is the column of the new token in every row."""
+        super().__init__(tensors)
+        self._place = place
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer: int, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Add a layer's new keys and values [B, K, 1, D], and return those of all columns."""
+        keys_BCKD, values_BCKD = self.tensors[layer], self.tensors[self._layers + layer]
+        keys_BCKD.index_copy_(1, self._place, keys.transpose(1, 2))
+        values_BCKD.index_copy_(1, self._place, values.transpose(1, 2))
+        return keys_BCKD.transpose(1, 2), values_BCKD.transpose(1, 2)
 
 
 class Memory:
     """Reusable memory for keys and values. (On a CPU, clearing fresh memory takes time.)"""
 
-    def __init__(self, shape: HeadShape) -> None:
+    def __init__(self, shape: HeadShape, most: int) -> None:
+        """`most` places are expected to be taken at most."""
         self._shape = shape
+        self._most = most
         self._tensors: list[Tensor] = []
 
     def take(self, *places: int) -> list[Tensor]:
@@ -111,9 +131,12 @@ class Memory:
         Their content is left over from earlier uses, or 0.
         """
         size = math.prod(places)
-        if not self._tensors or len(self._tensors[0]) < size:
+        have = len(self._tensors[0]) if self._tensors else 0
+        if have < size:
             self._tensors.clear()
-            self._tensors = self._shape.zeros(size)
+            # On other devices it soon stays where it is, for graphs that are bound to its address.
+            doubled = 0 if self._shape.device.type == "cpu" else min(2 * have, self._most)
+            self._tensors = self._shape.zeros(max(size, doubled))
         shape = (*places, self._shape.heads, self._shape.size)
         return [tensor[:size].view(shape) for tensor in self._tensors]
 

@@ -6,7 +6,8 @@ unchanged. It is 0 where a token may attend and the dtype's lowest number elsewh
 softmax that is a weight of exactly 0, so padding and old content of a row's memory do not affect a
 result. (It is not -inf, which would make the output of a padding token that sees nothing NaN.)
 
-Shapes: B rows, P places of the prefix, S tokens of the longest piece with its tree, H hidden size.
+Shapes: B rows, P columns of the prefixes, S tokens of the longest piece with its tree (both rounded
+up on a GPU), H hidden size.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pointer_rl_qwen2vl.attention import InPlaceAttention
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.keyvalues import PrefixStore, RowCache
 from pointer_rl_qwen2vl.planning import NO_ANSWERS, AnswerTree, Layout
+from pointer_rl_qwen2vl.shapes import Shapes
+from pointer_rl_qwen2vl.transfer import to_device
 
 OVERFLOWED = -1
 """Stands for a token if the logits are not finite."""
@@ -46,13 +50,38 @@ class Piece:
         return len(self.layout.token_ids) + len(self.tree.token_ids)
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What follows some hidden states, still on the device: reading it waits for the device."""
+
+    best: Tensor
+    """[N] the likeliest token after each, or OVERFLOWED if the logits are not finite."""
+    _found: Tensor | None
+    _order: Sequence[int]
+
+    def likeliest(self) -> list[int]:
+        """`best` as a list."""
+        found: list[int] = self.best.tolist()
+        return found
+
+    def logprobs(self) -> list[float]:
+        """Natural log-probabilities of the wanted tokens."""
+        logprobs = [0.0] * len(self._order)
+        if self._found is not None:
+            for index, value in zip(self._order, self._found.tolist(), strict=True):
+                logprobs[index] = value
+        return logprobs
+
+
 class LanguageModel:
     """A checkpoint's language model."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, shapes: Shapes) -> None:
+        self._shapes = shapes
         self._model = checkpoint.model.model.language_model
         self._head = checkpoint.model.lm_head
         self._embed = checkpoint.model.get_input_embeddings()
+        self._attention = InPlaceAttention(checkpoint.model)
         self._pad_id = checkpoint.pad_id
         self.device: torch.device = checkpoint.model.device
         self.dtype: torch.dtype = checkpoint.model.dtype
@@ -66,73 +95,85 @@ class LanguageModel:
     ) -> Tensor:
         """Compute the hidden states [B, S, H] of pieces, and put keys and values into the cache.
 
-        In the cache, prefixes start at column 0, and pieces at the length of the longest prefix.
+        In the cache, prefixes start at column 0, and pieces after the columns of the prefixes. The
+        number of these columns and S are `Shapes.of(pieces)`.
         """
-        prefix_lengths = [len(piece.prefix) for piece in pieces]
-        longest = max(prefix_lengths)
+        longest, length = self._shapes.of(pieces)
         if longest:
             assert store is not None
             places = np.full((len(pieces), longest), PrefixStore.NOWHERE, dtype=np.int64)
             for row, piece in enumerate(pieces):
-                places[row, : prefix_lengths[row]] = piece.prefix
+                places[row, : len(piece.prefix)] = piece.prefix
             store.read(cache, self._tensor(places))
         cache.places = longest
-        length = max(piece.length for piece in pieces)
         token_ids = np.full((len(pieces), length), self._pad_id, dtype=np.int64)
         positions = np.zeros((3, len(pieces), length), dtype=np.int64)
-        # [B, S, P + S]: a token sees its whole prefix and the tokens of the piece up to itself.
-        visible = np.zeros((len(pieces), length, longest + length), dtype=np.bool_)
-        visible[:, :, longest:] = np.tri(length, dtype=np.bool_)
         for row, piece in enumerate(pieces):
             end = len(piece.layout.token_ids)
             token_ids[row, :end] = piece.layout.token_ids
             positions[:, row, :end] = piece.layout.positions
-            visible[row, :, : prefix_lengths[row]] = True
             if piece.tree.token_ids:
                 following = slice(end, piece.length)
                 token_ids[row, following] = piece.tree.token_ids
                 positions[:, row, following] = piece.layout.next_position + piece.tree.depths
-                places_of_tree = slice(longest + end, longest + piece.length)
-                visible[row, following, places_of_tree] = piece.tree.visible
         embeds = self._embed(self._tensor(token_ids))
         deepstack = self._insert_images(pieces, embeds)
-        output = self._model(
+        hidden = self._forward(
             inputs_embeds=embeds,
             position_ids=self._tensor(positions),
-            attention_mask=self.mask(self._tensor(visible)[:, None]),
+            attention_mask=self._prefill_mask(pieces, longest, length),
             past_key_values=cache,
-            use_cache=True,
             **deepstack,
         )
         cache.places += length
-        hidden: Tensor = output.last_hidden_state
         return hidden
 
     def step(self, token_ids: Tensor, positions: Tensor, mask: Tensor, cache: RowCache) -> Tensor:
         """One token per row: ids [B], positions [B], additive mask [B, 1, 1, places] → [B, H]."""
-        output = self._model(
+        hidden = self._forward(
             inputs_embeds=self._embed(token_ids[:, None]),
             position_ids=positions[None, :, None].expand(3, -1, -1),
             attention_mask=mask,
             past_key_values=cache,
-            use_cache=True,
         )
         cache.places += 1
-        hidden: Tensor = output.last_hidden_state
         return hidden[:, 0]
+
+    def _forward(self, **arguments: object) -> Tensor:
+        with self._attention():
+            hidden: Tensor = self._model(use_cache=True, **arguments).last_hidden_state
+        return hidden
+
+    def _prefill_mask(self, pieces: Sequence[Piece], longest: int, length: int) -> Tensor:
+        """[B, 1, S, P + S], made on the device.
+
+        A token sees its whole prefix and the tokens of its piece up to itself. A token of an answer
+        sees only those of the tokens before it that belong to its answer.
+        """
+        columns = longest + length
+        visible = torch.ones(len(pieces), length, columns, dtype=torch.bool, device=self.device)
+        visible[:, :, longest:].tril_()
+        if longest:
+            lengths = self._tensor(np.array([len(piece.prefix) for piece in pieces]))
+            places = torch.arange(longest, device=self.device)
+            visible[:, :, :longest] = (places < lengths[:, None])[:, None]
+        unseen = []
+        for row, piece in enumerate(pieces):
+            end = len(piece.layout.token_ids)
+            token, other = piece.tree.unrelated
+            unseen.append((row * length + end + token) * columns + longest + end + other)
+        visible.view(-1)[self._tensor(np.concatenate(unseen))] = False
+        return self.mask(visible)[:, None]
 
     def mask(self, visible: Tensor) -> Tensor:
         """Turn a boolean mask into an additive one."""
         mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
         return mask.masked_fill_(~visible, self._lowest)
 
-    def predict(
-        self, hidden: Tensor, wanted: Sequence[tuple[int, int]]
-    ) -> tuple[list[int], list[float]]:
+    def predict(self, hidden: Tensor, wanted: Sequence[tuple[int, int]] = ()) -> Prediction:
         """Predict the token after each of the hidden states [N, H].
 
-        Returns the likeliest token of each row, or OVERFLOWED if its logits are not finite, and the
-        natural log-probabilities of the wanted (row of `hidden`, token).
+        `wanted` are pairs (row of `hidden`, token) whose log-probabilities are needed.
         """
         best: list[Tensor] = []
         found: list[Tensor] = []
@@ -147,12 +188,7 @@ class LanguageModel:
             if len(rows[mine]):
                 row_W, token_W = self._tensor(rows[mine] - start), self._tensor(tokens[mine])
                 found.append(logits[row_W, token_W] - logits.logsumexp(dim=-1)[row_W])
-        logprobs = [0.0] * len(wanted)
-        if found:
-            for index, value in zip(order, torch.cat(found).tolist(), strict=True):
-                logprobs[index] = value
-        likeliest: list[int] = torch.cat(best).tolist()
-        return likeliest, logprobs
+        return Prediction(torch.cat(best), torch.cat(found) if found else None, order)
 
     def _insert_images(self, pieces: Sequence[Piece], embeds: Tensor) -> dict[str, object]:
         """Write the images' features into `embeds`; return arguments for the deepstack layers."""
@@ -181,4 +217,4 @@ class LanguageModel:
         }
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        return to_device(array, self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,10 +32,23 @@ class Qwen2VLOptions:
     batch_tokens: int | None = None
     """Tokens that go through the model together (by default 1,024 on a CPU, else 16,384); halved
     by itself where memory runs out."""
+    cache_gib: float | None = None
+    """GiB for the keys and values of prompts that are decoded together. engine=shared takes up to
+    2.25 times as much: shared prefixes and images have theirs. By default 0.25 on a CPU, and on a
+    GPU a power of two that fits its free memory."""
+    cuda_graphs: bool = True
+    """Whether engine=shared runs decoding steps on a GPU as CUDA graphs."""
+    threads: int | None = None
+    """CPU threads of torch while the model runs; by default one for a model of fewer than 20
+    million parameters, else torch's own number. OMP_NUM_THREADS, if set, is the default."""
 
     def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError("threads must be at least 1")
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise ValueError("batch_tokens must be at least 1")
+        if self.cache_gib is not None and not 0 < self.cache_gib < math.inf:
+            raise ValueError("cache_gib must be above 0")
         if self.engine == "shared" and self.attn_implementation == "flash_attention_2":
             raise ValueError(
                 "attn_implementation=flash_attention_2 takes no masks, which engine=shared needs;"

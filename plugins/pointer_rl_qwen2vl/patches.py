@@ -1,14 +1,21 @@
-"""Images cut into patches, bit-identical to the official processor but faster.
+"""Images cut into patches, with the official processor's floats bit for bit, but faster.
 
 The official processor converts an image through float64 and float32, one channel after the other,
-and copies the floats into patches. A given byte of a channel always becomes the same float, so here
-the image is cut while it is bytes, and the floats are looked up in a table. The official processor
-itself fills the table.
+and copies the floats into patches. A given byte of a channel always becomes the same float. So here
+an image stays bytes until it is on the model's device. There the floats are looked up in a table,
+which the official processor itself fills.
+
+Shapes: N patches, p pixels along a side of a patch, D numbers of a patch for the model.
 """
 
 from __future__ import annotations
 
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,18 +29,22 @@ from pointer_rl.errors import InputError
 from pointer_rl.local.lru import LRUCache
 from pointer_rl.types import ImageRef
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
+from pointer_rl_qwen2vl.transfer import to_device
 
 _CAPACITY_BYTES = 512 * 2**20
+_THREADS = min(16, os.cpu_count() or 1)
+_AHEAD = 16 * _THREADS
+"""Most images that threads open before they are needed."""
 
 
 @dataclass(frozen=True)
 class ImagePatches:
-    """A preprocessed image."""
+    """An image as patches. Those that the model merges are adjacent."""
 
-    pixels: Tensor
-    """[patches, D], in the model's dtype, on the CPU"""
+    values: NDArray[np.uint8]
+    """[N, 3, p · p] bytes by channel"""
     grid: tuple[int, int, int]
-    """Number of patches in time, height and width."""
+    """Number of patches in time (1), height and width."""
     tokens: int
     """Number of <|image_pad|> tokens, one per merged patch."""
 
@@ -42,84 +53,120 @@ class PatchCache:
     """Opens images and cuts them into patches. Keeps those of the most recent images."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self._cutter = PatchCutter(checkpoint.image_processor)
-        self._merged = checkpoint.image_processor.merge_size**2
-        self._dtype = checkpoint.model.dtype
+        self._processor = checkpoint.image_processor
+        device = checkpoint.model.device
+        self._table = PixelTable(self._processor, checkpoint.model.dtype, device)
         self._cache: LRUCache[str, ImagePatches] = LRUCache(
-            _CAPACITY_BYTES, lambda patches: patches.pixels.nbytes
+            _CAPACITY_BYTES, lambda patches: patches.values.nbytes
         )
+        # Several threads open images ahead of a model on another device. On a CPU, they would take
+        # time from the model.
+        self._threads: ThreadPoolExecutor | None = None
+        if device.type != "cpu":
+            self._threads = ThreadPoolExecutor(_THREADS, "images")
 
     def get(self, key: str, image: ImageRef) -> ImagePatches:
         """The patches of an image with this key. Raises InputError if it has none."""
+        [patches] = self.find([(key, image)])
+        if isinstance(patches, str):
+            raise InputError(patches)
+        return patches
+
+    def find(self, images: Iterable[tuple[str, ImageRef]]) -> Iterator[ImagePatches | str]:
+        """The patches of images with these keys, in order. Where there are none, the reason."""
+        opening: deque[tuple[str, Callable[[], ImagePatches | str]]] = deque()
+        ahead = 0 if self._threads is None else _AHEAD
+        for key, image in images:
+            opening.append((key, self._open(key, image)))
+            if len(opening) > ahead:
+                yield self._finish(*opening.popleft())
+        while opening:
+            yield self._finish(*opening.popleft())
+
+    def pixels(self, images: Sequence[ImagePatches]) -> Tensor:
+        """The model's input [N, D] for images, one after the other, on its device."""
+        return self._table.pixels([each.values for each in images])
+
+    def _open(self, key: str, image: ImageRef) -> Callable[[], ImagePatches | str]:
+        """Begin to open an image. Returns a function that waits for the result."""
         patches = self._cache.get(key)
-        if patches is None:
-            patches = self._open(key, image)
+        if patches is not None:
+            return lambda: patches
+        open_image = partial(_open, key, image, self._processor)
+        return open_image if self._threads is None else self._threads.submit(open_image).result
+
+    def _finish(self, key: str, result: Callable[[], ImagePatches | str]) -> ImagePatches | str:
+        patches = result()
+        if isinstance(patches, ImagePatches):
             self._cache.put({key: patches})
         return patches
 
-    def _open(self, key: str, image: ImageRef) -> ImagePatches:
+
+def _open(key: str, image: ImageRef, processor: Any) -> ImagePatches | str:
+    try:
         opened = image.open()
-        try:
-            pixels, grid = self._cutter.cut(opened)
-        except ValueError as error:  # The aspect ratio is beyond 200.
-            raise InputError(f"image {key[:12]}, {opened.size} pixels: {error}") from error
-        return ImagePatches(
-            torch.from_numpy(pixels).to(self._dtype), grid, len(pixels) // self._merged
-        )
+    except InputError as error:
+        return str(error)
+    try:
+        return cut(opened, processor)
+    except ValueError as error:  # The aspect ratio is beyond 200.
+        return f"image {key[:12]}, {opened.size} pixels: {error}"
 
 
-class PatchCutter:
-    """Cuts images as a `Qwen2VLImageProcessorPil` does."""
+def cut(image: Image.Image, processor: Any) -> ImagePatches:
+    """Resize an RGB image as a `Qwen2VLImageProcessorPil` does, and cut it into patches.
 
-    def __init__(self, processor: Any) -> None:
-        self._processor = processor
-        self._patch: int = processor.patch_size
-        self._merge: int = processor.merge_size
-        side = self._patch * self._merge
-        columns = side * -(-256 // side**2)  # Large enough to hold every byte value.
-        every_byte = (np.arange(side * columns) % 256).astype(np.uint8).reshape(side, columns)
-        image = np.stack([every_byte] * 3, axis=-1)
-        floats = processor(images=[Image.fromarray(image)], do_resize=False)["pixel_values"]
-        floats = floats.reshape(-1, 3, processor.temporal_patch_size, self._patch**2)[:, :, 0]
-        self._floats = np.zeros((3, 256), dtype=np.float32)
-        """The float of each byte, by channel."""
-        for channel, places in enumerate(self._cut_bytes(image)):
-            self._floats[channel, places] = floats[:, channel]
-
-    def cut(self, image: Image.Image) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
-        """Cut an RGB image into patches [N, D]. Returns them and their grid (time, height, width).
-
-        Raises ValueError for an aspect ratio beyond 200.
-        """
-        pixels = np.asarray(self._resize(image))
-        frames = self._processor.temporal_patch_size  # An image is a video of equal frames.
-        channels = self._cut_bytes(pixels)
-        patches = np.empty((channels.shape[1], 3, frames, self._patch**2), dtype=np.float32)
-        for channel, places in enumerate(channels):
-            patches[:, channel] = self._floats[channel].take(places)[:, None]
-        height, width, _ = pixels.shape
-        grid = (1, height // self._patch, width // self._patch)
-        return patches.reshape(len(patches), -1), grid
-
-    def _resize(self, image: Image.Image) -> Image.Image:
-        if not self._processor.do_resize:
-            return image
+    Raises ValueError for an aspect ratio beyond 200.
+    """
+    patch, merge = processor.patch_size, processor.merge_size
+    if processor.do_resize:
         height, width = smart_resize(
             image.height,
             image.width,
-            factor=self._patch * self._merge,
-            min_pixels=self._processor.size["shortest_edge"],
-            max_pixels=self._processor.size["longest_edge"],
+            factor=patch * merge,
+            min_pixels=processor.size["shortest_edge"],
+            max_pixels=processor.size["longest_edge"],
         )
-        if image.size == (width, height):
-            return image
-        return image.resize((width, height), resample=self._processor.resample)
+        if image.size != (width, height):
+            image = image.resize((width, height), resample=processor.resample)
+    values = _cut(np.asarray(image), patch, merge)
+    grid = (1, image.height // patch, image.width // patch)
+    return ImagePatches(values, grid, len(values) // merge**2)
 
-    def _cut_bytes(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """[height, width, 3] → [3, N, patch · patch]. Patches that are merged are adjacent."""
-        patch, merge = self._patch, self._merge
-        height, width, _ = pixels.shape
-        parts = pixels.reshape(
-            *(height // (patch * merge), merge, patch, width // (patch * merge), merge, patch, 3)
-        )
-        return parts.transpose(6, 0, 3, 1, 4, 2, 5).reshape(3, -1, patch * patch)
+
+def _cut(pixels: NDArray[np.uint8], patch: int, merge: int) -> NDArray[np.uint8]:
+    """[height, width, 3] → [N, 3, p · p]"""
+    height, width, _ = pixels.shape
+    parts = pixels.reshape(
+        *(height // (patch * merge), merge, patch, width // (patch * merge), merge, patch, 3)
+    )
+    return parts.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3, patch * patch)
+
+
+class PixelTable:
+    """The official processor's float for each byte of each channel."""
+
+    def __init__(self, processor: Any, dtype: torch.dtype, device: torch.device) -> None:
+        patch, merge = processor.patch_size, processor.merge_size
+        self._frames: int = processor.temporal_patch_size
+        side = patch * merge
+        columns = side * -(-256 // side**2)  # Large enough to hold every byte.
+        every_byte = (np.arange(side * columns) % 256).astype(np.uint8).reshape(side, columns)
+        image = np.stack([every_byte] * 3, axis=-1)
+        floats = processor(images=[Image.fromarray(image)], do_resize=False)["pixel_values"]
+        floats = np.asarray(floats).reshape(-1, 3, self._frames, patch**2)[:, :, 0]
+        table = np.zeros((3, 256), dtype=np.float32)
+        for channel, values in enumerate(_cut(image, patch, merge).swapaxes(0, 1)):
+            table[channel, values] = floats[:, channel]
+        self._table = torch.from_numpy(table).to(device, dtype)
+
+    def pixels(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Floats [N, D] of images of [N, 3, p · p] bytes each, one after the other."""
+        values = to_device(np.concatenate(images), self._table.device)
+        count, channels, size = values.shape
+        # An image is a video of equal frames.
+        pixels = self._table.new_empty(count, channels, self._frames, size)
+        for channel, floats in enumerate(self._table):
+            found = floats.index_select(0, values[:, channel].int().flatten())
+            pixels[:, channel] = found.view(count, 1, size)
+        return pixels.view(count, -1)

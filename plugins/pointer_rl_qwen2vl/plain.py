@@ -64,7 +64,7 @@ class PlainModel(PaddedModel[tuple[ImagePatches, ...]]):
         arguments = {"mm_token_type_ids": (input_ids == self._image_token_id).long()}
         shown = list(chain(*images))
         if shown:
-            arguments["pixel_values"] = torch.cat([image.pixels for image in shown]).to(device)
+            arguments["pixel_values"] = self._patches.pixels(shown)
             arguments["image_grid_thw"] = torch.tensor(
                 [image.grid for image in shown], device=device
             )

@@ -162,8 +162,8 @@ class AnswerTree:
     token_ids: tuple[int, ...]
     depths: NDArray[np.int64]
     """[n] number of ancestors of each token in the tree."""
-    visible: NDArray[np.bool_]
-    """[n, n] attention mask of the tree: each token attends to its ancestors and itself."""
+    unrelated: NDArray[np.int64]
+    """[2, pairs] a token, and an earlier one that is not among its ancestors."""
     children: dict[tuple[int, int], int]
     """(place, token) → the place of this token after that place."""
     predicted: tuple[tuple[tuple[int, int], ...], ...]
@@ -192,7 +192,8 @@ class AnswerTree:
             if parent:
                 visible[number] |= visible[parent - 1]
         depths = visible.sum(axis=1, dtype=np.int64) - 1
-        return cls(tuple(token_ids), depths, visible, children, tuple(predicted))
+        unrelated = np.argwhere(np.tri(len(token_ids), dtype=np.bool_) & ~visible).T
+        return cls(tuple(token_ids), depths, unrelated, children, tuple(predicted))
 
 
 NO_ANSWERS = AnswerTree.merge((), end=0)

@@ -21,11 +21,12 @@ import torch
 from pointer_rl.errors import InputError, first_line
 from pointer_rl.local.batching import Result
 from pointer_rl.types import Count, Decoding
-from pointer_rl_qwen2vl import chunk
+from pointer_rl_qwen2vl import chunk, memory
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.chunk import Attempt, ChunkModel, Limits
 from pointer_rl_qwen2vl.greedy import StopCriterion
 from pointer_rl_qwen2vl.inputs import TokenisedRequest
+from pointer_rl_qwen2vl.keyvalues import HeadShape
 from pointer_rl_qwen2vl.patches import PatchCache
 from pointer_rl_qwen2vl.planning import AnswerTree, common_length, find_prefixes
 from pointer_rl_qwen2vl.rows import ResultAssembler, Row, SortedRows
@@ -33,17 +34,23 @@ from pointer_rl_qwen2vl.vision import Features, FeatureStore
 
 logger = logging.getLogger(__name__)
 
-_CACHE_BYTES = {"cpu": 256 * 2**20}
-_CACHE_BYTES_OTHERWISE = 2 * 2**30
-"""Most bytes of keys and values of the rows that are decoded together, by device. Shared prefixes
-and vision features may each take as much again."""
-
 
 class SharedEngine:
     """Runs requests, computing shared prefixes once."""
 
-    def __init__(self, checkpoint: Checkpoint, patches: PatchCache, batch_tokens: int) -> None:
-        """Raises InputError for a model that it cannot run."""
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        patches: PatchCache,
+        *,
+        batch_tokens: int,
+        cache_gib: float,
+        graphs: bool,
+    ) -> None:
+        """For the other arguments see `Qwen2VLOptions`.
+
+        Raises InputError for a model that it cannot run.
+        """
         config = checkpoint.model.config.get_text_config()
         if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
             raise InputError(
@@ -51,12 +58,11 @@ class SharedEngine:
                 " engine=plain"
             )
         self._checkpoint = checkpoint
-        self._model = ChunkModel(checkpoint)
-        device = checkpoint.model.device.type
-        cache_bytes = _CACHE_BYTES.get(device, _CACHE_BYTES_OTHERWISE)
-        cache = max(batch_tokens, cache_bytes // self._model.shape.token_bytes)
-        self._limits = Limits(batch=batch_tokens, cache=cache)
-        self._features = FeatureStore(checkpoint, patches, cache_bytes, ahead=device != "cpu")
+        cache_bytes = int(cache_gib * 2**30)
+        tokens = cache_bytes // HeadShape.of(checkpoint.model).token_bytes
+        self._limits = Limits(batch=batch_tokens, cache=max(batch_tokens, tokens))
+        self._model = ChunkModel(checkpoint, self._limits, graphs=graphs)
+        self._features = FeatureStore(checkpoint, patches, int(cache_bytes * memory.FEATURES_SHARE))
 
     def run(
         self, requests: Sequence[TokenisedRequest], decoding: Decoding | None
@@ -120,7 +126,7 @@ class SharedEngine:
         before = before or replace(self._limits)
         waiting = dict.fromkeys(rows)
         try:
-            for result in self._model.run(rows, features.__getitem__, stop, self._limits):
+            for result in self._model.run(rows, features.__getitem__, stop):
                 del waiting[result.row]
                 yield from assembler.add(result)
         except torch.OutOfMemoryError as error:
@@ -135,7 +141,8 @@ class SharedEngine:
         if len(rows) == 1:
             halves = rows[0].halves()
             if len(halves) == 1:
-                self._limits = before  # Only this row is too large; keep batches of others.
+                # Only this row is too large; keep batches of others.
+                self._limits.batch, self._limits.cache = before.batch, before.cache
                 yield from assembler.fail(rows[0], _too_long(rows[0], features, message))
                 return
             parts = [[half] for half in halves]

@@ -9,10 +9,8 @@ Shapes: N tokens of an image, H hidden size of the language model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from pointer_rl.errors import InputError
@@ -21,11 +19,13 @@ from pointer_rl.local.memory import run_in_halves
 from pointer_rl.types import ImageRef
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.patches import ImagePatches, PatchCache
+from pointer_rl_qwen2vl.tower import VisionTower
 
-_BLOCK_IMAGES = 64
+_BLOCK_IMAGES = {"cpu": 64}
+_BLOCK_IMAGES_OTHERWISE = 256
 _BLOCK_PATCHES = {"cpu": 4096}
-_BLOCK_PATCHES_OTHERWISE = 32768
-"""Most images, and most patches by device, in one pass of the vision tower."""
+_BLOCK_PATCHES_OTHERWISE = 65536
+"""Most images, and most patches, in one pass of the vision tower, by device."""
 
 _Block = list[tuple[int, ImagePatches | str]]
 """Indices of images with their patches, or with the reason why there are none."""
@@ -51,23 +51,16 @@ class Features:
 class FeatureStore:
     """Features by an image's index in the call. Encodes missing ones."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, patches: PatchCache, capacity_bytes: int, *, ahead: bool
-    ) -> None:
-        """With `ahead`, another thread opens the next images while some are being encoded.
-
-        This pays off if the vision tower runs on another device. On the CPU the two would wait for
-        each other.
-        """
-        self._model = checkpoint.model
+    def __init__(self, checkpoint: Checkpoint, patches: PatchCache, capacity_bytes: int) -> None:
+        self._dtype = checkpoint.model.dtype
         self._merge = checkpoint.image_processor.merge_size
         self._patches = patches
+        self._tower = VisionTower(checkpoint.model)
         device = checkpoint.model.device.type
+        self._block_images = _BLOCK_IMAGES.get(device, _BLOCK_IMAGES_OTHERWISE)
         self._block_patches = _BLOCK_PATCHES.get(device, _BLOCK_PATCHES_OTHERWISE)
-        self._opener = ThreadPoolExecutor(1, thread_name_prefix="images") if ahead else None
         self._images: Sequence[tuple[str, ImageRef]] = ()
         self._blocks: Iterator[_Block] = iter(())
-        self._opening: Future[_Block | None] | None = None
         self._num_encoded = 0
         """The first images of the call, up to this number, have been encoded."""
         self._cache: LRUCache[int, Features | str] = LRUCache(
@@ -78,62 +71,42 @@ class FeatureStore:
         """Start a call with its distinct images and their keys, in the order of first use."""
         self._images = images
         self._blocks = self._open_blocks(images)
-        self._open_ahead()
 
     def end(self) -> None:
         """End the call, completed or not: forget its features and open no more images."""
-        self._wait()
-        self._opening = None
+        self._blocks = iter(())
         self._cache.clear()
         self._num_encoded = 0
 
     def get(self, index: int) -> Features:
         """The features of an image by its index in the call. Raises InputError if it has none."""
         while index >= self._num_encoded:
-            block = next(self._blocks) if self._opening is None else self._opening.result()
-            assert block is not None, "every image belongs to a block"
-            self._open_ahead()
+            block = next(self._blocks)
             self._num_encoded += len(block)
             self._encode_into_cache(block)
         found = self._cache.get(index)
         if found is None:  # Its features were dropped from the cache.
-            self._wait()
-            self._encode_into_cache([(index, self._open(self._images[index]))])
+            [patches] = self._patches.find([self._images[index]])
+            self._encode_into_cache([(index, patches)])
             found = self._cache.get(index)
             assert found is not None
         if isinstance(found, str):
             raise InputError(found)
         return found
 
-    def _open_ahead(self) -> None:
-        if self._opener is not None:
-            self._opening = self._opener.submit(next, self._blocks, None)
-
-    def _wait(self) -> None:
-        """Wait for the other thread, since only one thread may open images at a time."""
-        if self._opening is not None:
-            wait([self._opening])
-
     def _open_blocks(self, images: Sequence[tuple[str, ImageRef]]) -> Iterator[_Block]:
         """Blocks of images that are encoded together. They depend on the images' sizes only."""
         block: _Block = []
         size = 0
-        for index, image in enumerate(images):
-            patches = self._open(image)
-            more = 0 if isinstance(patches, str) else len(patches.pixels)
-            if block and (len(block) == _BLOCK_IMAGES or size + more > self._block_patches):
+        for index, patches in enumerate(self._patches.find(images)):
+            more = 0 if isinstance(patches, str) else len(patches.values)
+            if block and (len(block) == self._block_images or size + more > self._block_patches):
                 yield block
                 block, size = [], 0
             block.append((index, patches))
             size += more
         if block:
             yield block
-
-    def _open(self, image: tuple[str, ImageRef]) -> ImagePatches | str:
-        try:
-            return self._patches.get(*image)
-        except InputError as error:
-            return str(error)
 
     def _encode_into_cache(self, block: _Block) -> None:
         ready = [(index, each) for index, each in block if isinstance(each, ImagePatches)]
@@ -153,7 +126,7 @@ class FeatureStore:
             return self._encode([patches for _, patches in part])
 
         def halve_blocks(part: Sequence[tuple[int, ImagePatches]]) -> None:
-            patches = sum(len(each.pixels) for _, each in part)
+            patches = sum(len(each.values) for _, each in part)
             self._block_patches = max(1, min(self._block_patches, patches) // 2)
 
         def fail(image: tuple[int, ImagePatches], message: str) -> str:
@@ -165,19 +138,15 @@ class FeatureStore:
         results = run_in_halves(images, encode, on_split=halve_blocks, on_failure=fail)
         return dict(zip((index for index, _ in images), results, strict=True))
 
-    @torch.inference_mode()
     def _encode(self, images: Sequence[ImagePatches]) -> list[Features]:
-        device = self._model.device
-        pixels = torch.cat([each.pixels for each in images]).to(device)
-        grids = torch.tensor([each.grid for each in images], device=device)
-        output = self._model.get_image_features(pixels, grids, return_dict=True)
-        layers = getattr(output, "deepstack_features", None) or ()
+        grids = [each.grid for each in images]
+        encoded = self._tower.encode(self._patches.pixels(images), grids)
         # Without the copy, each view would keep the features of the whole block in memory.
         return [
             Features(
-                embeds=output.pooler_output[place].to(self._model.dtype).clone(),
-                deepstack=tuple(layer[place].clone() for layer in layers),
-                grid=(patches.grid[1] // self._merge, patches.grid[2] // self._merge),
+                embeds=embeds.to(self._dtype).clone(),
+                deepstack=tuple(layer.clone() for layer in layers),
+                grid=(height // self._merge, width // self._merge),
             )
-            for place, patches in enumerate(images)
+            for (embeds, layers), (_, height, width) in zip(encoded, grids, strict=True)
         ]

@@ -17,7 +17,7 @@ from pointer_rl.errors import InputError
 from pointer_rl.records.beams import to_beam_record
 from pointer_rl.records.formats import open_writer
 from pointer_rl.records.records import describe_query, describe_shots
-from pointer_rl.session.journal import RUN, Journal
+from pointer_rl.session.journal import RUN, Journal, earlier_meta
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.session.windows import Budget, RunSummary, complete, windows_of
@@ -237,7 +237,8 @@ def run_beams(run: BeamRun, observer: Observer = Observer()) -> BeamSummary:
     """
     open_writer(run.output_path).discard()  # fails at once if it cannot be written
     executor = run.executor.configure("executor").create()
-    session = Session(run.session, observer)
+    earlier = {} if run.overwrite else earlier_meta(run.output_path)
+    session = Session(run.session, observer, earlier)
     config, queries = run.config, session.queries
     if not any(query.answers for query in queries):
         raise InputError(f"dataset {session.dataset.name}: no query has annotators' answers")

@@ -117,8 +117,8 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
 @seed_option("Random seed.")
 @number_option(
     "--window",
-    128,
-    help="Queries asked together: more have more in common, fewer are lost by a kill.",
+    help="Queries asked together: more have more in common, fewer are lost by a kill  [default: "
+    "128, or 1024 where there is a GPU].",
 )
 @number_option(
     "--max-calls",

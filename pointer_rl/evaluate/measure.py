@@ -27,8 +27,6 @@ from pointer_rl.types import Candidate, Example, Metric, Pointer, Window
 
 FEW_POINTERS = 5
 ENOUGH_QUERIES = 20
-WINDOW = 64
-"""Queries whose trials go to the backend together: thousands of trials, so that it can batch."""
 
 
 @dataclass(frozen=True, kw_only=True)

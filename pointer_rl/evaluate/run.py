@@ -33,7 +33,7 @@ from pointer_rl.evaluate.arms import (
 )
 from pointer_rl.evaluate.conclusions import conclude
 from pointer_rl.evaluate.evaluation import Evaluation, Leakage
-from pointer_rl.evaluate.measure import WINDOW, Asked, EvaluationJob, measure, pointers_to_ask
+from pointer_rl.evaluate.measure import Asked, EvaluationJob, measure, pointers_to_ask
 from pointer_rl.registry import registry
 from pointer_rl.selectors import SelectorPolicy, load_selector
 from pointer_rl.selectors.bundle import (
@@ -44,7 +44,12 @@ from pointer_rl.selectors.bundle import (
     seed_folders,
     update_evaluation,
 )
-from pointer_rl.session.journal import AlreadyFinished, Journal, check_same_run
+from pointer_rl.session.journal import (
+    AlreadyFinished,
+    Journal,
+    check_same_run,
+    earlier_meta,
+)
 from pointer_rl.session.judge import Trial
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.proposing import random_source
@@ -133,7 +138,9 @@ def run_evaluation(run: EvaluateRun, observer: Observer = Observer()) -> Evaluat
     the file is this one's.
     """
     recorded_in = _primary_bundles(run) if run.record else []
-    session = Session(replace(run.session, limit=None), observer)
+    path = None if run.overwrite else run.output_path
+    earlier = {} if path is None else earlier_meta(path)
+    session = Session(replace(run.session, limit=None), observer, earlier)
     policies = {name: open_policy(path, run.session.device) for name, path in run.policies.items()}
     try:
         evaluation = evaluate(
@@ -256,7 +263,8 @@ def evaluate(
     def judge(trials: Sequence[Trial]) -> Iterator[tuple[int, Outcome]]:
         decided = decide()
         if output_path is not None:
-            _open_journal(output_path, decided, queries, overwrite).close()  # refuses another's
+            # Another's is refused.
+            _open_journal(output_path, decided, queries, session.window, overwrite).close()
         for index, outcome in session.judge().judge(trials):
             session.observer.trial(outcome)
             yield index, outcome
@@ -415,12 +423,13 @@ def _ask(
     records: dict[int, Mapping[str, Any]] = {}
     if output_path is None:
         session.observer.start(len(ids))
-        for found in run_windows(job, WINDOW, made, session, queries=range(len(ids))):
+        for found in run_windows(job, session.window, made, session, queries=range(len(ids))):
             records.update(found)
     else:
-        with _open_journal(output_path, decided, job.queries, overwrite) as journal:
+        size = session.window
+        with _open_journal(output_path, decided, job.queries, size, overwrite) as journal:
             session.observer.start(len(ids), len(journal))
-            deque(run_windows(job, WINDOW, made, session, journal), maxlen=0)
+            deque(run_windows(job, size, made, session, journal), maxlen=0)
             records.update(enumerate(journal.records()))
     asked = Asked()
     for index, record in sorted(records.items()):
@@ -429,10 +438,14 @@ def _ask(
 
 
 def _open_journal(
-    output_path: Path, decided: Mapping[str, Any], queries: Sequence[Example], overwrite: bool
+    output_path: Path,
+    decided: Mapping[str, Any],
+    queries: Sequence[Example],
+    window: int,
+    overwrite: bool,
 ) -> Journal:
     ids = [query.id for query in queries]
-    meta = {**decided, "queries_sha256": digest_ids(ids)}
+    meta = {**decided, "queries_sha256": digest_ids(ids), "window": window}
     return Journal(output_path, meta, ids, overwrite=overwrite, take_over=False)
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +35,10 @@ class Plan:
 
     queries: int
     """Queries of the run."""
+    window: int
+    """Queries asked together."""
+    chosen: Mapping[str, Any]
+    """Options that the backend chose by its machine."""
     done: int
     """Those that an interrupted run has done already."""
     counted: int
@@ -76,6 +82,7 @@ class Plan:
         lines = [
             ("", "number", ""),
             ("queries", f"{self.queries:,}", f"{self.done:,} of them done" if self.done else ""),
+            ("window", f"{self.window:,}", "queries asked together"),
             ("candidates", whole(self.candidates), ""),
             ("trials", whole(self.trials), "equal prompts count once"),
             ("cached", whole(self.cached), ""),
@@ -93,6 +100,9 @@ class Plan:
     def sentences(self) -> list[str]:
         """Where the figures come from, and how long the run will take."""
         said = []
+        if self.chosen:
+            options = ", ".join(f"{name}={value}" for name, value in self.chosen.items())
+            said.append(f"the backend chose {options}")
         if self.scale > 1:
             said.append(f"counted on {self.counted:,} queries drawn at random (images: of these)")
         if self.unaskable:
@@ -118,13 +128,13 @@ def make_plan(run: GenerateRun) -> Plan:
     ids = [query.id for query in job.queries]
     with Journal(run.output_path, meta, ids) as journal:
         done = sum(map(journal.is_done, range(len(ids))))
-        windows = list(due_windows(journal, run.window, cached=True))
+        windows = list(due_windows(journal, meta["window"], cached=True))
     rng = np.random.default_rng(run.seed)
     drawn = [windows[i] for i in sorted(rng.permutation(len(windows))[:WINDOWS])]
-    return _counted(job, drawn, done)
+    return _counted(job, meta["window"], drawn, done)
 
 
-def _counted(job: CandidateJob, windows: list[Window], done: int) -> Plan:
+def _counted(job: CandidateJob, size: int, windows: list[Window], done: int) -> Plan:
     backend = job.session.backend
     counted = candidates = trials = cached = askable = shown = 0
     images: set[str] = set()
@@ -146,6 +156,8 @@ def _counted(job: CandidateJob, windows: list[Window], done: int) -> Plan:
     price = backend.cost if backend.asked else None
     return Plan(
         queries=len(job.queries),
+        window=size,
+        chosen=job.session.chosen,
         done=done,
         counted=counted,
         candidates=candidates,

@@ -16,9 +16,9 @@ from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
 from pointer_rl.generate.summary import Summary
 from pointer_rl.records.formats import open_writer, stream_records
-from pointer_rl.records.shards import WINDOW, Shard
+from pointer_rl.records.shards import Shard
 from pointer_rl.session.candidates import CandidateJob
-from pointer_rl.session.journal import Journal
+from pointer_rl.session.journal import Journal, earlier_meta
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.proposing import Dedup
 from pointer_rl.session.resolve import describe_policy
@@ -47,8 +47,9 @@ class GenerateRun:
     """Seed of everything that is drawn."""
     dedup: Dedup = "ordered"
     """Whether pointers with the same rows in another order are different candidates."""
-    window: int = WINDOW
-    """Queries proposed for and judged together; the last digits depend on it."""
+    window: int | None = None
+    """Queries proposed for and judged together; the last digits depend on it. By default as many as
+    when the run began, or as the device needs (`Session.window`)."""
     score_answers: bool = False
     """Also record the probability of the annotators' answers (vqa_gt_prob)."""
     sft_ckpt: Path | None = None
@@ -68,8 +69,13 @@ class GenerateRun:
     def __post_init__(self) -> None:
         if self.shots < 1:
             raise InputError(f"shots is {self.shots}: a pointer has at least one demonstration")
-        if self.window < 1:
+        if self.window is not None and self.window < 1:
             raise InputError(f"window is {self.window}: at least one query is asked at a time")
+        if self.shard is not None and self.window is None:
+            raise InputError(
+                f"shard {self.shard}: give the same --window to all shards, such as --window 128, "
+                "because the default depends on the machine"
+            )
 
 
 def prepare(
@@ -79,11 +85,13 @@ def prepare(
 
     Raises PointerRLError for anything that is missing or does not fit.
     """
-    session = Session(run.session, observer)
+    earlier = {} if run.overwrite else earlier_meta(run.output_path)
+    session = Session(run.session, observer, earlier)
     generators = {each.name: each for each in run.generators}
     described = [each.configure("generator").describe() for each in generators.values()]
     if not generators:
         raise InputError("no generator: ask for beams, samples, retrieval or random pointers")
+    window = run.window or session.window
     queries = session.queries
     if run.beam_data is not None:
         queries = _named_by(run.beam_data, session.dataset.queries)[: run.session.limit]
@@ -119,15 +127,15 @@ def prepare(
         **job.described_shots,
         "seed": run.seed,
         "dedup": run.dedup,
-        "window": run.window,
+        "window": window,
         "score_answers": run.score_answers,
     }
     if run.shard is not None:
         meta["shard"] = str(run.shard)
-        rows = run.shard.rows(len(queries), run.window)
+        rows = run.shard.rows(len(queries), window)
         if not rows:
             raise InputError(
-                f"shard {run.shard}: no query is left for it, in windows of {run.window}: "
+                f"shard {run.shard}: no query is left for it, in windows of {window}: "
                 "make fewer shards"
             )
         job = replace(job, queries=[queries[row] for row in rows], embeddings=embeddings[rows])
@@ -155,7 +163,8 @@ def run_generate(run: GenerateRun, observer: Observer = Observer()) -> Summary:
     summary = Summary()
     ids = [query.id for query in job.queries]
     with Journal(run.output_path, meta, ids, overwrite=run.overwrite) as journal:
-        deque(complete(summary, job, run.window, executor, job.session, journal, budget), maxlen=0)
+        done = complete(summary, job, meta["window"], executor, job.session, journal, budget)
+        deque(done, maxlen=0)
     summary.used, summary.cost = backend.used, backend.cost
     return summary
 

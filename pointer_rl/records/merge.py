@@ -21,7 +21,7 @@ from pointer_rl.errors import InputError
 from pointer_rl.files import check_writable
 from pointer_rl.records.convert import Converted, Rewriter
 from pointer_rl.records.formats import open_writer, read_meta, stream_records
-from pointer_rl.records.provenance import differences
+from pointer_rl.records.provenance import CHOICES, choices_of, differences
 from pointer_rl.records.shards import Shard, window_of
 
 _Member = tuple[Path, str, Any]
@@ -156,7 +156,10 @@ def _shards(metas: Mapping[Path, Mapping[str, Any] | None]) -> dict[Path, Shard]
 def _common_meta(
     metas: Mapping[Path, Mapping[str, Any] | None], ignored: str | None
 ) -> dict[str, Any] | None:
-    """The `_meta` of all files, without the key `ignored`. Raises InputError if they differ."""
+    """The `_meta` of all files, without the key `ignored`. Raises InputError if they differ.
+
+    What backends chose by their machines stays if all chose the same.
+    """
     (first, expected), *others = (
         (source, None if meta is None else {k: v for k, v in meta.items() if k != ignored})
         for source, meta in metas.items()
@@ -171,4 +174,6 @@ def _common_meta(
                 f"{source}: its _meta is not {first}'s, it differs in {', '.join(names[:8])}{dots}:"
                 " merge files of one run"
             )
+        if expected and choices_of(meta or {}) != choices_of(expected):
+            expected.pop(CHOICES, None)
     return expected

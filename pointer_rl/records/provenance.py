@@ -6,14 +6,35 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+CHOICES = "backend_choices"
+"""Key of the options that the backend chose itself, by its machine; absent if there are none."""
+
+
+def choices_of(meta: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options that the backend of a run chose, as its `_meta` states them."""
+    choices = meta.get(CHOICES)
+    return choices if isinstance(choices, dict) else {}
+
 
 def differences(
+    first: Mapping[str, Any], second: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, first value, second value) of each difference; None for a missing value.
+
+    It makes no difference what a backend chose by its machine, nor whether it was given instead.
+    """
+    chosen = {f"backend.options.{name}" for each in (first, second) for name in choices_of(each)}
+    for change in _differences(first, second):
+        if change[0] not in chosen and change[0].partition(".")[0] != CHOICES:
+            yield change
+
+
+def _differences(
     first: Mapping[str, Any], second: Mapping[str, Any], inside: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, first value, second value) of each difference; None for a missing value."""
     for key in dict.fromkeys([*first, *second]):
         one, other = first.get(key), second.get(key)
         if isinstance(one, dict) and isinstance(other, dict):
-            yield from differences(one, other, f"{inside}{key}.")
+            yield from _differences(one, other, f"{inside}{key}.")
         elif json.dumps(one) != json.dumps(other):  # where 1, 1.0 and true are three values
             yield f"{inside}{key}", one, other

@@ -9,8 +9,8 @@ from typing import Any
 
 from pointer_rl.errors import InputError
 
-WINDOW = 128
-"""Default number of queries that are proposed for and judged together."""
+_UNSTATED = 128
+"""Queries in a window of a file that does not say so."""
 _SHARD = re.compile(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,8})")
 
 
@@ -23,7 +23,7 @@ def windows(queries: range, size: int) -> Iterator[range]:
 def window_of(meta: Mapping[str, Any] | None) -> int:
     """The size of a run's windows, as the file's `_meta` states it."""
     size = (meta or {}).get("window")
-    return size if isinstance(size, int) and size > 0 else WINDOW
+    return size if isinstance(size, int) and size > 0 else _UNSTATED
 
 
 @dataclass(frozen=True, order=True)

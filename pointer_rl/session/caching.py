@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from pointer_rl.errors import InputError, PluginError
+from pointer_rl.local.threads import run_in_threads
 from pointer_rl.session.cache import request_key
 from pointer_rl.types import (
     BackendError,
@@ -92,7 +93,10 @@ class CachedBackend:
     digits and enter the cache as they arrive.
     """
 
-    def __init__(self, backend: VQABackend, cache: Cache | None = None) -> None:
+    def __init__(
+        self, backend: VQABackend, cache: Cache | None = None, *, threads: int | None = None
+    ) -> None:
+        """threads: CPU threads of torch while the backend runs; None: torch's own number."""
         self.fingerprint = backend.fingerprint
         self.batch_invariant = bool(getattr(backend, "batch_invariant", False))
         self.hits = 0
@@ -103,6 +107,7 @@ class CachedBackend:
         """Tokens and images of its answers; cache hits and failures count nothing."""
         self._backend = backend
         self._cache = cache
+        self._threads = threads
         self._pending: dict[bytes, Response] = {}
         self._committed_at = time.monotonic()
         self._open_window = False
@@ -176,7 +181,8 @@ class CachedBackend:
     def _ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
         if not requests:
             return
-        for position, result in run_checked(self._backend, requests):
+        results = run_checked(self._backend, requests)
+        for position, result in run_in_threads(results, self._threads):
             self.asked += 1
             if isinstance(result, Response):
                 self.used += result.usage

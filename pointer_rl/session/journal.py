@@ -46,6 +46,19 @@ def partial_path(output: Path) -> Path:
     return output.with_name(output.stem + _SUFFIX)
 
 
+def earlier_meta(output: Path) -> Record:
+    """The `_meta` of a run that was interrupted or finished at `output`; empty without one."""
+    meta: object = None
+    with contextlib.suppress(FileNotFoundError), open(partial_path(output), "rb") as journal:
+        head = journal.readline()
+        if journal.read(1):  # without a record it is started anew
+            meta = _meta_of(head)
+    if meta is None and output.is_file():
+        with contextlib.suppress(InputError):  # no output of a run: it is refused later
+            meta = read_meta(output)
+    return meta if isinstance(meta, dict) else {}
+
+
 class AlreadyFinished(Exception):  # noqa: N818 (not an error)
     """The run has nothing left to do."""
 

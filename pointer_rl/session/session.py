@@ -8,17 +8,22 @@ loads what it needs of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
 from pointer_rl.datasets.embed import digest_ids
+from pointer_rl.devices import default_window
 from pointer_rl.errors import InputError
+from pointer_rl.local.threads import choose_threads, placed_on_cpu
+from pointer_rl.records.provenance import CHOICES, choices_of
 from pointer_rl.records.records import check_query_id
+from pointer_rl.records.shards import window_of
 from pointer_rl.registry import ConfiguredEntry, registry
 from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.session.cache import ResponseCache
@@ -31,7 +36,7 @@ from pointer_rl.session.resolve import (
     encoder_embeddings,
     make_policy,
 )
-from pointer_rl.types import Dataset, Decoding, Example, Metric, Pool
+from pointer_rl.types import Dataset, Decoding, Example, Metric, Pool, VQABackend
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,13 @@ class Session:
     model, and for a dataset whose query ids cannot be keys of RL data or are not unique.
     """
 
-    def __init__(self, options: SessionOptions, observer: Observer = Observer()) -> None:
+    def __init__(
+        self,
+        options: SessionOptions,
+        observer: Observer = Observer(),
+        earlier: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """earlier: `_meta` of the run that is continued; what its machine decided holds again."""
         self.options = options
         self.observer = observer
         self.dataset_plugin = options.dataset.configure("dataset")
@@ -85,12 +96,21 @@ class Session:
         limit, queries = options.limit, self.dataset.queries
         self.queries: Sequence[Example] = queries if limit is None else queries[:limit]
         self.metric: Metric = self._metric_plugin.create()
-        self._backend_plugin = self._configure_backend()
+        self._window = window_of(earlier) if "window" in earlier else None
+        self._backend = self._complete_backend()
+        self._backend_plugin = self._backend.configure("backend")
+        self.chosen: dict[str, Any] = {
+            name: value
+            for name, value in choices_of(earlier).items()
+            if name not in self._backend.options and self._backend_plugin.entry.has_option(name)
+        }
+        """Options of the backend that it chose itself, now (once it is loaded) or when the run
+        began. A copy of the session uses the same ones."""
 
-    def __reduce__(self) -> tuple[type[Session], tuple[SessionOptions]]:
-        return Session, (self.options,)
+    def __reduce__(self) -> tuple[type[Session], tuple[Any, ...]]:
+        return Session, (self.options, Observer(), {CHOICES: self.chosen})
 
-    def _configure_backend(self) -> ConfiguredEntry:
+    def _complete_backend(self) -> PluginRef:
         """With the model of the dataset's companions if the backend needs one and none is named."""
         name, options = self.options.backend.name, dict(self.options.backend.options)
         entry = registry().find("backend", name)
@@ -104,7 +124,15 @@ class Session:
                     "give --backend-opt model=FOLDER_OR_HUB_ID"
                 )
             options["model"] = self.dataset.companions.model
-        return registry().configure("backend", name, options)
+        return PluginRef(name, options)
+
+    @property
+    def window(self) -> int:
+        """Queries asked together if the user does not say: as the run began, or by the device."""
+        if self._window is not None:
+            return self._window
+        device = self._backend.options.get("device", self.options.device)
+        return default_window(str(device or "auto"))
 
     # --- embeddings and policies ---
 
@@ -142,7 +170,13 @@ class Session:
     def backend(self) -> CachedBackend:
         """The backend behind the response cache, loaded when first asked for."""
         cache = self.cache  # first: a folder that cannot be written is found before a model loads
-        return CachedBackend(self._backend_plugin.create(), cache)
+        options = {**self._backend.options, **self.chosen}
+        configured = replace(self._backend, options=options).configure("backend")
+        with placed_on_cpu() as placed:
+            made: VQABackend = configured.create()
+        self.chosen |= getattr(made, "chosen", {})
+        threads = getattr(configured.options, "threads", None) or choose_threads(placed)
+        return CachedBackend(made, cache, threads=threads)
 
     def judge(self, *, score_answers: bool = False) -> Judge:
         """How trials become outcomes. Loads the backend."""
@@ -171,10 +205,12 @@ class Session:
 
     def describe(self, queries: Sequence[Example]) -> dict[str, Any]:
         """Versions, dataset, backend, prompt, metric and decoding, for `_meta`."""
+        fingerprint = self.backend.fingerprint
         return {
             "pointer_rl_version": version("pointer-rl"),
             "dataset": self.describe_dataset(queries),
-            "backend": {**self._describe_backend(), "fingerprint": self.backend.fingerprint},
+            "backend": {**self._describe_backend(), "fingerprint": fingerprint},
+            **({CHOICES: dict(self.chosen)} if self.chosen else {}),
             "prompt": self._prompt_plugin.describe(),
             "metric": {**self._metric_plugin.describe(), "version": self.metric.version},
             "decoding": asdict(self.options.decoding),

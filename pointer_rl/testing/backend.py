@@ -199,6 +199,24 @@ class BackendTests(FingerprintTests[VQABackend]):
             "count each prompt whole, without padding, whatever it shares with others"
         )
 
+    def test_takes_what_it_chose_as_options(self) -> None:
+        """`chosen`, if there is one, names options; given, they are chosen no more."""
+        chosen = getattr(self.made, "chosen", {})
+        if not chosen:
+            raise SkipTest("it chooses no options by its machine")
+        assert all(type(each) in (int, float, str) for each in chosen.values()), (
+            f"it chose {chosen}: make each value an int, a float or a str, to be recorded"
+        )
+        fix = "let `chosen` hold the names of its options, and values that these take"
+        with explain(f"made with the options that it chose, {chosen}, it", fix):
+            again = self.make(**chosen)
+        assert not getattr(again, "chosen", {}), (
+            f"given {chosen}, it chose {again.chosen}: use what is given, on any machine"  # type: ignore[attr-defined]
+        )
+        assert again.fingerprint == self.made.fingerprint, (
+            "given what it chose, it has another fingerprint: leave these options out of it"
+        )
+
     def test_knows_a_price_or_none(self) -> None:
         """`cost`, if there is one, gives a price or None."""
         if not isinstance(self.made, PricedBackend):

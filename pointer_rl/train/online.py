@@ -25,12 +25,11 @@ import pointer_rl_schemas
 from pointer_rl.datasets.leakage import AllowedRows, image_content
 from pointer_rl.errors import InputError
 from pointer_rl.records.fields import has_failed
-from pointer_rl.records.shards import WINDOW
 from pointer_rl.registry import registry
 from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.selectors.bundle import DataFile
 from pointer_rl.session.candidates import CandidateJob
-from pointer_rl.session.journal import Journal
+from pointer_rl.session.journal import Journal, earlier_meta
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.resolve import describe_policy
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
@@ -116,7 +115,8 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
     if run.config.per_query_pool:
         raise InputError("--own-pools: online learning proposes from the whole pool")
     most = _most_pointers(run)
-    session = Session(run.session, observer)
+    earlier = {} if run.output.overwrite else earlier_meta(_round_path(run, 1))
+    session = Session(run.session, observer, earlier)
     executor: Executor = run.executor.configure("executor").create()
     session.check_answers(session.queries)
     embeddings, pool = session.embeddings(session.dataset.queries)
@@ -170,7 +170,7 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
         of_round = replace(run.config, rce_epochs=online.rce_epochs, grpo_epochs=online.grpo_epochs)
         known = set() if groups is None else set(groups.ids)
         for number in range(1, online.rounds + 1):
-            path = run.output.folder / ROUNDS / f"round-{number:02}.json"
+            path = _round_path(run, number)
             before = path.exists()
             if not before:
                 queries = _round_queries(session, run, number, known)
@@ -262,6 +262,10 @@ def _most_pointers(run: OnlineRun) -> int:
     return most
 
 
+def _round_path(run: OnlineRun, number: int) -> Path:
+    return run.output.folder / ROUNDS / f"round-{number:02}.json"
+
+
 def _generator(run: OnlineRun, knows: bool) -> PluginRef:
     """What proposes in a round. If it ranks rows, then by the policy once that knows something."""
     chosen = run.search or PluginRef(PROBE, {"num": run.online.pointers})
@@ -305,7 +309,7 @@ def _ask_round(
         **job.described_shots,
         "seed": job.seed,
         "dedup": job.dedup,
-        "window": WINDOW,
+        "window": session.window,
         "score_answers": job.score_answers,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -313,7 +317,9 @@ def _ask_round(
         asked: list[Mapping[str, Any]] = []
         wave = range(min(calls // most, len(job.queries)))
         while wave:
-            deque(run_windows(job, WINDOW, executor, session, journal, queries=wave), maxlen=0)
+            deque(
+                run_windows(job, session.window, executor, session, journal, queries=wave), maxlen=0
+            )
             which = np.isin(np.arange(len(job.queries)), wave)
             for record in journal.records(which):
                 asked += record["pointer_candidates"]

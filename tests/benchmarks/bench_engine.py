@@ -31,7 +31,7 @@ import platform
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -42,7 +42,7 @@ from PIL import Image
 
 from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.datasets.leakage import AllowedRows
-from pointer_rl.records.shards import WINDOW
+from pointer_rl.devices import default_window
 from pointer_rl.registry import registry
 from pointer_rl.session.proposing import propose
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
@@ -53,18 +53,23 @@ from pointer_rl_qwen2vl.inputs import PromptEncoder
 from pointer_rl_qwen2vl.keyvalues import PrefixStore, RowCache
 from pointer_rl_qwen2vl.options import Qwen2VLOptions
 from pointer_rl_qwen2vl.patches import PatchCache
+from pointer_rl_qwen2vl.tower import VisionTower
 
+WINDOW = default_window("cpu")
 SHOTS = 2
+SIDE = 224
+"""Pixels along a side of an enlarged image."""
 GOALS = {"scored": 15, "not scored": 6}
 LIMIT_GOAL, OVERHEAD_GOAL = 0.7, 0.1
 PARTS = {
-    "images": (PatchCache, "_open"),
+    "forward": (VisionTower, "encode"),
+    "images": (PatchCache, "_finish"),
     "text": (PromptEncoder, "tokenise"),
     "prefixes in": (PrefixStore, "write"),
     "prefixes out": (PrefixStore, "read"),
     "rows moved": (RowCache, "keep"),
 }
-"""Parts of the overhead that are timed separately: a class and its method."""
+"""What is timed separately: a class and its method. "forward" is no overhead."""
 
 
 # --- trials ---
@@ -83,22 +88,29 @@ class World:
     rounds: int
 
 
-def trials(bench: Session, side: int | None = None) -> list[list[Request]]:
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def enlarged(image: Image.Image) -> bytes:
+    return png(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
+def trials(
+    bench: Session, to_file: Callable[[Image.Image], bytes] = png, window: int = WINDOW
+) -> list[list[Request]]:
     """The default trials of `generate` by window, with the annotators' answers to score.
 
-    Images are resized to `side` pixels; None keeps their size.
+    `to_file` makes the image files.
     """
     files: dict[str, ImageBytes] = {}
 
     def on_file(example: Example) -> Example:
         key = example.image.key
         if key not in files:
-            image = example.image.open()
-            if side is not None:
-                image = image.resize((side, side), Image.Resampling.BICUBIC)
-            file = io.BytesIO()
-            image.save(file, "PNG")
-            files[key] = ImageBytes(file.getvalue(), example.id)
+            files[key] = ImageBytes(to_file(example.image.open()), example.id)
         return replace(example, image=files[key])
 
     embeddings, pool = bench.embeddings(bench.queries)
@@ -108,9 +120,9 @@ def trials(bench: Session, side: int | None = None) -> list[list[Request]]:
     builder = registry().create("prompt", "short-answer")
     allowed = AllowedRows(pool.examples)
     windows = []
-    for start in range(0, len(bench.queries), WINDOW):
-        queries = bench.queries[start : start + WINDOW]
-        rows = embeddings[start : start + WINDOW]
+    for start in range(0, len(bench.queries), window):
+        queries = bench.queries[start : start + window]
+        rows = embeddings[start : start + window]
         batch = QueryBatch(queries, rows, allowed.mask(queries), SHOTS)
         proposed = propose(policy, batch, pool, generators, 0, "ordered")
         windows.append(
@@ -142,8 +154,8 @@ def session(queries: int) -> Session:
     )
 
 
-def larger(checkpoint: Checkpoint, side: int) -> Checkpoint:
-    """A random model of about 100M parameters with this one's tokenizer, for larger images."""
+def larger(checkpoint: Checkpoint) -> Checkpoint:
+    """A random model of about 100M parameters with this one's tokenizer, for `enlarged` images."""
     config = copy.deepcopy(checkpoint.model.config)
     text, vision = config.text_config, config.vision_config
     text.update(
@@ -167,7 +179,7 @@ def larger(checkpoint: Checkpoint, side: int) -> Checkpoint:
     model = transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
     model.generation_config = checkpoint.model.generation_config
     processor = copy.deepcopy(checkpoint.image_processor)
-    processor.size["longest_edge"] = side * side
+    processor.size["longest_edge"] = SIDE**2
     return replace(checkpoint, model=model, image_processor=processor, fingerprint="larger")
 
 
@@ -195,7 +207,7 @@ def timed_parts(checkpoint: Checkpoint) -> Iterator[Counter[str]]:
     started: list[float] = []
     base = checkpoint.model.model
     hooks = []
-    for module in (base.language_model, base.visual, checkpoint.model.lm_head):
+    for module in (base.language_model, checkpoint.model.lm_head):
         hooks += [
             module.register_forward_pre_hook(lambda *_: started.append(clock())),
             module.register_forward_hook(
@@ -263,7 +275,7 @@ def measure(world: World, name: str, bare: Bare | None) -> Bare:
         limit = (needed.tokens / speeds["tokens"] + rest) / number
         strict = (needed.tokens / speeds["fresh tokens"] + rest) / number
         overhead = 1 - parts["forward"] / (fast * number)
-        spent.update({part: parts[part] / (fast * number) for part in PARTS})
+        spent.update({part: parts[part] / (fast * number) for part in PARTS if part != "forward"})
         rounds.append(
             {
                 **{"loop": 1 / slow, "shared": 1 / fast, "limit": 1 / limit, **speeds},
@@ -279,7 +291,7 @@ def measure(world: World, name: str, bare: Bare | None) -> Bare:
         f" without prefixes {of['of the other']:.2f}; own overhead {of['overhead']:.1%}"
         f" (goal {OVERHEAD_GOAL:.0%})"
     )
-    shares = ", ".join(f"{part} {spent[part] / len(rounds):.1%}" for part in PARTS)
+    shares = ", ".join(f"{part} {share / len(rounds):.1%}" for part, share in spent.items())
     print(
         f"    of the overhead: {shares}; a trial: {needed.tokens / number:.0f} distinct of"
         f" {prompt} tokens, {needed.images / number:.2f} images, {needed.steps / number:.1f} steps;"
@@ -297,7 +309,7 @@ def main() -> None:
     assert bench.dataset.companions is not None
     options = Qwen2VLOptions(model=bench.dataset.companions.model, device="cpu")
     small = load_checkpoint(options)
-    large = larger(small, 224)
+    large = larger(small)
     print(
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
         f" ({'CPU' if one_thread else 'wall'} time), torch {torch.__version__}; {queries} queries"
@@ -305,7 +317,9 @@ def main() -> None:
     )
     glyphs = World("glyphs", small, trials(bench), looped=40, rounds=3)
     millions = sum(each.numel() for each in large.model.parameters()) / 1e6
-    few = World(f"{millions:.0f}M parameters", large, trials(session(1), 224), looped=2, rounds=3)
+    few = World(
+        f"{millions:.0f}M parameters", large, trials(session(1), enlarged), looped=2, rounds=3
+    )
     for world in (glyphs, few):
         bare = None
         for name in GOALS:

@@ -237,11 +237,11 @@ def draw(cells: Cells, budgets: Sequence[int], path: Path) -> None:
             there,
             [min(those) for those in each],
             [max(those) for those in each],
-            color=f"tab:{color}",
+            color=color,
             alpha=0.15,
         )
         means = [float(np.mean(those)) for those in each]
-        axes.plot(there, means, marker="o", color=f"tab:{color}", label=kind, linewidth=2)
+        axes.plot(there, means, marker="o", color=color, label=kind, linewidth=2)
     for arm, style in (("answer-match", "--"), ("mixed", ":"), ("random", "-.")):
         if arm in cells:
             label = "mixed similarity" if arm == "mixed" else arm

@@ -181,7 +181,7 @@ def test_the_journal_of_another_run_is_refused_before_anything_is_learned(
     path = world.folder / "a.json"
     command = (*LEARNING, "--output-path", str(path), "--no-store")
 
-    monkeypatch.setattr("pointer_rl.evaluate.run.WINDOW", 5)
+    monkeypatch.setattr("pointer_rl.session.session.default_window", lambda device: 5)
     with monkeypatch.context() as patch:
         patch.setattr(EvaluationJob, "run", second_interrupts())
         assert glyphs(*command).exit_code == 130
@@ -337,7 +337,7 @@ def test_failures_leave_queries_out_and_all_of_them_exit_1(evaluate, world, back
 
 
 def test_interrupted_the_same_command_continues_it(evaluate, world, backends, monkeypatch):
-    monkeypatch.setattr("pointer_rl.evaluate.run.WINDOW", 3)
+    monkeypatch.setattr("pointer_rl.session.session.default_window", lambda device: 3)
     path = world.folder / "a.json"
     command = ("--output-path", str(path), "--no-store")
     assert evaluate(*command).exit_code == 0

@@ -155,11 +155,11 @@ SMALLER: dict[str, dict[str, str]] = {
     "flamingo": {"--limit 20": "--limit 3"},
     "generate-and-validate": {"--limit 40": "--limit 8", "--limit 200": "--limit 8"},
     "gpus": {
-        "--limit 256": "--limit 40 --window 20",
+        "--limit 4096 --window 1024": "--limit 40 --window 20",
         "--limit 16": "--limit 4",
         "train --beam": "train --rce-epochs 1 --grpo-epochs 1 --beam",
     },
-    "long-runs": {"--limit 600": "--limit 60", "--limit 256": "--limit 40 --window 20"},
+    "long-runs": {"--limit 600": "--limit 60", "--limit 256 --window 64": "--limit 40 --window 20"},
     "servers": {"--limit 50": "--limit 5"},
     "train": {
         "--limit 300": "--limit 60",

@@ -182,6 +182,24 @@ def test_a_prompt_that_the_model_does_not_take_fails_alone(tiny_model, prompt, w
     assert results[:1] == answers(backend, [Request(PROMPTS[0], GREEDY)])
 
 
+@pytest.mark.parametrize("error", [StopIteration(), RuntimeError("sizes differ"), OSError("gone")])
+def test_whatever_a_processor_raises_fails_its_prompt_alone(tiny_model, monkeypatch, error):
+    checkpoint = load(tiny_model("llava"))
+    process = type(checkpoint.processor).__call__
+
+    def broken(self, **given):
+        if "odd" in given["text"][0]:
+            raise error
+        return process(self, **given)
+
+    monkeypatch.setattr(type(checkpoint.processor), "__call__", broken)
+    backend = make_backend(checkpoint, None)
+    requests = [Request(each, GREEDY) for each in (PROMPTS[0], ask(make_image(1), "odd"))]
+    good, bad = answers(backend, requests)
+    assert good.text
+    assert bad.message == f"the processor refuses the prompt: {str(error) or 'StopIteration'}"
+
+
 def test_generation_ends_at_the_checkpoints_own_end_tokens(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model("llava"), tmp_path / "model")
     reference = HFReference(folder, "llava")

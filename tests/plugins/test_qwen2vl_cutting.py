@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from pointer_rl_qwen2vl.patches import PatchCutter
+from pointer_rl_qwen2vl.patches import PixelTable, cut
 
 PROCESSORS = [
     Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 30}),
@@ -41,20 +42,23 @@ def make_image(width: int, height: int, seed: int = 0) -> Image.Image:
 def test_the_floats_are_the_official_processors(processor, width, height, seed):
     image = make_image(width, height, seed)
     expected = processor(images=[image], return_tensors="np")
-    patches, grid = PatchCutter(processor).cut(image)
-    assert patches.dtype == expected["pixel_values"].dtype
-    assert np.array_equal(patches, expected["pixel_values"])
-    assert list(grid) == expected["image_grid_thw"][0].tolist()
+    table = PixelTable(processor, torch.float32, torch.device("cpu"))
+    patches = cut(image, processor)
+    other = cut(make_image(60, 60), processor)
+    pixels = table.pixels([patches.values, other.values])[: len(patches.values)].numpy()
+    assert pixels.dtype == expected["pixel_values"].dtype
+    assert np.array_equal(pixels, expected["pixel_values"])
+    assert list(patches.grid) == expected["image_grid_thw"][0].tolist()
 
 
 def test_an_image_that_is_not_resized_must_be_cut_evenly():
-    cutter = PatchCutter(Qwen2VLImageProcessorPil(do_resize=False))
-    patches, grid = cutter.cut(make_image(84, 56))
-    assert (len(patches), grid) == (24, (1, 4, 6))
+    processor = Qwen2VLImageProcessorPil(do_resize=False)
+    patches = cut(make_image(84, 56), processor)
+    assert (len(patches.values), patches.grid, patches.tokens) == (24, (1, 4, 6), 6)
     with pytest.raises(ValueError, match="reshape"):
-        cutter.cut(make_image(85, 56))
+        cut(make_image(85, 56), processor)
 
 
 def test_what_the_official_processor_refuses_is_refused():
     with pytest.raises(ValueError, match="aspect ratio"):
-        PatchCutter(PROCESSORS[0]).cut(make_image(402, 2))
+        cut(make_image(402, 2), PROCESSORS[0])

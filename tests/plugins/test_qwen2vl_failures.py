@@ -18,6 +18,7 @@ from pointer_rl_qwen2vl import create_backend, patches
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend
 from pointer_rl_qwen2vl.checkpoint import load_checkpoint
 from pointer_rl_qwen2vl.options import Qwen2VLOptions
+from pointer_rl_qwen2vl.tower import VisionTower
 
 GREEDY = Decoding(max_new_tokens=6)
 ANSWERS = ("red cat", "a", "")
@@ -233,15 +234,18 @@ def test_a_prompt_that_does_not_fit_leaves_the_others_as_they_were(checkpoint):
 
 
 @pytest.mark.parametrize("images", [0, 1, 2])
-def test_images_that_do_not_fit_are_encoded_fewer_at_a_time(checkpoint, images):
+def test_images_that_do_not_fit_are_encoded_fewer_at_a_time(checkpoint, images, monkeypatch):
     requests = [Request(prompt, GREEDY) for prompt in PROMPTS]
     expected = answers(Qwen2VLBackend(checkpoint), requests)
 
-    def refuse(module, args, kwargs):
-        if len(kwargs["grid_thw"]) > images:
-            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
+    encode = VisionTower.encode
 
-    checkpoint.model.model.visual.register_forward_pre_hook(refuse, with_kwargs=True)
+    def refuse(self, pixels, grids):
+        if len(grids) > images:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
+        return encode(self, pixels, grids)
+
+    monkeypatch.setattr(VisionTower, "encode", refuse)
     results = answers(Qwen2VLBackend(checkpoint), requests)
     if images:
         assert [each.text for each in results] == [each.text for each in expected]

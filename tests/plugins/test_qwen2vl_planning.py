@@ -19,6 +19,7 @@ from pointer_rl_qwen2vl.inputs import PromptEncoder
 from pointer_rl_qwen2vl.language import Piece
 from pointer_rl_qwen2vl.options import Qwen2VLOptions
 from pointer_rl_qwen2vl.planning import AnswerTree, find_prefixes, lay_out
+from pointer_rl_qwen2vl.shapes import EXACT, ROUNDED, Shapes
 from pointer_rl_qwen2vl.vision import Features
 
 # Few symbols, so that much is shared; negative ones are images.
@@ -88,7 +89,8 @@ def test_an_answer_tree_holds_each_beginning_once(answers):
             assert tree.token_ids[place - 1] == answer[number]
             assert tree.depths[place - 1] == number
             seen = [place - 1 for place in places[1 : number + 2]]
-            assert tree.visible[place - 1].nonzero()[0].tolist() == sorted(seen)
+            unseen = tree.unrelated[1][tree.unrelated[0] == place - 1]
+            assert sorted({*range(place)} - {*unseen.tolist()}) == sorted(seen)
             assert tree.children[places[number], answer[number]] == place
 
 
@@ -160,13 +162,14 @@ def test_a_tokenizer_that_looks_across_its_special_tokens_is_given_whole_prompts
     sizes=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30)), min_size=1, max_size=20),
     room=st.integers(0, 8),
     limits=st.builds(Limits, batch=st.integers(1, 200), cache=st.integers(1, 400)),
+    shapes=st.sampled_from([EXACT, ROUNDED]),
 )
-def test_groups_hold_each_row_once_and_fit_into_the_cache(sizes, room, limits):
+def test_groups_hold_each_row_once_and_fit_into_the_cache(sizes, room, limits, shapes):
     pieces = [
         Piece(lay_out([1] * length, 0, {}.__getitem__, -1), np.arange(prefix))
         for prefix, length in sizes
     ]
-    groups = chunk._groups(pieces, room, limits)
+    groups = chunk._groups(pieces, room, limits, shapes)
     assert sorted(row for group in groups for batch in group for row in batch) == [
         *range(len(pieces))
     ]
@@ -177,4 +180,16 @@ def test_groups_hold_each_row_once_and_fit_into_the_cache(sizes, room, limits):
             assert len(batch) == 1 or len(batch) * max(lengths) <= limits.batch
             columns = max(columns, room + max(prefixes) + max(lengths))
             rows += len(batch)
-        assert rows == 1 or rows * columns <= limits.cache
+        cache_rows, cache_columns = chunk._cache_size(pieces, group, room, shapes)
+        assert cache_rows >= rows
+        assert cache_columns >= columns
+        assert rows == 1 or cache_rows * cache_columns <= limits.cache
+
+
+@given(number=st.integers(1, 10**6), sizes=st.sampled_from([1, 2, 4, 8]))
+def test_shapes_are_rounded_up_to_a_few_sizes(number, sizes):
+    round_up = Shapes(rows_per_octave=sizes).rows
+    assert number <= round_up(number) < number * (1 + 1 / sizes) + 1
+    assert round_up(round_up(number)) == round_up(number)
+    octave = [round_up(each) for each in range(513, 1025)]
+    assert len(set(octave)) == sizes

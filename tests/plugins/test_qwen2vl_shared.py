@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from qwen_reference import Reference, ask, make_image
 from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.errors import InputError
 from pointer_rl.types import BackendError, Count, Decoding, Message, Prompt, Request, Response
-from pointer_rl_qwen2vl import chunk, create_backend, shared, vision
+from pointer_rl_qwen2vl import chunk, create_backend, patches, tower, vision
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend
 from pointer_rl_qwen2vl.checkpoint import load_checkpoint
 from pointer_rl_qwen2vl.inputs import PromptEncoder
@@ -131,12 +132,16 @@ def test_answers_that_fill_many_rows_are_put_together(checkpoint):
 # --- once ---
 
 
-def test_each_image_and_each_shared_token_is_computed_once(checkpoint):
+def test_each_image_and_each_shared_token_is_computed_once(checkpoint, monkeypatch):
     images: list[int] = []
     tokens: list[int] = []
-    checkpoint.model.model.visual.register_forward_pre_hook(
-        lambda module, args, kwargs: images.append(len(kwargs["grid_thw"])), with_kwargs=True
-    )
+    encode = tower.VisionTower.encode
+
+    def count(self: tower.VisionTower, pixels: torch.Tensor, grids: list[tower.Grid]) -> object:
+        images.append(len(grids))
+        return encode(self, pixels, grids)
+
+    monkeypatch.setattr(tower.VisionTower, "encode", count)
     checkpoint.model.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: tokens.append(kwargs["inputs_embeds"][..., 0].numel()),
         with_kwargs=True,
@@ -162,20 +167,23 @@ def test_each_image_and_each_shared_token_is_computed_once(checkpoint):
 
 def test_features_that_do_not_fit_are_encoded_again(checkpoint, monkeypatch):
     expected = results(Qwen2VLBackend(checkpoint), requests())
-    monkeypatch.setattr(shared, "_CACHE_BYTES", {"cpu": 1})
-    monkeypatch.setattr(vision, "_BLOCK_IMAGES", 1)
-    backend = Qwen2VLBackend(checkpoint, batch_tokens=64)
+    monkeypatch.setattr(vision, "_BLOCK_IMAGES", {"cpu": 1})
+    backend = Qwen2VLBackend(checkpoint, batch_tokens=64, cache_gib=1e-9)
     for mine, other in zip(results(backend, requests()), expected, strict=True):
         assert mine.text == other.text
         assert mine.score_logprobs == pytest.approx(other.score_logprobs, rel=1e-4)
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_images_may_be_opened_ahead(checkpoint, monkeypatch, ahead):
-    monkeypatch.setattr(vision, "_BLOCK_IMAGES", 2)
+@pytest.mark.parametrize("threads", [0, 3])
+def test_images_may_be_opened_ahead(checkpoint, monkeypatch, threads):
+    monkeypatch.setattr(vision, "_BLOCK_IMAGES", {"cpu": 2})
+    monkeypatch.setattr(patches, "_AHEAD", 3)
     broken = ImageBytes(b"no image", "broken.png")
     images = [(each.key, each) for each in (ONE, broken, WIDE, OTHER, TALL)]
-    store = vision.FeatureStore(checkpoint, PatchCache(checkpoint), 0, ahead=ahead)
+    cache = PatchCache(checkpoint)
+    if threads:
+        cache._threads = ThreadPoolExecutor(threads)
+    store = vision.FeatureStore(checkpoint, cache, 0)
     for _ in range(2):
         store.begin(images)
         assert len(store.get(0).embeds) == 4
@@ -271,7 +279,7 @@ def test_tokens_are_counted_as_distinct_beginnings(checkpoint):
     backend = Qwen2VLBackend(checkpoint)
     asked = requests()
     encoder = PromptEncoder(checkpoint)
-    patches = PatchCache(checkpoint)
+    cache = PatchCache(checkpoint)
     whole = unique = 0
     beginnings: set[tuple[object, ...]] = set()
     for request in asked:
@@ -281,7 +289,7 @@ def test_tokens_are_counted_as_distinct_beginnings(checkpoint):
             for token in encoder.encode(request.prompt)
         ]
         widths = [
-            1 if isinstance(each, int) else patches.get(each.key, each).tokens for each in elements
+            1 if isinstance(each, int) else cache.get(each.key, each).tokens for each in elements
         ]
         answers = [encoder.encode_answer(answer) for answer in request.score]
         whole += sum(widths) + sum(map(len, answers))

@@ -9,7 +9,7 @@ import secrets
 import subprocess
 import sys
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -132,6 +132,24 @@ class Draws(FakeBackend):
     def run(self, requests):
         for index, result in super().run(requests):
             yield index, replace(result, text=secrets.token_hex(4))
+
+
+class Unyielding(FakeBackend):
+    """Chooses its word by the machine, and says so, but does not take it back."""
+
+    fingerprint = "unyielding"
+    chosen: ClassVar = {"word": "red"}
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(lambda text: "red")
+
+
+class ChoosesNoOption(Unyielding):
+    chosen: ClassVar = {"memory": 64}
+
+
+class ChoosesAnObject(Unyielding):
+    chosen: ClassVar = {"word": np.str_("red")}
 
 
 class Refuses(FakeBackend):
@@ -718,6 +736,9 @@ FAULTS = [
     (BackendTests, (Deaf,), "end the text before the first of Decoding.stop"),
     (BackendTests, (Swallows,), "cannot be read is answered 'blue': yield a BackendError"),
     (BackendTests, (Draws,), "asked again it gives .*: decode as Decoding says"),
+    (BackendTests, (Unyielding, Options), "it chose {'word': 'red'}: use what is given"),
+    (BackendTests, (ChoosesNoOption, Options), "let `chosen` hold the names of its options"),
+    (BackendTests, (ChoosesAnObject, Options), "make each value an int, a float or a str"),
     (BackendTests, (Refuses,), r"plain question about an image failed \(no key\)"),
     (BackendTests, (Says, Options), "with loud=True .* include that option"),
     (BackendTests, (OtherEachTime,), "another fingerprint: leave out what changes by itself"),
@@ -844,7 +865,7 @@ def test_every_fault_is_reported(check):
 def test_a_fault_that_others_depend_on_is_reported_once(check):
     results = check(BackendTests, Twice)
     assert [each.check for each in broken(results)] == ["gives sound results"]
-    assert results[-3].message == "an earlier check failed on what this one needs"
+    assert results[-4].message == "an earlier check failed on what this one needs"
 
 
 def test_what_the_plugin_raised_is_the_cause(register):
