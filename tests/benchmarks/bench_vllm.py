@@ -93,12 +93,12 @@ def main() -> None:
         backend: VQABackend = registry().create("backend", name, options)
         return backend
 
-    import vllm
+    from pointer_rl_vllm.engine import VERSION
 
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load"
         f" {os.getloadavg()[0]:.1f}; torch {torch.__version__} with {torch.get_num_threads()}"
-        f" threads, transformers {transformers.__version__}, vllm {vllm.__version__};"
+        f" threads, transformers {transformers.__version__}, vllm {VERSION};"
         f" {sum(map(len, windows)):,} trials of {len(session.queries)} queries"
     )
     measure("qwen2vl", create("qwen2vl", model=model, device="cpu"), windows, local)

@@ -105,9 +105,11 @@ NOT_RUN: dict[str, dict[str, str]] = {
         " vllm.entrypoints.openai.api_server --model plugins/pointer_rl_glyphs/model"
         " --served-model-name glyphs --host 127.0.0.1 --port 8000 --dtype float32 --max-model-len"
         " 2048 --block-size 32 --enforce-eager --limit-mm-per-prompt"
-        """ '{"image": 9, "video": 0}'""": (IN_VLLM),
+        """ '{"image": 9, "video": 0}'""": IN_VLLM,
         "pointer-rl doctor --parity --against openai --against-opt"
         " base_url=http://127.0.0.1:8000/v1 --limit 64": IN_VLLM,
+        "128 trials of 64 random queries, 2 random demonstrations each, were asked of the backends"
+        " qwen2vl and openai.": IN_VLLM,
         "pointer-rl generate --output-path rl.json --limit 50 --backend openai --backend-opt"
         " base_url=http://127.0.0.1:8000/v1,http://127.0.0.1:8001/v1": (
             "the page's first file would be in its place; test_openai.py has several servers"
@@ -127,6 +129,8 @@ NOT_RUN: dict[str, dict[str, str]] = {
         " --output-path rl.json --limit 20 --score-answers": IN_VLLM,
         "pointer-rl doctor --parity --backend qwen2vl --against vllm --against-opt"
         " enforce_eager=true --limit 64": IN_VLLM,
+        "128 trials of 64 random queries, 2 random demonstrations each, were asked of the backends"
+        " qwen2vl and vllm.": IN_VLLM,
         "pointer-rl generate --backend vllm --backend-opt enforce_eager=true --backend-opt"
         " max_model_len=2048 --output-path rl.json --limit 128 --score-answers --no-store": IN_VLLM,
     },
