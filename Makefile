@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-faults test-oldest test-newest lint format bench bench-gpu bench-learning docs site wheel-smoke clean help
+.PHONY: demo test test-all test-faults test-oldest test-newest test-vllm lint format bench bench-gpu bench-vllm bench-learning docs site wheel-smoke clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -64,6 +64,19 @@ test-oldest test-newest: test-%: .venv-%/.ready
 	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q --numprocesses auto --maxprocesses 8 \
 	    --dist loadfile -W ignore::FutureWarning $(LOCAL_SUITES)
 
+# An environment of its own: vLLM pins another version of transformers. Warnings are vLLM's.
+VLLM := .venv-vllm
+$(VLLM)/.ready: pyproject.toml tests/with_vllm/setup.sh
+	PYTHON=$(PYTHON) sh tests/with_vllm/setup.sh
+	touch $@
+
+test-vllm: $(VLLM)/.ready  ## the vllm backend, and openai against a server, with vLLM's CPU build
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -W default tests/with_vllm tests/plugins/test_vllm.py
+
+bench-vllm: $(VLLM)/.ready  ## parity and speed of vLLM, in this process and as a server
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python tests/benchmarks/bench_vllm.py
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python tests/benchmarks/bench_vllm.py --server
+
 lint: $(DEV)  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -93,4 +106,4 @@ wheel-smoke: $(DEV)  ## build the wheel, install it elsewhere, run it from anoth
 	sh tests/wheel_smoke.sh
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest dist build site demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest $(VLLM) dist build site demo .pytest_cache .mypy_cache .ruff_cache

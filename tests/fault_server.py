@@ -2,7 +2,7 @@
 
 Its model is a rule: what it answers is a function of the prompt, and the log-probability of a
 token a function of the tokens before it. With `vllm=True` it speaks vLLM's additions: /version,
-/tokenize, prompt_logprobs. Its tokens are characters, and a few marks.
+/tokenize, prompt_logprobs, return_token_ids. Its tokens are characters, and a few marks.
 """
 
 from __future__ import annotations
@@ -251,6 +251,15 @@ class _Handler(BaseHTTPRequestHandler):
             ],
             "usage": {"prompt_tokens": len(tokens), "completion_tokens": len(text) + 1},
         }
+        if state.vllm and body.get("return_token_ids"):
+            written = [*map(ord, text), END]
+            reply["choices"][0]["token_ids"] = written
+            reply["choices"][0]["logprobs"] = {
+                "content": [
+                    {"logprob": logprob([*tokens, *written], len(tokens) + place)}
+                    for place in range(len(written))
+                ]
+            }
         if state.system_fingerprint is not None:
             reply["system_fingerprint"] = state.system_fingerprint
         if state.vllm and state.prompt_logprobs and "prompt_logprobs" in body:

@@ -1,4 +1,9 @@
-"""The backend: sends requests concurrently, as many at a time as the server accepts."""
+"""The backend: sends requests concurrently, as many at a time as the servers accept.
+
+A server computes the common beginning of prompts once if it gets them soon after each other.
+Requests are therefore sent in the order of their prompts, and of several servers the same one gets
+all prompts that begin alike.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +11,20 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 
 from pointer_rl.errors import InputError
 from pointer_rl.local.stop_strings import find_stop
-from pointer_rl.types import BackendError, Request, Response, Usage
+from pointer_rl.types import BackendError, Prompt, Request, Response, Usage
 from pointer_rl_openai.asking import Asker
 from pointer_rl_openai.background import stream
 from pointer_rl_openai.chats import Chats, decoding_fields, read_completion
 from pointer_rl_openai.options import OpenAIOptions
 from pointer_rl_openai.pacing import ConcurrencyLimit
-from pointer_rl_openai.scoring import Scorer
-from pointer_rl_openai.server import Server, api_key, discover, server_address
+from pointer_rl_openai.scoring import Known, Score, Scorer
+from pointer_rl_openai.server import Server, api_key, discover, server_addresses
 from pointer_rl_openai.transport import CallError, Transport
 
 logger = logging.getLogger(__name__)
@@ -33,35 +39,68 @@ _NO_BEAMS = (
 )
 
 
+@dataclass
+class _Endpoint:
+    """A server, and what is known of it from one call of `run` to the next."""
+
+    server: Server
+    limit: ConcurrencyLimit
+    gone: bool = False
+    """Whether the last call of `run` lost the server. The next one then gives up sooner, so that a
+    long run ends."""
+    requests: int = 0
+    """Number of requests that were given to it."""
+
+
+@dataclass(frozen=True)
+class _Client:
+    """A connection to a server, for one call of `run`."""
+
+    asker: Asker
+    chats: Chats
+    scorer: Scorer
+    kind: str
+
+
 class OpenAIBackend:
     """A model behind the OpenAI chat API as a `VQABackend`. Holds no key and no connection."""
 
     batch_invariant = True
     """Requests are sent one by one. An interrupted run keeps the responses that it paid for."""
 
-    def __init__(self, options: OpenAIOptions, server: Server) -> None:
-        self.fingerprint = server.fingerprint
+    def __init__(self, options: OpenAIOptions, servers: Sequence[Server]) -> None:
+        """The servers have the same fingerprint."""
+        self.fingerprint = servers[0].fingerprint
         self._options = options
-        self._server = server
-        self._limit = ConcurrencyLimit(options.max_concurrency)
-        self._gone = False
-        """Whether the last call of `run` lost the server. The next one then gives up sooner, so
-        that a long run ends."""
+        self._endpoints = [
+            _Endpoint(server, ConcurrencyLimit(options.max_concurrency)) for server in servers
+        ]
+        self._homes: dict[tuple[str, ...], int] = {}
+        """Beginning of a prompt → index of the server that gets prompts with it."""
+        self._scoring = Known()
         self._system_fingerprints: set[str] = set()
 
     @classmethod
     def connect(cls, options: OpenAIOptions) -> OpenAIBackend:
-        """Ask the server which models it serves. Raises InputError."""
-        address = server_address(options)
+        """Ask the servers which models they serve. Raises InputError."""
+        addresses = server_addresses(options)
         retries = min(options.retries, _CONNECT_RETRIES)
 
         async def find(emit: Callable[[Server], None]) -> None:
-            limit = ConcurrencyLimit(options.max_concurrency)
-            async with _asker(options, limit, retries) as asker:
-                emit(await discover(asker, address, options))
+            for address in addresses:
+                limit = ConcurrencyLimit(options.max_concurrency)
+                async with _asker(options, limit, retries) as asker:
+                    emit(await discover(asker, address, options))
 
-        [server] = stream(find)
-        return cls(options, server)
+        first, *others = servers = list(stream(find))
+        for server in others:
+            if server.fingerprint != first.fingerprint:
+                raise InputError(
+                    f"backend openai: {first.address.base_url} serves {first.fingerprint} and"
+                    f" {server.address.base_url} {server.fingerprint}: servers that share requests"
+                    " must be of the same version and serve the same model from the same path"
+                )
+        return cls(options, servers)
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
         """Answer each request once as (its index, its result), in the order of the replies."""
@@ -79,40 +118,82 @@ class OpenAIBackend:
     async def _run(
         self, requests: Sequence[Request], emit: Callable[[tuple[int, Result]], None]
     ) -> None:
-        retries = self._options.retries
-        async with _asker(self._options, self._limit, retries, self._gone) as asker:
-            chats = Chats(asker, self._server, self._options)
-            scorer = Scorer(chats)
+        async with AsyncExitStack() as stack:
+            clients = [
+                await stack.enter_async_context(self._client(endpoint))
+                for endpoint in self._endpoints
+            ]
 
-            async def answer(index: int, request: Request) -> None:
-                try:
-                    result: Result = await self._answer(request, chats, scorer)
-                except (CallError, InputError) as error:
-                    result = BackendError(str(error))
+            async def answer(index: int, home: int) -> None:
+                result: Result
+                for client in clients[home:] + clients[:home]:
+                    try:
+                        result = await self._answer(requests[index], client)
+                    except (CallError, InputError) as error:
+                        result = BackendError(str(error))
+                        if client.asker.gone is not None:
+                            continue  # Another server may answer.
+                    break
                 emit((index, result))
 
-            await asyncio.gather(*(answer(*each) for each in enumerate(requests)))
-            self._gone = asker.gone is not None
+            prompts: list[tuple[tuple[str, ...], int]] = []
+            for index, request in enumerate(requests):
+                try:
+                    prompts.append((_parts_of(request.prompt), index))
+                except InputError as error:  # An image cannot be read.
+                    emit((index, BackendError(str(error))))
+            await asyncio.gather(
+                *(answer(index, self._home(requests[index])) for _, index in sorted(prompts))
+            )
+            for endpoint, client in zip(self._endpoints, clients, strict=True):
+                endpoint.gone = client.asker.gone is not None
 
-    async def _answer(self, request: Request, chats: Chats, scorer: Scorer) -> Response:
-        prompt, decoding = request.prompt, request.decoding
-        if decoding is not None and decoding.num_beams > 1:
+    def _home(self, request: Request) -> int:
+        """The server for this request. A new beginning goes to the one with the fewest requests."""
+        beginning = _beginning_of(request.prompt)
+        loads = [endpoint.requests for endpoint in self._endpoints]
+        home = self._homes.setdefault(beginning, loads.index(min(loads)))
+        self._endpoints[home].requests += 1
+        return home
+
+    @asynccontextmanager
+    async def _client(self, endpoint: _Endpoint) -> AsyncIterator[_Client]:
+        retries = self._options.retries
+        async with _asker(self._options, endpoint.limit, retries, endpoint.gone) as asker:
+            chats = Chats(asker, endpoint.server, self._options)
+            yield _Client(asker, chats, Scorer(chats, self._scoring), endpoint.server.kind)
+
+    async def _answer(self, request: Request, client: _Client) -> Response:
+        if request.decoding is not None and request.decoding.num_beams > 1:
             raise InputError(_NO_BEAMS)
-        usages, logprobs = [], []
-        # Scores come first: if the server cannot score, no generation is paid for.
-        for scored in request.score:
-            score = await scorer.score(prompt, scored)
-            usages.append(score.usage)
-            logprobs.append(score.logprob)
-        text = None
+        scorer = client.scorer
+        if request.score and not scorer.known.works:
+            # If the server cannot score, no generation is paid for.
+            async with scorer.trying:
+                if not scorer.known.works:
+                    scores = [await scorer.score(request.prompt, each) for each in request.score]
+                    return await self._generate(request, client, scores)
+        return await self._generate(request, client, None)
+
+    async def _generate(
+        self, request: Request, client: _Client, scores: Sequence[Score] | None
+    ) -> Response:
+        """Generate if that is asked for, and score the answers if that has not been done."""
+        prompt, decoding = request.prompt, request.decoding
+        usages = []
+        text = completion = None
         if decoding is not None:
-            fields = decoding_fields(decoding, self._server.kind)
-            completion = await chats.send(prompt, lambda: fields, read_completion)
+            needed = scores is None and bool(request.score)
+            fields = decoding_fields(decoding, client.kind, logprobs=needed)
+            completion = await client.chats.send(prompt, lambda: fields, read_completion)
             self._note(completion.system_fingerprint)
             text = completion.text[: find_stop(completion.text, decoding.stop)]
             usages.append(completion.usage)
+        if scores is None:
+            scores = [await client.scorer.score(prompt, each, completion) for each in request.score]
+        usages += [score.usage for score in scores]
         usage = dataclasses.replace(sum(usages, Usage()), images=len(prompt.images))
-        return Response(text, tuple(logprobs), usage)
+        return Response(text, tuple(score.logprob for score in scores), usage)
 
     def _note(self, system_fingerprint: str | None) -> None:
         """Warn if the model may have changed while its name did not."""
@@ -122,8 +203,23 @@ class OpenAIBackend:
         if len(self._system_fingerprints) == 2:
             logger.warning(
                 "%s: the server's system_fingerprint changed: the model may have, behind its name",
-                self._server.model,
+                self._endpoints[0].server.model,
             )
+
+
+def _parts_of(prompt: Prompt) -> tuple[str, ...]:
+    """The texts and the keys of the images, in reading order. Raises InputError."""
+    return tuple(
+        part if isinstance(part, str) else part.key
+        for message in prompt.messages
+        for part in message.parts
+    )
+
+
+def _beginning_of(prompt: Prompt) -> tuple[str, ...]:
+    """The parts of a prompt up to its first image. Raises InputError."""
+    texts = [isinstance(part, str) for message in prompt.messages for part in message.parts]
+    return _parts_of(prompt)[: texts.index(False) + 1 if False in texts else None]
 
 
 @asynccontextmanager

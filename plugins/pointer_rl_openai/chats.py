@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -78,16 +78,23 @@ class Completion:
     text: str
     usage: Usage
     system_fingerprint: str | None
+    token_ids: Sequence[int] = ()
+    """The generated tokens with the one that ended the generation, if they were asked for."""
+    logprobs: Sequence[float] = ()
+    """Log-probability of each generated token, if they were asked for."""
 
 
-def decoding_fields(decoding: Decoding, server_kind: str) -> dict[str, Any]:
+def decoding_fields(decoding: Decoding, server_kind: str, *, logprobs: bool) -> dict[str, Any]:
     """The fields for greedy decoding that every server supports.
 
-    vLLM and SGLang would otherwise apply the checkpoint's repetition penalty.
+    vLLM and SGLang would otherwise apply the checkpoint's repetition penalty. With
+    `logprobs`, vLLM is asked for the tokens and their log-probabilities, too.
     """
     fields: dict[str, Any] = {"max_tokens": decoding.max_new_tokens, "temperature": 0}
     if server_kind in ("vllm", "sglang"):
         fields["repetition_penalty"] = 1.0
+    if logprobs and server_kind == "vllm":
+        fields |= {"logprobs": True, "return_token_ids": True}
     if decoding.stop:
         fields["stop"] = list(decoding.stop[:_MOST_STOPS])
     return fields
@@ -114,8 +121,23 @@ def read_completion(reply: object) -> Completion:
         raise CallError("the reply has no text", again=True)
     fingerprint = look_up(reply, "system_fingerprint")
     return Completion(
-        text, read_usage(reply), fingerprint if isinstance(fingerprint, str) else None
+        text,
+        read_usage(reply),
+        fingerprint if isinstance(fingerprint, str) else None,
+        *_read_tokens(choices[0]),
     )
+
+
+def _read_tokens(choice: dict[str, Any]) -> tuple[Sequence[int], Sequence[float]]:
+    """The generated tokens and their log-probabilities; none if the reply lacks either."""
+    token_ids, content = choice.get("token_ids"), look_up(choice, "logprobs", "content")
+    if not isinstance(token_ids, list) or not isinstance(content, list):
+        return (), ()
+    found = [look_up(entry, "logprob") for entry in content]
+    logprobs = [each for each in found if isinstance(each, float)]
+    if len(logprobs) != len(token_ids):
+        return (), ()
+    return token_ids, logprobs
 
 
 def read_usage(reply: object) -> Usage:

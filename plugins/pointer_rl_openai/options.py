@@ -17,14 +17,15 @@ class OpenAIOptions:
     """Model name on the server; by default the only model that it serves."""
     base_url: str | None = None
     """Address of the API, as in http://127.0.0.1:8000/v1; by default OPENAI_BASE_URL, else, with a
-    key, https://api.openai.com/v1."""
+    key, https://api.openai.com/v1. Several, separated by commas, share the requests; they must
+    serve the same model."""
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable with the API key. If it is not set, no key is sent."""
     images: Literal["data", "file"] = "data"
     """data sends each image; file sends its path, for a server that may read it there
     (vLLM: --allowed-local-media-path)."""
     max_concurrency: int = 32
-    """Most concurrent requests; lowered while the server is overloaded."""
+    """Most concurrent requests to a server; lowered while it is overloaded."""
     timeout: float = 120.0
     """Seconds until a request times out and is retried."""
     retries: int = 6
@@ -43,7 +44,7 @@ class OpenAIOptions:
 
     def __post_init__(self) -> None:
         if self.base_url is not None:
-            check_url(self.base_url)
+            split_urls(self.base_url)
         # Options are recorded, so this must be a name and not a key given by mistake.
         if not re.fullmatch("[A-Z][A-Z0-9_]*", self.api_key_env):
             raise ValueError(
@@ -59,11 +60,21 @@ class OpenAIOptions:
                 raise ValueError(f"{name} must be a number that is not negative")
 
 
-def check_url(url: str) -> None:
-    """Raise ValueError for a URL that is not a server's address, or that could contain a key.
+def split_urls(urls: str) -> list[str]:
+    """The addresses in a comma-separated list.
 
-    The message does not repeat the URL.
+    Raises ValueError for one that is not a server's address, or that could contain a key, and for
+    one that is repeated. The message does not repeat the URL.
     """
+    split = [url.strip().rstrip("/") for url in urls.split(",")]
+    for url in split:
+        _check_url(url)
+    if len(set(split)) < len(split):
+        raise ValueError("base_url names a server twice")
+    return split
+
+
+def _check_url(url: str) -> None:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0

@@ -1,21 +1,22 @@
 """Log-probabilities of given answers, which only vLLM's API can return.
 
-The chat is sent with the answer as its last message and with `prompt_logprobs`. The reply has the
-log-probabilities of all tokens of the prompt, including those of the answer and of the token that
-ends it. /tokenize says which these are. It is called without images, which come before the answer;
-the reply's token ids are checked against the result.
+An answer that was generated needs no request: the generation's reply has its tokens and their
+log-probabilities. For others, the chat is sent with the answer as its last message and with
+`prompt_logprobs`. The reply has the log-probabilities of all tokens of the prompt, including those
+of the answer and of the token that ends it. /tokenize says which these are. It is called without
+images, which come before the answer; the reply's token ids are checked against the result.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pointer_rl.errors import InputError
 from pointer_rl.types import Prompt, Usage
-from pointer_rl_openai.chats import Chats, read_completion, read_usage
+from pointer_rl_openai.chats import Chats, Completion, read_completion, read_usage
 from pointer_rl_openai.transport import CallError, look_up
 
 CANNOT_SCORE = (
@@ -34,7 +35,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class _Tail:
+class Tail:
     """The last tokens of a chat that ends with an answer."""
 
     answer: tuple[int, ...]
@@ -43,21 +44,50 @@ class _Tail:
     """Number of tokens that the chat template puts after the answer."""
 
 
+@dataclass
+class Known:
+    """What is known of scoring a model, from one event loop to the next."""
+
+    tails: dict[str, Tail] = field(default_factory=dict)
+    """Answer → the last tokens of a chat that ends with it."""
+    works: bool = False
+    """Whether an answer has been scored."""
+
+
 class Scorer:
     """Scores answers, until a reply shows that the server cannot."""
 
-    def __init__(self, chats: Chats) -> None:
+    def __init__(self, chats: Chats, known: Known) -> None:
+        self.known = known
+        self.trying = asyncio.Lock()
+        """To be held by a request that shows whether scoring works."""
         self._chats = chats
-        self._tails: dict[str, asyncio.Task[_Tail]] = {}
+        self._tokenising: dict[str, asyncio.Task[Tail]] = {}
         self._able = True
 
-    async def score(self, prompt: Prompt, answer: str) -> Score:
-        """Compute the answer's log-probability after the prompt. Raises as `Asker.ask`."""
-        # The tail is the same after every prompt, so each answer is tokenised once.
-        if answer not in self._tails:
-            self._tails[answer] = asyncio.create_task(self._tail(prompt, answer))
-        tail = await self._tails[answer]
-        return await self._chats.send(
+    async def _tokenise(self, prompt: Prompt, answer: str) -> Tail:
+        """The tail of a chat that ends with the answer. Raises as `Asker.ask`.
+
+        It is the same after every prompt, so each answer is tokenised once.
+        """
+        tails = self.known.tails
+        if answer not in tails:
+            if answer not in self._tokenising:
+                self._tokenising[answer] = asyncio.create_task(self._find_tail(prompt, answer))
+            tails[answer] = await self._tokenising[answer]
+        return tails[answer]
+
+    async def score(
+        self, prompt: Prompt, answer: str, completion: Completion | None = None
+    ) -> Score:
+        """Compute the answer's log-probability after the prompt. Raises as `Asker.ask`.
+
+        `completion` is what was generated after the prompt, with its log-probabilities.
+        """
+        tail = await self._tokenise(prompt, answer)
+        if completion is not None and tuple(completion.token_ids) == tail.answer:
+            return Score(math.fsum(completion.logprobs), Usage())
+        score = await self._chats.send(
             prompt,
             lambda: self._if_able(
                 add_generation_prompt=False, prompt_logprobs=1, max_tokens=1, temperature=0
@@ -65,6 +95,8 @@ class Scorer:
             lambda reply: self._read(reply, tail),
             answer=answer,
         )
+        self.known.works = True
+        return score
 
     def _if_able(self, **fields: Any) -> dict[str, Any]:
         """The fields. Raises InputError if an earlier reply showed that scoring is impossible."""
@@ -72,7 +104,7 @@ class Scorer:
             raise InputError(CANNOT_SCORE)
         return fields
 
-    def _read(self, reply: object, tail: _Tail) -> Score:
+    def _read(self, reply: object, tail: Tail) -> Score:
         entries = look_up(reply, "prompt_logprobs")
         if not isinstance(entries, list):
             read_completion(reply)  # Raises an error of its own if it is not a chat completion.
@@ -85,7 +117,7 @@ class Scorer:
         logprob = sum(logprob_of(entry, token_id) for entry, token_id in pairs)
         return Score(logprob, read_usage(reply))
 
-    async def _tail(self, prompt: Prompt, answer: str) -> _Tail:
+    async def _find_tail(self, prompt: Prompt, answer: str) -> Tail:
         before = await self._tokens(prompt, None, add_generation_prompt=True)
         until = await self._tokens(prompt, answer, continue_final_message=True)
         whole = await self._tokens(prompt, answer)
@@ -95,7 +127,7 @@ class Scorer:
                 "an answer cannot be scored: with this chat template a chat that has it"
                 " does not begin with the tokens of the chat that asks for it"
             )
-        return _Tail(tuple(whole[start : end + 1]), len(whole) - end - 1)
+        return Tail(tuple(whole[start : end + 1]), len(whole) - end - 1)
 
     async def _tokens(self, prompt: Prompt, answer: str | None, **flags: bool) -> list[int]:
         """Tokens of the chat, without images."""

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from pointer_rl.errors import InputError, did_you_mean
 from pointer_rl.local.fingerprints import digest_of
 from pointer_rl_openai.asking import Asker
-from pointer_rl_openai.options import OpenAIOptions, check_url
+from pointer_rl_openai.options import OpenAIOptions, split_urls
 from pointer_rl_openai.transport import Call, CallError, look_up
 
 logger = logging.getLogger(__name__)
@@ -89,23 +89,21 @@ def api_key(options: OpenAIOptions) -> str | None:
     return key
 
 
-def server_address(options: OpenAIOptions) -> Address:
+def server_addresses(options: OpenAIOptions) -> list[Address]:
     """The option base_url, else OPENAI_BASE_URL, else OpenAI's own address if there is a key."""
-    url = options.base_url
-    if url is None and (url := os.environ.get("OPENAI_BASE_URL")):
-        try:
-            check_url(url)
-        except ValueError as error:
-            raise InputError(f"OPENAI_BASE_URL: {error}") from error
-    if not url:
+    urls = options.base_url or os.environ.get("OPENAI_BASE_URL")
+    if not urls:
         if api_key(options) is None:
             raise InputError(
                 "backend openai: no server is named: give --backend-opt"
                 " base_url=http://127.0.0.1:8000/v1, or set OPENAI_BASE_URL (or, for OpenAI's own,"
                 " OPENAI_API_KEY)"
             )
-        url = _OPENAI
-    return Address(url.rstrip("/"))
+        urls = _OPENAI
+    try:
+        return [Address(url) for url in split_urls(urls)]
+    except ValueError as error:
+        raise InputError(f"OPENAI_BASE_URL: {error}") from error
 
 
 async def discover(asker: Asker, address: Address, options: OpenAIOptions) -> Server:

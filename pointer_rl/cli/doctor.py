@@ -1,4 +1,4 @@
-"""`pointer-rl doctor`: check the installation, or whether batching changes answers."""
+"""`pointer-rl doctor`: check the installation, or compare responses."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ from pointer_rl.cli.common import (
     DECODING_OPTION,
     GuideCommand,
     number_option,
+    plugin_options,
+    plugin_ref,
     read_session_options,
     seed_option,
     with_options,
+)
+
+AGAINST = plugin_options(
+    "against", None, "Compare with this backend instead.", owner="second backend"
 )
 
 
@@ -24,7 +30,7 @@ from pointer_rl.cli.common import (
     is_flag=True,
     help="Ask random trials in batches and one at a time, and compare the responses.",
 )
-@with_options([*BACKEND_OPTIONS, DECODING_OPTION])
+@with_options([*BACKEND_OPTIONS, *AGAINST, DECODING_OPTION])
 @number_option("--shots", 2, help="Demonstrations per trial.")
 @click.option(
     "--score-answers/--no-score-answers",
@@ -39,7 +45,7 @@ def doctor(ctx: click.Context, /, parity: bool, **given: Any) -> None:
 
     All other options belong to --parity. It asks two trials each of 32 random queries (or --limit):
     first all together, as generate does, then one at a time, with engine=plain if the backend has
-    that option.
+    that option. With --against, the second backend is asked instead, all together.
 
     Exits with 1 if something is broken or, with --parity, if an answer differs.
     """
@@ -72,6 +78,7 @@ def _measure_parity(given: dict[str, Any]) -> int:
     with Progress() as progress:
         parity = measure_parity(
             options,
+            against=None if given["against"] is None else plugin_ref(given, "against"),
             shots=given["shots"],
             score_answers=given["score_answers"],
             seed=given["seed"],

@@ -1,5 +1,7 @@
 """Parity: does a backend answer trials asked in one call as it answers each asked alone?
 
+Or as another backend answers them.
+
 In one call, prompts share batches and whatever else the backend lets them share. Floats are then
 summed in another order, and where two tokens are almost equally likely, the other one may be
 generated. How often depends on the model, its precision and the data, so it is measured on the
@@ -33,30 +35,31 @@ Result = Response | BackendError
 
 @dataclass(frozen=True)
 class Pair:
-    """A trial's result when it was asked with all the others, and when it was asked alone."""
+    """A trial's result when it was asked with all the others, and the one to compare it with."""
 
     trial: Trial
     together: Result
-    alone: Result
+    other: Result
+    """When it was asked alone, or another backend's."""
     accuracies: tuple[float, float] | None
-    """Accuracies of the answers together and alone; None unless there are both."""
+    """Accuracies of both answers; None unless there are both."""
 
     @property
     def failed(self) -> bool:
-        """Whether the trial failed both times."""
-        return isinstance(self.together, BackendError) and isinstance(self.alone, BackendError)
+        """Whether both results are failures."""
+        return isinstance(self.together, BackendError) and isinstance(self.other, BackendError)
 
     @property
     def differs(self) -> bool:
-        """Whether the texts differ, or the trial failed only once."""
-        return _text(self.together) != _text(self.alone)
+        """Whether the texts differ, or only one result is a failure."""
+        return _text(self.together) != _text(self.other)
 
     @property
     def logprobs(self) -> tuple[tuple[float, float], ...]:
-        """Log-probabilities of each scored answer, together and alone."""
-        if isinstance(self.together, BackendError) or isinstance(self.alone, BackendError):
+        """Both log-probabilities of each scored answer."""
+        if isinstance(self.together, BackendError) or isinstance(self.other, BackendError):
             return ()
-        return tuple(zip(self.together.score_logprobs, self.alone.score_logprobs, strict=True))
+        return tuple(zip(self.together.score_logprobs, self.other.score_logprobs, strict=True))
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,10 @@ class Parity:
     """All pairs, and what follows from them."""
 
     pairs: Sequence[Pair]
-    engine: str | None
+    engine: str | None = None
     """The backend's `engine` option when trials were asked alone; None if it has no such option."""
+    backends: tuple[str, str] | None = None
+    """The two backends that were compared; None if trials were asked together and alone."""
 
     @cached_property
     def answered(self) -> list[Pair]:
@@ -79,24 +84,27 @@ class Parity:
 
     @cached_property
     def accuracies(self) -> list[tuple[float, float]]:
-        """Accuracies together and alone, of pairs with two answers."""
+        """Both accuracies of pairs with two answers."""
         return [pair.accuracies for pair in self.answered if pair.accuracies is not None]
 
     @cached_property
     def logprobs(self) -> list[tuple[float, float]]:
-        """Log-probabilities of all scored answers, together and alone."""
+        """Both log-probabilities of all scored answers."""
         return [both for pair in self.answered for both in pair.logprobs]
 
 
 def measure_parity(
     options: SessionOptions,
     *,
+    against: PluginRef | None = None,
     shots: int = 2,
     score_answers: bool = True,
     seed: int = 0,
     observer: Observer = Observer(),
 ) -> Parity:
     """Ask random trials in one call, then one per call: with engine=plain if the backend has it.
+
+    With `against`, the second call asks that backend, in one call, too.
 
     There are two trials per query, which differ in the last of their `shots` demonstrations, so
     that prompts share prefixes as candidates do. `options.limit` is the size of the random subset
@@ -125,24 +133,29 @@ def measure_parity(
     observer.start(2 * len(requests))
     together = _ask(judge, requests, observer)
     plain = _with_plain_engine(options.backend)
-    if plain is not None:
+    second = against or plain
+    if second is not None:
         # Free the first model, which may fill the memory, before loading the second.
         del judge, session
         gc.collect()
-        judge = Session(replace(options, backend=plain)).judge()
-    alone = [_ask(judge, [request], observer)[0] for request in requests]
+        judge = Session(replace(options, backend=second)).judge()
+    calls = [requests] if against else [[request] for request in requests]
+    others = [result for call in calls for result in _ask(judge, call, observer)]
 
     def accuracy(trial: Trial, text: str) -> float:
         return judge.metric.judge(judge.prompt.parse(text), trial.query.answers).accuracy
 
     pairs = []
-    for trial, one, other in zip(trials, together, alone, strict=True):
+    for trial, one, other in zip(trials, together, others, strict=True):
         texts = _text(one), _text(other)
         accuracies = None
         if texts[0] is not None and texts[1] is not None:
             accuracies = accuracy(trial, texts[0]), accuracy(trial, texts[1])
         pairs.append(Pair(trial, one, other, accuracies))
-    parity = Parity(pairs, None if plain is None else "plain")
+    if against is None:
+        parity = Parity(pairs, engine=None if plain is None else "plain")
+    else:
+        parity = Parity(pairs, backends=(options.backend.name, against.name))
     if not parity.answered:
         first = pairs[0].together
         assert isinstance(first, BackendError)

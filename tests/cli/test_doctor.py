@@ -65,8 +65,9 @@ def moody(world, monkeypatch):
     )
     MoodyBackend.batches.clear()
 
-    def ask(*options: str, backend: str = "moody"):
+    def ask(*options: str, backend: str = "moody", against: tuple[str, ...] = ()):
         given = [word for option in options for word in ("--backend-opt", option)]
+        given += against
         return run_cli(
             *("doctor", "--parity", "--backend", backend, *given),
             *("--dataset", "jsonl", "--dataset-opt", f"path={world.data}", "--limit", "6"),
@@ -123,6 +124,18 @@ def test_a_backend_without_engines_is_asked_alone_as_it_is(moody):
     assert "one at a time." in result.output
     assert "6 of 12 answers differ" in result.output
     assert "… and 1 more" in result.output
+
+
+def test_another_backend_is_asked_all_together_and_compared(moody):
+    result = moody("drift=0.5", against=("--against", "moody", "--against-opt", "engine=plain"))
+    assert result.exit_code == 0, result.output
+    assert MoodyBackend.batches == [("quick", 12), ("plain", 12)]
+    assert "were asked of the backends moody and moody." in result.output
+    assert "at most 5.0e-01 nats" in result.output
+    result = moody(against=("--against", "single"))
+    assert result.exit_code == 1
+    assert "6 of 12 answers differ" in result.output
+    assert ": moody 'a', single 'z'" in result.output
 
 
 def test_failing_one_time_only_is_a_difference(moody):

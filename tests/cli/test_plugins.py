@@ -18,7 +18,7 @@ def test_the_built_in_plugins_are_listed(cli):
         assert name in result.stdout
     assert "failed" not in result.stdout
     assert re.findall(r"^backend +(\S+)", result.stdout, re.MULTILINE) == [
-        *("flamingo", "hf", "openai", "qwen2vl")
+        *("flamingo", "hf", "openai", "qwen2vl", "vllm")
     ]
 
 
@@ -111,7 +111,7 @@ def test_check_takes_aliases_and_says_what_is_needed(cli):
 
 
 def test_a_package_that_is_missing_is_named_with_its_command(cli, monkeypatch):
-    assert "missing" not in cli("plugins").stdout
+    assert "missing: dataset hf" not in cli("plugins").stdout
     monkeypatch.setitem(sys.modules, "datasets", None)
     line = "missing: dataset hf needs the package datasets: pip install 'pointer-rl[hf]'"
     assert line in cli("plugins").stdout.splitlines()

@@ -71,6 +71,7 @@ GIVEN = {
 """What a page takes for granted: name on the page → in `make_world`'s folder."""
 
 INSTALLS = "installs from an index"
+IN_VLLM = "needs vLLM, which has an environment of its own: tests/with_vllm"
 NOT_RUN: dict[str, dict[str, str]] = {
     "README": {
         "git clone … pointer-rl && cd pointer-rl": "the address is the reader's",
@@ -100,6 +101,19 @@ NOT_RUN: dict[str, dict[str, str]] = {
         """vllm serve Qwen/Qwen2.5-VL-7B-Instruct --limit-mm-per-prompt '{"image": 5}'""": (
             "needs vLLM and a GPU"
         ),
+        "HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m"
+        " vllm.entrypoints.openai.api_server --model plugins/pointer_rl_glyphs/model"
+        " --served-model-name glyphs --host 127.0.0.1 --port 8000 --dtype float32 --max-model-len"
+        " 2048 --block-size 32 --enforce-eager --limit-mm-per-prompt"
+        """ '{"image": 9, "video": 0}'""": IN_VLLM,
+        "pointer-rl doctor --parity --against openai --against-opt"
+        " base_url=http://127.0.0.1:8000/v1 --limit 64": IN_VLLM,
+        "128 trials of 64 random queries, 2 random demonstrations each, were asked of the backends"
+        " qwen2vl and openai.": IN_VLLM,
+        "pointer-rl generate --output-path rl.json --limit 50 --backend openai --backend-opt"
+        " base_url=http://127.0.0.1:8000/v1,http://127.0.0.1:8001/v1": (
+            "the page's first file would be in its place; test_openai.py has several servers"
+        ),
         "pip install 'transformers[serving]'": INSTALLS,
         "transformers serve path/to/checkpoint --host 127.0.0.1 --port 8000 --device cpu": (
             "goes on until it is stopped, and needs transformers[serving]"
@@ -108,6 +122,17 @@ NOT_RUN: dict[str, dict[str, str]] = {
     "train": {
         "the run: held-out expected reward 0.919 → 1.313 (round 4; 34 queries, where a random"
         " choice has 0.868)": "of another run, minutes long",
+    },
+    "vllm": {
+        "pip install 'pointer-rl[vllm]'": INSTALLS,
+        "pointer-rl generate --backend vllm --backend-opt model=Qwen/Qwen2.5-VL-3B-Instruct"
+        " --output-path rl.json --limit 20 --score-answers": IN_VLLM,
+        "pointer-rl doctor --parity --backend qwen2vl --against vllm --against-opt"
+        " enforce_eager=true --limit 64": IN_VLLM,
+        "128 trials of 64 random queries, 2 random demonstrations each, were asked of the backends"
+        " qwen2vl and vllm.": IN_VLLM,
+        "pointer-rl generate --backend vllm --backend-opt enforce_eager=true --backend-opt"
+        " max_model_len=2048 --output-path rl.json --limit 128 --score-answers --no-store": IN_VLLM,
     },
     "your-plugin": {
         "pip install -e 'pointer-rl-price[dev]'": "installs; tests/e2e/test_third_party.py does",

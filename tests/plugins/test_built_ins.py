@@ -31,6 +31,7 @@ def needed(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
         "backend:hf": "a_llava",
         "backend:flamingo": "a_flamingo",
         "backend:openai": "a_server",
+        "backend:vllm": "no_vllm",
         "encoder:clip": "a_clip",
         "dataset:jsonl": "json_lines",
         "dataset:hf": "parquet_files",
@@ -131,6 +132,11 @@ def _flamingo(folder: Path, kind: str) -> dict[str, Any]:
 def a_server() -> Iterator[dict[str, Any]]:
     with FaultServer(vllm=True) as server:
         yield {"base_url": server.base_url}
+
+
+@pytest.fixture
+def no_vllm() -> dict[str, Any]:
+    pytest.skip("vLLM has an environment of its own: make test-vllm")
 
 
 @pytest.fixture

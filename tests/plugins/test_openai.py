@@ -18,7 +18,9 @@ from fault_server import (
     prompt_tokens,
     text_of,
 )
+from qwen_reference import make_image
 
+from pointer_rl.errors import InputError
 from pointer_rl.registry import registry
 from pointer_rl.session.cache import ResponseCache
 from pointer_rl.session.caching import CachedBackend
@@ -303,6 +305,63 @@ def test_a_changed_system_fingerprint_is_told_once(caplog):
     assert "system_fingerprint changed" in caplog.text
 
 
+# --- several servers ---
+
+
+def shots(*texts: str) -> Request:
+    """A prompt with an image before each text."""
+    parts = [part for text in texts for part in (make_image(len(text)), text)]
+    return Request(Prompt((Message("user", tuple(parts)),)), GREEDY)
+
+
+def asked(server: FaultServer) -> list[str]:
+    return [text_of(body) for body in server.chats()]
+
+
+def test_requests_are_sent_in_the_order_of_their_prompts():
+    requests = [ask(text) for text in ("b 2", "a 1", "b 1", "a 2", "b 3")]
+    with FaultServer() as server:
+        results = answers(connect(server, max_concurrency=1), requests)
+        assert asked(server) == ["a 1", "a 2", "b 1", "b 2", "b 3"]
+    assert texts(results) == [f"re: {request.prompt.text}" for request in requests]
+
+
+def test_prompts_that_begin_alike_go_to_the_same_server():
+    requests = [shots("x" * first, "y" * last) for last in (7, 8, 9) for first in (1, 2, 3, 4)]
+    with FaultServer() as one, FaultServer() as other:
+        urls = f"{one.base_url},{other.base_url}/"
+        backend = connect(one, base_url=urls)
+        assert backend.fingerprint == connect(other).fingerprint
+        for part in (requests[:6], requests[6:]):
+            assert texts(answers(backend, part)) == [
+                f"re: {request.prompt.messages[0].parts[1]} {request.prompt.messages[0].parts[3]}"
+                for request in part
+            ]
+        halves = [{text.split()[0] for text in asked(server)} for server in (one, other)]
+        assert len(one.chats()) == len(other.chats()) == 6
+    assert not halves[0] & halves[1]
+
+
+def test_a_server_that_goes_away_leaves_its_requests_to_the_others():
+    requests = [ask(f"question {number}", GREEDY, ("yes",)) for number in range(8)]
+    with FaultServer(vllm=True) as one, FaultServer(vllm=True) as other:
+        backend = connect(one, base_url=f"{one.base_url},{other.base_url}", retries=1)
+        expected = answers(backend, requests)
+        one.close()
+        for _ in range(2):
+            assert answers(backend, requests) == expected
+    assert all(isinstance(each, BackendError) for each in answers(backend, requests))
+
+
+def test_servers_that_share_requests_must_serve_the_same():
+    with (
+        FaultServer(vllm=True) as one,
+        FaultServer(vllm=True, version="0.12.0") as other,
+        pytest.raises(InputError, match="must be of the same version and serve the same model"),
+    ):
+        connect(one, base_url=f"{one.base_url},{other.base_url}")
+
+
 # --- scores ---
 
 
@@ -334,6 +393,26 @@ def naive_score(question: str, answer: str) -> float:
         tokens.append(token)
         total += logprob(tokens, len(tokens) - 1)
     return total
+
+
+def test_an_answer_that_was_generated_needs_no_request_of_its_own():
+    requests = [ask(f"question {number}", GREEDY, ("red cat", "dog")) for number in range(9)]
+    with FaultServer(vllm=True, answer=lambda body: "red cat") as server:
+        results = answers(connect(server), requests)
+        # The first request shows that scoring works before anything is generated.
+        assert len(server.chats()) == 3 + 8 * 2
+    for request, result in zip(requests, results, strict=True):
+        expected = [naive_score(request.prompt.text, answer) for answer in request.score]
+        assert result.score_logprobs == pytest.approx(expected, rel=1e-12)
+        assert result.text == "red cat"
+
+
+def test_answers_are_tokenised_once_for_all_calls():
+    with FaultServer(vllm=True) as server:
+        backend = connect(server)
+        for number in range(3):
+            answers(backend, [ask(f"question {number}", GREEDY, ("red cat",))])
+        assert server.paths().count("/tokenize") == 3
 
 
 def test_a_server_that_cannot_score_is_paid_for_nothing():

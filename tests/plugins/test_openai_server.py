@@ -13,7 +13,7 @@ from pointer_rl.options import build_options
 from pointer_rl.registry import registry
 from pointer_rl_openai import create_backend
 from pointer_rl_openai.options import OpenAIOptions
-from pointer_rl_openai.server import Address, server_address
+from pointer_rl_openai.server import Address, server_addresses
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +39,8 @@ def connect(server: FaultServer, **options: object):
         ({"base_url": "http://a:99999/v1"}, "must be an http"),
         ({"base_url": "http://[::1/v1"}, "must be an http"),
         ({"base_url": "http://a b/v1"}, "must be an http"),
+        ({"base_url": "http://a/v1,"}, "must be an http"),
+        ({"base_url": "http://a/v1, http://a/v1/"}, "names a server twice"),
         ({"base_url": "http://me:SECRET@host/v1"}, "api_key_env"),
         ({"base_url": "http://host/v1?key=SECRET"}, "api_key_env"),
         ({"api_key_env": "sk-SECRET"}, "not the key"),
@@ -60,7 +62,8 @@ def test_options_that_make_no_sense_are_refused_without_repeating_a_key(options,
 
 def test_the_address_is_the_options_else_the_environments_else_openais(monkeypatch):
     def address(**options: str) -> str:
-        return server_address(OpenAIOptions(**options)).base_url
+        [found] = server_addresses(OpenAIOptions(**options))
+        return found.base_url
 
     with pytest.raises(InputError, match="no server is named"):
         address()
