@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -134,7 +135,7 @@ def _read_tokens(choice: dict[str, Any]) -> tuple[Sequence[int], Sequence[float]
     if not isinstance(token_ids, list) or not isinstance(content, list):
         return (), ()
     found = [look_up(entry, "logprob") for entry in content]
-    logprobs = [each for each in found if isinstance(each, float)]
+    logprobs = [each for each in found if isinstance(each, float) and math.isfinite(each)]
     if len(logprobs) != len(token_ids):
         return (), ()
     return token_ids, logprobs
