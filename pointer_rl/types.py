@@ -35,7 +35,10 @@ class ImageRef(Protocol):
         ...
 
     def open(self) -> Image:
-        """The decoded image, in RGB. Raises InputError if it cannot be decoded."""
+        """The decoded image, in RGB. Raises InputError if it cannot be decoded.
+
+        Several threads may open images at the same time.
+        """
         ...
 
 

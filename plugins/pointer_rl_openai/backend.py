@@ -131,7 +131,8 @@ class OpenAIBackend:
                         result = await self._answer(requests[index], client)
                     except (CallError, InputError) as error:
                         result = BackendError(str(error))
-                        if client.asker.gone is not None:
+                        unreachable = isinstance(error, CallError) and error.unreachable
+                        if unreachable or client.asker.gone is not None:
                             continue  # Another server may answer.
                     break
                 emit((index, result))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -72,8 +73,11 @@ class ChunkModel:
         self._model = LanguageModel(checkpoint, self._shapes)
         self._steps: Steps = GrowingSteps(self._model)
         if on_gpu:
-            capture = CUDACapture() if graphs else None
-            self._steps = FixedSteps(self._model, self._shapes, capture)
+            device = self._model.device
+            # Which expert gets which tokens may be decided on the CPU, where a graph cannot follow.
+            experts = getattr(checkpoint.model.config.get_text_config(), "num_experts", None)
+            capturing = partial(CUDACapture, device) if graphs and not experts else None
+            self._steps = FixedSteps(self._model, self._shapes, capturing)
         shape = HeadShape.of(checkpoint.model)
         self._row_memory = Memory(shape, limits.cache)
         self._prefix_memory = Memory(shape, limits.cache)
@@ -99,7 +103,8 @@ class ChunkModel:
             yield from self._finish(rows, pieces, group, room, store, stop)
 
     def drop_memory(self) -> None:
-        """Release the memory of keys and values."""
+        """Release the memory of keys and values, and the graphs that are bound to it."""
+        self._steps.forget()
         self._row_memory.drop()
         self._prefix_memory.drop()
 

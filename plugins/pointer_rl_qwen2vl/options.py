@@ -22,7 +22,8 @@ class Qwen2VLOptions:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of weights and activations; auto is float32 on a CPU, else bfloat16."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention kernels; flash_attention_2 needs the package flash-attn and a CUDA device."""
+    """Attention kernels; flash_attention_2 needs the package flash-attn and a CUDA device. The
+    vision tower of engine=shared always takes sdpa."""
     min_pixels: int | None = None
     """Smaller images are enlarged to this many pixels; the checkpoint's own value by default."""
     max_pixels: int | None = None

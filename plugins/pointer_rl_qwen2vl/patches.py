@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,8 @@ from pointer_rl_qwen2vl.transfer import to_device
 _CAPACITY_BYTES = 512 * 2**20
 _THREADS = min(16, os.cpu_count() or 1)
 _AHEAD = 16 * _THREADS
-"""Most images that threads open before they are needed."""
+_AHEAD_PATCHES = 2**20
+"""Most images that threads open before they are needed, and about how many patches: 600 MB."""
 
 
 @dataclass(frozen=True)
@@ -72,31 +72,51 @@ class PatchCache:
             raise InputError(patches)
         return patches
 
-    def find(self, images: Iterable[tuple[str, ImageRef]]) -> Iterator[ImagePatches | str]:
-        """The patches of images with these keys, in order. Where there are none, the reason."""
-        opening: deque[tuple[str, Callable[[], ImagePatches | str]]] = deque()
-        ahead = 0 if self._threads is None else _AHEAD
-        for key, image in images:
-            opening.append((key, self._open(key, image)))
-            if len(opening) > ahead:
+    def find(
+        self, images: Iterable[tuple[str, ImageRef]]
+    ) -> Generator[ImagePatches | str, None, None]:
+        """The patches of images with these keys, in order. Where there are none, the reason.
+
+        When the generator is closed, no more images are opened.
+        """
+        if self._threads is None:
+            for key, image in images:
+                yield self._keep(key, self._cache.get(key) or _open(key, image, self._processor))
+            return
+        opening: deque[tuple[str, Future[ImagePatches | str]]] = deque()
+        ahead = _AHEAD
+        try:
+            for key, image in images:
+                opening.append((key, self._begin(key, image, self._threads)))
+                while len(opening) > ahead:
+                    patches = self._finish(*opening.popleft())
+                    if isinstance(patches, ImagePatches):
+                        ahead = min(_AHEAD, max(1, _AHEAD_PATCHES // len(patches.values)))
+                    yield patches
+            while opening:
                 yield self._finish(*opening.popleft())
-        while opening:
-            yield self._finish(*opening.popleft())
+        finally:
+            for _, future in opening:
+                future.cancel()
 
     def pixels(self, images: Sequence[ImagePatches]) -> Tensor:
         """The model's input [N, D] for images, one after the other, on its device."""
         return self._table.pixels([each.values for each in images])
 
-    def _open(self, key: str, image: ImageRef) -> Callable[[], ImagePatches | str]:
-        """Begin to open an image. Returns a function that waits for the result."""
+    def _begin(
+        self, key: str, image: ImageRef, threads: ThreadPoolExecutor
+    ) -> Future[ImagePatches | str]:
         patches = self._cache.get(key)
-        if patches is not None:
-            return lambda: patches
-        open_image = partial(_open, key, image, self._processor)
-        return open_image if self._threads is None else self._threads.submit(open_image).result
+        if patches is None:
+            return threads.submit(_open, key, image, self._processor)
+        known: Future[ImagePatches | str] = Future()
+        known.set_result(patches)
+        return known
 
-    def _finish(self, key: str, result: Callable[[], ImagePatches | str]) -> ImagePatches | str:
-        patches = result()
+    def _finish(self, key: str, future: Future[ImagePatches | str]) -> ImagePatches | str:
+        return self._keep(key, future.result())
+
+    def _keep(self, key: str, patches: ImagePatches | str) -> ImagePatches | str:
         if isinstance(patches, ImagePatches):
             self._cache.put({key: patches})
         return patches

@@ -11,7 +11,7 @@ Shapes: B rows, C columns of the cache, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -37,12 +37,19 @@ class Steps(Protocol):
         """
         ...
 
+    def forget(self) -> None:
+        """Release what is kept from earlier steps."""
+        ...
+
 
 class GrowingSteps:
     """Each step attends to the columns in use."""
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
+
+    def forget(self) -> None:
+        """See `Steps`."""
 
     def run(self, token_ids: Tensor, positions: Tensor, mask: Tensor, cache: RowCache) -> list[int]:
         """See `Steps`."""
@@ -59,12 +66,22 @@ class FixedSteps:
     The cache must have as many rows as the shapes say.
     """
 
-    def __init__(self, model: LanguageModel, shapes: Shapes, capture: Capture | None) -> None:
-        """Without `capture`, there are no graphs."""
+    def __init__(
+        self, model: LanguageModel, shapes: Shapes, capturing: Callable[[], Capture] | None
+    ) -> None:
+        """`capturing` makes what captures graphs. Without it, there are none."""
         self._model = model
         self._shapes = shapes
-        self._capture = capture
+        self._capturing = capturing
+        self._capture: Capture | None = None
         self._steps: dict[tuple[int, ...], _FixedStep] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Release all graphs and their memory."""
+        self._steps.clear()
+        # A new one, since the memory that graphs share must not outlive the last of them.
+        self._capture = None if self._capturing is None else self._capturing()
 
     def run(self, token_ids: Tensor, positions: Tensor, mask: Tensor, cache: RowCache) -> list[int]:
         """See `Steps`."""
@@ -72,7 +89,7 @@ class FixedSteps:
         key = (*part.tensors[0].shape, *(tensor.data_ptr() for tensor in part.tensors))
         if key not in self._steps:
             if len(self._steps) == _MOST_SHAPES:
-                self._steps.clear()
+                self.forget()
             self._steps[key] = _FixedStep(self._model, part, self._capture)
         best: list[int] = self._steps[key].run(token_ids, positions, mask, part).tolist()
         cache.places += 1
@@ -117,19 +134,26 @@ class _FixedStep:
 
 
 class CUDACapture:
-    """Captures functions as CUDA graphs, which share their temporary memory."""
+    """Captures functions as CUDA graphs of a device, which share their temporary memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, run: Run) -> Run:
-        """Capture a function. A replay overwrites the result of the one before."""
+        """Capture a function. A replay overwrites the results of all earlier ones."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # What runs on another device or stream would not be captured.
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream),
+        ):
             result = run()
 
         def replay() -> Tensor:
-            graph.replay()
+            with torch.cuda.device(self._device):
+                graph.replay()
             return result
 
         return replay

@@ -8,7 +8,8 @@ Shapes: N tokens of an image, H hidden size of the language model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -21,10 +22,8 @@ from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.patches import ImagePatches, PatchCache
 from pointer_rl_qwen2vl.tower import VisionTower
 
-_BLOCK_IMAGES = {"cpu": 64}
-_BLOCK_IMAGES_OTHERWISE = 256
-_BLOCK_PATCHES = {"cpu": 4096}
-_BLOCK_PATCHES_OTHERWISE = 65536
+_BLOCKS = {"cpu": (64, 4096)}
+_BLOCKS_OTHERWISE = (256, 65536)
 """Most images, and most patches, in one pass of the vision tower, by device."""
 
 _Block = list[tuple[int, ImagePatches | str]]
@@ -57,10 +56,9 @@ class FeatureStore:
         self._patches = patches
         self._tower = VisionTower(checkpoint.model)
         device = checkpoint.model.device.type
-        self._block_images = _BLOCK_IMAGES.get(device, _BLOCK_IMAGES_OTHERWISE)
-        self._block_patches = _BLOCK_PATCHES.get(device, _BLOCK_PATCHES_OTHERWISE)
+        self._block_images, self._block_patches = _BLOCKS.get(device, _BLOCKS_OTHERWISE)
         self._images: Sequence[tuple[str, ImageRef]] = ()
-        self._blocks: Iterator[_Block] = iter(())
+        self._blocks: Generator[_Block, None, None] = self._open_blocks(())
         self._num_encoded = 0
         """The first images of the call, up to this number, have been encoded."""
         self._cache: LRUCache[int, Features | str] = LRUCache(
@@ -74,7 +72,7 @@ class FeatureStore:
 
     def end(self) -> None:
         """End the call, completed or not: forget its features and open no more images."""
-        self._blocks = iter(())
+        self._blocks.close()
         self._cache.clear()
         self._num_encoded = 0
 
@@ -94,17 +92,19 @@ class FeatureStore:
             raise InputError(found)
         return found
 
-    def _open_blocks(self, images: Sequence[tuple[str, ImageRef]]) -> Iterator[_Block]:
+    def _open_blocks(self, images: Sequence[tuple[str, ImageRef]]) -> Generator[_Block, None, None]:
         """Blocks of images that are encoded together. They depend on the images' sizes only."""
         block: _Block = []
         size = 0
-        for index, patches in enumerate(self._patches.find(images)):
-            more = 0 if isinstance(patches, str) else len(patches.values)
-            if block and (len(block) == self._block_images or size + more > self._block_patches):
-                yield block
-                block, size = [], 0
-            block.append((index, patches))
-            size += more
+        with closing(self._patches.find(images)) as found:
+            for index, patches in enumerate(found):
+                more = 0 if isinstance(patches, str) else len(patches.values)
+                full = len(block) == self._block_images or size + more > self._block_patches
+                if block and full:
+                    yield block
+                    block, size = [], 0
+                block.append((index, patches))
+                size += more
         if block:
             yield block
 

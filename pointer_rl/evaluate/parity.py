@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
+
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
 from pointer_rl.evaluate.run import draw_queries
@@ -108,7 +110,8 @@ def measure_parity(
 
     There are two trials per query, which differ in the last of their `shots` demonstrations, so
     that prompts share prefixes as candidates do. `options.limit` is the size of the random subset
-    of queries. The response cache is not used. At most one backend is in memory at a time.
+    of queries. The response cache is not used. The first backend is freed before the second is
+    loaded, if it lets go of its memory (vLLM, in this process, does not).
 
     `observer` hears of every result. Raises PointerRLError if something is missing or does not fit,
     and InputError if every trial fails.
@@ -138,6 +141,7 @@ def measure_parity(
         # Free the first model, which may fill the memory, before loading the second.
         del judge, session
         gc.collect()
+        torch.cuda.empty_cache()
         judge = Session(replace(options, backend=second)).judge()
     calls = [requests] if against else [[request] for request in requests]
     others = [result for call in calls for result in _ask(judge, call, observer)]

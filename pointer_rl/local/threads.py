@@ -49,9 +49,12 @@ def choose_threads(placed: list[int]) -> int | None:
 
 def run_in_threads(results: Iterator[T], threads: int | None) -> Iterator[T]:
     """The same results, each computed with so many threads; None: torch's own number."""
+    if threads is None:
+        yield from results
+        return
     while True:
         before = torch.get_num_threads()
-        torch.set_num_threads(threads or before)
+        torch.set_num_threads(threads)
         try:
             result = next(results)
         except StopIteration:

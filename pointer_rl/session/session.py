@@ -131,7 +131,9 @@ class Session:
         """Queries asked together if the user does not say: as the run began, or by the device."""
         if self._window is not None:
             return self._window
-        device = self._backend.options.get("device", self.options.device)
+        device = None
+        if self._backend_plugin.entry.has_option("device"):
+            device = self._backend.options.get("device", self.options.device)
         return default_window(str(device or "auto"))
 
     # --- embeddings and policies ---

@@ -11,7 +11,7 @@ import statistics
 import time
 
 import torch
-from bench_engine import ask, larger, session, trials
+from bench_engine import ask, enlarged, larger, session, trials
 
 from pointer_rl.types import Request
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend
@@ -52,7 +52,7 @@ def main() -> None:
     assert bench.dataset.companions is not None
     small = load_checkpoint(Qwen2VLOptions(model=bench.dataset.companions.model, device="cpu"))
     measure(small, trials(bench))
-    measure(larger(small, 224), trials(session(1), 224))
+    measure(larger(small), trials(session(1), enlarged))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import pickle
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from fault_server import (
@@ -351,6 +353,24 @@ def test_a_server_that_goes_away_leaves_its_requests_to_the_others():
         for _ in range(2):
             assert answers(backend, requests) == expected
     assert all(isinstance(each, BackendError) for each in answers(backend, requests))
+
+
+def test_a_server_that_dies_under_way_leaves_its_requests_to_the_others():
+    requests = [ask(f"question {number}") for number in range(12)]
+    with FaultServer() as one, FaultServer() as other:
+        count = itertools.count()
+
+        def die(body: dict[str, Any]) -> str:
+            if next(count) == 2:
+                one.always = "reset"  # Of connections that are open.
+                one.close()
+            return f"re: {text_of(body)}"
+
+        one.answer = die
+        urls = f"{one.base_url},{other.base_url}"
+        backend = connect(one, base_url=urls, retries=1, max_concurrency=1)
+        results = answers(backend, requests)
+    assert texts(results) == [f"re: question {number}" for number in range(12)]
 
 
 def test_servers_that_share_requests_must_serve_the_same():

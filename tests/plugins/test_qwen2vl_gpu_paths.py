@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import accumulate
 
 import pytest
 import torch
+from PIL import Image
 from qwen_reference import ask, make_image
 
 from pointer_rl.types import Decoding, Request
-from pointer_rl_qwen2vl import attention, chunk, memory, tower
+from pointer_rl_qwen2vl import attention, chunk, memory, patches, steps, tower
 from pointer_rl_qwen2vl.backend import Qwen2VLBackend
 from pointer_rl_qwen2vl.checkpoint import load_checkpoint
 from pointer_rl_qwen2vl.keyvalues import HeadShape, Memory
 from pointer_rl_qwen2vl.options import Qwen2VLOptions
+from pointer_rl_qwen2vl.patches import PatchCache
 from pointer_rl_qwen2vl.shapes import ROUNDED
 from pointer_rl_qwen2vl.steps import FixedSteps
 
@@ -104,6 +109,53 @@ def test_a_cpu_keeps_transformers_attention(tiny_qwen):
         assert model.config.get_text_config()._attn_implementation == "sdpa"
 
 
+# --- images ---
+
+
+def test_images_that_are_no_longer_wanted_are_not_opened(tiny_qwen, monkeypatch):
+    options = Qwen2VLOptions(model=str(tiny_qwen("qwen2_5_vl")), device="cpu")
+    cache = PatchCache(load_checkpoint(options))
+    cache._threads = ThreadPoolExecutor(1)
+    monkeypatch.setattr(patches, "_AHEAD", 3)
+    opened = []
+    going_on = threading.Event()
+
+    @dataclass(frozen=True)
+    class Slow:
+        key: str
+
+        def open(self) -> Image.Image:
+            opened.append(self.key)
+            if self.key != "0":
+                going_on.wait(10)
+            return Image.new("RGB", (56, 56))
+
+    found = cache.find((str(number), Slow(str(number))) for number in range(9))
+    assert next(found).tokens == 4
+    found.close()
+    going_on.set()
+    cache._threads.shutdown(wait=True)
+    assert opened in (["0"], ["0", "1"])  # The one that was being opened.
+
+
+def test_large_images_are_opened_fewer_at_a_time(tiny_qwen, monkeypatch):
+    options = Qwen2VLOptions(model=str(tiny_qwen("qwen2_5_vl")), device="cpu")
+    cache = PatchCache(load_checkpoint(options))
+    cache._threads = ThreadPoolExecutor(1)
+    monkeypatch.setattr(patches, "_AHEAD", 6)
+    monkeypatch.setattr(patches, "_AHEAD_PATCHES", 40)  # Two images of 4 x 4 patches.
+    begun = []
+
+    def images():
+        for number in range(12):
+            begun.append(number)
+            yield str(number), make_image(number, 56, 56)
+
+    ahead = [len(begun) - taken for taken, _ in enumerate(cache.find(images()), 1)]
+    assert ahead[0] == 6
+    assert ahead[6:10] == [2, 2, 2, 2]
+
+
 # --- decoding steps ---
 
 
@@ -128,7 +180,8 @@ def test_passes_of_few_shapes_give_the_same(tiny_qwen, family, monkeypatch):
     monkeypatch.setattr(chunk, "EXACT", ROUNDED)
     backend = Qwen2VLBackend(checkpoint)
     chunks = backend._shared._model
-    chunks._steps = FixedSteps(chunks._model, ROUNDED, capture)
+    monkeypatch.setattr(steps, "_MOST_SHAPES", 2)
+    chunks._steps = FixedSteps(chunks._model, ROUNDED, lambda: capture)
     for _ in range(2):
         for (_, mine), (_, other) in zip(sorted(backend.run(requests)), expected, strict=True):
             assert (mine.text, mine.usage) == (other.text, other.usage)

@@ -167,7 +167,7 @@ def test_each_image_and_each_shared_token_is_computed_once(checkpoint, monkeypat
 
 def test_features_that_do_not_fit_are_encoded_again(checkpoint, monkeypatch):
     expected = results(Qwen2VLBackend(checkpoint), requests())
-    monkeypatch.setattr(vision, "_BLOCK_IMAGES", {"cpu": 1})
+    monkeypatch.setattr(vision, "_BLOCKS", {"cpu": (1, 4096)})
     backend = Qwen2VLBackend(checkpoint, batch_tokens=64, cache_gib=1e-9)
     for mine, other in zip(results(backend, requests()), expected, strict=True):
         assert mine.text == other.text
@@ -176,7 +176,7 @@ def test_features_that_do_not_fit_are_encoded_again(checkpoint, monkeypatch):
 
 @pytest.mark.parametrize("threads", [0, 3])
 def test_images_may_be_opened_ahead(checkpoint, monkeypatch, threads):
-    monkeypatch.setattr(vision, "_BLOCK_IMAGES", {"cpu": 2})
+    monkeypatch.setattr(vision, "_BLOCKS", {"cpu": (2, 4096)})
     monkeypatch.setattr(patches, "_AHEAD", 3)
     broken = ImageBytes(b"no image", "broken.png")
     images = [(each.key, each) for each in (ONE, broken, WIDE, OTHER, TALL)]
