@@ -62,7 +62,7 @@ test-oldest:  ## the model suites on the oldest transformers that we allow, in i
 test-newest:  ## the same on the newest
 test-oldest test-newest: test-%: .venv-%/.ready
 	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q --numprocesses auto --maxprocesses 8 \
-	    --dist loadfile -W ignore::FutureWarning $(LOCAL_SUITES)
+	    --dist loadfile -m "not slow" -W ignore::FutureWarning $(LOCAL_SUITES)
 
 # An environment of its own: vLLM pins another version of transformers. Warnings are vLLM's.
 VLLM := .venv-vllm
