@@ -89,7 +89,7 @@ format: $(DEV)
 bench: $(DEV)  ## benchmarks, each against a baseline in the same run
 	@for each in tests/benchmarks/bench_*.py; do echo "== $$each"; $(BIN)/python $$each || exit 1; done
 
-bench-gpu: $(DEV)  ## tests and benchmark of the qwen2vl engines on a GPU (eight minutes)
+bench-gpu: $(DEV)  ## tests and benchmark of the qwen2vl engines on a GPU (minutes)
 	$(BIN)/python -m pytest -q tests/gpu
 	$(BIN)/python tests/benchmarks/gpu.py
 

@@ -343,7 +343,7 @@ class QueryBatch:
 
     @property
     def lengths(self) -> range:
-        """How many rows a generator's pointers may have."""
+        """The numbers of rows that a generator's pointers may have."""
         return range(0 if self.any_length else self.shots, self.shots + 1)
 
 

@@ -16,6 +16,7 @@ from pointer_rl.local.batching import LocalBackend, default_batch_tokens
 from pointer_rl.local.fingerprints import folder_digest, make_fingerprint
 from pointer_rl.local.hub import checkpoint_folder
 from pointer_rl.local.loading import SNAPSHOT_FILES, check_weights, place, read_model_type
+from pointer_rl.local.threads import choose_threads
 from pointer_rl.types import VQABackend
 from pointer_rl_flamingo.idefics import load_idefics
 from pointer_rl_flamingo.native import OpenFlamingo
@@ -32,6 +33,7 @@ def load_backend(options: FlamingoOptions) -> VQABackend:
         fingerprint=fingerprint,
         batch_tokens=options.batch_tokens or default_batch_tokens(model.model.device),
         advice="use fewer demonstrations or fewer beams",
+        threads=choose_threads(model.model, options.threads),
     )
 
 

@@ -27,7 +27,7 @@ def create_backend(options: HFBackendOptions) -> VQABackend:
     from pointer_rl_hf.checkpoint import load_checkpoint
     from pointer_rl_hf.model import make_backend
 
-    return make_backend(load_checkpoint(options), options.batch_tokens)
+    return make_backend(load_checkpoint(options), options.batch_tokens, options.threads)
 
 
 @hookimpl

@@ -25,7 +25,8 @@ from pointer_rl.local.loading import (
     read_model_type,
     set_end_tokens,
 )
-from pointer_rl_hf.chat import Chat, load_chat
+from pointer_rl.local.templates import Chat
+from pointer_rl_hf.chat import load_chat
 from pointer_rl_hf.options import HFBackendOptions
 
 _OPTIONAL_PACKAGES = ("torchvision", "sentencepiece", "tiktoken", "num2words")

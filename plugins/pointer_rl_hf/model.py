@@ -26,8 +26,9 @@ from transformers import GenerationConfig
 from pointer_rl.errors import InputError, first_line
 from pointer_rl.local.batching import LocalBackend, default_batch_tokens
 from pointer_rl.local.decoding import Generation, generate_batch, last_logits, score_batch
+from pointer_rl.local.templates import TALL, WIDE, user_prompt
+from pointer_rl.local.threads import choose_threads
 from pointer_rl.types import Decoding, Prompt
-from pointer_rl_hf.chat import TALL, WIDE, user_prompt
 from pointer_rl_hf.checkpoint import Checkpoint
 from pointer_rl_hf.inputs import HFPrompt, join
 
@@ -37,8 +38,13 @@ Rows = Sequence[tuple[HFPrompt, Sequence[int]]]
 """Prompts, each with the tokens that follow it."""
 
 
-def make_backend(checkpoint: Checkpoint, batch_tokens: int | None) -> LocalBackend[HFPrompt]:
-    """Make the backend of a loaded checkpoint. Raises InputError if it accepts no images."""
+def make_backend(
+    checkpoint: Checkpoint, batch_tokens: int | None, threads: int | None = None
+) -> LocalBackend[HFPrompt]:
+    """Make the backend of a loaded checkpoint. Raises InputError if it accepts no images.
+
+    For the other arguments see `HFBackendOptions`.
+    """
     try:
         model = HFModel(checkpoint)
     except (InputError, RuntimeError) as error:
@@ -57,6 +63,7 @@ def make_backend(checkpoint: Checkpoint, batch_tokens: int | None) -> LocalBacke
         fingerprint=checkpoint.fingerprint,
         batch_tokens=batch_tokens,
         advice="use fewer demonstrations, smaller images or fewer beams",
+        threads=choose_threads(checkpoint.model, threads),
     )
 
 

@@ -137,21 +137,20 @@ class OpenAIBackend:
                     break
                 emit((index, result))
 
-            prompts: list[tuple[tuple[str, ...], int]] = []
+            prompts: list[tuple[tuple[str, ...], tuple[str, ...], int]] = []
             for index, request in enumerate(requests):
                 try:
-                    prompts.append((_parts_of(request.prompt), index))
+                    prompts.append((*_parts_of(request.prompt), index))
                 except InputError as error:  # An image cannot be read.
                     emit((index, BackendError(str(error))))
             await asyncio.gather(
-                *(answer(index, self._home(requests[index])) for _, index in sorted(prompts))
+                *(answer(index, self._home(beginning)) for beginning, _, index in sorted(prompts))
             )
             for endpoint, client in zip(self._endpoints, clients, strict=True):
                 endpoint.gone = client.asker.gone is not None
 
-    def _home(self, request: Request) -> int:
-        """The server for this request. A new beginning goes to the one with the fewest requests."""
-        beginning = _beginning_of(request.prompt)
+    def _home(self, beginning: tuple[str, ...]) -> int:
+        """The server for a prompt that begins so: for a new beginning, the least asked one."""
         loads = [endpoint.requests for endpoint in self._endpoints]
         home = self._homes.setdefault(beginning, loads.index(min(loads)))
         self._endpoints[home].requests += 1
@@ -167,14 +166,13 @@ class OpenAIBackend:
     async def _answer(self, request: Request, client: _Client) -> Response:
         if request.decoding is not None and request.decoding.num_beams > 1:
             raise InputError(_NO_BEAMS)
-        scorer = client.scorer
+        scorer, scores = client.scorer, None
         if request.score and not scorer.known.works:
             # If the server cannot score, no generation is paid for.
             async with scorer.trying:
                 if not scorer.known.works:
                     scores = [await scorer.score(request.prompt, each) for each in request.score]
-                    return await self._generate(request, client, scores)
-        return await self._generate(request, client, None)
+        return await self._generate(request, client, scores)
 
     async def _generate(
         self, request: Request, client: _Client, scores: Sequence[Score] | None
@@ -208,19 +206,15 @@ class OpenAIBackend:
             )
 
 
-def _parts_of(prompt: Prompt) -> tuple[str, ...]:
-    """The texts and the keys of the images, in reading order. Raises InputError."""
-    return tuple(
-        part if isinstance(part, str) else part.key
-        for message in prompt.messages
-        for part in message.parts
-    )
+def _parts_of(prompt: Prompt) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The texts and keys of images up to the first image, and those after it, in reading order.
 
-
-def _beginning_of(prompt: Prompt) -> tuple[str, ...]:
-    """The parts of a prompt up to its first image. Raises InputError."""
-    texts = [isinstance(part, str) for message in prompt.messages for part in message.parts]
-    return _parts_of(prompt)[: texts.index(False) + 1 if False in texts else None]
+    Raises InputError.
+    """
+    parts = [part for message in prompt.messages for part in message.parts]
+    first = next((i for i, part in enumerate(parts) if not isinstance(part, str)), len(parts))
+    keys = [part if isinstance(part, str) else part.key for part in parts]
+    return tuple(keys[: first + 1]), tuple(keys[first + 1 :])
 
 
 @asynccontextmanager

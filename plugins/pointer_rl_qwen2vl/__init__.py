@@ -39,6 +39,7 @@ def create_backend(options: Qwen2VLOptions) -> Qwen2VLBackend:
         batch_tokens=options.batch_tokens,
         cache_gib=options.cache_gib,
         cuda_graphs=options.cuda_graphs,
+        threads=options.threads,
     )
 
 

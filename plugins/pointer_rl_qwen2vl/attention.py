@@ -2,8 +2,7 @@
 
 Several heads of a query share one head of keys and values. With a mask, transformers first copies
 keys and values for every head: 8 times as much for the published model of 3B. cuDNN's kernel reads
-them in place (on an H200, a pass over 400 rows of 40 tokens after 1,208 others takes 1.5 ms a layer
-instead of 7.2).
+them in place.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Literal
 
 from pointer_rl.local.batching import LocalBackend, Result, by_decoding, default_batch_tokens
+from pointer_rl.local.threads import choose_threads, run_in_threads
 from pointer_rl.types import Count, Request
 from pointer_rl_qwen2vl.checkpoint import Checkpoint
 from pointer_rl_qwen2vl.inputs import PromptEncoder
@@ -27,12 +28,14 @@ class Qwen2VLBackend:
         batch_tokens: int | None = None,
         cache_gib: float | None = None,
         cuda_graphs: bool = True,
+        threads: int | None = None,
     ) -> None:
         """For the arguments see `Qwen2VLOptions`.
 
         Raises InputError for a model that the engine cannot run.
         """
         self.fingerprint = checkpoint.fingerprint
+        self._threads = choose_threads(checkpoint.model, threads)
         self._image_token_id = checkpoint.image_token_id
         self._encoder = PromptEncoder(checkpoint)
         self._patches = PatchCache(checkpoint)
@@ -64,6 +67,9 @@ class Qwen2VLBackend:
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
         """Answer each request once as (its index, its result), one decoding after the other."""
+        return run_in_threads(self._run(requests), self._threads)
+
+    def _run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
         for decoding, indices in by_decoding(requests).items():
             chosen = [requests[index] for index in indices]
             # Rows of beam search split and merge, which transformers implements.

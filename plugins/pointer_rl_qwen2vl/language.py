@@ -52,12 +52,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What follows some hidden states, still on the device: reading it waits for the device."""
+    """What follows some hidden states. It is still on the device, for which reading it waits."""
 
     best: Tensor
     """[N] the likeliest token after each, or OVERFLOWED if the logits are not finite."""
-    _found: Tensor | None
-    _order: Sequence[int]
+    found: Tensor | None
+    """Log-probabilities of the wanted tokens, by their row; None if none were wanted."""
+    order: Sequence[int]
+    """Index of each of them among those that were wanted."""
 
     def likeliest(self) -> list[int]:
         """`best` as a list."""
@@ -66,9 +68,9 @@ class Prediction:
 
     def logprobs(self) -> list[float]:
         """Natural log-probabilities of the wanted tokens."""
-        logprobs = [0.0] * len(self._order)
-        if self._found is not None:
-            for index, value in zip(self._order, self._found.tolist(), strict=True):
+        logprobs = [0.0] * len(self.order)
+        if self.found is not None:
+            for index, value in zip(self.order, self.found.tolist(), strict=True):
                 logprobs[index] = value
         return logprobs
 

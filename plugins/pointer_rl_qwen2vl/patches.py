@@ -44,7 +44,7 @@ class ImagePatches:
     values: NDArray[np.uint8]
     """[N, 3, p · p] bytes by channel"""
     grid: tuple[int, int, int]
-    """Number of patches in time (1), height and width."""
+    """Numbers of patches: 1 in time, then in height and in width."""
     tokens: int
     """Number of <|image_pad|> tokens, one per merged patch."""
 
@@ -164,7 +164,7 @@ def _cut(pixels: NDArray[np.uint8], patch: int, merge: int) -> NDArray[np.uint8]
 
 
 class PixelTable:
-    """The official processor's float for each byte of each channel."""
+    """For each channel, the float that the official processor makes of each byte."""
 
     def __init__(self, processor: Any, dtype: torch.dtype, device: torch.device) -> None:
         patch, merge = processor.patch_size, processor.merge_size

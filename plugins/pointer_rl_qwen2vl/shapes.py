@@ -6,23 +6,12 @@ meets. Rounding up costs some padding, and makes most shapes known ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-
-class PassRow(Protocol):
-    """A row of a pass."""
-
-    @property
-    def prefix(self) -> Sized:
-        """The tokens before it."""
-        ...
-
-    @property
-    def length(self) -> int:
-        """Number of its tokens."""
-        ...
+if TYPE_CHECKING:
+    from pointer_rl_qwen2vl.language import Piece
 
 
 @dataclass(frozen=True)
@@ -45,10 +34,10 @@ class Shapes:
         """Number of tokens to prefill this many."""
         return _round_up(number, self.lengths_per_octave)
 
-    def of(self, rows: Sequence[PassRow]) -> tuple[int, int]:
-        """For a pass, the number of columns of its prefixes, and that of its tokens after them."""
-        length = self.length(max(row.length for row in rows))
-        prefix = max(len(row.prefix) for row in rows)
+    def of(self, pieces: Sequence[Piece]) -> tuple[int, int]:
+        """For a pass over pieces, the number of columns of their prefixes, and of the pieces."""
+        length = self.length(max(piece.length for piece in pieces))
+        prefix = max(len(piece.prefix) for piece in pieces)
         return self.columns(prefix + length) - length if prefix else 0, length
 
 

@@ -1,9 +1,9 @@
 """Decoding steps: the next token of every row.
 
-On a GPU, a step is about a thousand kernels. To launch them from Python takes 100 ms, however many
-rows take part, where the GPU needs a few. A CUDA graph launches them at once. It is bound to shapes
-and addresses, so the steps have few shapes (see shapes.py), and the place of the new token is a
-tensor. Whether a step comes from a graph changes no result: the kernels are the same.
+On a GPU, a step is about a thousand kernels. Launching them from Python takes much longer than
+running them, however many rows take part. A CUDA graph launches them at once. It works for one
+shape and for tensors at fixed addresses, so steps have few shapes (see shapes.py), and the place of
+the new token is a tensor. A graph changes no result: the kernels are the same.
 
 Shapes: B rows, C columns of the cache, H hidden size.
 """

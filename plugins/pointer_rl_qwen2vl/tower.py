@@ -50,10 +50,10 @@ class VisionTower:
     def encode(
         self, pixels: Tensor, grids: Sequence[Grid]
     ) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
-        """Encode images from their patches [N, D], all images' one after the other.
+        """Encode images, given their patches [N, D] one image after the other.
 
         Returns for each image its features [M, H], and those [M, H] that Qwen3-VL adds after its
-        first layers (empty for other models). They are views of the whole pass' tensors.
+        first layers (empty for other models). They are views of tensors of all images.
         """
         visual, device = self._visual, pixels.device
         layouts = [_layout(height, width, self._merge, self._window) for _, height, width in grids]
@@ -170,7 +170,10 @@ class _Rotation:
 
 
 class _Segments:
-    """Stretches of a pass' patches that attend to each other, grouped by their lengths."""
+    """Which patches attend to each other: those of an image, or of a window of one.
+
+    These segments are grouped by length.
+    """
 
     def __init__(self, groups: Sequence[Tensor]) -> None:
         """`groups` are the places of the patches [n, L] of the n segments of each length L."""

@@ -62,7 +62,7 @@ class Engine(Protocol):
 
 @dataclass
 class _Asked:
-    """A request, and what vLLM has said about it so far."""
+    """A request, and the parts of its response that vLLM has returned so far."""
 
     request: Request
     token_ids: list[int]

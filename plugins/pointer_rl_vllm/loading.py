@@ -12,6 +12,7 @@ from pointer_rl.errors import InputError, first_line
 from pointer_rl.local.fingerprints import folder_digest, make_fingerprint
 from pointer_rl.local.hub import checkpoint_folder
 from pointer_rl.local.loading import SNAPSHOT_FILES, check_weights, read_model_type
+from pointer_rl.local.templates import Chat
 from pointer_rl_vllm.backend import VLLMBackend
 from pointer_rl_vllm.engine import ON_CPU, VERSION, VLLMEngine, start
 from pointer_rl_vllm.options import VLLMOptions
@@ -32,9 +33,9 @@ def load_backend(options: VLLMOptions) -> VLLMBackend:
     check_weights(folder)
     llm = start(model=str(folder), **_arguments(options))
     tokenizer = llm.get_tokenizer()
-    template = _chat_template(folder, tokenizer, options.chat_template)
+    chat = Chat(tokenizer, _chat_template(folder, tokenizer, options.chat_template), folder)
     try:
-        encoder = PromptEncoder(tokenizer, template)
+        encoder = PromptEncoder(tokenizer, chat)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
     config = llm.model_config
@@ -44,7 +45,7 @@ def load_backend(options: VLLMOptions) -> VLLMBackend:
         str(config.dtype).removeprefix("torch."),
         {
             "model": folder_digest(folder),
-            "chat_template": template,
+            "chat_template": chat.template,
             "quantization": config.quantization,
             "min_pixels": options.min_pixels,
             "max_pixels": options.max_pixels,

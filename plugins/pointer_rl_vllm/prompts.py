@@ -6,23 +6,20 @@ vLLM repeats the placeholder for every token of the image.
 from __future__ import annotations
 
 import re
-from itertools import pairwise
 from typing import Any
 
 from pointer_rl.errors import InputError
-from pointer_rl.local.chat import chat_messages, render_chat, text_part
+from pointer_rl.local.templates import WIDE, Chat, user_prompt
 from pointer_rl.types import Prompt
-
-_IMAGE = {"type": "image"}
 
 
 class PromptEncoder:
     """Renders prompts with a chat template and tokenises them, without opening images."""
 
-    def __init__(self, tokenizer: Any, template: str) -> None:
-        """Raises InputError for a template that has no place for images, or no end of a turn."""
+    def __init__(self, tokenizer: Any, chat: Chat) -> None:
+        """Raises InputError if no token ends an answer."""
         self._tokenizer = tokenizer
-        self._template = template
+        self._chat = chat
         special = {
             index: each.content
             for index, each in tokenizer.added_tokens_decoder.items()
@@ -30,7 +27,6 @@ class PromptEncoder:
         }
         longest_first = sorted(special.values(), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self._images_in_place = self._find_images()
         self.end_id = self._find_end(special)
         """The token that ends an answer."""
         self.stop_ids = sorted({self.end_id, tokenizer.pad_token_id} - {None})
@@ -39,21 +35,13 @@ class PromptEncoder:
     def encode(self, prompt: Prompt) -> list[int]:
         """Tokenise a prompt up to where the model begins to answer.
 
-        Raises InputError if a text contains a special token, which could stand for an image, and if
-        the template would move images.
+        Raises InputError if a text contains a special token, which could stand for an image.
         """
         for message in prompt.messages:
             for part in message.parts:
                 if isinstance(part, str):
                     self._check_plain(part, "the prompt")
-            is_text = [isinstance(part, str) for part in message.parts]
-            if not self._images_in_place and (True, False) in pairwise(is_text):
-                raise InputError(
-                    "the chat template shows the images of a message before its text; use a prompt"
-                    " builder that starts messages with their image (--prompt chat), or a template"
-                    " that keeps images in place (chat_template=FILE)"
-                )
-        text = self._render(chat_messages(prompt))
+        text = self._chat.render(prompt)
         begin = self._tokenizer.bos_token
         return self._tokenise(text, add_special_tokens=not (begin and text.startswith(begin)))
 
@@ -66,9 +54,7 @@ class PromptEncoder:
 
     def encode_image(self) -> list[int]:
         """Tokenise a prompt that shows one image."""
-        return self._tokenise(
-            self._render([{"role": "user", "content": [_IMAGE]}]), add_special_tokens=False
-        )
+        return self._tokenise(self._chat.render(user_prompt(WIDE)), add_special_tokens=False)
 
     def decode(self, token_ids: list[int]) -> str:
         """Tokens as text, without special tokens."""
@@ -88,27 +74,9 @@ class PromptEncoder:
         ]
         return token_ids
 
-    def _render(self, messages: list[dict[str, Any]], *, asks: bool = True) -> str:
-        return render_chat(self._tokenizer, messages, self._template, add_generation_prompt=asks)
-
-    def _find_images(self) -> bool:
-        """Whether the template keeps images in their place among the texts of a message."""
-
-        def rendered(*content: dict[str, Any]) -> str:
-            return self._render([{"role": "user", "content": list(content)}])
-
-        alpha, beta, gamma = map(text_part, ("alpha", "beta", "gamma"))
-        if rendered(_IMAGE, alpha) == rendered(alpha):
-            raise InputError("the chat template has no place for images; give chat_template=FILE")
-        mixed = rendered(alpha, _IMAGE, beta, _IMAGE, gamma)
-        found = re.search("alpha(.*)beta(.*)gamma", mixed, re.DOTALL)
-        return found is not None and all(between.strip() for between in found.groups())
-
     def _find_end(self, special: dict[int, str]) -> int:
         """The special token that the template puts after an answer, else the tokenizer's end."""
-        turns = [("user", "alpha"), ("assistant", "omega")]
-        messages = [{"role": role, "content": [text_part(text)]} for role, text in turns]
-        after = self._render(messages, asks=False).rpartition("omega")[2].lstrip()
+        after = self._chat.after_answer().lstrip()
         first = next(iter(self._tokenise(after, add_special_tokens=False)), None)
         end: int | None = first if first in special else self._tokenizer.eos_token_id
         if end is None:

@@ -237,7 +237,7 @@ def run_beams(run: BeamRun, observer: Observer = Observer()) -> BeamSummary:
     """
     open_writer(run.output_path).discard()  # fails at once if it cannot be written
     executor = run.executor.configure("executor").create()
-    earlier = {} if run.overwrite else earlier_meta(run.output_path)
+    earlier = earlier_meta(run.output_path, overwrite=run.overwrite)
     session = Session(run.session, observer, earlier)
     config, queries = run.config, session.queries
     if not any(query.answers for query in queries):

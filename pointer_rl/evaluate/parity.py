@@ -42,7 +42,7 @@ class Pair:
     trial: Trial
     together: Result
     other: Result
-    """When it was asked alone, or another backend's."""
+    """The result of asking it alone, or that of another backend."""
     accuracies: tuple[float, float] | None
     """Accuracies of both answers; None unless there are both."""
 

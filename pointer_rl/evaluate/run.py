@@ -138,8 +138,7 @@ def run_evaluation(run: EvaluateRun, observer: Observer = Observer()) -> Evaluat
     the file is this one's.
     """
     recorded_in = _primary_bundles(run) if run.record else []
-    path = None if run.overwrite else run.output_path
-    earlier = {} if path is None else earlier_meta(path)
+    earlier = earlier_meta(run.output_path, overwrite=run.overwrite)
     session = Session(replace(run.session, limit=None), observer, earlier)
     policies = {name: open_policy(path, run.session.device) for name, path in run.policies.items()}
     try:

@@ -85,7 +85,7 @@ def prepare(
 
     Raises PointerRLError for anything that is missing or does not fit.
     """
-    earlier = {} if run.overwrite else earlier_meta(run.output_path)
+    earlier = earlier_meta(run.output_path, overwrite=run.overwrite)
     session = Session(run.session, observer, earlier)
     generators = {each.name: each for each in run.generators}
     described = [each.configure("generator").describe() for each in generators.values()]

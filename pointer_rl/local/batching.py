@@ -22,6 +22,7 @@ import torch
 from pointer_rl.errors import InputError
 from pointer_rl.local.decoding import Generation
 from pointer_rl.local.memory import run_in_halves
+from pointer_rl.local.threads import run_in_threads
 from pointer_rl.types import BackendError, Decoding, Prompt, Request, Response, Usage
 
 logger = logging.getLogger(__name__)
@@ -96,20 +97,31 @@ class LocalBackend(Generic[P]):
     """A `VQABackend` over a local model."""
 
     def __init__(
-        self, model: LocalModel[P], *, fingerprint: str, batch_tokens: int, advice: str
+        self,
+        model: LocalModel[P],
+        *,
+        fingerprint: str,
+        batch_tokens: int,
+        advice: str,
+        threads: int | None = None,
     ) -> None:
         """`batch_tokens`, the most tokens in a batch with padding, is lowered if memory runs out.
 
-        `advice` tells a user what to do about a prompt that does not fit: "use … or …".
+        `advice` tells a user what to do about a prompt that does not fit: "use … or …". `threads`
+        is the number of torch's CPU threads while the model runs; None leaves it as it is.
         """
         self.fingerprint = fingerprint
         self._model = model
         self._ahead = _BATCHES_AHEAD * batch_tokens
         self._batch_tokens = batch_tokens
         self._advice = advice
+        self._threads = threads
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
         """Answer each request once as (its index, its result), one decoding after the other."""
+        return run_in_threads(self._run(requests), self._threads)
+
+    def _run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
         for decoding, indices in by_decoding(requests).items():
             ahead: list[_Encoded[P]] = []
             tokens = 0

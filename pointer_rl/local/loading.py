@@ -18,7 +18,6 @@ from transformers import AutoImageProcessor, AutoTokenizer, GenerationConfig
 
 from pointer_rl.devices import dtype_name
 from pointer_rl.errors import InputError, MissingExtraError, first_line
-from pointer_rl.local.threads import note_placed
 
 LOADING_ERRORS = (
     *(OSError, ValueError, RuntimeError, KeyError, TypeError),
@@ -135,7 +134,6 @@ def place(model: Any, device: torch.device, name: str) -> Any:
 
     `name` is the user's name for the model; the error starts with it.
     """
-    note_placed(model, device)
     try:
         return model.to(device).eval()
     except torch.OutOfMemoryError:

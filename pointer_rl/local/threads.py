@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -19,32 +17,17 @@ T = TypeVar("T")
 
 SMALL = 20_000_000
 """A model of fewer parameters than this runs on one thread."""
-_placed: ContextVar[list[int]] = ContextVar("_placed")
 
 
-@contextmanager
-def placed_on_cpu() -> Iterator[list[int]]:
-    """Collect the number of parameters of each model that is placed on a CPU inside."""
-    token = _placed.set([])
-    try:
-        yield _placed.get()
-    finally:
-        _placed.reset(token)
+def choose_threads(model: Any, threads: int | None) -> int | None:
+    """Threads for a torch model: those that were asked for, or 1 for a small model on a CPU.
 
-
-def note_placed(model: torch.nn.Module | Any, device: torch.device) -> None:
-    """Let an enclosing `placed_on_cpu` know of a model."""
-    if device.type == "cpu" and (placed := _placed.get(None)) is not None:
-        placed.append(sum(each.numel() for each in model.parameters()))
-
-
-def choose_threads(placed: list[int]) -> int | None:
-    """Threads for models of these numbers of parameters; None: torch's own number.
-
-    That is also what OMP_NUM_THREADS says, where it is set.
+    None: torch's own number, which is what OMP_NUM_THREADS says, where it is set.
     """
-    small = bool(placed) and max(placed) < SMALL
-    return 1 if small and "OMP_NUM_THREADS" not in os.environ else None
+    if threads is not None or "OMP_NUM_THREADS" in os.environ or model.device.type != "cpu":
+        return threads
+    small = sum(each.numel() for each in model.parameters()) < SMALL
+    return 1 if small else None
 
 
 def run_in_threads(results: Iterator[T], threads: int | None) -> Iterator[T]:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from pointer_rl.errors import InputError, PluginError
-from pointer_rl.local.threads import run_in_threads
 from pointer_rl.session.cache import request_key
 from pointer_rl.types import (
     BackendError,
@@ -93,10 +92,7 @@ class CachedBackend:
     digits and enter the cache as they arrive.
     """
 
-    def __init__(
-        self, backend: VQABackend, cache: Cache | None = None, *, threads: int | None = None
-    ) -> None:
-        """threads: CPU threads of torch while the backend runs; None: torch's own number."""
+    def __init__(self, backend: VQABackend, cache: Cache | None = None) -> None:
         self.fingerprint = backend.fingerprint
         self.batch_invariant = bool(getattr(backend, "batch_invariant", False))
         self.hits = 0
@@ -107,7 +103,6 @@ class CachedBackend:
         """Tokens and images of its answers; cache hits and failures count nothing."""
         self._backend = backend
         self._cache = cache
-        self._threads = threads
         self._pending: dict[bytes, Response] = {}
         self._committed_at = time.monotonic()
         self._open_window = False
@@ -181,8 +176,7 @@ class CachedBackend:
     def _ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
         if not requests:
             return
-        results = run_checked(self._backend, requests)
-        for position, result in run_in_threads(results, self._threads):
+        for position, result in run_checked(self._backend, requests):
             self.asked += 1
             if isinstance(result, Response):
                 self.used += result.usage

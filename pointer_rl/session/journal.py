@@ -46,8 +46,10 @@ def partial_path(output: Path) -> Path:
     return output.with_name(output.stem + _SUFFIX)
 
 
-def earlier_meta(output: Path) -> Record:
-    """The `_meta` of a run that was interrupted or finished at `output`; empty without one."""
+def earlier_meta(output: Path | None, *, overwrite: bool) -> Record:
+    """The `_meta` of the run at `output` that this one continues; empty if there is none."""
+    if output is None or overwrite:
+        return {}
     meta: object = None
     with contextlib.suppress(FileNotFoundError), open(partial_path(output), "rb") as journal:
         head = journal.readline()

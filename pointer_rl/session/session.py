@@ -20,7 +20,6 @@ from torch import Tensor
 from pointer_rl.datasets.embed import digest_ids
 from pointer_rl.devices import default_window
 from pointer_rl.errors import InputError
-from pointer_rl.local.threads import choose_threads, placed_on_cpu
 from pointer_rl.records.provenance import CHOICES, choices_of
 from pointer_rl.records.records import check_query_id
 from pointer_rl.records.shards import window_of
@@ -173,12 +172,9 @@ class Session:
         """The backend behind the response cache, loaded when first asked for."""
         cache = self.cache  # first: a folder that cannot be written is found before a model loads
         options = {**self._backend.options, **self.chosen}
-        configured = replace(self._backend, options=options).configure("backend")
-        with placed_on_cpu() as placed:
-            made: VQABackend = configured.create()
+        made: VQABackend = replace(self._backend, options=options).configure("backend").create()
         self.chosen |= getattr(made, "chosen", {})
-        threads = getattr(configured.options, "threads", None) or choose_threads(placed)
-        return CachedBackend(made, cache, threads=threads)
+        return CachedBackend(made, cache)
 
     def judge(self, *, score_answers: bool = False) -> Judge:
         """How trials become outcomes. Loads the backend."""

@@ -115,7 +115,7 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
     if run.config.per_query_pool:
         raise InputError("--own-pools: online learning proposes from the whole pool")
     most = _most_pointers(run)
-    earlier = {} if run.output.overwrite else earlier_meta(_round_path(run, 1))
+    earlier = earlier_meta(_round_path(run, 1), overwrite=run.output.overwrite)
     session = Session(run.session, observer, earlier)
     executor: Executor = run.executor.configure("executor").create()
     session.check_answers(session.queries)

@@ -197,7 +197,9 @@ def loop(checkpoint: Checkpoint, requests: Sequence[Request]) -> list[Response]:
     return [
         response
         for request in requests
-        for _, response in Qwen2VLBackend(checkpoint, engine="plain", batch_tokens=1).run([request])
+        for _, response in Qwen2VLBackend(
+            checkpoint, engine="plain", batch_tokens=1, threads=torch.get_num_threads()
+        ).run([request])
     ]
 
 
@@ -256,7 +258,7 @@ def measure(world: World, name: str, bare: Bare | None) -> Bare:
     places = range(0, number, max(1, number // world.looped))[: world.looped]
     some = [every[place] for place in places]
     image = PatchCache(checkpoint).get("", some[0].prompt.images[0])
-    backend = Qwen2VLBackend(checkpoint)
+    backend = Qwen2VLBackend(checkpoint, threads=torch.get_num_threads())
     found = ask(backend, windows)  # Warm up.
     check(loop(checkpoint, some), [found[place] for place in places])
     needed = Needed.of(checkpoint, windows, found, image.tokens)

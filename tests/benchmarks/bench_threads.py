@@ -28,8 +28,7 @@ def measure(checkpoint: Checkpoint, windows: list[list[Request]]) -> None:
     found = {}
     for _ in range(ROUNDS):
         for number in THREADS:
-            torch.set_num_threads(number)
-            backend = Qwen2VLBackend(checkpoint)
+            backend = Qwen2VLBackend(checkpoint, threads=number)
             start = time.perf_counter()
             found[number] = ask(backend, windows)
             seconds[number].append(time.perf_counter() - start)

@@ -54,11 +54,18 @@ def test_a_small_model_runs_on_one_thread_and_the_option_wins(backend):
 
 
 def test_larger_models_and_the_environment_keep_torchs_own(monkeypatch):
-    assert choose_threads([10, SMALL - 1]) == 1
-    assert choose_threads([10, SMALL]) is None
-    assert choose_threads([]) is None, "a backend that places no model on a CPU"
+    class Model(torch.nn.Linear):
+        device = torch.device("meta")
+
+    small, large = (Model(1, size, bias=False, device="meta") for size in (SMALL - 1, SMALL))
+    assert choose_threads(small, None) is None, "it is not on a CPU"
+    Model.device = torch.device("cpu")
+    assert choose_threads(small, None) == 1
+    assert choose_threads(large, None) is None
+    assert choose_threads(large, 2) == 2
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert choose_threads([10]) is None
+    assert choose_threads(small, None) is None
+    assert choose_threads(small, 3) == 3
 
 
 def test_threads_are_restored_after_each_result_and_an_error():

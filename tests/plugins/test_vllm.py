@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer
 
 from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.errors import InputError, MissingExtraError
+from pointer_rl.local.templates import Chat
 from pointer_rl.registry import registry
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response
 from pointer_rl_glyphs.dataset import MODEL_DIR
@@ -110,8 +112,11 @@ class RuleEngine:
 
 
 def make(engine: RuleEngine) -> VLLMBackend:
-    template = TOKENIZER.get_chat_template()
-    return VLLMBackend(engine, PromptEncoder(TOKENIZER, template), "rule")
+    return VLLMBackend(engine, encoder_of(TOKENIZER.get_chat_template()), "rule")
+
+
+def encoder_of(template: str) -> PromptEncoder:
+    return PromptEncoder(TOKENIZER, Chat(TOKENIZER, template, Path("model")))
 
 
 def answers(backend: VLLMBackend, *requests: Request) -> list[Any]:
@@ -272,10 +277,10 @@ IMAGES_FIRST = (
 )
 
 
-def test_a_template_that_moves_images_is_used_where_it_moves_none():
-    encoder = PromptEncoder(TOKENIZER, IMAGES_FIRST)
-    with pytest.raises(InputError, match="--prompt chat"):
-        encoder.encode(ONE)
+def test_a_template_that_moves_images_moves_none():
+    encoder = encoder_of(IMAGES_FIRST)
+    mixed = Prompt((Message("user", ("one ", make_image(1), "what? ", make_image(2), "this?")),))
+    assert TOKENIZER.decode(encoder.encode(mixed)) == "one <|image_pad|>what? <|image_pad|>this?"
     turns = Prompt(
         (
             Message("user", (make_image(1), "what?")),
@@ -289,7 +294,7 @@ def test_a_template_that_moves_images_is_used_where_it_moves_none():
 
 def test_a_template_without_images_is_refused():
     with pytest.raises(InputError, match="no place for images"):
-        PromptEncoder(TOKENIZER, "{% for m in messages %}{{ m.content[-1].text }}{% endfor %}")
+        encoder_of("{% for m in messages %}{{ m.content[-1].text }}{% endfor %}")
 
 
 # --- options ---
