@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import combinations, zip_longest
 from typing import Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pointer_rl.errors import InputError
-from pointer_rl.types import Candidate, Pointer, Policy, Pool, QueryBatch
+from pointer_rl.types import Candidate, Example, Pointer, Policy, Pool, QueryBatch
 from pointer_rl_standard.options import (
     BeamOptions,
     MMROptions,
@@ -191,6 +192,66 @@ def best_rows(
     counts = queries.allowed.sum(-1).clamp(max=num).tolist()
     rows_BN = _ranked(queries, pool)[1][:, :num].tolist()
     return [rows[:count] for rows, count in zip(rows_BN, counts, strict=True)]
+
+
+def rows_by_answer(
+    policy: Policy, queries: QueryBatch, pool: Pool, num: int, by: Literal["similarity", "policy"]
+) -> list[list[int]]:
+    """The same, in turn of the rows with an answer of the query, and of the others.
+
+    A row has an answer of the query if its own occurs in one that an annotator gave, as whole
+    words. Of the `num` best such rows, the best one of each answer comes first, since a query may
+    need several.
+    """
+    matching_BK = _matching(queries.examples, pool.examples).to(queries.allowed.device)
+    found = []
+    for allowed_BK in (queries.allowed & matching_BK, queries.allowed & ~matching_BK):
+        of_query: list[list[int]] = [[] for _ in queries.examples]
+        some = allowed_BK.any(-1).nonzero()[:, 0].tolist()
+        batch = replace(
+            queries,
+            examples=[queries.examples[each] for each in some],
+            embeddings=queries.embeddings[some],
+            allowed=allowed_BK[some],
+        )
+        if some:
+            ranked = best_rows(policy, batch, pool, num, by)
+            for query, rows in zip(some, ranked, strict=True):
+                of_query[query] = rows
+        found.append(of_query)
+    return [
+        [
+            row
+            for pair in zip_longest(_each_answer(rows, pool), others)
+            for row in pair
+            if row is not None
+        ][:num]
+        for rows, others in zip(*found, strict=True)
+    ]
+
+
+def _matching(queries: Sequence[Example], pool: Sequence[Example]) -> Tensor:
+    """[B, K] bool: whether a row's answer occurs in one of a query's, as whole words."""
+    rows_of: dict[str, list[int]] = {}
+    for row, example in enumerate(pool):
+        rows_of.setdefault(_words(example.answer), []).append(row)
+    found = torch.zeros(len(queries), len(pool), dtype=torch.bool)
+    for index, query in enumerate(queries):
+        for answer in set(query.answers):
+            words = _words(answer).split()
+            for first, last in combinations(range(len(words) + 1), 2):
+                found[index, rows_of.get(" ".join(words[first:last]), [])] = True
+    return found
+
+
+def _words(answer: str) -> str:
+    return " ".join(answer.lower().split())
+
+
+def _each_answer(rows: Sequence[int], pool: Pool) -> list[int]:
+    """These rows, the first one of each answer first."""
+    first = {_words(pool.examples[row].answer): row for row in reversed(rows)}
+    return list(dict.fromkeys([*sorted(first.values(), key=rows.index), *rows]))
 
 
 def with_companions(

@@ -123,6 +123,9 @@ class FirstSuccessOptions:
     """Most trials for each query."""
     by: Literal["similarity", "policy"] = "similarity"
     """Score by which the probed rows are chosen, best first."""
+    answers: bool = False
+    """Whether every other probed row is, as long as there are any, one whose answer occurs in those
+    that the query's annotators gave."""
     success: float = 0.5
     """Lowest accuracy of a success."""
 

@@ -17,7 +17,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pointer_rl.types import Candidate, Outcome, Pointer, Policy, Pool, QueryBatch, Search
-from pointer_rl_standard.generators import ProbeGenerator, Rngs, best_rows, with_companions
+from pointer_rl_standard.generators import (
+    ProbeGenerator,
+    Rngs,
+    best_rows,
+    rows_by_answer,
+    with_companions,
+)
 from pointer_rl_standard.options import FirstSuccessOptions, GreedyOptions, ProbeOptions
 
 Told = Sequence[tuple[Candidate, Outcome]]
@@ -29,7 +35,9 @@ _TINY = 1e-300
 class FirstSuccess:
     """Probes, best first, until the query has a success and a failure to compare it with.
 
-    Which rows a query needs is known by then: further trials teach more on another query.
+    Which rows a query needs is known by then: further trials teach more on another query. A row
+    that has the query's answer is likely to succeed, and one that has another to fail: they are
+    probed in turn (`answers`).
 
     With the probability p of the answers, sets are found, too. As long as nothing succeeded, a row
     that makes the answers much likelier stays, and the next rows are tried beside it: one whose
@@ -52,7 +60,8 @@ class FirstSuccess:
         self, policy: Policy, queries: QueryBatch, pool: Pool, rngs: Rngs
     ) -> Sequence[Search]:
         """A search per query."""
-        ranked = best_rows(policy, queries, pool, self.budget, self.options.by)
+        rank = rows_by_answer if self.options.answers else best_rows
+        ranked = rank(policy, queries, pool, self.budget, self.options.by)
         likeliest: Sequence[Pointer] = [()] * len(ranked)
         if self.options.by == "policy":
             likeliest = [each[0] for each in policy.beam(queries, pool, 1).pointers()]

@@ -48,6 +48,8 @@ PROBES = 20
 SUB_POOL = 20
 FIRST_SUCCESS = [PluginRef("first-success")]
 ONLINE_SEARCH = PluginRef("first-success", {"budget": 10})
+ANSWERS_FIRST = [PluginRef("first-success", {"answers": True})]
+ONLINE_ANSWERS = PluginRef("first-success", {"budget": 10, "answers": True})
 
 HISTORIES = {
     "static": TrainConfig(selector_options={"history": "static", "stop": True}),
@@ -201,6 +203,9 @@ class Bench:
     def first_success(self, budget: int) -> Callable[[Output], object]:
         return self.offline(self.data("first-success", FIRST_SUCCESS, budget))
 
+    def by_answers(self, budget: int) -> Callable[[Output], object]:
+        return self.offline(self.data("by-answers", ANSWERS_FIRST, budget))
+
     def online(
         self,
         search: PluginRef | None,
@@ -298,8 +303,10 @@ def grid(bench: Bench) -> dict[str, Callable[[], Callable[[Output], object]]]:
         "first step": bench.first_step,
         "probes": bench.probes,
         "first-success": bench.first_success,
+        "by answers": bench.by_answers,
         "online, probes": partial(bench.online, None),
         "online": partial(bench.online, ONLINE_SEARCH),
+        "online, by answers": partial(bench.online, ONLINE_ANSWERS),
     }
     return {
         f"{kind} {budget:,}": partial(make, budget)

@@ -63,11 +63,13 @@ LOGGED = {
     "pairs by mmr": [PluginRef("mmr", {"num": 10})],
     "greedy": [PluginRef("greedy")],
     "first-success": [PluginRef("first-success")],
+    "first-success by answers": [PluginRef("first-success", {"answers": True})],
 }
 """Beams and samples are those of an untrained policy."""
 ONLINE = {
     "online, 4 probes": PluginRef("probe", {"num": 4}),
     "online, first-success": PluginRef("first-success", {"budget": 10}),
+    "online, by answers": PluginRef("first-success", {"budget": 10, "answers": True}),
     "online, greedy": PluginRef("greedy"),
 }
 
@@ -243,7 +245,7 @@ def main() -> None:
     given = parser.parse_args()
     options = parse_assignments(given.selector_opt, "--selector-opt")
     bench = Bench(given.dataset, given.seed, PluginRef(given.selector, options))
-    print(f"{'':22}{'calls':>8}{'queries':>8}{'calls/query':>12}{'teaching':>10}{'accuracy':>10}")
+    print(f"{'':24}{'calls':>8}{'queries':>8}{'calls/query':>12}{'teaching':>10}{'accuracy':>10}")
     for calls in given.calls:
         runs = {
             **{name: partial(bench.logged, each) for name, each in LOGGED.items()},
@@ -254,7 +256,7 @@ def main() -> None:
                 start = time.perf_counter()
                 result = run(calls)
                 took = f"{time.perf_counter() - start:6.0f} s"
-                print(f"{name:22}{calls:8,}{result}{took}", flush=True)
+                print(f"{name:24}{calls:8,}{result}{took}", flush=True)
 
 
 if __name__ == "__main__":

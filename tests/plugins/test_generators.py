@@ -21,6 +21,7 @@ from pointer_rl_standard.generators import (
     RetrievalGenerator,
     SampleGenerator,
     best_rows,
+    rows_by_answer,
 )
 from pointer_rl_standard.options import (
     BeamOptions,
@@ -434,3 +435,54 @@ def test_probes_of_any_length_are_no_row_and_single_rows():
         (ranked, _) = best_rows(POLICY, queries, pool, 3, by)
         assert [each.pointer for each in many] == [(), *((row,) for row in ranked)]
         assert [len(each.pointer) for each in few] == [0, 1]
+
+
+# --- rows by their answers --------------------------------------------------------------------
+
+
+def occurs(part, answer):
+    return f" {' '.join(part.lower().split())} " in f" {' '.join(answer.lower().split())} "
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num=st.integers(1, 9),
+    by=st.sampled_from(["similarity", "policy"]),
+    answers=st.lists(st.sampled_from(["red", "Red", "blue", "red  cat", "cats", ""]), min_size=9),
+    given_answers=st.lists(
+        st.lists(st.sampled_from(["red", "RED cat", "a blue cat", ""]), max_size=3),
+        min_size=2,
+        max_size=2,
+    ),
+)
+def test_rows_with_an_answer_of_the_query_and_others_in_turn(num, by, answers, given_answers):
+    queries, pool = batch(1, [9, 6])
+    queries = replace(
+        queries,
+        examples=[
+            replace(each, answers=tuple(own))
+            for each, own in zip(queries.examples, given_answers, strict=True)
+        ],
+    )
+    pool = replace(
+        pool,
+        examples=[
+            replace(each, answers=(own,)) for each, own in zip(pool.examples, answers, strict=False)
+        ],
+    )
+    found = rows_by_answer(POLICY, queries, pool, num, by)
+    everything = best_rows(POLICY, queries, pool, 9, by)
+    for own, ranked, rows in zip(given_answers, everything, found, strict=True):
+        words = [" ".join(each.lower().split()) for each in answers]
+        matching = [row for row in ranked if words[row] and any(occurs(words[row], a) for a in own)]
+        others = [row for row in ranked if row not in matching]
+        matching = matching[:num]
+        first = [
+            row for row in matching if row == next(r for r in matching if words[r] == words[row])
+        ]
+        turns = [[*first, *(row for row in matching if row not in first)], others]
+        expected = []
+        while any(turns):
+            expected += turns[0][:1]
+            turns = [turns[1], turns[0][1:]]
+        assert rows == expected[:num]

@@ -187,6 +187,30 @@ def test_beside_a_row_the_rest_of_the_policys_likeliest_pointer_comes_first():
     assert flat(asked) == [(), (one,), (one, two), (two,)]
 
 
+def test_first_success_tries_rows_with_the_answer_and_others_in_turn():
+    queries, pool = batch(2, [9])
+    pool = replace(
+        pool,
+        examples=[
+            replace(each, answers=("this" if each.row in (2, 7) else "that",))
+            for each in pool.examples
+        ],
+    )
+
+    def asked(answers, judge):
+        generator = FirstSuccess(FirstSuccessOptions(budget=6, answers=answers))
+        (rounds,) = run(generator, queries, pool, lambda query, pointer: judge(pointer[0]))
+        return [pointer[0] for pointer in flat(rounds)]
+
+    ranked = asked(False, lambda row: 0.0)
+    matching, others = (
+        [row for row in ranked if (row in (2, 7)) is each] for each in (True, False)
+    )
+    assert asked(True, lambda row: float(row in (2, 7))) == [matching[0], others[0]]
+    found = asked(True, lambda row: 0.0)
+    assert found == [matching[0], others[0], matching[1], *others[1:4]]
+
+
 # --- greedy -----------------------------------------------------------------------------------
 
 
