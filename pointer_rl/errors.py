@@ -7,7 +7,6 @@ import re
 import shlex
 from collections.abc import Iterable
 
-
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Control characters, line separators and lone surrogates."""
 

@@ -357,7 +357,10 @@ def test_lever_lms_beam_data_excludes_the_query(tmp_path):
         ({"pointer_candidates": [candidate([1], beam_score=10**99)]}, "beam_score is too large"),
         ({"pointer_candidates": [candidate([1])], "query": 3}, "query is 3, not of type object"),
         ({"pointer_candidates": [candidate([1])], "query": {"row": -2}}, "row is -2, below 0"),
-        ({"pointer_candidates": [candidate([1])], "query": {"row": 1e308}}, "no pool is that large"),
+        (
+            {"pointer_candidates": [candidate([1])], "query": {"row": 1e308}},
+            "no pool is that large",
+        ),
         ({"pointer_candidates": [candidate([1])], "pool": 3}, "pool is 3, not of type array"),
         ({"pointer_candidates": [candidate([1])], "excluded": 3}, "excluded is 3, not of type"),
         # What counted as a judgement that it is not.
