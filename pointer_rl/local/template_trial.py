@@ -1,7 +1,7 @@
 """Renders the chat template on standard input once, within limits of time, memory and length.
 
-`pointer_rl.local.chat` runs this file in a process of its own, because nothing else stops a template
-that loops or allocates. Any other failure of a template is left to its tokenizer.
+`pointer_rl.local.chat` runs this file in a process of its own, because nothing else stops a
+template that loops or allocates. Any other failure of a template is left to its tokenizer.
 """
 
 from __future__ import annotations
