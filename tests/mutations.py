@@ -45,8 +45,10 @@ ODD = Valid(
 
 
 def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place in a JSON value, the value's own included."""
+    """Every place in a JSON value, the value's own included, down to a depth of 12."""
     yield place
+    if len(place) == 12:
+        return
     if isinstance(value, dict):
         value = dict.items(value)
     elif isinstance(value, list):
