@@ -127,7 +127,7 @@ def spoiled(draw: Any, data: bytes, *, least: int = 0) -> bytes:
 def as_json(document: Any, *, lines: bool = False) -> bytes:
     """The document as .json or .jsonl; what JSON forbids is written all the same."""
     if not lines or not isinstance(document, dict):
-        return json.dumps(document, indent=None if lines else 1).encode()
+        return json.dumps(document).encode()
     return b"".join(
         json.dumps({"_meta": value} if key == "_meta" else _line(key, value)).encode() + b"\n"
         for key, value in document.items()

@@ -445,18 +445,23 @@ def test_training_checkpoints(folder, training, data):
 
 
 @files(3)
-@given(documents(Valid(VALID[:2])), st.data())
-def test_journals(folder, document, data):
+@given(data=st.data())
+def test_journals(folder, data):
     meta = VALID[0]["_meta"]
-    ids = [key for key in VALID[0] if key != "_meta"]
+    records = {key: record for key, record in VALID[0].items() if key != "_meta"}
     output = folder / "run.json"
     output.unlink(missing_ok=True)
-    journal = folder / "run.partial.jsonl"
-    lines = as_json({"_meta": meta}, lines=True) + as_json(document, lines=True)
-    journal.write_bytes(data.draw(spoiled(lines)))
+    with Journal(output, meta, list(records), overwrite=True) as begun:
+        begun.append(dict(enumerate(records.values())))
+    lines = begun.path.read_bytes().splitlines(keepends=True)
+    if data.draw(st.booleans()):
+        which = data.draw(st.integers(0, len(lines) - 1))
+        line = data.draw(documents(Valid([json.loads(lines[which])])))
+        lines[which] = as_json(line) + b"\n"
+    begun.path.write_bytes(data.draw(spoiled(b"".join(lines))))
 
     def resume() -> None:
-        with Journal(output, meta, ids) as run:
+        with Journal(output, meta, list(records)) as run:
             list(run.records())
             run.finish()
 

@@ -79,7 +79,8 @@ def test_an_error_is_one_line_whatever_it_quotes(tmp_path):
         dump(source, {**META, "a\nb\x1b[31m\u2028\ud800": number})
     with pytest.raises(InputError) as caught:
         merge_files(sources, tmp_path / "out.json")
-    assert r"differs in a\nb\x1b[31m\u2028\ud800: merge files" in str(caught.value)
+    assert r"differs in a\nb" in str(caught.value)
+    assert not set("\n\x1b\u2028\ud800") & set(str(caught.value))
 
 
 def test_parquet_with_damaged_utf8_is_refused(tmp_path):
