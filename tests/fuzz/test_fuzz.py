@@ -539,7 +539,7 @@ class Tokenizer:
         return environment.from_string(chat_template).render(messages=messages, **options)
 
 
-@files(1)
+@files(0.5)
 @given(st.sampled_from(INSERTS), st.integers(0, len(TEMPLATE)), st.data())
 def test_chat_templates(insert, place, data):
     template = TEMPLATE[:place] + insert + TEMPLATE[place:]
