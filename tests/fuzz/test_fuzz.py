@@ -71,14 +71,16 @@ def files(percent: float) -> Callable[[Any], Any]:
 def _table(request):
     """Print the campaign's table at its end."""
     yield
-    if "POINTER_RL_FUZZ" in os.environ:
-        write = request.config.pluginmanager.get_plugin("terminalreporter").write_line
-        write(f"\n{'':24}{'files':>8}{'readings':>10}{'accepted':>10}{'refused':>9}{'slowest':>9}")
-        for kind, count in counts.items():
-            write(
-                f"{kind:24}{count['files']:8,}{count['accepted'] + count['refused']:10,}"
-                f"{count['accepted']:10,}{count['refused']:9,}{slowest[kind]:8.1f}s"
-            )
+    if "POINTER_RL_FUZZ" not in os.environ:
+        return
+    lines = [f"\n{'':24}{'files':>8}{'readings':>10}{'accepted':>10}{'refused':>9}{'slowest':>9}"]
+    for kind, count in counts.items():
+        lines.append(
+            f"{kind:24}{count['files']:8,}{count['accepted'] + count['refused']:10,}"
+            f"{count['accepted']:10,}{count['refused']:9,}{slowest[kind]:7.1f} s"
+        )
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print("\n".join(lines))
 
 
 def survive(kind: str, *readers: Callable[[], object]) -> list[Any]:
