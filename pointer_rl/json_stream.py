@@ -12,6 +12,7 @@ import codecs
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,10 @@ WINDOW = 1 << 18
 _TOKEN = 32
 """Only strings have longer tokens: an error nearer to the window's end than this may come from
 where the window was cut, and one farther away is the file's."""
+
+MAX_DEPTH = 200
+"""Levels of nesting that a value may have. Where Python or a library of ours recurses, the limit
+would be found too late."""
 
 _skip_space = re.compile(r"[ \t\n\r]*").match
 _skip_comma = re.compile(r"[ \t\n\r]*,[ \t\n\r]*").match
@@ -122,7 +127,8 @@ class _Parser:
         self._decoder = json.JSONDecoder(
             object_pairs_hook=self._object, parse_constant=self._constant
         )
-        self._repeated: list[tuple[dict[str, Any], str]] = []
+        self._repeated: dict[int, tuple[dict[str, Any], list[str]]] = {}
+        """Identity of an object → the object, which keeps its identity, and its repeated keys."""
         self._constants = False
 
     def parse(self, text: str, start: int) -> tuple[Any, tuple[Flaw, ...], int]:
@@ -130,6 +136,8 @@ class _Parser:
         self._repeated.clear()
         self._constants = False
         value, end = self._decoder.raw_decode(text, start)
+        if text.count("[", start, end) + text.count("{", start, end) > MAX_DEPTH:
+            check_depth(value)
         flaws = tuple(self._find(value, ())) if self._repeated or self._constants else ()
         return value, flaws, end
 
@@ -137,11 +145,9 @@ class _Parser:
         value = dict(pairs)
         if len(value) == len(pairs):
             return value
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                self._repeated.append((value, key))
-            seen.add(key)
+        counts = Counter(key for key, _ in pairs)
+        repeats = [key for key, count in counts.items() for _ in range(count - 1)]
+        self._repeated[id(value)] = value, repeats
         return value
 
     def _constant(self, name: str) -> float:
@@ -150,9 +156,8 @@ class _Parser:
 
     def _find(self, value: Any, path: tuple[str | int, ...]) -> Iterator[Flaw]:
         if isinstance(value, dict):
-            for owner, key in self._repeated:
-                if owner is value:
-                    yield Flaw("duplicate-key", (*path, key))
+            for key in self._repeated.get(id(value), (value, []))[1]:
+                yield Flaw("duplicate-key", (*path, key))
             for key, item in value.items():
                 yield from self._find(item, (*path, key))
         elif isinstance(value, list):
@@ -162,11 +167,39 @@ class _Parser:
             yield Flaw("not-finite", path)
 
 
+def check_depth(value: Any) -> None:
+    """Raise ValueError for a value with more than MAX_DEPTH levels of lists and objects."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            item
+            for each in level
+            if isinstance(each, (list, dict))
+            for item in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return
+    raise ValueError(f"more than {MAX_DEPTH} levels of nesting")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse a foreign JSON value, such as a whole small file. Raises ValueError, with the reason.
+
+    NaN, infinities and more than MAX_DEPTH levels are refused. Of repeated keys the last counts.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+    check_depth(value)
+    return value
+
+
 # --- .json ------------------------------------------------------------------------------------
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(name)
+    raise ValueError(f"{name}, which JSON lacks")
 
 
 _scan: Callable[[str, int], tuple[Any, int]]

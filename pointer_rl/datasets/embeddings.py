@@ -23,8 +23,9 @@ import safetensors
 import torch
 from torch import Tensor
 
-from pointer_rl.errors import InputError, first_line
+from pointer_rl.errors import InputError, PointerRLError, first_line
 from pointer_rl.files import write_tensors
+from pointer_rl.json_stream import parse_json
 from pointer_rl.types import Example
 
 TENSOR = "embeddings"
@@ -122,41 +123,53 @@ def load_embeddings(path: Path) -> Embeddings:
         raise InputError(f"{path}: no such file")
     try:
         vectors, about = read(path)
-    except (OSError, ValueError, RuntimeError, EOFError, safetensors.SafetensorError) as error:
+        vectors = _checked(vectors, path)
+    except PointerRLError:
+        raise
+    except Exception as error:  # damaged bytes can make numpy's and torch's parsers raise anything
         raise InputError(
             f"{path}: cannot be read as {path.suffix} ({first_line(error)})"
         ) from error
-    ids = about.get("ids")
-    embeddings = Embeddings(
-        ids=None if ids is None else tuple(ids),
-        vectors=_checked(vectors, path),
-        encoder=about.get("encoder"),
-        examples=about.get("examples"),
-        encoder_plugin=about.get("encoder_plugin"),
-    )
-    if embeddings.ids is not None and not (
-        len(embeddings.ids) == len(set(embeddings.ids)) == len(embeddings.vectors)
+    ids, plugin = about.get("ids"), about.get("encoder_plugin")
+    if ids is not None and not (
+        isinstance(ids, list)
+        and all(isinstance(each, str) for each in ids)
+        and len(ids) == len(set(ids)) == len(vectors)
     ):
         raise InputError(f"{path}: its ids are not one unique id per row; embed again")
-    return embeddings
+    if not (
+        all(isinstance(about.get(key), str | None) for key in ("encoder", "examples"))
+        and isinstance(plugin, dict | None)
+        and isinstance((plugin or {}).get("name"), str | None)
+        and isinstance((plugin or {}).get("options", {}), dict)
+    ):
+        raise InputError(f"{path}: its metadata {METADATA} is not as it was made; embed again")
+    return Embeddings(
+        ids=None if ids is None else tuple(ids),
+        vectors=vectors,
+        encoder=about.get("encoder"),
+        examples=about.get("examples"),
+        encoder_plugin=plugin,
+    )
 
 
 def _read_safetensors(path: Path) -> tuple[Tensor, dict[str, Any]]:
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         tensor = _only({name: file.get_tensor(name) for name in file.keys()}, path)  # noqa: SIM118
-    about = json.loads(metadata.get(METADATA, "{}"))
+    about = parse_json(metadata.get(METADATA, "{}"))
     if not isinstance(about, dict):
         raise ValueError(f"its metadata {METADATA} is not an object")
     return tensor, about
 
 
 def _read_npy(path: Path) -> tuple[Tensor, dict[str, Any]]:
-    with path.open("rb") as file:  # np.load would also accept a zip of arrays
-        array = np.lib.format.read_array(file, allow_pickle=False)
+    # A map refuses a header that claims more than the file holds, before any memory is taken.
+    # np.load would also accept a zip of arrays.
+    array = np.lib.format.open_memmap(path, mode="r")
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise InputError(f"{path}: holds {array.dtype}, not floating-point numbers")
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False)), {}
+    return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C")), {}
 
 
 def _read_pt(path: Path) -> tuple[Tensor, dict[str, Any]]:
@@ -190,6 +203,16 @@ def _checked(vectors: object, path: Path) -> Tensor:
         raise InputError(
             f"{path}: embeddings are a matrix [rows, dimensions]; this has the shape "
             f"{list(vectors.shape)}"
+        )
+    if (
+        vectors.layout != torch.strided
+        or vectors.is_meta
+        or vectors.is_nested
+        or vectors.untyped_storage().nbytes() < vectors.numel() * vectors.element_size()
+    ):
+        raise InputError(
+            f"{path}: holds no plain tensor but a sparse, nested, meta or expanded one: save "
+            "tensor.to_dense().contiguous()"
         )
     vectors = vectors.detach().to(torch.float32).contiguous()
     if not torch.stack(vectors.aminmax()).isfinite().all():

@@ -6,12 +6,14 @@ A chat is a list of `{"role": …, "content": …}`, whose content is a list of 
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError
-
 from pointer_rl.errors import InputError, first_line
+from pointer_rl.local import template_trial
 from pointer_rl.types import ImageRef, Prompt
 
 
@@ -63,8 +65,11 @@ def render_chat(
 ) -> str:
     """Render a chat with the template, or with the tokenizer's own template.
 
-    Raises InputError if the template refuses the chat.
+    Raises InputError if the template refuses the chat, or loops or allocates without end.
     """
+    own = getattr(tokenizer, "chat_template", None) if template is None else template
+    if isinstance(own, str):
+        _try_template(own)
     try:
         text: str = tokenizer.apply_chat_template(
             messages,
@@ -72,6 +77,29 @@ def render_chat(
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
         )
-    except (TemplateError, TypeError) as error:
+    except Exception as error:  # a template may run into any error of Python
         raise InputError(f"the chat template refuses the prompt: {first_line(error)}") from error
     return text
+
+
+_SECONDS = 60
+"""How long a template may take on a machine that is busy with other things."""
+
+
+@lru_cache
+def _try_template(template: str) -> None:
+    """Raise InputError for a template that loops or allocates without end on a short chat."""
+    command = [sys.executable, "-I", template_trial.__file__]
+    try:
+        done = subprocess.run(
+            command,
+            input=template.encode("utf-8", "replace"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_SECONDS,
+        )
+        ends = done.returncode == 0
+    except subprocess.TimeoutExpired:
+        ends = False
+    if not ends:
+        raise InputError("the chat template loops, or makes a text without end: give another one")

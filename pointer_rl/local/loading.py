@@ -6,7 +6,6 @@ Weights must be safetensors. Pickled weights are never read, and code in a check
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, GenerationConfig
 
 from pointer_rl.devices import dtype_name
 from pointer_rl.errors import InputError, MissingExtraError, first_line
+from pointer_rl.json_stream import parse_json
 
 LOADING_ERRORS = (
     *(OSError, ValueError, RuntimeError, KeyError, TypeError),
@@ -45,7 +45,7 @@ def read_model_type(folder: Path) -> str:
     """The `model_type` in the folder's config.json. Raises InputError if it cannot be read."""
     path = folder / "config.json"
     try:
-        model_type = json.loads(path.read_bytes())["model_type"]
+        model_type = parse_json(path.read_bytes())["model_type"]
     except FileNotFoundError:
         raise InputError(f"{folder}: not a checkpoint folder (no config.json)") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -120,7 +120,7 @@ def _apply_adapter(model: Any, adapter: Path) -> None:
     if importlib.util.find_spec("peft") is None:
         raise MissingExtraError("peft", f"the adapter {adapter}")
     try:
-        kind = json.loads((adapter / "adapter_config.json").read_bytes())["peft_type"]
+        kind = parse_json((adapter / "adapter_config.json").read_bytes())["peft_type"]
         if kind != "LORA":
             raise InputError(f"{adapter}: is a {kind} adapter; only LORA can be applied")
         report = model.load_adapter(str(adapter), ignore_mismatched_sizes=True)

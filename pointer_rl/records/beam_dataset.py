@@ -8,6 +8,7 @@ Shapes: Q queries, C candidates of all queries, N candidates of one query, S_max
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from array import array
@@ -23,12 +24,14 @@ import numpy.typing as npt
 from pointer_rl.errors import InputError
 from pointer_rl.files import sha256
 from pointer_rl.records.beams import read_beams
-from pointer_rl.records.fields import CANDIDATE
+from pointer_rl.records.fields import CANDIDATE, FAILED, OUTCOME_KEYS, QUERY, has_failed
 from pointer_rl.records.formats import stream_records
 from pointer_rl.records.layouts import BEAM_LAYOUTS, detect_layout, read_rows, upgrade_record
 from pointer_rl.records.records import Judged, Record, read_candidate
 from pointer_rl.registry import registry
 from pointer_rl.types import NO_ROW, Candidate, Outcome, Reward
+from pointer_rl.validate.report import json_pointer
+from pointer_rl.validate.schema import SchemaChecker
 
 if TYPE_CHECKING:
     from pointer_rl.datasets.embeddings import Embeddings
@@ -56,6 +59,20 @@ _NUMBERS = tuple(
     if not field.type.is_list
 )
 """Fields of a candidate that hold a number, which must be finite."""
+_JUDGEMENT = ("vqa_correct", "vqa_acc_score", "vqa_gt_prob")
+"""Fields of which a judged candidate has at least one that is not null."""
+_SCHEMAS: dict[Kind, str] = {"rl": "pointer_candidates", "beam": "beams"}
+_UNREAD = {
+    *(("query", key) for key in QUERY if key not in ("row", "image_id")),
+    *(
+        ("pointer_candidates", field.key)
+        for field in CANDIDATE.values()
+        if field.attribute is None and field.key != FAILED
+    ),
+}
+"""Fields of a query and of a candidate that no reward and no training reads."""
+_UNUSED = ("beam-fields", "sample-fields", "random-fields", "retrieval-fields")
+"""Rules about what else a generator records of its candidates, which training can do without."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +107,9 @@ class BeamDataset:
 
     `reward_mode` names the reward and `reward_options` are its options (`pointer-rl plugins`). In
     beam data the scores are the rewards, whatever the mode.
-    Raises InputError, naming the query, for a record that is neither kind of data or is malformed;
-    for a query that occurs twice; and if no candidate has a reward.
+    Raises InputError, naming the query, for a record that is neither kind of data or does not
+    follow the JSON Schema in what is read of it; for a query that occurs twice; and if no candidate
+    has a reward.
     """
 
     ids: list[str]
@@ -365,11 +383,10 @@ class _Reader:
         if self.kind not in (kind, None):
             raise InputError("RL data and beam data in one file; keep one kind")
         self.kind = kind
+        _check(record, kind)
         query = record.get("query", {})
-        if not isinstance(query, dict):
-            raise InputError("`query` is not an object")
         own = query.get("row")
-        own_row = NO_ROW if own is None else read_rows([own], "query.row")[0]
+        own_row = NO_ROW if own is None else _rows([own], "query.row")[0]
         pool, excluded = (_optional_rows(record, key) for key in ("pool", "excluded"))
         self._add_candidates(record)
         if kind == "beam":
@@ -394,14 +411,15 @@ class _Reader:
     def _add_candidates(self, record: Record) -> None:
         judged = _beams(record) if self.kind == "beam" else _candidates(record)
         for candidate, outcome in judged:
-            if self.kind == "rl" and (outcome.failure is not None or _is_judged(outcome)):
+            asked = outcome.failure is not None or outcome.correct is not None
+            if self.kind == "rl" and asked:
                 self.trials = (self.trials or 0) + 1
             if outcome.failure is not None:
                 self.failed += 1
                 continue
             if self.kind == "beam":
                 reward = candidate.beam_score or 0.0
-            elif _is_judged(outcome):
+            elif asked:
                 reward = float(self._reward(outcome, candidate))
             else:
                 reward = math.nan
@@ -451,29 +469,53 @@ class _Reader:
 # --- one record -------------------------------------------------------------------------------
 
 
+@functools.cache
+def _checker(kind: Kind) -> SchemaChecker:
+    return SchemaChecker(_SCHEMAS[kind], "record")
+
+
+def _check(record: Record, kind: Kind) -> None:
+    """Raise InputError if a record breaks the schema, by which `validate` goes, in what is read."""
+    checker = _checker(kind)
+    if checker.is_valid(record):
+        return
+    if kind == "rl":
+        judged = [_without_empty_outcome(each) for each in record["pointer_candidates"]]
+        record = {**record, "pointer_candidates": judged}
+    for fault in checker.faults(record, limit=0):
+        field = tuple(part for part in fault.path if isinstance(part, str))[:2]
+        if field not in _UNREAD and fault.rule not in _UNUSED:
+            raise InputError(
+                f"{fault.message} ({json_pointer(fault.path)}): {fault.fix}; `pointer-rl validate` "
+                "lists everything wrong with a file"
+            )
+
+
+def _without_empty_outcome(candidate: Record) -> Record:
+    """A candidate that was never judged, as one whose trial failed: it has no outcome to check.
+
+    One that was never asked is not a wrong one: it is left out, and counted.
+    """
+    if has_failed(candidate) or any(candidate.get(key) is not None for key in _JUDGEMENT):
+        return candidate
+    kept = {key: value for key, value in candidate.items() if key not in OUTCOME_KEYS}
+    return {**kept, FAILED: True}
+
+
 def _candidates(record: Record) -> Iterator[Judged]:
     for index, value in enumerate(record["pointer_candidates"]):
-        _check_pointer(value.get("pointer"), f"candidate {index}")
-        if not isinstance(value.get("gen_method"), str):
-            raise InputError(f"candidate {index}: gen_method is not a string")
+        _rows(value["pointer"], f"candidate {index}: pointer")
         for key in _NUMBERS:
             number = value.get(key)
-            if number is None or (isinstance(number, (int, float)) and abs(number) <= _MAX_FLOAT):
-                continue
-            raise InputError(f"candidate {index}: {key} is not a finite number")
+            if number is not None and not abs(number) <= _MAX_FLOAT:
+                raise InputError(f"candidate {index}: {key} is too large for training")
         yield read_candidate(value)
 
 
 def _beams(record: Record) -> Iterator[Judged]:
     for index, beam in enumerate(read_beams(record)):
-        _check_pointer(list(beam.pointer), f"beam {index}")
+        _rows(list(beam.pointer), f"beam {index}: pointer")
         yield Candidate(beam.pointer, "beam", beam_rank=index, beam_score=beam.score), Outcome()
-
-
-def _check_pointer(value: Any, what: str) -> None:
-    rows = _rows(value, f"{what}: pointer")
-    if len(set(rows)) < len(rows):
-        raise InputError(f"{what}: a row twice in the pointer {rows}")
 
 
 def _rows(value: Any, what: str) -> list[int]:
@@ -493,12 +535,6 @@ def _union(rows: Rows | None, own: int) -> list[int] | None:
     if own != NO_ROW:
         known.add(own)
     return None if rows is None and not known else sorted(known)
-
-
-def _is_judged(outcome: Outcome) -> bool:
-    """Whether there is anything to reward. A candidate that was never asked is not a wrong one."""
-    known = (outcome.correct, outcome.accuracy, outcome.gt_prob)
-    return any(each is not None for each in known)
 
 
 def _or_nan(value: float | None) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 from pointer_rl.errors import InputError
 from pointer_rl.json_stream import WINDOW, Member
 from pointer_rl.json_stream import stream_members as stream_json
-from pointer_rl.records.parquet import ParquetWriter, read_parquet_meta, stream_parquet
+from pointer_rl.records.parquet import ParquetWriter, find_parquet_meta, stream_parquet
 from pointer_rl.records.records import Record, as_line, check_query_id, encode_record
 from pointer_rl.records.writer import RecordWriter
 
@@ -25,8 +25,8 @@ class Format:
 
     stream: Callable[[Path], Iterator[Member]]
     """The members of a file, `_meta` included, in its order."""
-    read_meta: Callable[[Path], Record | None]
-    """The file's `_meta`; None if it has none, or one that is not an object."""
+    find_meta: Callable[[Path], Member | None]
+    """The file's `_meta`, wherever it stands; None if it has none."""
     open: Callable[[Path, Mapping[str, Any] | None], RecordWriter]
     """A writer of a file with this `_meta`."""
 
@@ -51,11 +51,7 @@ def stream_records(path: Path) -> Iterator[tuple[str, Any]]:
     """
     seen: set[str] = set()
     for member in stream_members(path):
-        for flaw in member.flaws:
-            raise InputError(
-                f"{path}: line {member.line}: {flaw.describe(member.key)}; correct it (pointer-rl "
-                "validate lists all there are)"
-            )
+        _refuse_flaws(path, member)
         if member.key in seen:
             raise InputError(f"{path}: {member.key!r} occurs twice; keep one of them")
         if member.key == "_meta" and not isinstance(member.value, dict):
@@ -64,9 +60,29 @@ def stream_records(path: Path) -> Iterator[tuple[str, Any]]:
         yield member.key, member.value
 
 
+def find_meta(path: Path) -> Member | None:
+    """The file's `_meta`, wherever it stands, with what JSON forbids in it; None if it has none."""
+    return _format_of(path).find_meta(path)
+
+
 def read_meta(path: Path) -> Record | None:
-    """The file's `_meta`, wherever it stands; None if it has none, or one that is not an object."""
-    return _format_of(path).read_meta(path)
+    """The file's `_meta`, wherever it stands; None if it has none, or one that is not an object.
+
+    Raises InputError for content that cannot be parsed, and for NaN and repeated keys.
+    """
+    found = find_meta(path)
+    if found is None or not isinstance(found.value, dict):
+        return None
+    _refuse_flaws(path, found)
+    return found.value
+
+
+def _refuse_flaws(path: Path, member: Member) -> None:
+    for flaw in member.flaws:
+        raise InputError(
+            f"{path}: line {member.line}: {flaw.describe(member.key)}; correct it (pointer-rl "
+            "validate lists all there are)"
+        )
 
 
 def _format_of(path: Path) -> Format:
@@ -149,10 +165,10 @@ def _without_query_id(key: str, record: Mapping[str, Any]) -> Mapping[str, Any]:
 # --- the table --------------------------------------------------------------------------------
 
 
-def _read_json_meta(path: Path) -> Record | None:
+def _find_json_meta(path: Path) -> Member | None:
     for index, member in enumerate(stream_json(path)):
         if member.key == "_meta":
-            return member.value if isinstance(member.value, dict) else None
+            return member
         if index == 0 and not _mentions_meta(path):
             return None
     return None
@@ -172,8 +188,8 @@ def _mentions_meta(path: Path) -> bool:
 
 
 FORMATS = {
-    ".json": Format(stream_json, _read_json_meta, JsonWriter),
-    ".jsonl": Format(stream_json, _read_json_meta, JsonLinesWriter),
-    ".parquet": Format(stream_parquet, read_parquet_meta, ParquetWriter),
+    ".json": Format(stream_json, _find_json_meta, JsonWriter),
+    ".jsonl": Format(stream_json, _find_json_meta, JsonLinesWriter),
+    ".parquet": Format(stream_parquet, find_parquet_meta, ParquetWriter),
 }
 """Suffix → container."""

@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ def _shards(metas: Mapping[Path, Mapping[str, Any] | None]) -> dict[Path, Shard]
         numbers[shard.number] = source
     if shards:
         alone = [source for source in metas if source not in shards]
-        missing = [each for each in range(1, total + 1) if each not in numbers]
+        missing = list(islice((n for n in range(1, total + 1) if n not in numbers), 6))
         if alone:
             raise InputError(f"{alone[0]}: no shard, unlike {next(iter(shards))}: merge one kind")
         if missing:

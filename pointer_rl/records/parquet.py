@@ -25,7 +25,7 @@ from typing import Any
 
 from pointer_rl.errors import InputError, MissingExtraError, first_line
 from pointer_rl.files import cannot_be_written
-from pointer_rl.json_stream import Member
+from pointer_rl.json_stream import Member, parse_json
 from pointer_rl.records.fields import ID, RECORDS, TEXT, Field, Objects, Type
 from pointer_rl.records.records import Record
 from pointer_rl.records.writer import RecordWriter
@@ -74,11 +74,11 @@ def stream_parquet(path: Path) -> Iterator[Member]:
                 row += 1
 
 
-def read_parquet_meta(path: Path) -> Record | None:
-    """The file's `_meta`; None if it has none, or one that is not an object."""
+def find_parquet_meta(path: Path) -> Member | None:
+    """The file's `_meta`; None if it has none."""
     with _opened(path) as file:
-        meta = _read_asides(path, file).get("_meta")
-    return meta if isinstance(meta, dict) else None
+        asides = _read_asides(path, file)
+    return Member("_meta", asides["_meta"], 1) if "_meta" in asides else None
 
 
 def _read_object(kinds: Kinds, cells: Mapping[str, Any], extra: Any) -> Record:
@@ -135,7 +135,7 @@ def _parse_keys(text: str) -> list[str]:
 
 def _parse(column: str, text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except (TypeError, ValueError) as error:
         raise InputError(f"{column} is not JSON ({error})") from error
 
@@ -147,17 +147,19 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with arrow.parquet.ParquetFile(path) as file:
             yield file
-    except (OSError, arrow.ArrowException) as error:
+    except (OSError, ValueError, OverflowError, MemoryError, arrow.ArrowException) as error:
         raise InputError(f"{path}: cannot read it as Parquet ({first_line(error)})") from error
 
 
 def _read_asides(path: Path, file: Any) -> Record:
     try:
-        found = json.loads((file.metadata.metadata or {}).get(_ASIDES, b"{}"))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: its metadata {_ASIDES.decode()!r} is not a JSON object")
+        found = parse_json((file.metadata.metadata or {}).get(_ASIDES, b"{}"))
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise InputError(
+            f"{path}: its metadata {_ASIDES.decode()!r} is not a JSON object ({error})"
+        ) from error
     return found
 
 

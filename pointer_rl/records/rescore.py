@@ -165,7 +165,8 @@ class _Rescorer:
         done.became_wrong += bool(old.get("vqa_correct")) and not new["vqa_correct"]
         accuracy = old.get("vqa_acc_score")
         done.accuracies += accuracy != new["vqa_acc_score"]
-        done.accuracy_before += accuracy if isinstance(accuracy, (int, float)) else 0.0
+        if isinstance(accuracy, (int, float)) and 0 <= accuracy <= 1:
+            done.accuracy_before += accuracy
         done.accuracy_after += new["vqa_acc_score"]
         done.other_normalisation += other_normalisation and old.get("vqa_gt_prob") is not None
 

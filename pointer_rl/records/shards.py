@@ -66,5 +66,7 @@ class Shard:
         return [index for window in mine for index in window]
 
     def size(self, queries: int, size: int) -> int:
-        """The number of the shard's queries."""
-        return len(self.rows(queries, size))
+        """The number of the shard's queries. A file may claim any number of all queries."""
+        whole, rest = divmod(queries, size)
+        own, last = divmod(whole - self.number + 1, self.count)
+        return max(0, own + bool(last)) * size + (0 if last else rest)

@@ -34,6 +34,7 @@ from pointer_rl.datasets.embeddings import (
 )
 from pointer_rl.errors import InputError, first_line
 from pointer_rl.files import write_text
+from pointer_rl.json_stream import parse_json
 from pointer_rl.selectors.card import write_card
 from pointer_rl.selectors.checkpoints import load_selector, save_selector
 from pointer_rl.selectors.policy import SelectorPolicy
@@ -245,7 +246,7 @@ def read_query_ids(folder: str | Path) -> tuple[str, ...]:
     path = folder / _QUERY_IDS
     try:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        ids = tuple(json.loads(line) if line.startswith('"') else line for line in lines)
+        ids = tuple(parse_json(line) if line.startswith('"') else line for line in lines)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({first_line(error)})") from error
     if digest_ids(ids) != document["queries"]["sha256"]:
@@ -272,7 +273,7 @@ def _read_document(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder of a policy bundle")
     try:
-        document: dict[str, Any] = json.loads(path.read_bytes())
+        document: dict[str, Any] = parse_json(path.read_bytes())
     except FileNotFoundError:
         if seeds := seed_folders(folder):
             raise InputError(f"{folder}: bundles of several seeds; give one, {seeds[0]}") from None
@@ -280,7 +281,7 @@ def _read_document(folder: Path) -> dict[str, Any]:
             f"{folder}: not a policy bundle, or one whose writing was cut off (no {_DOCUMENT}); "
             "give a folder that training has finished"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise _damaged(folder, f"{_DOCUMENT}: {first_line(error)}") from error
     written = document.get("bundle_version") if isinstance(document, dict) else None
     if not isinstance(written, int):

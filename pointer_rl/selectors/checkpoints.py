@@ -26,6 +26,7 @@ from torch import Tensor
 
 from pointer_rl.errors import InputError, PluginError, first_line
 from pointer_rl.files import write_tensors, write_text
+from pointer_rl.json_stream import parse_json
 from pointer_rl.selectors.options import PointerConfig
 from pointer_rl.selectors.pointer import PointerSelector
 from pointer_rl.selectors.selector import Selector, create_selector
@@ -112,7 +113,7 @@ def load_selector(
 def _saved_selector(file: Path) -> Selector | None:
     """A selector as `config.json` describes it; None if the file is missing or not a selector's."""
     try:
-        content = json.loads(file.read_bytes())
+        content = parse_json(file.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

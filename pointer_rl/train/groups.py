@@ -298,6 +298,11 @@ def _padded(data: BeamDatasetWithEmbedding, shots: int | None) -> npt.NDArray[np
             f"{data.path}: its pointers have {' and '.join(map(str, lengths))} demonstrations "
             f"and --shots {shots} cannot be trained on: give --shots {lengths[-1]}, or none"
         )
+    if shots > len(data.candidate_embeddings.vectors):
+        raise InputError(
+            f"{data.path}: pointers of up to {shots:,} rows, from a pool of "
+            f"{len(data.candidate_embeddings.vectors):,}: correct _meta.max_shots, or give --shots"
+        )
     pointers = np.full((len(data.pointers), shots), NO_ROW, dtype=np.int64)
     width = min(shots, data.pointers.shape[1])
     pointers[:, :width] = data.pointers[:, :width]

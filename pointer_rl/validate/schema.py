@@ -72,17 +72,24 @@ class SchemaChecker:
 
         return jsonschema.Draft202012Validator(self._root)
 
+    def is_valid(self, value: Any) -> bool:
+        """Whether the value follows the definition."""
+        try:
+            return self._fast.is_valid(value)
+        except UnicodeEncodeError:  # half a surrogate pair, which jsonschema-rs cannot take
+            return bool(self._reference.is_valid(value))
+
     def faults(self, value: Any, limit: int | None = None) -> list[Fault]:
         """Everything wrong with a value, one fault for each place and missing field.
 
         jsonschema reports at most `limit` violations. jsonschema-rs reports the others, and values
         that only it rejects, such as NaN.
         """
+        if self.is_valid(value):
+            return []
         try:
-            if self._fast.is_valid(value):
-                return []
             fast = list(map(self._from_fast, self._fast.iter_errors(value)))
-        except UnicodeEncodeError:  # half a surrogate pair, which jsonschema-rs cannot take
+        except UnicodeEncodeError:  # as in is_valid
             fast, limit = [], None
         errors = () if limit == 0 else islice(self._reference.iter_errors(value), limit)
         violations = list(map(self._from_reference, errors))

@@ -12,7 +12,7 @@ import pointer_rl_schemas
 from pointer_rl.errors import InputError, PointerRLError
 from pointer_rl.json_stream import Flaw, Member
 from pointer_rl.records.fields import has_failed
-from pointer_rl.records.formats import read_meta, stream_members
+from pointer_rl.records.formats import find_meta, stream_members
 from pointer_rl.records.layouts import LAYOUTS, Layout, detect_layout
 from pointer_rl.records.shards import Shard, window_of
 from pointer_rl.registry import registry
@@ -68,7 +68,8 @@ class _Run:
         self._meta_schema = SchemaChecker("pointer_candidates", "meta")
         self._beams_schema = SchemaChecker("beams", "record")
         self._reported_left = min(_MAX_REPORTED_PER_FILE, config.max_findings)
-        recorded = read_meta(path) or {}
+        found = find_meta(path)
+        recorded = found.value if found and isinstance(found.value, dict) else {}
         self._meta = self._usable(recorded)
         self._rules = self._choose_rules(metric_named="metric" in recorded)
         self._seen: set[str] = set()

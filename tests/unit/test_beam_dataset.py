@@ -167,12 +167,18 @@ def test_rewards_are_the_reference_ones(tmp_path):
     checked = 0
     for values, cases in groups.items():
         for mode in {case["reward_mode"] for case in cases}:
-            mine = [case for case in cases if case["reward_mode"] == mode]
-            judged = [case for case in mine if any(case[k] is not None for k in outcome[:3])]
+            # The ancestor also took half an outcome, in which it counted what is missing as 0.
+            known_of = [[case[k] is not None for k in outcome[:3]] for case in cases]
+            mine = [
+                case
+                for case, known in zip(cases, known_of, strict=True)
+                if case["reward_mode"] == mode and (all(known[:2]) or not any(known))
+            ]
+            judged = [case for case in mine if case["vqa_correct"] is not None]
+            basis = {"pointer": [1], "gen_method": "x", "vqa_pred_answer": "a"}
             record = {
                 "pointer_candidates": [
-                    {"pointer": [1], "gen_method": "x", **{k: case[k] for k in fields + outcome}}
-                    for case in mine
+                    basis | {k: case[k] for k in fields + outcome} for case in mine
                 ]
             }
             path = dump(tmp_path, {"q": record, "z": {"pointer_candidates": [candidate([1])]}})
@@ -340,19 +346,38 @@ def test_lever_lms_beam_data_excludes_the_query(tmp_path):
         ({}, "neither RL data"),
         ({"pointer_candidates": 3}, "pointer_candidates is not a list of objects"),
         ({"pointer_candidates": [3]}, "pointer_candidates is not a list of objects"),
-        ({"pointer_candidates": [{}]}, "candidate 0: pointer is not a list of rows"),
-        ({"pointer_candidates": [candidate([1, 2, 1])]}, "candidate 0: a row twice"),
+        ({"pointer_candidates": [{}]}, "pointer is missing (/pointer_candidates/0)"),
+        ({"pointer_candidates": [candidate([1, 2, 1])]}, "pointer holds 1 more than once"),
         ({"pointer_candidates": [candidate([2**31])]}, "no pool is that large"),
-        ({"pointer_candidates": [candidate([-1])]}, "not a list of rows"),
-        ({"pointer_candidates": [candidate([True])]}, "not a list of rows"),
-        ({"pointer_candidates": [candidate([1], 3)]}, "gen_method is not a string"),
-        ({"pointer_candidates": [candidate([1], temperature="1")]}, "temperature is not a finite"),
-        ({"pointer_candidates": [candidate([1], beam_rank=[0])]}, "beam_rank is not a finite"),
-        ({"pointer_candidates": [candidate([1], vqa_acc_score=10**99)]}, "vqa_acc_score is no"),
-        ({"pointer_candidates": [candidate([1])], "query": 3}, "`query` is not an object"),
-        ({"pointer_candidates": [candidate([1])], "query": {"row": -2}}, "query.row is not a list"),
-        ({"pointer_candidates": [candidate([1])], "pool": 3}, "pool is not a list of rows"),
-        ({"pointer_candidates": [candidate([1])], "excluded": 3}, "excluded is not a list of rows"),
+        ({"pointer_candidates": [candidate([-1])]}, "an item of pointer is -1, below 0"),
+        ({"pointer_candidates": [candidate([True])]}, "an item of pointer is true, not of type"),
+        ({"pointer_candidates": [candidate([1], 3)]}, "gen_method is 3, not of type string"),
+        ({"pointer_candidates": [candidate([1], temperature="1")]}, 'temperature is "1", not'),
+        ({"pointer_candidates": [candidate([1], beam_rank=[0])]}, "beam_rank is [0], not"),
+        ({"pointer_candidates": [candidate([1], beam_score=10**99)]}, "beam_score is too large"),
+        ({"pointer_candidates": [candidate([1])], "query": 3}, "query is 3, not of type object"),
+        ({"pointer_candidates": [candidate([1])], "query": {"row": -2}}, "row is -2, below 0"),
+        (
+            {"pointer_candidates": [candidate([1])], "query": {"row": 1e308}},
+            "no pool is that large",
+        ),
+        ({"pointer_candidates": [candidate([1])], "pool": 3}, "pool is 3, not of type array"),
+        ({"pointer_candidates": [candidate([1])], "excluded": 3}, "excluded is 3, not of type"),
+        # What counted as a judgement that it is not.
+        ({"pointer_candidates": [candidate([1], vqa_correct=True)]}, "vqa_correct is true, none"),
+        ({"pointer_candidates": [candidate([1], vqa_correct=2)]}, "vqa_correct is 2, none of"),
+        ({"pointer_candidates": [candidate([1], vqa_correct=-1)]}, "vqa_correct is -1, none of"),
+        ({"pointer_candidates": [candidate([1], vqa_correct=0.5)]}, "vqa_correct is 0.5, none of"),
+        ({"pointer_candidates": [candidate([1], vqa_correct=None)]}, "vqa_correct is null, none"),
+        ({"pointer_candidates": [candidate([1], vqa_acc_score=1.5)]}, "vqa_acc_score is 1.5, ab"),
+        ({"pointer_candidates": [candidate([1], vqa_acc_score=None)]}, "vqa_acc_score is null, n"),
+        ({"pointer_candidates": [candidate([1], vqa_acc_score=10**400)]}, "vqa_acc_score is 1000"),
+        ({"pointer_candidates": [candidate([1], eval_failed="false")]}, 'eval_failed is "false"'),
+        ({"pointer_candidates": [candidate([1], eval_failed=True)]}, "must not be there"),
+        (
+            {"pointer_candidates": [{"pointer": [1], "gen_method": "x", "vqa_correct": 1}]},
+            "vqa_pred_answer is missing",
+        ),
         ({"beams": []}, "RL data and beam data in one file"),
         ({"candidate_pool_ids": [1], "pointer_candidates": [candidate([1])]}, "position 1 in a"),
         (
@@ -368,6 +393,14 @@ def test_what_is_not_sound_is_said_in_a_line(tmp_path, record, message):
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"{path}: query 'q/1': ")
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_read_may_be_odd(tmp_path):
+    """Training does without it; `validate` reports it."""
+    odd = {"vqa_rel_edit_sim": 7, "vqa_eval_mode": 3}
+    beam = candidate([1], "beam", **odd)
+    record = {"query": {"question": 5, "row": 2}, "pointer_candidates": [beam]}
+    assert BeamDataset(dump(tmp_path, {"a": record})).rewards.tolist() == pytest.approx([1.6])
 
 
 def test_a_reward_that_is_not_finite_is_none(tmp_path):

@@ -315,3 +315,71 @@ def test_digests_are_those_of_one_json_text_as_files_hold_them(names: tuple[str,
     examples = [example(name) for name in names]
     assert digest(examples) == of([[name, "?"] for name in names])
     assert digest_ids(names) == of(list(names))
+
+
+# --- what attacks found ---
+
+
+@pytest.mark.parametrize(
+    ("about", "saying"),
+    [
+        ({"ids": 5}, "ids"),
+        ({"ids": "abcd"}, "ids"),
+        ({"ids": {"a": 1, "b": 2, "c": 3, "d": 4}}, "ids"),
+        ({"ids": [1, 2, 3, 4]}, "ids"),
+        ({"ids": [["a"], ["b"], ["c"], ["d"]]}, "ids"),
+        ({"encoder": 7}, "not as it was made"),
+        ({"examples": []}, "not as it was made"),
+        ({"encoder_plugin": "clip"}, "not as it was made"),
+        ({"encoder_plugin": {"name": 1}}, "not as it was made"),
+        ({"encoder_plugin": {"name": "clip", "options": []}}, "not as it was made"),
+    ],
+)
+def test_odd_metadata_is_refused(tmp_path: Path, about: object, saying: str) -> None:
+    path = tmp_path / "e.safetensors"
+    save_file({"embeddings": VECTORS}, path, {"pointer_rl_embeddings": json.dumps(about)})
+    refused(path, saying)
+
+
+def test_deeply_nested_metadata_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "e.safetensors"
+    deep = "[" * 100_000 + "]" * 100_000
+    save_file({"embeddings": VECTORS}, path, {"pointer_rl_embeddings": deep})
+    refused(path, "cannot be read")
+
+
+@pytest.mark.parametrize("rows", ["1" + "0" * 12, "1" + "0" * 400, "-1"], ids=len)
+def test_an_npy_header_that_claims_more_than_the_file_holds_is_refused(
+    tmp_path: Path, rows: str
+) -> None:
+    path = tmp_path / "e.npy"
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, 3), }}\n".encode()
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"0" * 48)
+    refused(path)
+
+
+def test_npy_files_in_every_order_of_bytes_and_axes_are_read(tmp_path: Path) -> None:
+    for array in (VECTORS.numpy().astype(">f8"), np.asfortranarray(VECTORS.numpy())):
+        np.save(tmp_path / "e.npy", array)
+        assert torch.equal(load_embeddings(tmp_path / "e.npy").vectors, VECTORS)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: VECTORS.to_sparse(),
+        lambda: VECTORS.to_sparse_csr(),
+        lambda: VECTORS.to("meta"),
+        lambda: torch.zeros(1).expand(10**6, 10**6),
+        lambda: torch.nested.nested_tensor([VECTORS[0], VECTORS[0]]),
+        lambda: torch.nested.nested_tensor([VECTORS[0], VECTORS[0]], layout=torch.jagged),
+    ],
+    ids=["sparse", "csr", "meta", "expanded", "nested", "jagged"],
+)
+def test_tensors_that_are_not_plain_are_refused(
+    tmp_path: Path, make: Callable[[], torch.Tensor]
+) -> None:
+    path = tmp_path / "e.pt"
+    torch.save(make(), path)
+    refused(path)

@@ -139,3 +139,20 @@ def test_items_that_do_not_fit_together_are_run_in_halves(sizes, memory):
 def test_the_first_stop_string_is_found(text, stop):
     naive = [at for at in range(len(text)) if any(text.startswith(each, at) for each in stop)]
     assert find_stop(text, stop) == (naive[0] if naive else None)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 10**10 }}",
+        "{{ 'a' * 10**7 }}",
+    ],
+    ids=["loops", "allocates", "writes"],
+)
+def test_a_template_without_end_is_refused(template):
+    class Tokenizer:
+        chat_template = template
+
+    with pytest.raises(InputError, match="loops, or makes a text without end"):
+        render_chat(Tokenizer(), chat_messages(PROMPT))

@@ -196,7 +196,7 @@ def test_a_side_with_nothing_to_tell_is_refused():
 def candidate(pointer, correct=1, method="random"):
     return {
         **{"pointer": pointer, "gen_method": method, "vqa_pred_answer": "a"},
-        **{"vqa_correct": correct, "vqa_acc_score": float(correct)},
+        **{"vqa_correct": int(correct), "vqa_acc_score": float(correct)},
     }
 
 
@@ -264,6 +264,12 @@ def test_pointers_may_have_any_length_up_to_the_shots(tmp_path):
     assert read(tmp_path, mixed, shots=3).pointers.tolist() == [[3, 1, -1], [3, -1, -1]]
     assert read(tmp_path, {"_meta": {"max_shots": 3}, **two}).shots == 3
     assert read(tmp_path, {"_meta": {"max_shots": 3}, **two}, shots=4).shots == 4
+
+
+def test_max_shots_beyond_the_pool_are_refused(tmp_path):
+    two = {"q0": {"pointer_candidates": [candidate([3, 1])]}}
+    with pytest.raises(InputError, match="pointers of up to 1,000,000,000,000 rows"):
+        read(tmp_path, {"_meta": {"max_shots": 10**12}, **two})
 
 
 def test_each_demonstration_costs_its_price(tmp_path):
