@@ -257,7 +257,8 @@ def run_beams(run: BeamRun, observer: Observer = Observer()) -> BeamSummary:
         max_calls=run.max_calls, calls=lambda: session.backend.asked, most_calls=job.most_calls
     )
     budget.check(next(windows_of(range(len(queries)), size)))
-    described = session.describe(queries)
+    embedded = None if space is None else (space.queries, space.pool)
+    described = session.describe(queries, embedded=embedded)
     meta = {
         "schema_version": pointer_rl_schemas.version("beams"),
         # No answer is generated or judged here.

@@ -21,6 +21,7 @@ from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.registry import registry
 from pointer_rl.selectors import SelectorPolicy
+from pointer_rl.selectors.bundle import EncoderInfo
 from pointer_rl.session.judge import Trial
 from pointer_rl.session.proposing import check_candidates, check_length, propose
 from pointer_rl.session.resolve import NoPolicy
@@ -253,12 +254,21 @@ class SimilarityArm(Arm):
 class PolicyArm(Arm):
     """A policy's likeliest row at each step; several policies are seeds of one training."""
 
-    def __init__(self, policies: Sequence[Policy], training_calls: int | None = None) -> None:
+    def __init__(
+        self,
+        policies: Sequence[Policy],
+        training_calls: int | None = None,
+        encoder: EncoderInfo | None = None,
+    ) -> None:
+        """encoder: that of the policies, to be compared with the one of the embeddings."""
         self._policies = policies
+        self._encoder = encoder
         self.seeds = len(policies)
         self.training_calls = training_calls
 
     def choose(self, setting: Setting) -> Pointers:
+        if self._encoder is not None:
+            self._encoder.check(setting.space.pool.encoder, "arm policy")
         chosen: Pointers = []
         for batch in setting.batches(setting.space):
             found = (self._likeliest(each, batch, setting.space.pool) for each in self._policies)

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from pointer_rl.datasets.embed import digest_ids
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError, first_line
@@ -38,6 +37,7 @@ from pointer_rl.registry import registry
 from pointer_rl.selectors import SelectorPolicy, load_selector
 from pointer_rl.selectors.bundle import (
     BundleInfo,
+    EncoderInfo,
     is_bundle,
     load_bundle,
     read_query_ids,
@@ -106,6 +106,11 @@ class OpenedPolicy:
     """Query ids, those of all seeds."""
     training_calls: int | None = None
     """Trials that it was trained with, the most of any seed; None if that is not known."""
+
+    @property
+    def encoder(self) -> EncoderInfo:
+        """The encoder that it was trained with."""
+        return EncoderInfo(fingerprint=None) if self.info is None else self.info.encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,8 +234,7 @@ def evaluate(
     if policies:
         space = Space(*session.embeddings(queries))
     for name, opened in policies.items():
-        if opened.info:
-            opened.info.encoder.check(space.pool.encoder, f"policy {name}")
+        opened.encoder.check(space.pool.encoder, f"policy {name}")
     primary = config.primary or [nearest, *policies][-1]
     named = [each.name for each in more_arms]
     possible = dict.fromkeys([*similar, ANSWER_MATCH, *policies, *named])
@@ -238,13 +242,14 @@ def evaluate(
         raise InputError(
             f"primary {primary!r}: the verdict can be about one of: {', '.join(possible)}"
         )
+    configured = [each.configure("arm") for each in more_arms]
     shots = _primary_shots(policies.get(primary), config.shots)
 
     @cache
     def decide() -> dict[str, Any]:
         """What decides the evaluation. Raises if its file is there: finished, or another's."""
         decided = {
-            **session.describe(queries),
+            **session.describe(queries, *configured, embedded=(space.queries, space.pool)),
             **asdict(config),
             "primary": primary,
             "primary_shots": shots,
@@ -254,7 +259,7 @@ def evaluate(
             "intervals": INTERVALS,
         }
         if more_arms:
-            decided["arms"] = [each.configure("arm").describe() for each in more_arms]
+            decided["arms"] = [each.describe() for each in configured]
         if output_path is not None and output_path.exists() and not overwrite:
             _check_unfinished(output_path, decided, [query.id for query in queries])
         return decided
@@ -444,7 +449,7 @@ def _open_journal(
     overwrite: bool,
 ) -> Journal:
     ids = [query.id for query in queries]
-    meta = {**decided, "queries_sha256": digest_ids(ids), "window": window}
+    meta = {**decided, "window": window}
     return Journal(output_path, meta, ids, overwrite=overwrite, take_over=False)
 
 

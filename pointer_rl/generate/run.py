@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pointer_rl_schemas
-from pointer_rl.datasets.embed import digest_examples
-from pointer_rl.datasets.embeddings import digest_vectors
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
 from pointer_rl.generate.summary import Summary
@@ -88,7 +86,7 @@ def prepare(
     earlier = earlier_meta(run.output_path, overwrite=run.overwrite)
     session = Session(run.session, observer, earlier)
     generators = {each.name: each for each in run.generators}
-    described = [each.configure("generator").describe() for each in generators.values()]
+    configured = [each.configure("generator") for each in generators.values()]
     if not generators:
         raise InputError("no generator: ask for beams, samples, retrieval or random pointers")
     window = run.window or session.window
@@ -98,7 +96,7 @@ def prepare(
     session.check_answers(queries)
     AllowedRows(session.dataset.pool).check(queries, run.shots)
     embeddings, pool = session.embeddings(queries)
-    policy = session.policy(run.sft_ckpt, pool.embeddings.shape[1], run.seed)
+    policy = session.policy(run.sft_ckpt, pool, run.seed)
     job = CandidateJob(
         session=session,
         queries=queries,
@@ -114,16 +112,9 @@ def prepare(
     )
     meta = {
         "schema_version": pointer_rl_schemas.version("pointer_candidates"),
-        **session.describe(queries),
-        # Images, which may be many gigabytes, are identified by name alone.
-        "inputs": {
-            "queries_sha256": digest_examples(queries),
-            "pool_sha256": digest_examples(pool.examples),
-            "query_embeddings_sha256": digest_vectors(embeddings),
-            "pool_embeddings_sha256": digest_vectors(pool.embeddings),
-        },
+        **session.describe(queries, *configured, embedded=(embeddings, pool)),
         "policy": describe_policy(policy),
-        "generators": described,
+        "generators": [each.describe() for each in configured],
         **job.described_shots,
         "seed": run.seed,
         "dedup": run.dedup,

@@ -121,11 +121,12 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
     session.check_answers(session.queries)
     embeddings, pool = session.embeddings(session.dataset.queries)
     about = session.describe_dataset(session.queries)
-    source = embedded(session.dataset, embeddings, pool, about)
+    source = embedded(session.dataset, session.hasher, embeddings, pool, about)
     logged = None if run.data is None else source.read(run.data, run.reward)
     images = _images(session)
     groups, price = None, run.config.demonstration_price
     if logged is not None:
+        source.compare(logged)
         check_rewarded(logged)
         report_left_out(logged, observer)
         groups = Groups.of(logged, run.shots, demonstration_price=price).with_images(images)

@@ -204,8 +204,9 @@ def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
     Raises InputError, before anything is written, for anything that is missing or does not fit,
     and for the folder of another run.
     """
-    source = open_source(run.data, run.img_emb, run.query_emb, run.cand_emb)
+    source = open_source(run.data, run.img_emb, run.query_emb, run.cand_emb, observer.say)
     data = source.read(run.data, run.reward)
+    not_compared = source.compare(data)
     config = run.config
     if not run.supervised:
         check_rewarded(data)
@@ -235,6 +236,7 @@ def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
         data=data.sha256,
         reward=run.reward.name,
         reward_options=dict(run.reward.options),
+        **({"not_compared": not_compared} if not_compared else {}),
     )
     with recorded_trainer(start, config, run.device, run.output, decided, observer) as trainer:
         trainer.fit(groups, round_stages(config, 0), first=0)
