@@ -353,9 +353,9 @@ def _built_in_first(point: EntryPoint) -> tuple[bool, str, str]:
     return (distribution != BUILT_IN, distribution, point.name)
 
 
-def code_of(entries: Iterable[ConfiguredEntry]) -> dict[str, str]:
+def code_of(entries: Iterable[Entry]) -> dict[str, str]:
     """Name of each plugin that these come from → hash of its code, except built-in ones."""
-    plugins = {each.entry.plugin.name: each.entry.plugin for each in entries}
+    plugins = {each.plugin.name: each.plugin for each in entries}
     codes = ((name, plugin.code) for name, plugin in sorted(plugins.items()))
     return {name: code for name, code in codes if code is not None}
 

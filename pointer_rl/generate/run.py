@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
 from pointer_rl.generate.summary import Summary
 from pointer_rl.records.formats import open_writer, stream_records
+from pointer_rl.records.provenance import Change
 from pointer_rl.records.shards import Shard
 from pointer_rl.session.candidates import CandidateJob
 from pointer_rl.session.journal import Journal, earlier_meta
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.proposing import Dedup
-from pointer_rl.session.resolve import describe_policy
+from pointer_rl.session.resolve import describe_policy, selector_entries
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.session.windows import Budget, complete
 from pointer_rl.types import Example
@@ -63,6 +64,8 @@ class GenerateRun:
     executor: PluginRef = PluginRef("in-process")
     overwrite: bool = False
     """Start over, whatever there is."""
+    accept_changed: Collection[Change] = ()
+    """What of the run may have changed since it began."""
 
     def __post_init__(self) -> None:
         if self.shots < 1:
@@ -112,7 +115,12 @@ def prepare(
     )
     meta = {
         "schema_version": pointer_rl_schemas.version("pointer_candidates"),
-        **session.describe(queries, *configured, embedded=(embeddings, pool)),
+        **session.describe(
+            queries,
+            *(each.entry for each in configured),
+            *selector_entries([policy]),
+            embedded=(embeddings, pool),
+        ),
         "policy": describe_policy(policy),
         "generators": [each.describe() for each in configured],
         **job.described_shots,
@@ -153,7 +161,9 @@ def run_generate(run: GenerateRun, observer: Observer = Observer()) -> Summary:
     )
     summary = Summary()
     ids = [query.id for query in job.queries]
-    with Journal(run.output_path, meta, ids, overwrite=run.overwrite) as journal:
+    with Journal(
+        run.output_path, meta, ids, overwrite=run.overwrite, accept=run.accept_changed
+    ) as journal:
         done = complete(summary, job, meta["window"], executor, job.session, journal, budget)
         deque(done, maxlen=0)
     summary.used, summary.cost = backend.used, backend.cost

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +18,7 @@ from pointer_rl.datasets.identity import ExampleHasher
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
 from pointer_rl.files import cache_folder
-from pointer_rl.registry import ConfiguredEntry, registry
+from pointer_rl.registry import ConfiguredEntry, Entry, registry
 from pointer_rl.selectors import PointerConfig, PointerSelector, SelectorPolicy, load_selector
 from pointer_rl.selectors.bundle import encoder_of
 from pointer_rl.types import Dataset, Decoded, Example, Pool
@@ -133,6 +133,12 @@ def make_policy(
     else:
         return NoPolicy()
     return SelectorPolicy(selector, resolve_device(device or "auto"))
+
+
+def selector_entries(policies: Iterable[object]) -> list[Entry]:
+    """The registered selectors that these policies are."""
+    names = {each.name for each in policies if isinstance(each, SelectorPolicy)}
+    return [registry().find("selector", name) for name in sorted(names)]
 
 
 def describe_policy(policy: SelectorPolicy | NoPolicy) -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ from pointer_rl.records.provenance import (
 )
 from pointer_rl.records.records import check_query_id
 from pointer_rl.records.shards import window_of
-from pointer_rl.registry import ConfiguredEntry, code_of, registry
+from pointer_rl.registry import ConfiguredEntry, Entry, code_of, registry
 from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.session.cache import ResponseCache
 from pointer_rl.session.caching import Cache, CachedBackend
@@ -213,17 +213,17 @@ class Session:
     def describe(
         self,
         queries: Sequence[Example],
-        *plugins: ConfiguredEntry,
+        *entries: Entry,
         embedded: tuple[Tensor, Pool] | None = None,
     ) -> dict[str, Any]:
         """Versions, inputs, dataset, backend, prompt, metric and decoding, for `_meta`.
 
-        `plugins` are those that the run uses besides, and `embedded` the embeddings of the queries
-        and of the pool.
+        `entries` are what the run uses besides, and `embedded` the embeddings of the queries and of
+        the pool.
         """
         fingerprint = self.backend.fingerprint
         own = (self.dataset_plugin, self._backend_plugin, self._prompt_plugin, self._metric_plugin)
-        code = code_of([*own, *plugins])
+        code = code_of([*(each.entry for each in own), *entries])
         return {
             "pointer_rl_version": version("pointer-rl"),
             **({PLUGINS: code} if code else {}),
