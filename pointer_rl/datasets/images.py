@@ -134,10 +134,7 @@ class ImageFile(EncodedImage):
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"{self.name}: cannot read the image ({reason})") from error
         if max(status.st_size, len(data)) > most:
-            raise InputError(
-                f"{self.name}: the file's {status.st_size:,} bytes are more than "
-                f"max_image_bytes={most}"
-            )
+            raise too_large(self.name, max(status.st_size, len(data)), self._limits)
         return data
 
 
@@ -150,6 +147,13 @@ class ImageBytes(EncodedImage):
 
     def read(self) -> bytes:
         return self.data
+
+
+def too_large(name: str, size: int, limits: ImageLimits) -> InputError:
+    """The error of an encoded image that is larger than the limit."""
+    return InputError(
+        f"{name}: the image's {size:,} bytes are more than max_image_bytes={limits.bytes}"
+    )
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from pointer_rl.datasets.leakage import AllowedRows
-from pointer_rl.errors import InputError, PluginError
+from pointer_rl.errors import InputError, PluginError, reproducible
 from pointer_rl.registry import registry
 from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.selectors.bundle import EncoderInfo
@@ -386,7 +386,7 @@ def choose(setting: Setting, arms: Mapping[str, Arm], optional: Container[str] =
                 setting.chosen[name] = setting.checked(f"arm {name}", arm.choose(setting))
             except InputError as error:
                 if name in optional:
-                    setting.left_out[name] = str(error)
+                    setting.left_out[name] = reproducible(str(error))
                     continue
                 raise InputError(f"arm {name}: {error}") from error
             known, asked = arm.training_calls, setting.training.asked - before

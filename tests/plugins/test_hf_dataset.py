@@ -282,3 +282,10 @@ def test_the_missing_package_is_named(saved: Path, monkeypatch: pytest.MonkeyPat
 def test_the_loader_is_imported_without_the_package() -> None:
     code = "import pointer_rl_standard.hf_dataset, sys; sys.exit('datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_larger_images_than_allowed_are_refused(saved: Path) -> None:
+    for limit in ("max_image_bytes", "max_image_pixels"):
+        image = load(saved, **{limit: 2}).queries[0].image
+        with pytest.raises(InputError, match=f"more than {limit}=2"):
+            image.open()
