@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pointer_rl.datasets.images import EncodedImage, ImageFile, ImageLimits, too_large
+from pointer_rl.datasets.images import EncodedImage, FileState, ImageFile, ImageLimits, too_large
 from pointer_rl.errors import InputError, did_you_mean, first_line
 from pointer_rl.types import Dataset, Example
 from pointer_rl_standard.example_fields import (
@@ -49,6 +50,18 @@ class ImageColumn:
     where: str
     """The dataset and its split, for error messages."""
     limits: ImageLimits
+    files: tuple[str, ...] = ()
+    """The files that hold all of the images; none if they are elsewhere."""
+
+    @cached_property
+    def place(self) -> str | None:
+        """A name for the files."""
+        return f"{self.column} of {' '.join(self.files)}" if self.files else None
+
+    @cached_property
+    def states(self) -> tuple[FileState, ...]:
+        """The files' states. They are open already, so that it is enough to look once."""
+        return tuple(map(FileState.of, self.files))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +78,13 @@ class RowImage(EncodedImage):
     @property
     def limits(self) -> ImageLimits:
         return self.images.limits
+
+    @property
+    def place(self) -> str | None:
+        return self.images.place and f"row {self.row}, {self.images.place}"
+
+    def states(self) -> tuple[FileState, ...]:
+        return self.images.states
 
     def read(self) -> bytes:
         column = self.images.column
@@ -129,7 +149,13 @@ def _image_column(rows: Any, options: HFOptions, where: str) -> ImageColumn:
         raise InputError(
             f"{where}: the column {column!r} holds no images ({first_line(error)})"
         ) from error
-    return ImageColumn(images, column, where, options.limits)
+    return ImageColumn(images, column, where, options.limits, _files_with(images, column))
+
+
+def _files_with(images: Any, column: str) -> tuple[str, ...]:
+    """The Arrow files of the column if the images are in them, and not in files that they name."""
+    held = all(chunk.field("bytes").null_count == 0 for chunk in images.data.column(column).chunks)
+    return tuple(each["filename"] for each in images.cache_files) if held else ()
 
 
 def _values(rows: Any, where: str) -> Iterator[dict[str, object]]:

@@ -1,7 +1,7 @@
 """Hashes of examples, images included: what a run was made of, the same on every machine.
 
-An image file is read once. Its hash is then kept in `images.sqlite` in the cache folder, under the
-file's path, and holds as long as the file's size and times stay. (Not its inode: some network disks
+An image is read once. Its hash is then kept in `images.sqlite` in the cache folder, under the path
+of its file, and holds as long as the file's size and times stay. (Not its inode: some network disks
 invent another one each time.) The cache is only a shortcut: nothing of it is in a hash.
 """
 
@@ -17,10 +17,11 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from pointer_rl.datasets.images import ImageFile
+from pointer_rl.datasets.images import EncodedImage
 from pointer_rl.errors import InputError, first_line
 from pointer_rl.files import cache_folder
 from pointer_rl.types import Example, ImageRef
@@ -120,72 +121,69 @@ def digest_ids(ids: Iterable[object]) -> str:
 
 
 def hash_images(images: Iterable[ImageRef], say: Say = lambda sentence: None) -> None:
-    """Give each image file its key; those that cannot be read get none."""
-    by_path: dict[str, dict[int, ImageFile]] = {}
-    for image in images:
-        if isinstance(image, ImageFile) and not image.has_key:
-            by_path.setdefault(os.path.abspath(image.name), {})[id(image)] = image
-    if not by_path:
+    """Give images that lie in files their keys; those that cannot be read get none."""
+    by_place: dict[str, list[EncodedImage]] = {}
+    for image in {id(each): each for each in images}.values():  # examples share images
+        if isinstance(image, EncodedImage) and not image.has_key:
+            place = image.place
+            if place is not None:
+                by_place.setdefault(place, []).append(image)
+    if not by_place:
         return
-    paths = list(by_path)
+    places = list(by_place)
     said = time.monotonic() - _SAY_EVERY + _SAY_AFTER
     with (
         _KeptHashes(cache_folder() / "images.sqlite") as kept,
         ThreadPoolExecutor(_THREADS) as pool,
     ):
-        for start in range(0, len(paths), _TOGETHER):
-            some = paths[start : start + _TOGETHER]
+        for start in range(0, len(places), _TOGETHER):
+            some = places[start : start + _TOGETHER]
             known = kept.get(some)
-            files = [(path, next(iter(by_path[path].values())), known.get(path)) for path in some]
-            shares = (files[first::_THREADS] for first in range(_THREADS))
-            found = dict(chain.from_iterable(pool.map(_hash_files, shares)))
-            for path, each in found.items():
-                for image in by_path[path].values():
+            asked = [(place, by_place[place][0]) for place in some]
+            shares = (asked[first::_THREADS] for first in range(_THREADS))
+            found = dict(chain.from_iterable(pool.map(partial(_hash_all, known), shares)))
+            for place, each in found.items():
+                for image in by_place[place]:
                     image.set_key(each.hash)
-            new = {path: each for path, each in found.items() if each is not known.get(path)}
-            kept.put({path: each for path, each in new.items() if each.settled})
+            new = {place: each for place, each in found.items() if each is not known.get(place)}
+            kept.put({place: each for place, each in new.items() if each.settled})
             done = start + len(some)
-            if done < len(paths) and time.monotonic() - said > _SAY_EVERY:
+            if done < len(places) and time.monotonic() - said > _SAY_EVERY:
                 said = time.monotonic()
-                say(f"looking for changed images: {done:,} of {len(paths):,} files")
+                say(f"looking for changed images: {done:,} of {len(places):,}")
 
 
 @dataclass(frozen=True)
 class _Hashed:
-    """A file's hash, and the state in which the file had it."""
+    """An image's hash, and the state of its files with which it had that."""
 
     state: str
-    """Size, and times of the last change of content and of the file."""
     hash: str
     settled: bool = True
-    """Whether the file was left alone long enough for a next change to show in its times."""
+    """Whether the files were left alone long enough for a next change to show in their times."""
 
 
-def _hash_files(
-    files: Sequence[tuple[str, ImageFile, _Hashed | None]],
+def _hash_all(
+    known: Mapping[str, _Hashed], images: Sequence[tuple[str, EncodedImage]]
 ) -> list[tuple[str, _Hashed]]:
-    """The hashes of the files that can be read, by path."""
-    hashed = ((path, _hash_file(image, known)) for path, image, known in files)
-    return [(path, each) for path, each in hashed if each is not None]
+    """The hashes of the images that can be read, by place."""
+    hashed = ((place, _hash(image, known.get(place))) for place, image in images)
+    return [(place, each) for place, each in hashed if each is not None]
 
 
-def _hash_file(image: ImageFile, known: _Hashed | None) -> _Hashed | None:
-    """The hash of an image file, from what is known of it or its content; None if unreadable."""
+def _hash(image: EncodedImage, known: _Hashed | None) -> _Hashed | None:
+    """The hash of an image, from what is known of it or its content; None if unreadable."""
     try:
-        before = os.stat(image.name)
-        state = _state(before)
+        before = image.states()
+        state = json.dumps(before)
         if known is not None and known.state == state:
             return known
         hash_ = hashlib.sha256(image.read()).hexdigest()
-        after = os.stat(image.name)
+        unchanged = image.states() == before
     except (OSError, ValueError, InputError):
         return None
-    age = time.time_ns() - max(before.st_mtime_ns, before.st_ctime_ns)
-    return _Hashed(state, hash_, settled=_state(after) == state and age > _SETTLED)
-
-
-def _state(status: os.stat_result) -> str:
-    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+    age = time.time_ns() - max(max(each.modified, each.changed) for each in before)
+    return _Hashed(state, hash_, settled=unchanged and age > _SETTLED)
 
 
 class _KeptHashes:
@@ -200,24 +198,24 @@ class _KeptHashes:
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS hashes"
-                " (path BLOB PRIMARY KEY, state TEXT NOT NULL, hash TEXT NOT NULL) WITHOUT ROWID"
+                " (place BLOB PRIMARY KEY, state TEXT NOT NULL, hash TEXT NOT NULL) WITHOUT ROWID"
             )
             self._connection = connection
 
-    def get(self, paths: Sequence[str]) -> dict[str, _Hashed]:
+    def get(self, places: Sequence[str]) -> dict[str, _Hashed]:
         found: dict[str, _Hashed] = {}
         with self._harmless():
             if self._connection is not None:
-                marks = ",".join("?" * len(paths))
+                marks = ",".join("?" * len(places))
                 rows = self._connection.execute(
-                    f"SELECT path, state, hash FROM hashes WHERE path IN ({marks})",
-                    list(map(os.fsencode, paths)),
+                    f"SELECT place, state, hash FROM hashes WHERE place IN ({marks})",
+                    list(map(os.fsencode, places)),
                 )
-                found = {os.fsdecode(path): _Hashed(state, hash_) for path, state, hash_ in rows}
+                found = {os.fsdecode(place): _Hashed(*each) for place, *each in rows}
         return found
 
     def put(self, hashes: Mapping[str, _Hashed]) -> None:
-        rows = [(os.fsencode(path), each.state, each.hash) for path, each in hashes.items()]
+        rows = [(os.fsencode(place), each.state, each.hash) for place, each in hashes.items()]
         with self._harmless():
             if self._connection is not None and rows:
                 self._connection.execute("BEGIN IMMEDIATE")

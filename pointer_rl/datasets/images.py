@@ -10,7 +10,7 @@ import warnings
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pointer_rl.errors import InputError, first_line
 
@@ -29,6 +29,22 @@ class ImageLimits:
 
 
 LIMITS = ImageLimits()
+
+
+class FileState(NamedTuple):
+    """What changes when a file does."""
+
+    size: int
+    modified: int
+    """Nanoseconds of the last change of the content."""
+    changed: int
+    """Nanoseconds of the last change of the file, which no program can set back."""
+
+    @classmethod
+    def of(cls, path: str | Path) -> FileState:
+        """The state of a file. Raises OSError or ValueError if it cannot be looked at."""
+        status = os.stat(path)
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 class EncodedImage:
@@ -50,6 +66,15 @@ class EncodedImage:
     def read(self) -> bytes:
         """The encoded image. Raises InputError if it cannot be read."""
         raise NotImplementedError
+
+    @property
+    def place(self) -> str | None:
+        """A name, on this machine, of the place that it is read from; None if there is none."""
+        return None
+
+    def states(self) -> tuple[FileState, ...]:
+        """The state of the files at its place. As long as it is the same, the image is."""
+        return ()
 
     @property
     def key(self) -> str:
@@ -118,6 +143,13 @@ class ImageFile(EncodedImage):
     @property
     def limits(self) -> ImageLimits:
         return self._limits
+
+    @property
+    def place(self) -> str:
+        return os.path.abspath(self.name)
+
+    def states(self) -> tuple[FileState, ...]:
+        return (FileState.of(self.name),)
 
     def read(self) -> bytes:
         """The file's content. Only a regular file is read: a pipe or a device may never end."""
