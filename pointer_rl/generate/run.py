@@ -16,6 +16,7 @@ from pointer_rl.generate.summary import Summary
 from pointer_rl.records.formats import open_writer, stream_records
 from pointer_rl.records.provenance import Change
 from pointer_rl.records.shards import Shard
+from pointer_rl.selectors.bundle import encoder_of
 from pointer_rl.session.candidates import CandidateJob
 from pointer_rl.session.journal import Journal, earlier_meta
 from pointer_rl.session.observer import Observer
@@ -113,6 +114,9 @@ def prepare(
         score_answers=run.score_answers,
         any_length=run.any_length,
     )
+    described_policy = describe_policy(policy)
+    if described_policy is not None and run.sft_ckpt is not None:
+        described_policy["encoder"] = encoder_of(run.sft_ckpt).fingerprint
     meta = {
         "schema_version": pointer_rl_schemas.version("pointer_candidates"),
         **session.describe(
@@ -121,7 +125,7 @@ def prepare(
             *selector_entries([policy]),
             embedded=(embeddings, pool),
         ),
-        "policy": describe_policy(policy),
+        "policy": described_policy,
         "generators": [each.describe() for each in configured],
         **job.described_shots,
         "seed": run.seed,

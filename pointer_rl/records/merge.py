@@ -21,7 +21,7 @@ from pointer_rl.errors import InputError
 from pointer_rl.files import check_writable
 from pointer_rl.records.convert import Converted, Rewriter
 from pointer_rl.records.formats import open_writer, read_meta, stream_records
-from pointer_rl.records.provenance import CHOICES, EARLIER, choices_of, differences
+from pointer_rl.records.provenance import CHOICES, EARLIER, choices_of, differences, earlier_of
 from pointer_rl.records.shards import Shard, window_of
 
 _Member = tuple[Path, str, Any]
@@ -177,7 +177,7 @@ def _common_meta(
             )
         if expected and choices_of(meta or {}) != choices_of(expected):
             expected.pop(CHOICES, None)
-        for each in (meta or {}).get(EARLIER, ()):
-            if expected is not None and each not in expected.get(EARLIER, ()):
-                expected[EARLIER] = [*expected.get(EARLIER, ()), each]
+        new = [each for each in earlier_of(meta or {}) if each not in earlier_of(expected or {})]
+        if expected and new:
+            expected[EARLIER] = earlier_of(expected) + new
     return expected

@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 CHOICES = "backend_choices"
 """Key of the options that the backend chose itself, by its machine; absent if there are none."""
-
-
 PLUGINS = "plugins"
 """Key of the hashes of the code of plugins that are not built in; absent if there are none."""
 INPUTS = "inputs"
@@ -23,6 +21,12 @@ Change = Literal["plugins", "inputs"]
 def changeable(meta: Mapping[str, Any]) -> dict[str, Any]:
     """The part of `_meta` in which a change can be accepted."""
     return {key: meta[key] for key in (PLUGINS, INPUTS) if key in meta}
+
+
+def earlier_of(meta: Mapping[str, Any]) -> list[Any]:
+    """What was different before each change that was accepted."""
+    earlier = meta.get(EARLIER)
+    return earlier if isinstance(earlier, list) else []
 
 
 def choices_of(meta: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -41,10 +45,8 @@ def differences(
     """
     chosen = {f"backend.options.{name}" for each in (first, second) for name in choices_of(each)}
     for change in _differences(first, second):
-        if change[0] not in chosen and change[0].partition(".")[0] not in (
-            CHOICES,
-            EARLIER,
-        ):
+        name = change[0]
+        if name not in chosen and name.partition(".")[0] not in (CHOICES, EARLIER):
             yield change
 
 

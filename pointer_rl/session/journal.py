@@ -31,6 +31,7 @@ from pointer_rl.records.provenance import (
     Change,
     changeable,
     differences,
+    earlier_of,
 )
 from pointer_rl.records.records import as_line, encode_record, split_line
 
@@ -295,8 +296,8 @@ class Journal:
     def _note_changes(self, before: Mapping[str, Any]) -> None:
         """Keep what was different in the run at first, if a change was accepted."""
         was, now = changeable(before), changeable(json.loads(encode_record(self._meta)))
-        self.earlier = [*before.get(EARLIER, ()), *([] if was == now else [was])]
-        if self.earlier:
+        self.earlier = earlier_of(before) + ([] if was == now else [was])
+        if was != now or (self.earlier and self._end == self._head):
             self._write(as_line(_CHANGED, encode_record({**now, EARLIER: self.earlier})))
 
     def _find_lines(self, file: BinaryIO) -> dict[str, Any]:
@@ -308,7 +309,7 @@ class Journal:
             try:
                 key, record = split_line(line)
                 if key == _CHANGED:
-                    changed = json.loads(record)
+                    changed = dict(json.loads(record))
                 else:
                     self._note(index_of[key], start, json.loads(record))
             except (ValueError, KeyError, TypeError, AttributeError):

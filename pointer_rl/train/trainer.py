@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from pointer_rl.errors import InputError
-from pointer_rl.records.provenance import EARLIER, INPUTS, PLUGINS, Change, changeable
+from pointer_rl.records.provenance import EARLIER, INPUTS, PLUGINS, Change, changeable, earlier_of
 from pointer_rl.selectors.selector import Selector
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
@@ -261,5 +261,5 @@ def _same_run(
             "the same to continue it, or start over with --overwrite"
         )
     was = changeable(before)
-    earlier = [*before.get(EARLIER, ()), *([] if was == changeable(now) else [was])]
+    earlier = earlier_of(before) + ([] if was == changeable(now) else [was])
     return {**now, **({EARLIER: earlier} if earlier else {})}
