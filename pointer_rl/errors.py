@@ -48,6 +48,32 @@ def first_line(error: BaseException) -> str:
     return next(iter(text.strip().splitlines()), type(error).__name__)
 
 
+def reproducible(message: str) -> str:
+    """The message without what differs from run to run, for files that must not.
+
+    Memory addresses, temporary names, process ids, times and ids of requests are left out, and
+    what CUDA says of other processes.
+    """
+    for pattern, instead in _CHANGING:
+        message = pattern.sub(instead, message)
+    return message
+
+
+_CHANGING = [
+    (re.compile(pattern, re.IGNORECASE), instead)
+    for pattern, instead in (
+        (r"(CUDA out of memory\. Tried to allocate [\d.]+ \w+\.).*", r"\1"),
+        (r" at 0x[0-9a-f]+", ""),
+        (r"\b0x[0-9a-f]{6,}", "0x…"),
+        (r"[^\s'\"(<]*[/\\]tmp[a-z0-9_]{8}\b", "(temporary)"),
+        (r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "(id)"),
+        (r"\b((?:chatcmpl|cmpl|req|request)[-_])[0-9a-z]{8,}\b", r"\1…"),
+        (r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d([.,]\d+)?)?(Z|[+-]\d\d:?\d\d)?", "(time)"),
+        (r"\b(pid|process(?: id)?)([ =:]+)\d+", r"\1\2…"),
+    )
+]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """End an "unknown …" message with the nearest known name and the list of all known names."""
     names = sorted(known)

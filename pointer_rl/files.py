@@ -92,6 +92,14 @@ class AtomicFile:
             raise cannot_be_written(self.path, error) from error
 
 
+def cache_folder() -> Path:
+    """POINTER_RL_CACHE, else pointer-rl in XDG_CACHE_HOME, else pointer-rl in ~/.cache."""
+    own = os.environ.get("POINTER_RL_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pointer-rl"
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hex digits."""
     with path.open("rb") as file:

@@ -9,6 +9,7 @@ commands that use it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import sys
 import traceback
@@ -67,6 +68,15 @@ class PluginRecord:
     def origin(self) -> str:
         """Distribution and version."""
         return f"{self.distribution} {self.version}".strip()
+
+    @property
+    def code(self) -> str | None:
+        """SHA-256 of the files of its module or package; None for a built-in plugin.
+
+        A built-in one changes with the version of pointer-rl.
+        """
+        file = getattr(sys.modules.get(self.module), "__file__", None)
+        return None if self.distribution == BUILT_IN or file is None else _hash_code(Path(file))
 
     def fail(self, error: BaseException) -> None:
         """Record the exception that is being handled."""
@@ -341,6 +351,30 @@ class Registry:
 def _built_in_first(point: EntryPoint) -> tuple[bool, str, str]:
     distribution = point.dist.name if point.dist else ""
     return (distribution != BUILT_IN, distribution, point.name)
+
+
+def code_of(entries: Iterable[Entry]) -> dict[str, str]:
+    """Name of each plugin that these come from → hash of its code, except built-in ones."""
+    plugins = {each.plugin.name: each.plugin for each in entries}
+    codes = ((name, plugin.code) for name, plugin in sorted(plugins.items()))
+    return {name: code for name, code in codes if code is not None}
+
+
+def _hash_code(file: Path) -> str:
+    """SHA-256 of a module or, if it is in a package, of all files of the outermost package."""
+    folder = file.parent
+    inside = (folder / "__init__.py").exists()
+    while (folder.parent / "__init__.py").exists():
+        folder = folder.parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")) if inside else [file]:
+        name = path.relative_to(folder)
+        if path.is_file() and not any(
+            part[0] == "." or part == "__pycache__" for part in name.parts
+        ):
+            digest.update(f"{name.as_posix()}\0{path.stat().st_size}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _import_file(name: str, path: Path) -> ModuleType:

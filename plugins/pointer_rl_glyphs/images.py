@@ -8,7 +8,8 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pointer_rl_glyphs.lexicon import COLORS, PATTERNS, SHAPES, Key
@@ -143,5 +144,13 @@ class GlyphImage:
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 of its PNG: the key of the file that `pointer-rl glyphs` writes."""
-        return hashlib.sha256(self.png()).hexdigest()
+        """SHA-256 of what determines the image and of this module, which draws it.
+
+        Drawing takes milliseconds, and other versions of Pillow may give other bytes.
+        """
+        return hashlib.sha256(f"{_drawn_by()} {self}".encode()).hexdigest()
+
+
+@cache
+def _drawn_by() -> str:
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()

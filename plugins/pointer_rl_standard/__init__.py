@@ -286,4 +286,4 @@ def _policy_arm(options: PolicyOptions) -> Arm:
     from pointer_rl.evaluate.run import open_policy
 
     opened = open_policy(Path(options.path))
-    return PolicyArm(opened.policies, opened.training_calls)
+    return PolicyArm(opened.policies, opened.training_calls, opened.encoder)

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import os
 import reprlib
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from pointer_rl.errors import InputError
 from pointer_rl.types import Example, ImageRef
@@ -27,6 +29,16 @@ def make_example(
     if id is None:
         id = row if question_id is None else question_id
     return Example(str(id), row, image, question, answers, question_id, image_id)
+
+
+def check_inside(folder: Path, name: str, where: str, advice: str) -> None:
+    """Raise InputError, ending in `advice`, if the path `name` leads out of the folder.
+
+    Links are not followed: what the user put into the folder may lie elsewhere.
+    """
+    root = os.path.abspath(folder)
+    if not Path(os.path.abspath(os.path.join(root, name))).is_relative_to(root):
+        raise InputError(f"{where}: the image {name!r} lies outside of {folder}: {advice}")
 
 
 def read_text(value: object, field: str, where: str) -> str:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pointer_rl.datasets.images import EncodedImage, ImageFile
+from pointer_rl.datasets.images import EncodedImage, FileState, ImageFile, ImageLimits, too_large
 from pointer_rl.errors import InputError, did_you_mean, first_line
 from pointer_rl.types import Dataset, Example
 from pointer_rl_standard.example_fields import (
@@ -48,6 +49,19 @@ class ImageColumn:
     column: str
     where: str
     """The dataset and its split, for error messages."""
+    limits: ImageLimits
+    files: tuple[str, ...] = ()
+    """The files that hold all of the images; none if they are elsewhere."""
+
+    @cached_property
+    def place(self) -> str | None:
+        """A name for the files."""
+        return f"{self.column} of {' '.join(self.files)}" if self.files else None
+
+    @cached_property
+    def states(self) -> tuple[FileState, ...]:
+        """The files' states. They are open already, so that it is enough to look once."""
+        return tuple(map(FileState.of, self.files))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +75,17 @@ class RowImage(EncodedImage):
     def name(self) -> str:  # type: ignore[override]
         return f"{self.images.where}, row {self.row}"
 
+    @property
+    def limits(self) -> ImageLimits:
+        return self.images.limits
+
+    @property
+    def place(self) -> str | None:
+        return self.images.place and f"row {self.row}, {self.images.place}"
+
+    def states(self) -> tuple[FileState, ...]:
+        return self.images.states
+
     def read(self) -> bytes:
         column = self.images.column
         try:
@@ -68,9 +93,11 @@ class RowImage(EncodedImage):
         except (OSError, ValueError) as error:  # base classes of pyarrow's errors
             raise InputError(f"{self.name}: cannot read the image ({first_line(error)})") from error
         if value and value["bytes"]:
+            if len(value["bytes"]) > self.limits.bytes:
+                raise too_large(self.name, len(value["bytes"]), self.limits)
             return bytes(value["bytes"])
         if value and value["path"]:
-            return ImageFile(value["path"]).read()
+            return ImageFile(value["path"], self.limits).read()
         raise InputError(f"{self.name}: no image in the column {column!r}")
 
 
@@ -80,7 +107,7 @@ def _read_split(options: HFOptions, split: str) -> tuple[Example, ...]:
     where = f"{source}{revision}, split {split}"
     rows = _load(options, split).with_format(None)
     _check_columns(options, rows.column_names, where)
-    images = _image_column(rows, options.image_column, where)
+    images = _image_column(rows, options, where)
     columns = [options.question_column, options.answers_column]
     columns += [name for name in (options.id_column, options.image_id_column) if name is not None]
 
@@ -111,8 +138,10 @@ def _read_split(options: HFOptions, split: str) -> tuple[Example, ...]:
     return tuple(examples)
 
 
-def _image_column(rows: Any, column: str, where: str) -> ImageColumn:
+def _image_column(rows: Any, options: HFOptions, where: str) -> ImageColumn:
     import datasets
+
+    column = options.image_column
 
     try:
         images = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
@@ -120,7 +149,13 @@ def _image_column(rows: Any, column: str, where: str) -> ImageColumn:
         raise InputError(
             f"{where}: the column {column!r} holds no images ({first_line(error)})"
         ) from error
-    return ImageColumn(images, column, where)
+    return ImageColumn(images, column, where, options.limits, _files_with(images, column))
+
+
+def _files_with(images: Any, column: str) -> tuple[str, ...]:
+    """The Arrow files of the column if the images are in them, and not in files that they name."""
+    held = all(chunk.field("bytes").null_count == 0 for chunk in images.data.column(column).chunks)
+    return tuple(each["filename"] for each in images.cache_files) if held else ()
 
 
 def _values(rows: Any, where: str) -> Iterator[dict[str, object]]:

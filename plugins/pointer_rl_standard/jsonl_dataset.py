@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 from pointer_rl.datasets.images import ImageFile
@@ -19,6 +18,7 @@ from pointer_rl.errors import InputError, did_you_mean
 from pointer_rl.types import Dataset, Example, ImageRef
 from pointer_rl_standard.example_fields import (
     check_ids,
+    check_inside,
     make_example,
     read_answers,
     read_id,
@@ -37,16 +37,26 @@ def load_jsonl(options: JSONLOptions) -> Dataset:
     if images is not None and not images.is_dir():
         raise InputError(f"{images}: no such folder of images")
     path = Path(options.path).expanduser()
-    queries = _read(path, images, options.unanswered)
+    queries = _read(path, images, options, options.unanswered)
     pool = () if options.unanswered else queries
     if options.pool is not None:
-        pool = _read(Path(options.pool).expanduser(), images)
+        pool = _read(Path(options.pool).expanduser(), images, options)
     return Dataset(name=path.stem, queries=queries, pool=pool)
 
 
-def _read(path: Path, images: Path | None, unanswered: bool = False) -> tuple[Example, ...]:
-    folder = path.parent if images is None else images
-    image = cache(lambda name: ImageFile(folder / name))
+def _read(
+    path: Path, images: Path | None, options: JSONLOptions, unanswered: bool = False
+) -> tuple[Example, ...]:
+    folder, limits = path.parent if images is None else images, options.limits
+    known: dict[str, ImageFile] = {}
+
+    def image(name: str, where: str) -> ImageRef:
+        if name not in known:
+            if images is not None and not options.outside:
+                check_inside(images, name, where, "move it there, or allow it with outside=true")
+            known[name] = ImageFile(folder / name, limits)
+        return known[name]
+
     examples: list[Example] = []
     numbers: list[int] = []
     for number, line in _lines(path):
@@ -71,7 +81,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _example(
-    row: int, line: bytes, image: Callable[[str], ImageRef], unanswered: bool, where: str
+    row: int, line: bytes, image: Callable[[str, str], ImageRef], unanswered: bool, where: str
 ) -> Example:
     try:
         fields = json.loads(line)
@@ -87,7 +97,7 @@ def _example(
         raise InputError(f"{where}: give either 'answers' or 'answer'")
     return make_example(
         row,
-        image(read_text(fields["image"], "image", where)),
+        image(read_text(fields["image"], "image", where), where),
         read_text(fields["question"], "question", where),
         read_answers(fields[given[0]], where) if given else (),
         **{

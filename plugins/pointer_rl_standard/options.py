@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from pointer_rl.datasets.images import LIMITS, ImageLimits
+
 INSTRUCTIONS = (
     "Answer the last question about its image with a single word or a short phrase. "
     "Any question before it is an example that has been answered."
@@ -170,7 +172,29 @@ class ClipOptions:
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
-class VQAOptions:
+class ImageOptions:
+    """What all loaders of images have."""
+
+    max_image_bytes: int = LIMITS.bytes
+    """Largest encoded image, in bytes. A larger one fails and is not read."""
+    max_image_pixels: int = LIMITS.pixels
+    """Largest image, width times height. A larger one fails and is not decoded."""
+
+    def __post_init__(self) -> None:
+        if not (self.max_image_bytes > 0 and 0 < self.max_image_pixels <= 2 * LIMITS.pixels):
+            raise ValueError(
+                "max_image_bytes and max_image_pixels start at 1; Pillow opens no image of more "
+                f"than {2 * LIMITS.pixels} pixels"
+            )
+
+    @property
+    def limits(self) -> ImageLimits:
+        """Both."""
+        return ImageLimits(self.max_image_bytes, self.max_image_pixels)
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class VQAOptions(ImageOptions):
     """The official files of VQAv2 and OK-VQA."""
 
     root: str
@@ -191,6 +215,7 @@ class VQAOptions:
     """Folder of the pool's images; required with pool_questions."""
 
     def __post_init__(self) -> None:
+        ImageOptions.__post_init__(self)
         try:
             self.image_name.format(data_subtype="train2014", image_id=1)
         except (LookupError, ValueError, AttributeError, TypeError) as error:
@@ -206,7 +231,7 @@ class VQAOptions:
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
-class HFOptions:
+class HFOptions(ImageOptions):
     """A dataset that the `datasets` library reads."""
 
     path: str
@@ -232,7 +257,7 @@ class HFOptions:
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
-class JSONLOptions:
+class JSONLOptions(ImageOptions):
     """One JSON object per line: image, question, answers (or answer), and optionally ids."""
 
     path: str
@@ -240,7 +265,10 @@ class JSONLOptions:
     pool: str | None = None
     """File of the pool (default: the pool is the queries themselves)."""
     images: str | None = None
-    """Folder that image paths are relative to (default: the folder of the JSON lines file)."""
+    """Folder that image paths are relative to, and must lie in. Without it they are relative to the
+    folder of the JSON lines file, and may lie anywhere."""
+    outside: bool = False
+    """Accept images outside of the folder `images`."""
     unanswered: bool = False
     """Accept queries without answers; they are then not a pool, so give one if needed."""
 

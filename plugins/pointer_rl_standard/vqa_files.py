@@ -17,6 +17,7 @@ from pointer_rl.json_stream import find_member, stream_items
 from pointer_rl.types import Dataset, Example
 from pointer_rl_standard.example_fields import (
     check_ids,
+    check_inside,
     make_example,
     read_answers,
     read_id,
@@ -36,7 +37,7 @@ def load_vqa(options: VQAOptions) -> Dataset:
         root / options.questions,
         root / options.annotations,
         root / options.images,
-        options.image_name,
+        options,
     )
     pool = queries
     if options.pool_questions and options.pool_annotations and options.pool_images:
@@ -44,14 +45,15 @@ def load_vqa(options: VQAOptions) -> Dataset:
             root / options.pool_questions,
             root / options.pool_annotations,
             root / options.pool_images,
-            options.image_name,
+            options,
         )
     return Dataset(name=Path(options.questions).stem, queries=queries, pool=pool)
 
 
 def _read_split(
-    questions: Path, annotations: Path, images: Path, image_name: str
+    questions: Path, annotations: Path, images: Path, options: VQAOptions
 ) -> tuple[Example, ...]:
+    image_name, limits = options.image_name, options.limits
     if not images.is_dir():
         raise InputError(f"{images}: no such folder of images")
     subtype = find_member(questions, "data_subtype") if "{data_subtype" in image_name else ""
@@ -61,7 +63,11 @@ def _read_split(
     def where(row: int) -> str:
         return f"{questions}, questions[{row}]"
 
-    image = cache(lambda name: ImageFile(images / name))
+    @cache
+    def image(name: str) -> ImageFile:
+        check_inside(images, name, str(questions), "give the folder that it lies in")
+        return ImageFile(images / name, limits)
+
     image_ids: dict[int | str, int | str] = {}  # one object per image saves memory
     examples: list[Example] = []
     for row, item in enumerate(stream_items(questions, "questions")):

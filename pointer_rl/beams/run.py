@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
 from pointer_rl.records.beams import to_beam_record
 from pointer_rl.records.formats import open_writer
+from pointer_rl.records.provenance import Change
 from pointer_rl.records.records import describe_query, describe_shots
 from pointer_rl.session.journal import RUN, Journal, earlier_meta
 from pointer_rl.session.observer import Observer
@@ -67,6 +68,8 @@ class BeamRun:
     executor: PluginRef = PluginRef("in-process")
     overwrite: bool = False
     """Start over, whatever there is."""
+    accept_changed: Collection[Change] = ()
+    """What of the run may have changed since it began."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +260,9 @@ def run_beams(run: BeamRun, observer: Observer = Observer()) -> BeamSummary:
         max_calls=run.max_calls, calls=lambda: session.backend.asked, most_calls=job.most_calls
     )
     budget.check(next(windows_of(range(len(queries)), size)))
-    described = session.describe(queries)
+    embedded = None if space is None else (space.queries, space.pool)
+    encoder = [] if config.encoder is None else [config.encoder.configure("encoder").entry]
+    described = session.describe(queries, *encoder, embedded=embedded)
     meta = {
         "schema_version": pointer_rl_schemas.version("beams"),
         # No answer is generated or judged here.
@@ -268,7 +273,9 @@ def run_beams(run: BeamRun, observer: Observer = Observer()) -> BeamSummary:
     }
     summary = BeamSummary()
     ids = [query.id for query in queries]
-    with Journal(run.output_path, meta, ids, overwrite=run.overwrite) as journal:
+    with Journal(
+        run.output_path, meta, ids, overwrite=run.overwrite, accept=run.accept_changed
+    ) as journal:
         fresh = not len(journal)
         for _ in complete(summary, job, size, executor, session, journal, budget):
             if fresh and summary.failed == summary.trials:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pointer_rl.cli.common import (
+    ACCEPT_CHANGED,
     BACKEND_OPTIONS,
     EXECUTOR_OPTIONS,
     FILE,
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
     help="Ask the VLM at most N trials: a window of queries that could take more is not started.",
 )
 @seed_option("Of random sub-pools.")
-@with_options([*EXECUTOR_OPTIONS, RESUME])
+@with_options([*EXECUTOR_OPTIONS, RESUME, ACCEPT_CHANGED])
 @click.option("--overwrite", is_flag=True, help="Start over, whatever there is.")
 def beams(**given: Any) -> None:
     """Make beam data, from which a policy starts: the demonstrations that a VLM itself rates best.
@@ -118,4 +119,5 @@ def _run(given: dict[str, Any]) -> BeamRun:
         max_calls=given["max_calls"],
         executor=plugin_ref(given, "executor"),
         overwrite=given["overwrite"],
+        accept_changed=given["accept_changed"],
     )

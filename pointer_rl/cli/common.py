@@ -135,6 +135,13 @@ EXECUTOR_OPTIONS = plugin_options("executor", "in-process", "What runs the windo
 RESUME = click.option(
     "--resume", is_flag=True, help="Accepted: an interrupted run is always continued."
 )
+ACCEPT_CHANGED = click.option(
+    "--accept-changed",
+    type=click.Choice(["plugins", "inputs"]),
+    multiple=True,
+    help="Continue a run although the code of its plugins, or its inputs (images, questions, "
+    "answers, embeddings), changed since it began. Both states are recorded.",
+)
 SCORE_ANSWERS = click.option(
     "--score-answers",
     is_flag=True,

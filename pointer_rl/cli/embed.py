@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +47,7 @@ def embed(
     Run the same command again to resume an interrupted run.
     """
     from pointer_rl.datasets.embed import embed_dataset
+    from pointer_rl.datasets.identity import ExampleHasher
     from pointer_rl.options import parse_assignments
     from pointer_rl.registry import registry
 
@@ -57,12 +59,14 @@ def embed(
     )
     encoder = encoder_plugin.create()
     length = len(dataset.queries if split == "queries" else dataset.pool)
+    hasher = ExampleHasher(partial(click.echo, err=True))
     with click.progressbar(length=length, label=f"embedding {split}", file=sys.stderr) as bar:
         embeddings = embed_dataset(
             dataset,
             encoder,
             output_path,
             split=split,
+            hasher=hasher,
             encoder_plugin=encoder_plugin.describe(),
             batch_size=batch_size,
             on_batch=bar.update,

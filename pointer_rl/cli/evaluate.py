@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pointer_rl.cli.common import (
+    ACCEPT_CHANGED,
     EXECUTOR_OPTIONS,
     FILE,
     RESUME,
@@ -123,7 +124,7 @@ def _policies(
 @click.option("--output-path", type=FILE, help="The .json file to write, query by query.")
 @click.option("--plot", type=FILE, help="The .png file to draw accuracy by shots in.")
 @click.option("--record", is_flag=True, help="Write the verdict into the primary policy's bundle.")
-@with_options([*EXECUTOR_OPTIONS, RESUME])
+@with_options([*EXECUTOR_OPTIONS, RESUME, ACCEPT_CHANGED])
 @click.option("--overwrite", is_flag=True, help="Replace existing files, and start over.")
 def evaluate(**given: Any) -> None:
     """Compare policies with random, similar and no demonstrations, on the same questions.
@@ -193,5 +194,5 @@ def _run(given: dict[str, Any]) -> EvaluateRun:
             **{key: given[key] for key in _CONFIG},
         ),
         executor=plugin_ref(given, "executor"),
-        **{key: given[key] for key in ("record", "output_path", "overwrite")},
+        **{key: given[key] for key in ("record", "output_path", "overwrite", "accept_changed")},
     )

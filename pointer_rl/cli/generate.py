@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pointer_rl.cli.common import (
+    ACCEPT_CHANGED,
     EXECUTOR_OPTIONS,
     FILE,
     RESUME,
@@ -134,7 +135,7 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
     "--shard", callback=_shard, metavar="I/N", help="Only the I-th of N parts (see `merge`)."
 )
 @click.option("--plan", is_flag=True, help="Say what the run would cost, and stop.")
-@with_options([*EXECUTOR_OPTIONS, RESUME])
+@with_options([*EXECUTOR_OPTIONS, RESUME, ACCEPT_CHANGED])
 @click.option("--overwrite", is_flag=True, help="Start over, whatever there is.")
 def generate(**given: Any) -> None:
     """Generate RL data: propose pointers for each query, ask the VLM with each, judge the answers.
@@ -208,7 +209,7 @@ def _run(given: dict[str, Any]) -> GenerateRun:
             "score_answers",
             "sft_ckpt",
         ),
-        *("beam_data", "shard", "max_calls", "max_seconds", "overwrite"),
+        *("beam_data", "shard", "max_calls", "max_seconds", "overwrite", "accept_changed"),
     )
     return GenerateRun(
         session=read_session_options(given),

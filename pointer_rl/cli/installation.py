@@ -12,8 +12,9 @@ from packaging.requirements import Requirement
 
 from pointer_rl.cli.tables import counted, format_bytes
 from pointer_rl.errors import InputError, first_line
+from pointer_rl.files import cache_folder
 from pointer_rl.registry import registry
-from pointer_rl.session.cache import ResponseCache, cache_folder, default_store
+from pointer_rl.session.cache import ResponseCache, default_store
 from pointer_rl.validate.schema import SchemaChecker
 
 _DISTRIBUTION = "pointer-rl"

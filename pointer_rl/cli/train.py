@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from pointer_rl.cli.common import (
+    ACCEPT_CHANGED,
     DEVICE,
     EMBEDDING_OPTIONS,
     EXECUTOR_OPTIONS,
@@ -41,6 +42,7 @@ _OUTPUT = [
         help="Folder for the policy bundle, metrics.jsonl and the checkpoint.",
     ),
     RESUME,
+    ACCEPT_CHANGED,
     click.option("--overwrite", is_flag=True, help="Start over in a folder that holds a run."),
     click.option(
         "--tensorboard", is_flag=True, help="Write the metrics as TensorBoard events too."
@@ -300,7 +302,7 @@ def _output(given: dict[str, Any]) -> Output:
 
     return Output(
         folder=given["output_dir"],
-        **{name: given[name] for name in ("overwrite", "tensorboard")},
+        **{name: given[name] for name in ("overwrite", "tensorboard", "accept_changed")},
     )
 
 

@@ -6,16 +6,16 @@ on the examples and the batch size, so an interrupted run gives a bit-identical 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from pointer_rl.datasets.embeddings import Embeddings, load_embeddings, save_embeddings
+from pointer_rl.datasets.identity import Contents, ExampleHasher, digest_ids
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.files import write_text
 from pointer_rl.types import Dataset, Encoder, Example
@@ -27,6 +27,7 @@ def embed_dataset(
     output_path: Path,
     *,
     split: Literal["queries", "pool"],
+    hasher: ExampleHasher | None = None,
     encoder_plugin: Mapping[str, Any] | None = None,
     batch_size: int = 64,
     on_batch: Callable[[int], object] = lambda rows: None,
@@ -34,7 +35,8 @@ def embed_dataset(
     """Write the embeddings of `dataset.queries` or `dataset.pool` to `output_path` (safetensors).
 
     Called again after an interruption, it resumes; called again when the file is complete, it
-    encodes nothing. `encoder_plugin` is the encoder's `ConfiguredEntry.describe`, stored next to
+    encodes nothing. `hasher` makes the hashes of the examples that are kept next to their
+    vectors. `encoder_plugin` is the encoder's `ConfiguredEntry.describe`, stored next to
     its fingerprint; `on_batch` is called with the number of rows of each batch, resumed or new.
     Raises InputError for an unreadable image, naming its example, and if the file or the finished
     batches at `output_path` belong to another dataset, encoder or batch size.
@@ -45,69 +47,46 @@ def embed_dataset(
         raise InputError(f"{output_path}: embeddings are written to a .safetensors file; name one")
     if not examples:
         raise InputError(f"dataset {dataset.name} has no {split} to embed")
-    examples_digest = digest(examples)
+    contents = (hasher or ExampleHasher())(examples)
     partial = output_path.with_name(f"{output_path.name}.partial")
     if output_path.exists():
-        finished = _finished(output_path, examples_digest, encoder)
+        finished = _finished(output_path, contents, encoder)
         shutil.rmtree(partial, ignore_errors=True)  # left if interrupted at the very end
         return finished
     plan: dict[str, str | int] = {
         "dataset": dataset.name,
         "split": split,
-        "examples": examples_digest,
+        "examples": digest_ids(ids),
         "encoder": encoder.fingerprint,
         "batch_size": batch_size,
     }
     _begin_or_resume(partial, plan)
     parts = []
     for start in range(0, len(examples), batch_size):
-        batch = examples[start : start + batch_size]
+        rows = slice(start, start + batch_size)
+        batch, hashes = examples[rows], tuple(contents.hashes[rows])
         part = partial / f"{start:09d}.safetensors"
-        if not part.exists():
+        made = load_embeddings(part) if part.exists() else None
+        if made is None or made.contents != hashes:  # an image may have been mended since
             vectors = encode_batch(encoder, batch)
-            save_embeddings(part, vectors, ids[start : start + batch_size], encoder.fingerprint)
-        parts.append(load_embeddings(part).vectors)
+            save_embeddings(part, vectors, ids[rows], encoder.fingerprint, hashes)
+            made = load_embeddings(part)
+        parts.append(made.vectors)
         on_batch(len(batch))
     vectors = torch.cat(parts)
-    embeddings = Embeddings(
-        tuple(ids), vectors, encoder.fingerprint, examples_digest, encoder_plugin
-    )
-    save_embeddings(output_path, vectors, ids, encoder.fingerprint, examples_digest, encoder_plugin)
+    about = (encoder.fingerprint, tuple(contents.hashes), encoder_plugin)
+    embeddings = Embeddings(tuple(ids), vectors, *about)
+    save_embeddings(output_path, vectors, ids, *about)
     shutil.rmtree(partial)
     return embeddings
 
 
-def digest(examples: Sequence[Example]) -> str:
-    """SHA-256 of ids and questions. Images, which may be many gigabytes, are not read."""
-    return digest_ids((example.id, example.question) for example in examples)
-
-
-def digest_examples(examples: Sequence[Example]) -> str:
-    """SHA-256 of the examples' ids, image ids, questions and answers."""
-    digest = hashlib.sha256()
-    for each in examples:
-        content = (each.id, each.image_id, each.question, each.answers)
-        digest.update(json.dumps(content).encode())
-    return digest.hexdigest()
-
-
-def digest_ids(ids: Iterable[object]) -> str:
-    """SHA-256 of ids in order, which identifies a pool or a set of queries.
-
-    It is that of one JSON list, encoded item by item because it may be large.
-    """
-    digest = hashlib.sha256(b"[")
-    for position, item in enumerate(ids):
-        digest.update(f"{', ' if position else ''}{json.dumps(item)}".encode())
-    digest.update(b"]")
-    return digest.hexdigest()
-
-
-def _finished(path: Path, examples_digest: str, encoder: Encoder) -> Embeddings:
+def _finished(path: Path, contents: Contents, encoder: Encoder) -> Embeddings:
     existing = load_embeddings(path)
-    if existing.examples != examples_digest or existing.encoder != encoder.fingerprint:
+    if existing.contents != tuple(contents.hashes) or existing.encoder != encoder.fingerprint:
         raise InputError(
-            f"{path}: exists, with embeddings of other examples or from another encoder "
+            f"{path}: exists, with embeddings of other examples (an image, a question or an answer "
+            "may have changed) or from another encoder "
             f"({existing.encoder or 'unknown'}): remove it, or write to another file"
         )
     return existing

@@ -1,9 +1,9 @@
 """Embeddings of a split: one vector per example, with the examples' ids and the encoder if known.
 
 They are written as safetensors: one tensor `embeddings` [N, d] float32 and, as metadata, one JSON
-object with the examples' ids, the encoder's fingerprint and its plugin's name and options. Files
-without this metadata are read too: safetensors with one tensor, `.npy`, and `.pt` or `.pth` (a
-tensor, or a dict with one tensor).
+object with the examples' ids and hashes, the encoder's fingerprint and its plugin's name and
+options. Files without this metadata are read too: safetensors with one tensor, `.npy`, and `.pt` or
+`.pth` (a tensor, or a dict with one tensor).
 
 Shapes: N rows, B queries, K pool rows, d embedding size.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +24,13 @@ import safetensors
 import torch
 from torch import Tensor
 
+from pointer_rl.datasets.identity import HASH_BYTES, Contents
 from pointer_rl.errors import InputError, PointerRLError, first_line
 from pointer_rl.files import write_tensors
 from pointer_rl.json_stream import parse_json
 from pointer_rl.types import Example
+
+log = logging.getLogger(__name__)
 
 TENSOR = "embeddings"
 METADATA = "pointer_rl_embeddings"
@@ -43,14 +47,14 @@ class Embeddings:
     """[N, d] float32, all finite; N and d are at least 1."""
     encoder: str | None
     """Fingerprint of the encoder; None if the file does not say."""
-    examples: str | None = None
-    """`pointer_rl.datasets.embed.digest` of the examples; None if the file does not say."""
+    contents: tuple[bytes, ...] | None = None
+    """A hash of each row's example (`ExampleHasher`); None if the file does not say."""
     encoder_plugin: Mapping[str, Any] | None = None
     """Name and options of the encoder (`ConfiguredEntry.describe`); None if the file does not say.
     """
 
-    def match(self, examples: Sequence[Example], what: str) -> Tensor:
-        """The vectors of the examples, in the examples' order: [len(examples), d].
+    def match(self, examples: Sequence[Example], what: str) -> Sequence[int]:
+        """The row of each example, in the examples' order.
 
         Rows are matched by id if the file has ids, otherwise by position, for which the lengths
         must be equal. `what` names the embeddings in error messages. Raises InputError if an
@@ -62,11 +66,11 @@ class Embeddings:
                     f"{what}: {len(self.vectors)} rows for {len(examples)} examples, and no ids "
                     "to match them by: embed this split again with `pointer-rl embed`"
                 )
-            return self.vectors
+            return range(len(examples))
         if len(self.ids) == len(examples) and all(
             id == example.id for id, example in zip(self.ids, examples, strict=True)
         ):
-            return self.vectors  # not a copy, which may take gigabytes
+            return range(len(examples))
         row_of = {id: row for row, id in enumerate(self.ids)}
         missing = [example.id for example in examples if example.id not in row_of]
         if missing:
@@ -75,7 +79,41 @@ class Embeddings:
                 f"{what}: no row for the example {missing[0]!r}{others} (of {len(examples)}): "
                 "embed this split again with `pointer-rl embed`"
             )
-        return self.vectors[[row_of[example.id] for example in examples]]
+        return [row_of[example.id] for example in examples]
+
+    def take(self, rows: Sequence[int]) -> Tensor:
+        """The vectors of these rows: [len(rows), d]."""
+        # Not a copy, which may take gigabytes.
+        return self.vectors if rows == range(len(self.vectors)) else self.vectors[list(rows)]
+
+    def check_contents(
+        self, rows: Sequence[int], examples: Sequence[Example], contents: Contents, what: str
+    ) -> bool:
+        """Raise InputError if a row was made of another example; False if the file does not say.
+
+        `contents` are the examples' hashes. An image that cannot be read now is not compared.
+        """
+        if self.contents is None:
+            log.warning(
+                "%s: does not say of which images, questions and answers it was made, so a change "
+                "cannot be noticed; `pointer-rl embed` writes that",
+                what,
+            )
+            return False
+        changed = [
+            example.id
+            for index, (row, example, now) in enumerate(
+                zip(rows, examples, contents.hashes, strict=True)
+            )
+            if self.contents[row] != now and index not in contents.unreadable
+        ]
+        if changed:
+            raise InputError(
+                f"{what}: {len(changed):,} of {len(examples):,} examples have changed since they "
+                f"were embedded (image, question, answers or ids; the first: {changed[0]!r}): "
+                "embed this split again with `pointer-rl embed`"
+            )
+        return True
 
 
 def check_dims(query: Tensor, pool: Tensor) -> None:
@@ -97,13 +135,15 @@ def save_embeddings(
     vectors: Tensor,
     ids: Sequence[str],
     encoder: str | None = None,
-    examples: str | None = None,
+    contents: Sequence[bytes] | None = None,
     encoder_plugin: Mapping[str, Any] | None = None,
 ) -> None:
     """Write vectors [N, d] and their examples' ids; the file is complete or not written at all."""
     assert vectors.ndim == 2
     assert len(ids) == len(vectors)
-    about: dict[str, Any] = {"encoder": encoder, "examples": examples, "ids": list(ids)}
+    about: dict[str, Any] = {"encoder": encoder, "ids": list(ids)}
+    if contents is not None:
+        about["contents"] = b"".join(contents).hex()
     if encoder_plugin is not None:
         about["encoder_plugin"] = encoder_plugin
     metadata = {METADATA: json.dumps(about, ensure_ascii=False)}
@@ -138,19 +178,33 @@ def load_embeddings(path: Path) -> Embeddings:
     ):
         raise InputError(f"{path}: its ids are not one unique id per row; embed again")
     if not (
-        all(isinstance(about.get(key), str | None) for key in ("encoder", "examples"))
+        isinstance(about.get("encoder"), str | None)
         and isinstance(plugin, dict | None)
         and isinstance((plugin or {}).get("name"), str | None)
         and isinstance((plugin or {}).get("options", {}), dict)
     ):
         raise InputError(f"{path}: its metadata {METADATA} is not as it was made; embed again")
+    contents = _contents(about.get("contents"))
+    if contents is not None and len(contents) != len(vectors):
+        raise InputError(f"{path}: its contents are not one hash per row; embed again")
     return Embeddings(
         ids=None if ids is None else tuple(ids),
         vectors=vectors,
         encoder=about.get("encoder"),
-        examples=about.get("examples"),
+        contents=contents,
         encoder_plugin=plugin,
     )
+
+
+def _contents(joined: Any) -> tuple[bytes, ...] | None:
+    """The hashes of the rows, from one string of hex digits."""
+    try:
+        data = None if joined is None else bytes.fromhex(joined)
+    except (TypeError, ValueError):
+        return ()
+    if data is None:
+        return None
+    return tuple(data[at : at + HASH_BYTES] for at in range(0, len(data), HASH_BYTES))
 
 
 def _read_safetensors(path: Path) -> tuple[Tensor, dict[str, Any]]:

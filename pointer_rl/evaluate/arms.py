@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from pointer_rl.datasets.leakage import AllowedRows
-from pointer_rl.errors import InputError, PluginError
+from pointer_rl.errors import InputError, PluginError, reproducible
 from pointer_rl.registry import registry
 from pointer_rl.selectors import SelectorPolicy
+from pointer_rl.selectors.bundle import EncoderInfo
 from pointer_rl.session.judge import Trial
 from pointer_rl.session.proposing import check_candidates, check_length, propose
 from pointer_rl.session.resolve import NoPolicy
@@ -253,12 +254,21 @@ class SimilarityArm(Arm):
 class PolicyArm(Arm):
     """A policy's likeliest row at each step; several policies are seeds of one training."""
 
-    def __init__(self, policies: Sequence[Policy], training_calls: int | None = None) -> None:
+    def __init__(
+        self,
+        policies: Sequence[Policy],
+        training_calls: int | None = None,
+        encoder: EncoderInfo | None = None,
+    ) -> None:
+        """encoder: that of the policies, to be compared with the one of the embeddings."""
         self._policies = policies
+        self._encoder = encoder
         self.seeds = len(policies)
         self.training_calls = training_calls
 
     def choose(self, setting: Setting) -> Pointers:
+        if self._encoder is not None:
+            self._encoder.check(setting.space.pool.encoder, "arm policy")
         chosen: Pointers = []
         for batch in setting.batches(setting.space):
             found = (self._likeliest(each, batch, setting.space.pool) for each in self._policies)
@@ -376,7 +386,7 @@ def choose(setting: Setting, arms: Mapping[str, Arm], optional: Container[str] =
                 setting.chosen[name] = setting.checked(f"arm {name}", arm.choose(setting))
             except InputError as error:
                 if name in optional:
-                    setting.left_out[name] = str(error)
+                    setting.left_out[name] = reproducible(str(error))
                     continue
                 raise InputError(f"arm {name}: {error}") from error
             known, asked = arm.training_calls, setting.training.asked - before

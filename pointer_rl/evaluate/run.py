@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from pointer_rl.datasets.embed import digest_ids
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError, first_line
@@ -34,10 +33,12 @@ from pointer_rl.evaluate.arms import (
 from pointer_rl.evaluate.conclusions import conclude
 from pointer_rl.evaluate.evaluation import Evaluation, Leakage
 from pointer_rl.evaluate.measure import Asked, EvaluationJob, measure, pointers_to_ask
+from pointer_rl.records.provenance import EARLIER, Change
 from pointer_rl.registry import registry
 from pointer_rl.selectors import SelectorPolicy, load_selector
 from pointer_rl.selectors.bundle import (
     BundleInfo,
+    EncoderInfo,
     is_bundle,
     load_bundle,
     read_query_ids,
@@ -53,7 +54,7 @@ from pointer_rl.session.journal import (
 from pointer_rl.session.judge import Trial
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.proposing import random_source
-from pointer_rl.session.resolve import describe_policy
+from pointer_rl.session.resolve import describe_policy, selector_entries
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.session.similarity import MODES, Space, similarity_spaces
 from pointer_rl.session.windows import run_windows
@@ -107,6 +108,11 @@ class OpenedPolicy:
     training_calls: int | None = None
     """Trials that it was trained with, the most of any seed; None if that is not known."""
 
+    @property
+    def encoder(self) -> EncoderInfo:
+        """The encoder that it was trained with."""
+        return EncoderInfo(fingerprint=None) if self.info is None else self.info.encoder
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRun:
@@ -127,6 +133,8 @@ class EvaluateRun:
     executor: PluginRef = PluginRef("in-process")
     overwrite: bool = False
     """Start over, whatever there is."""
+    accept_changed: Collection[Change] = ()
+    """What of the evaluation may have changed since it began."""
 
 
 def run_evaluation(run: EvaluateRun, observer: Observer = Observer()) -> Evaluation:
@@ -150,6 +158,7 @@ def run_evaluation(run: EvaluateRun, observer: Observer = Observer()) -> Evaluat
             output_path=run.output_path,
             executor=run.executor,
             overwrite=run.overwrite,
+            accept_changed=run.accept_changed,
         )
     except AlreadyFinished as finished:
         for bundle in recorded_in:
@@ -206,6 +215,7 @@ def evaluate(
     output_path: Path | None = None,
     executor: PluginRef = PluginRef("in-process"),
     overwrite: bool = False,
+    accept_changed: Collection[Change] = (),
 ) -> Evaluation:
     """Compare policies, by the names of their arms, with each other and with the baselines.
 
@@ -229,8 +239,7 @@ def evaluate(
     if policies:
         space = Space(*session.embeddings(queries))
     for name, opened in policies.items():
-        if opened.info:
-            opened.info.encoder.check(space.pool.encoder, f"policy {name}")
+        opened.encoder.check(space.pool.encoder, f"policy {name}")
     primary = config.primary or [nearest, *policies][-1]
     named = [each.name for each in more_arms]
     possible = dict.fromkeys([*similar, ANSWER_MATCH, *policies, *named])
@@ -238,13 +247,18 @@ def evaluate(
         raise InputError(
             f"primary {primary!r}: the verdict can be about one of: {', '.join(possible)}"
         )
+    configured = [each.configure("arm") for each in more_arms]
+    entries = [each.entry for each in configured]
+    entries += selector_entries(each for opened in policies.values() for each in opened.policies)
+    if config.encoder is not None:
+        entries.append(config.encoder.configure("encoder").entry)
     shots = _primary_shots(policies.get(primary), config.shots)
 
     @cache
     def decide() -> dict[str, Any]:
         """What decides the evaluation. Raises if its file is there: finished, or another's."""
         decided = {
-            **session.describe(queries),
+            **session.describe(queries, *entries, embedded=(space.queries, space.pool)),
             **asdict(config),
             "primary": primary,
             "primary_shots": shots,
@@ -254,16 +268,21 @@ def evaluate(
             "intervals": INTERVALS,
         }
         if more_arms:
-            decided["arms"] = [each.configure("arm").describe() for each in more_arms]
+            decided["arms"] = [each.describe() for each in configured]
         if output_path is not None and output_path.exists() and not overwrite:
-            _check_unfinished(output_path, decided, [query.id for query in queries])
+            ids = [query.id for query in queries]
+            _check_unfinished(output_path, decided, ids, accept_changed)
         return decided
 
+    def open_journal(path: Path) -> Journal:
+        meta = {**decide(), "window": session.window}
+        ids = [query.id for query in queries]
+        return Journal(path, meta, ids, overwrite=overwrite, take_over=False, accept=accept_changed)
+
     def judge(trials: Sequence[Trial]) -> Iterator[tuple[int, Outcome]]:
-        decided = decide()
+        decide()
         if output_path is not None:
-            # Another's is refused.
-            _open_journal(output_path, decided, queries, session.window, overwrite).close()
+            open_journal(output_path).close()  # another's is refused
         for index, outcome in session.judge().judge(trials):
             session.observer.trial(outcome)
             yield index, outcome
@@ -293,7 +312,11 @@ def evaluate(
     decided = decide()
     hits = session.backend.hits
     job = EvaluationJob(session=session, queries=queries, pointers=pointers_to_ask(settings))
-    asked = _ask(job, decided, output_path, executor, overwrite)
+    made: Executor = executor.configure("executor").create()
+    journal = None if output_path is None else open_journal(output_path)
+    asked, earlier = _ask(job, made, journal)
+    if earlier:
+        decided = {**decided, EARLIER: earlier}
     measured = [measure(each, arms, asked, session.metric) for each in settings]
     return Evaluation(
         settings=decided,
@@ -409,46 +432,35 @@ def _make_arms(
 
 
 def _ask(
-    job: EvaluationJob,
-    decided: Mapping[str, Any],
-    output_path: Path | None,
-    executor: PluginRef,
-    overwrite: bool,
-) -> Asked:
-    """Ask every query, or what an interrupted evaluation left."""
+    job: EvaluationJob, executor: Executor, journal: Journal | None
+) -> tuple[Asked, list[dict[str, Any]]]:
+    """Ask every query, or what an interrupted evaluation left.
+
+    Also returns the plugins and inputs before changes that were accepted.
+    """
     session = job.session
-    made: Executor = executor.configure("executor").create()
-    ids = [query.id for query in job.queries]
+    size, number = session.window, len(job.queries)
     records: dict[int, Mapping[str, Any]] = {}
-    if output_path is None:
-        session.observer.start(len(ids))
-        for found in run_windows(job, session.window, made, session, queries=range(len(ids))):
+    earlier: list[dict[str, Any]] = []
+    if journal is None:
+        session.observer.start(number)
+        for found in run_windows(job, size, executor, session, queries=range(number)):
             records.update(found)
     else:
-        size = session.window
-        with _open_journal(output_path, decided, job.queries, size, overwrite) as journal:
-            session.observer.start(len(ids), len(journal))
-            deque(run_windows(job, size, made, session, journal), maxlen=0)
+        with journal:
+            session.observer.start(number, len(journal))
+            deque(run_windows(job, size, executor, session, journal), maxlen=0)
             records.update(enumerate(journal.records()))
+            earlier = journal.earlier
     asked = Asked()
     for index, record in sorted(records.items()):
         asked.add(index, record)
-    return asked
+    return asked, earlier
 
 
-def _open_journal(
-    output_path: Path,
-    decided: Mapping[str, Any],
-    queries: Sequence[Example],
-    window: int,
-    overwrite: bool,
-) -> Journal:
-    ids = [query.id for query in queries]
-    meta = {**decided, "queries_sha256": digest_ids(ids), "window": window}
-    return Journal(output_path, meta, ids, overwrite=overwrite, take_over=False)
-
-
-def _check_unfinished(path: Path, decided: Mapping[str, Any], query_ids: Sequence[str]) -> None:
+def _check_unfinished(
+    path: Path, decided: Mapping[str, Any], query_ids: Sequence[str], accept: Collection[Change]
+) -> None:
     """Raise AlreadyFinished for the file of the same evaluation, InputError for another file."""
     try:
         before = json.loads(path.read_bytes())
@@ -459,7 +471,7 @@ def _check_unfinished(path: Path, decided: Mapping[str, Any], query_ids: Sequenc
             f"{path}: exists and is not an evaluation ({first_line(error)}): name another "
             "--output-path, or replace it with --overwrite"
         ) from error
-    check_same_run(settings, decided, path, "exists, and is another evaluation's")
+    check_same_run(settings, decided, path, "exists, and is another evaluation's", accept)
     if asked == list(query_ids):
         raise AlreadyFinished(path, summary)
 

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pointer_rl_schemas
-from pointer_rl.datasets.embed import digest_examples
-from pointer_rl.datasets.embeddings import digest_vectors
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
 from pointer_rl.generate.summary import Summary
 from pointer_rl.records.formats import open_writer, stream_records
+from pointer_rl.records.provenance import Change
 from pointer_rl.records.shards import Shard
+from pointer_rl.selectors.bundle import encoder_of
 from pointer_rl.session.candidates import CandidateJob
 from pointer_rl.session.journal import Journal, earlier_meta
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.proposing import Dedup
-from pointer_rl.session.resolve import describe_policy
+from pointer_rl.session.resolve import describe_policy, selector_entries
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.session.windows import Budget, complete
 from pointer_rl.types import Example
@@ -65,6 +65,8 @@ class GenerateRun:
     executor: PluginRef = PluginRef("in-process")
     overwrite: bool = False
     """Start over, whatever there is."""
+    accept_changed: Collection[Change] = ()
+    """What of the run may have changed since it began."""
 
     def __post_init__(self) -> None:
         if self.shots < 1:
@@ -88,7 +90,7 @@ def prepare(
     earlier = earlier_meta(run.output_path, overwrite=run.overwrite)
     session = Session(run.session, observer, earlier)
     generators = {each.name: each for each in run.generators}
-    described = [each.configure("generator").describe() for each in generators.values()]
+    configured = [each.configure("generator") for each in generators.values()]
     if not generators:
         raise InputError("no generator: ask for beams, samples, retrieval or random pointers")
     window = run.window or session.window
@@ -98,7 +100,7 @@ def prepare(
     session.check_answers(queries)
     AllowedRows(session.dataset.pool).check(queries, run.shots)
     embeddings, pool = session.embeddings(queries)
-    policy = session.policy(run.sft_ckpt, pool.embeddings.shape[1], run.seed)
+    policy = session.policy(run.sft_ckpt, pool, run.seed)
     job = CandidateJob(
         session=session,
         queries=queries,
@@ -112,18 +114,19 @@ def prepare(
         score_answers=run.score_answers,
         any_length=run.any_length,
     )
+    described_policy = describe_policy(policy)
+    if described_policy is not None and run.sft_ckpt is not None:
+        described_policy["encoder"] = encoder_of(run.sft_ckpt).fingerprint
     meta = {
         "schema_version": pointer_rl_schemas.version("pointer_candidates"),
-        **session.describe(queries),
-        # Images, which may be many gigabytes, are identified by name alone.
-        "inputs": {
-            "queries_sha256": digest_examples(queries),
-            "pool_sha256": digest_examples(pool.examples),
-            "query_embeddings_sha256": digest_vectors(embeddings),
-            "pool_embeddings_sha256": digest_vectors(pool.embeddings),
-        },
-        "policy": describe_policy(policy),
-        "generators": described,
+        **session.describe(
+            queries,
+            *(each.entry for each in configured),
+            *selector_entries([policy]),
+            embedded=(embeddings, pool),
+        ),
+        "policy": described_policy,
+        "generators": [each.describe() for each in configured],
         **job.described_shots,
         "seed": run.seed,
         "dedup": run.dedup,
@@ -162,7 +165,9 @@ def run_generate(run: GenerateRun, observer: Observer = Observer()) -> Summary:
     )
     summary = Summary()
     ids = [query.id for query in job.queries]
-    with Journal(run.output_path, meta, ids, overwrite=run.overwrite) as journal:
+    with Journal(
+        run.output_path, meta, ids, overwrite=run.overwrite, accept=run.accept_changed
+    ) as journal:
         done = complete(summary, job, meta["window"], executor, job.session, journal, budget)
         deque(done, maxlen=0)
     summary.used, summary.cost = backend.used, backend.cost

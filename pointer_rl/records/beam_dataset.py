@@ -299,7 +299,7 @@ class BeamDatasetWithEmbedding(BeamDataset):
                 f"{size:,}, the first in query {query!r}"
             )
         elif embeddings.ids is not None and "pool_sha256" in told:
-            from pointer_rl.datasets.embed import digest_ids
+            from pointer_rl.datasets.identity import digest_ids
 
             if digest_ids(embeddings.ids) != told["pool_sha256"]:
                 wrong = "their ids are not those of the file's pool, in its order"

@@ -21,7 +21,7 @@ from pointer_rl.errors import InputError
 from pointer_rl.files import check_writable
 from pointer_rl.records.convert import Converted, Rewriter
 from pointer_rl.records.formats import open_writer, read_meta, stream_records
-from pointer_rl.records.provenance import CHOICES, choices_of, differences
+from pointer_rl.records.provenance import CHOICES, EARLIER, choices_of, differences, earlier_of
 from pointer_rl.records.shards import Shard, window_of
 
 _Member = tuple[Path, str, Any]
@@ -158,7 +158,8 @@ def _common_meta(
 ) -> dict[str, Any] | None:
     """The `_meta` of all files, without the key `ignored`. Raises InputError if they differ.
 
-    What backends chose by their machines stays if all chose the same.
+    What backends chose by their machines stays if all chose the same, and what was different before
+    a change that was accepted is that of all.
     """
     (first, expected), *others = (
         (source, None if meta is None else {k: v for k, v in meta.items() if k != ignored})
@@ -176,4 +177,7 @@ def _common_meta(
             )
         if expected and choices_of(meta or {}) != choices_of(expected):
             expected.pop(CHOICES, None)
+        new = [each for each in earlier_of(meta or {}) if each not in earlier_of(expected or {})]
+        if expected and new:
+            expected[EARLIER] = earlier_of(expected) + new
     return expected

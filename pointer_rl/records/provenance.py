@@ -4,10 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 CHOICES = "backend_choices"
 """Key of the options that the backend chose itself, by its machine; absent if there are none."""
+PLUGINS = "plugins"
+"""Key of the hashes of the code of plugins that are not built in; absent if there are none."""
+INPUTS = "inputs"
+"""Key of what a run was made of: hashes of its examples and embeddings, and the encoder."""
+EARLIER = "earlier"
+"""Key of the plugins and inputs before a change that was accepted: a list, first to last."""
+Change = Literal["plugins", "inputs"]
+"""What may differ if the user accepts it: the key of both."""
+
+
+def changeable(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `_meta` in which a change can be accepted."""
+    return {key: meta[key] for key in (PLUGINS, INPUTS) if key in meta}
+
+
+def earlier_of(meta: Mapping[str, Any]) -> list[Any]:
+    """What was different before each change that was accepted."""
+    earlier = meta.get(EARLIER)
+    return earlier if isinstance(earlier, list) else []
 
 
 def choices_of(meta: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -21,11 +40,13 @@ def differences(
 ) -> Iterator[tuple[str, Any, Any]]:
     """(dotted key, first value, second value) of each difference; None for a missing value.
 
-    It makes no difference what a backend chose by its machine, nor whether it was given instead.
+    It makes no difference what a backend chose by its machine, nor whether it was given instead,
+    nor what was different before a change that was accepted.
     """
     chosen = {f"backend.options.{name}" for each in (first, second) for name in choices_of(each)}
     for change in _differences(first, second):
-        if change[0] not in chosen and change[0].partition(".")[0] != CHOICES:
+        name = change[0]
+        if name not in chosen and name.partition(".")[0] not in (CHOICES, EARLIER):
             yield change
 
 

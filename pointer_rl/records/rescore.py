@@ -24,7 +24,8 @@ from pointer_rl.records.convert import Rewriter
 from pointer_rl.records.fields import has_failed
 from pointer_rl.records.formats import open_writer, read_meta, stream_records
 from pointer_rl.records.layouts import BEAM_LAYOUTS, detect_layout, upgrade_record
-from pointer_rl.registry import ConfiguredEntry, registry
+from pointer_rl.records.provenance import PLUGINS
+from pointer_rl.registry import ConfiguredEntry, code_of, registry
 from pointer_rl.types import Metric, PromptBuilder
 
 Record = dict[str, Any]
@@ -243,4 +244,8 @@ def _describe(
     new["metric"] = {**metric.describe(), "version": metric_version}
     if parse is not None:
         new["parse"] = parse.describe()
+    code = code_of([metric.entry, *([] if parse is None else [parse.entry])])
+    if code:
+        new["rescored_from"][PLUGINS] = new.get(PLUGINS, {})
+        new[PLUGINS] = {**new.get(PLUGINS, {}), **code}
     return new

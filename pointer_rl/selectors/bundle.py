@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,13 +26,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pointer_rl.datasets.embed import digest_ids
 from pointer_rl.datasets.embeddings import (
     Embeddings,
     digest_vectors,
     load_embeddings,
     save_embeddings,
 )
+from pointer_rl.datasets.identity import digest_ids
 from pointer_rl.errors import InputError, first_line
 from pointer_rl.files import write_text
 from pointer_rl.json_stream import parse_json
@@ -39,6 +40,8 @@ from pointer_rl.selectors.card import write_card
 from pointer_rl.selectors.checkpoints import load_selector, save_selector
 from pointer_rl.selectors.policy import SelectorPolicy
 from pointer_rl.selectors.selector import Selector
+
+log = logging.getLogger(__name__)
 
 BUNDLE_VERSION = 1
 _DOCUMENT = "bundle.json"
@@ -69,9 +72,15 @@ class EncoderInfo:
         )
 
     def check(self, given: str | None, owner: object) -> None:
-        """Raise InputError, naming the owner, if `given` is known to be another encoder."""
+        """Raise InputError, naming the owner, if `given` is known to be another encoder.
+
+        Whatever uses a policy calls this. If one of the encoders is not known, it warns.
+        """
         own = self.fingerprint
-        if own and given and own != given:
+        if not own or not given:
+            which = "the policy was trained with" if not own else "made the embeddings"
+            log.warning("%s: which encoder %s is not known, and not compared", owner, which)
+        elif own != given:
             raise InputError(
                 f"{owner}: a bundle for another encoder ({own}); these embeddings come from "
                 f"{given}: embed queries and pool with the bundle's"
@@ -212,6 +221,13 @@ def seed_folder(folder: Path, seed: int) -> Path:
 def is_bundle(path: Path) -> bool:
     """Whether the path is the folder of a finished policy bundle."""
     return (path / _DOCUMENT).is_file()
+
+
+def encoder_of(path: Path) -> EncoderInfo:
+    """The encoder that a bundle was trained with; of another checkpoint it is not known."""
+    if not is_bundle(path):
+        return EncoderInfo(fingerprint=None)
+    return _info(_read_document(path), path / _DOCUMENT).encoder
 
 
 def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundle:

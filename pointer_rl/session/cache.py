@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pointer_rl.errors import InputError, first_line
+from pointer_rl.files import cache_folder
 from pointer_rl.types import Decoding, Request, Response, Usage
 
 log = logging.getLogger(__name__)
@@ -58,14 +59,6 @@ _CONTENT_ERRORS = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE
 _ERRORS = (sqlite3.DatabaseError, UnicodeDecodeError)
 """What the sqlite3 module raises; the second when a message quotes damaged bytes."""
 _JSON = json.JSONDecoder()
-
-
-def cache_folder() -> Path:
-    """POINTER_RL_CACHE, else pointer-rl in XDG_CACHE_HOME, else pointer-rl in ~/.cache."""
-    own = os.environ.get("POINTER_RL_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pointer-rl"
 
 
 def default_store() -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from pointer_rl.errors import InputError, PluginError
+from pointer_rl.errors import InputError, PluginError, reproducible
 from pointer_rl.session.cache import request_key
 from pointer_rl.types import (
     BackendError,
@@ -46,14 +46,15 @@ def run_checked(
     """Each request's result once, in the order in which the backend gives them.
 
     An InputError stands for a request that cannot be made; its result is a BackendError that says
-    why. Raises PluginError for a result that is missing, repeated or out of range, and for another
+    why. What differs from run to run is left out of messages: they are written to files. Raises
+    PluginError for a result that is missing, repeated or out of range, and for another
     number of log-probabilities than of answers.
     """
     asked: list[Request] = []
     indices: list[int] = []
     for index, request in enumerate(requests):
         if isinstance(request, InputError):
-            yield index, BackendError(str(request))
+            yield index, BackendError(reproducible(str(request)))
         else:
             asked.append(request)
             indices.append(index)
@@ -71,6 +72,8 @@ def run_checked(
                 f"the backend {backend.fingerprint} returned {len(result.score_logprobs)} "
                 f"log-probabilities for {wanted} answers"
             )
+        if isinstance(result, BackendError):
+            result = BackendError(reproducible(result.message))
         yield indices[position], result
     if waiting:
         raise PluginError(

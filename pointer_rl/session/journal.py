@@ -13,7 +13,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -24,13 +24,23 @@ import numpy.typing as npt
 from pointer_rl.errors import InputError
 from pointer_rl.records.fields import has_failed
 from pointer_rl.records.formats import open_writer, read_meta, stream_records
-from pointer_rl.records.provenance import differences
+from pointer_rl.records.provenance import (
+    EARLIER,
+    INPUTS,
+    PLUGINS,
+    Change,
+    changeable,
+    differences,
+    earlier_of,
+)
 from pointer_rl.records.records import as_line, encode_record, split_line
 
 log = logging.getLogger(__name__)
 
 RUN = "_run"
 """Key of what a job notes in a record for its summary; finished files do not have it."""
+_CHANGED = "_changed"
+"""Key of a line that says which plugins and inputs the run has from there on."""
 _NOWHERE = -1
 _BEGINNING = b'{"_meta": '
 """What the first line of a journal begins with."""
@@ -86,8 +96,12 @@ class Journal:
         *,
         overwrite: bool = False,
         take_over: bool = True,
+        accept: Collection[Change] = (),
     ) -> None:
-        """take_over: whether a finished file at `output` has these records, and is continued."""
+        """take_over: whether a finished file at `output` has these records, and is continued.
+
+        accept: what of the run may have changed since it began. Both states are then recorded.
+        """
         if output.name.endswith(_SUFFIX):
             raise InputError(f"{output}: {_SUFFIX} is for journals: choose another name")
         self.ids = ids
@@ -95,6 +109,9 @@ class Journal:
         self.path = partial_path(output)
         self.changed = True
         """Whether it holds anything that the finished file does not."""
+        self.earlier: list[dict[str, Any]] = []
+        """The plugins and inputs before each change that was accepted."""
+        self._accept = accept
         self._meta = meta
         self._starts = np.full(len(ids), _NOWHERE, dtype=np.int64)
         """[N] offset of each query's line."""
@@ -206,7 +223,8 @@ class Journal:
     def finish(self) -> None:
         """Write the finished file, of all queries that have a record, and remove the journal."""
         if self.changed or not self.output.exists():
-            with open_writer(self.output, self._meta) as writer:
+            earlier = {EARLIER: self.earlier} if self.earlier else {}
+            with open_writer(self.output, {**self._meta, **earlier}) as writer:
                 for key, record in self._lines((self._starts != _NOWHERE) & ~self._left_out):
                     writer.write_encoded(key, _without_notes(record))
         self.remove()
@@ -263,8 +281,11 @@ class Journal:
                 )
             self._head = len(head)
             if self._end > len(head):
-                check_same_run(_meta_of(head), self._meta, self.path, "is what another run left")
-                self._find_lines(file)
+                before, what = _meta_of(head), "is what another run left"
+                check_same_run(before, self._meta, self.path, what, (PLUGINS, INPUTS))
+                before |= self._find_lines(file)
+                check_same_run(before, self._meta, self.path, what, self._accept)
+                self._note_changes(before)
                 return
         self._file.truncate(0)
         self._end = 0
@@ -272,13 +293,25 @@ class Journal:
         self._write(head)
         self._head = len(head)
 
-    def _find_lines(self, file: BinaryIO) -> None:
+    def _note_changes(self, before: Mapping[str, Any]) -> None:
+        """Keep what was different in the run at first, if a change was accepted."""
+        was, now = changeable(before), changeable(json.loads(encode_record(self._meta)))
+        self.earlier = earlier_of(before) + ([] if was == now else [was])
+        if was != now or (self.earlier and self._end == self._head):
+            self._write(as_line(_CHANGED, encode_record({**now, EARLIER: self.earlier})))
+
+    def _find_lines(self, file: BinaryIO) -> dict[str, Any]:
+        """Find the queries' lines. Returns the last change that was accepted."""
+        changed: dict[str, Any] = {}
         index_of = {id_: index for index, id_ in enumerate(self.ids)}
         start, damaged = self._head, 0
         for line in file:
             try:
                 key, record = split_line(line)
-                self._note(index_of[key], start, json.loads(record))
+                if key == _CHANGED:
+                    changed = dict(json.loads(record))
+                else:
+                    self._note(index_of[key], start, json.loads(record))
             except (ValueError, KeyError, TypeError, AttributeError):
                 if not line.endswith(b"\n"):  # cut off by a kill
                     self._file.truncate(start)
@@ -288,6 +321,7 @@ class Journal:
             start += len(line)
         if damaged:
             log.warning("%s: %d damaged lines; their queries are asked again", self.path, damaged)
+        return changed
 
     def _take_over(self) -> None:
         """Continue a finished file: its failed trials can be asked again."""
@@ -295,7 +329,10 @@ class Journal:
             before = read_meta(self.output)
         except InputError:
             before = None
-        check_same_run(before, self._meta, self.output, "exists, and is another run's")
+        check_same_run(
+            before, self._meta, self.output, "exists, and is another run's", self._accept
+        )
+        self._note_changes(before or {})
         index_of = {id_: index for index, id_ in enumerate(self.ids)}
         lines: list[tuple[int, Record, bytes]] = []
         for key, record in stream_records(self.output):
@@ -308,10 +345,17 @@ class Journal:
         self.changed = False
 
 
-def check_same_run(before: object, now: Mapping[str, Any], path: Path, what: str) -> None:
+def check_same_run(
+    before: object,
+    now: Mapping[str, Any],
+    path: Path,
+    what: str,
+    accept: Collection[str] = (),
+) -> None:
     """Raise InputError, naming what differs, unless both decide the same run.
 
-    before: what the file at `path` says; what: what is wrong with it if it is another run's.
+    before: what the file at `path` says; what: what is wrong with it if it is another run's;
+    accept: keys in which they may differ.
     """
     if not isinstance(before, dict):
         raise InputError(
@@ -319,11 +363,19 @@ def check_same_run(before: object, now: Mapping[str, Any], path: Path, what: str
             "replace it with --overwrite"
         )
     plain = json.loads(encode_record(now))
-    changes = [_describe_change(each) for each in differences(before, plain)][:3]
+    changes = [
+        each for each in differences(before, plain) if each[0].partition(".")[0] not in accept
+    ]
     if changes:
+        said = "; ".join(dict.fromkeys(map(_describe_change, changes[:3])))
+        kinds = dict.fromkeys(name.partition(".")[0] for name, *_ in changes)
+        advice = ""
+        if kinds.keys() <= {PLUGINS, INPUTS}:
+            options = " ".join(f"--accept-changed {kind}" for kind in kinds)
+            advice = f", or accept the change with {options}"
         raise InputError(
-            f"{path}: {what} ({'; '.join(changes)}): give the same options to continue it, "
-            "name another --output-path, or start over with --overwrite"
+            f"{path}: {what} ({said}): give the same options to continue it, "
+            f"name another --output-path, or start over with --overwrite{advice}"
         )
 
 
@@ -346,6 +398,11 @@ def _meta_of(head: bytes) -> Any:
 def _describe_change(change: tuple[str, Any, Any]) -> str:
     """`seed: 0, now 1`; of long values only that they differ."""
     name, before, now = change
+    kind, _, part = name.partition(".")
+    if kind == PLUGINS:
+        return f"the code of the plugin{f' {part}' if part else 's'} has changed"
+    if part.endswith("_content_sha256"):
+        return f"an image, question, answer or id of the {part.partition('_')[0]} has changed"
     if name.endswith("_sha256") or isinstance(now, dict):
         return f"{name} differs"
     return f"{name}: {json.dumps(before)}, now {json.dumps(now)}"

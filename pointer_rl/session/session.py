@@ -17,13 +17,19 @@ from typing import Any
 
 from torch import Tensor
 
-from pointer_rl.datasets.embed import digest_ids
+from pointer_rl.datasets.embeddings import digest_vectors
+from pointer_rl.datasets.identity import ExampleHasher, digest_ids
 from pointer_rl.devices import default_window
 from pointer_rl.errors import InputError
-from pointer_rl.records.provenance import CHOICES, choices_of
+from pointer_rl.records.provenance import (
+    CHOICES,
+    INPUTS,
+    PLUGINS,
+    choices_of,
+)
 from pointer_rl.records.records import check_query_id
 from pointer_rl.records.shards import window_of
-from pointer_rl.registry import ConfiguredEntry, registry
+from pointer_rl.registry import ConfiguredEntry, Entry, code_of, registry
 from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.session.cache import ResponseCache
 from pointer_rl.session.caching import Cache, CachedBackend
@@ -95,6 +101,8 @@ class Session:
         limit, queries = options.limit, self.dataset.queries
         self.queries: Sequence[Example] = queries if limit is None else queries[:limit]
         self.metric: Metric = self._metric_plugin.create()
+        self._not_compared: list[str] = []
+        self.hasher = ExampleHasher(observer.say)
         self._window = window_of(earlier) if "window" in earlier else None
         self._backend = self._complete_backend()
         self._backend_plugin = self._backend.configure("backend")
@@ -139,13 +147,14 @@ class Session:
 
     def embeddings(self, queries: Sequence[Example]) -> tuple[Tensor, Pool]:
         """Embeddings [N, d] of some of the dataset's queries, and the pool with its own [K, d]."""
-        return dataset_embeddings(
+        vectors, pool, self._not_compared = dataset_embeddings(
             self.dataset,
-            self.dataset_plugin,
+            self.hasher,
             queries,
             self.options.query_emb,
             self.options.cand_emb,
         )
+        return vectors, pool
 
     def encoded(self, queries: Sequence[Example], encoder: PluginRef) -> tuple[Tensor, Pool]:
         """The same by another encoder, whatever embeddings were given."""
@@ -154,11 +163,11 @@ class Session:
         if self.options.device is not None and entry.has_option("device"):
             options.setdefault("device", self.options.device)
         configured = registry().configure("encoder", encoder.name, options)
-        return encoder_embeddings(self.dataset, self.dataset_plugin, queries, configured)
+        return encoder_embeddings(self.dataset, self.hasher, queries, configured)
 
-    def policy(self, checkpoint: Path | None, dim: int, seed: int) -> SelectorPolicy | NoPolicy:
+    def policy(self, checkpoint: Path | None, pool: Pool, seed: int) -> SelectorPolicy | NoPolicy:
         """The selector of a checkpoint; for a dataset with companions, a seeded untrained one."""
-        return make_policy(checkpoint, self.dataset, dim, seed, self.options.device)
+        return make_policy(checkpoint, self.dataset, pool, seed, self.options.device)
 
     # --- trials ---
 
@@ -201,18 +210,49 @@ class Session:
 
     # --- provenance ---
 
-    def describe(self, queries: Sequence[Example]) -> dict[str, Any]:
-        """Versions, dataset, backend, prompt, metric and decoding, for `_meta`."""
+    def describe(
+        self,
+        queries: Sequence[Example],
+        *entries: Entry,
+        embedded: tuple[Tensor, Pool] | None = None,
+    ) -> dict[str, Any]:
+        """Versions, inputs, dataset, backend, prompt, metric and decoding, for `_meta`.
+
+        `entries` are what the run uses besides, and `embedded` the embeddings of the queries and of
+        the pool.
+        """
         fingerprint = self.backend.fingerprint
+        own = (self.dataset_plugin, self._backend_plugin, self._prompt_plugin, self._metric_plugin)
+        code = code_of([*(each.entry for each in own), *entries])
         return {
             "pointer_rl_version": version("pointer-rl"),
+            **({PLUGINS: code} if code else {}),
             "dataset": self.describe_dataset(queries),
+            INPUTS: self._describe_inputs(queries, embedded),
             "backend": {**self._describe_backend(), "fingerprint": fingerprint},
             **({CHOICES: dict(self.chosen)} if self.chosen else {}),
             "prompt": self._prompt_plugin.describe(),
             "metric": {**self._metric_plugin.describe(), "version": self.metric.version},
             "decoding": asdict(self.options.decoding),
         }
+
+    def _describe_inputs(
+        self, queries: Sequence[Example], embedded: tuple[Tensor, Pool] | None
+    ) -> dict[str, Any]:
+        sides = {"queries": self.hasher(queries), "pool": self.hasher(self.dataset.pool)}
+        inputs: dict[str, Any] = {
+            f"{side}_content_sha256": each.digest for side, each in sides.items()
+        }
+        if embedded is not None:
+            vectors, pool = embedded
+            inputs["encoder"] = pool.encoder
+            if self.options.query_emb is not None:  # made here, last digits depend on the machine
+                inputs["query_embeddings_sha256"] = digest_vectors(vectors)
+                inputs["pool_embeddings_sha256"] = digest_vectors(pool.embeddings)
+        if self._not_compared:
+            inputs["not_compared"] = self._not_compared
+        unreadable = {side: len(each.unreadable) for side, each in sides.items()}
+        return {**inputs, "unreadable_images": unreadable} if any(unreadable.values()) else inputs
 
     def describe_dataset(self, queries: Sequence[Example]) -> dict[str, Any]:
         """The part of `describe` on the dataset."""

@@ -14,7 +14,7 @@ are asked follows from the outcomes alone, wherever and in whatever order window
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ import pointer_rl_schemas
 from pointer_rl.datasets.leakage import AllowedRows, image_content
 from pointer_rl.errors import InputError
 from pointer_rl.records.fields import has_failed
+from pointer_rl.records.provenance import Change, changeable
 from pointer_rl.registry import registry
 from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.selectors.bundle import DataFile
 from pointer_rl.session.candidates import CandidateJob
 from pointer_rl.session.journal import Journal, earlier_meta
 from pointer_rl.session.observer import Observer
-from pointer_rl.session.resolve import describe_policy
+from pointer_rl.session.resolve import describe_policy, selector_entries
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.session.windows import run_windows
 from pointer_rl.train.config import TrainConfig
@@ -121,11 +122,12 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
     session.check_answers(session.queries)
     embeddings, pool = session.embeddings(session.dataset.queries)
     about = session.describe_dataset(session.queries)
-    source = embedded(session.dataset, embeddings, pool, about)
+    source = embedded(session.dataset, session.hasher, embeddings, pool, about)
     logged = None if run.data is None else source.read(run.data, run.reward)
     images = _images(session)
     groups, price = None, run.config.demonstration_price
     if logged is not None:
+        source.compare(logged)
         check_rewarded(logged)
         report_left_out(logged, observer)
         groups = Groups.of(logged, run.shots, demonstration_price=price).with_images(images)
@@ -136,7 +138,10 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
     check_may_stop(start, groups, run.config, observer)
     backend = session.backend
     run.output.prepare(run.data, run.sft_ckpt)
-    asked = session.describe(session.queries)
+    search = [] if run.search is None else [run.search.configure("generator").entry]
+    entries = [*selector_entries([SelectorPolicy(start)]), *search]
+    entries.append(run.reward.configure("reward").entry)
+    asked = session.describe(session.queries, *entries)
     decided = identity(
         run.config,
         source,
@@ -148,6 +153,7 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
         score_answers=run.score_answers,
         backend=backend.fingerprint,
         **{name: asked[name] for name in ("dataset", "prompt", "metric", "decoding")},
+        **changeable(asked),
         online={
             **asdict(run.online),
             "search": run.search and run.search.configure("generator").describe(),
@@ -196,6 +202,7 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
                     most,
                     describe_policy(policy),
                     executor,
+                    run.output.accept_changed,
                 )
             data = source.read(path, run.reward)
             report_left_out(data, observer)
@@ -291,6 +298,7 @@ def _ask_round(
     most: int,
     policy: Mapping[str, Any] | None,
     executor: Executor,
+    accept_changed: Collection[Change],
 ) -> None:
     """Write a round's RL data, of as many of the job's queries as the calls suffice for.
 
@@ -298,13 +306,14 @@ def _ask_round(
     if every trial failed.
     """
     session = job.session
-    described = session.describe(job.queries)
+    generators = [each.configure("generator") for each in job.generators.values()]
+    described = session.describe(job.queries, *(each.entry for each in generators))
     del described["dataset"]["num_queries"]  # how many are asked shows as they are asked
     meta = {
         "schema_version": pointer_rl_schemas.version("pointer_candidates"),
         **described,
         "policy": policy,
-        "generators": [each.configure("generator").describe() for each in job.generators.values()],
+        "generators": [each.describe() for each in generators],
         "round": number,
         **job.described_shots,
         "seed": job.seed,
@@ -313,7 +322,8 @@ def _ask_round(
         "score_answers": job.score_answers,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with Journal(path, meta, [query.id for query in job.queries]) as journal:
+    ids = [query.id for query in job.queries]
+    with Journal(path, meta, ids, accept=accept_changed) as journal:
         asked: list[Mapping[str, Any]] = []
         wave = range(min(calls // most, len(job.queries)))
         while wave:

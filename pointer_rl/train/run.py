@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +15,8 @@ from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError, MissingExtraError
 from pointer_rl.files import remove_leftovers, write_text
 from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
+from pointer_rl.records.provenance import PLUGINS, Change
+from pointer_rl.registry import Entry, code_of
 from pointer_rl.selectors import Selector, SelectorPolicy
 from pointer_rl.selectors.bundle import (
     BUNDLE_FILES,
@@ -26,6 +28,7 @@ from pointer_rl.selectors.bundle import (
     save_bundle,
 )
 from pointer_rl.session.observer import Observer
+from pointer_rl.session.resolve import selector_entries
 from pointer_rl.session.session import PluginRef
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
@@ -54,6 +57,8 @@ class Output:
     """Start over; otherwise an interrupted run in the folder is continued."""
     tensorboard: bool = False
     """Also write the metrics of each epoch as TensorBoard events."""
+    accept_changed: Collection[Change] = ()
+    """What of the run may have changed since it began."""
 
     def prepare(self, *inputs: Path | None) -> None:
         """Make the folder ready: create it, empty it of the run in it, or keep that to continue.
@@ -184,10 +189,19 @@ def _queries(number: int) -> str:
 
 
 def identity(
-    config: TrainConfig, source: Source, start: SelectorPolicy, **more: Any
+    config: TrainConfig,
+    source: Source,
+    start: SelectorPolicy,
+    entries: Sequence[Entry] = (),
+    **more: Any,
 ) -> dict[str, Any]:
-    """What decides a run, as plain JSON: only the same run can continue a checkpoint."""
+    """What decides a run, as plain JSON: only the same run can continue a checkpoint.
+
+    entries: what the run uses besides its selector.
+    """
+    code = code_of([*selector_entries([start]), *entries])
     decided = {
+        **({PLUGINS: code} if code else {}),
         **asdict(config),
         "queries": digest_vectors(source.queries.vectors),
         "pool": digest_vectors(source.pool.vectors),
@@ -204,8 +218,9 @@ def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
     Raises InputError, before anything is written, for anything that is missing or does not fit,
     and for the folder of another run.
     """
-    source = open_source(run.data, run.img_emb, run.query_emb, run.cand_emb)
+    source = open_source(run.data, run.img_emb, run.query_emb, run.cand_emb, observer.say)
     data = source.read(run.data, run.reward)
+    not_compared = source.compare(data)
     config = run.config
     if not run.supervised:
         check_rewarded(data)
@@ -232,9 +247,11 @@ def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
         config,
         source,
         SelectorPolicy(start),
+        [run.reward.configure("reward").entry],
         data=data.sha256,
         reward=run.reward.name,
         reward_options=dict(run.reward.options),
+        **({"not_compared": not_compared} if not_compared else {}),
     )
     with recorded_trainer(start, config, run.device, run.output, decided, observer) as trainer:
         trainer.fit(groups, round_stages(config, 0), first=0)
@@ -387,7 +404,8 @@ def recorded_trainer(
         if output.tensorboard:
             events = stack.enter_context(_summary_writer()(str(output.folder / EVENTS)))
         place = resolve_device(device or "auto")
-        trainer = Trainer(start, config, place, checkpoint, decided, record)
+        accept = output.accept_changed
+        trainer = Trainer(start, config, place, checkpoint, decided, record, accept)
         yield trainer
 
 

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from pointer_rl.datasets.embeddings import Embeddings, load_embeddings
+from pointer_rl.datasets.embeddings import Embeddings, digest_vectors, load_embeddings
+from pointer_rl.datasets.identity import ExampleHasher, Say, digest_hashes
 from pointer_rl.errors import InputError
 from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
 from pointer_rl.records.formats import read_meta
+from pointer_rl.records.provenance import INPUTS
 from pointer_rl.registry import registry
-from pointer_rl.selectors.bundle import EncoderInfo, is_bundle, load_bundle
+from pointer_rl.selectors.bundle import EncoderInfo, encoder_of
 from pointer_rl.selectors.checkpoints import load_selector
 from pointer_rl.selectors.selector import Selector, create_selector
 from pointer_rl.session.resolve import dataset_embeddings
 from pointer_rl.session.session import PluginRef
 from pointer_rl.train.config import DEFAULT_SELECTOR, TrainConfig
-from pointer_rl.types import Dataset, Pool
+from pointer_rl.types import Dataset, Example, Pool
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +42,51 @@ class Source:
         """The groups of a file of RL data or beam data."""
         return BeamDatasetWithEmbedding(path, self.queries, self.pool, reward.name, reward.options)
 
+    def compare(self, data: BeamDatasetWithEmbedding) -> list[str]:
+        """Raise InputError if these embeddings are not of the examples that the data was made from.
+
+        Returns "queries" or "pool" for those of which that is not known, and warns of it.
+        """
+        dataset = data.meta.get("dataset")
+        inputs = data.meta.get(INPUTS)
+        inputs = inputs if isinstance(inputs, dict) else {}
+        # The hashes are of all queries in order: the file must have them all.
+        whole = isinstance(dataset, dict) and dataset.get("num_queries") == len(data)
+        sides = {
+            "queries": (self.queries, "query", data.query_rows.tolist() if whole else None),
+            "pool": (self.pool, "pool", range(len(self.pool.vectors))),
+        }
+        unknown = []
+        for side, (made, name, rows) in sides.items():
+            contents = inputs.get(f"{side}_content_sha256")
+            vectors = inputs.get(f"{name}_embeddings_sha256")
+            same = None
+            if rows is None:
+                pass
+            elif made.contents and contents and "unreadable_images" not in inputs:
+                same = digest_hashes(made.contents[row] for row in rows) == contents
+            elif vectors and digest_vectors(made.take(rows)) == vectors:
+                same = True
+            elif vectors and made.ids is None:  # with ids they may be by another encoder
+                same = False
+            if same is None:
+                unknown.append(side)
+            elif not same:
+                raise InputError(
+                    f"{data.path}: the embeddings of the {side} are of other examples than the "
+                    "file was made from, or in another order (an image, a question or an answer "
+                    "may have changed): give the same ones, or embed the dataset and generate the "
+                    "data again"
+                )
+        if unknown:
+            log.warning(
+                "%s: whether the embeddings of the %s are of the same images, questions and "
+                "answers as the data is not known, and not compared",
+                data.path,
+                " and the ".join(unknown),
+            )
+        return unknown
+
     @property
     def pool_ids(self) -> tuple[str, ...]:
         """The ids of the pool's rows; their numbers if the file of embeddings has no ids."""
@@ -44,7 +94,11 @@ class Source:
 
 
 def open_source(
-    data: Path, img_emb: Path | None, query_emb: Path | None, cand_emb: Path | None
+    data: Path,
+    img_emb: Path | None,
+    query_emb: Path | None,
+    cand_emb: Path | None,
+    say: Say = lambda sentence: None,
 ) -> Source:
     """The embeddings for a file of data.
 
@@ -81,18 +135,27 @@ def open_source(
             f"{data}: the dataset {dataset.name} brings no encoder: give --query-emb and "
             "--cand-emb (`pointer-rl embed` makes them)"
         )
-    return embedded(
-        dataset, *dataset_embeddings(dataset, plugin, dataset.queries, None, None), about
-    )
+    hasher = ExampleHasher(say)
+    vectors, embedded_pool, _ = dataset_embeddings(dataset, hasher, dataset.queries, None, None)
+    return embedded(dataset, hasher, vectors, embedded_pool, about)
 
 
-def embedded(dataset: Dataset, queries: Tensor, pool: Pool, about: Mapping[str, Any]) -> Source:
+def embedded(
+    dataset: Dataset, hasher: ExampleHasher, queries: Tensor, pool: Pool, about: Mapping[str, Any]
+) -> Source:
     """A source from a dataset's embeddings: queries [Q, d], in its order, and the pool."""
-    name = dataset.companions.encoder if dataset.companions else None
+
+    def of(examples: Sequence[Example], vectors: Tensor) -> Embeddings:
+        ids = tuple(each.id for each in examples)
+        return Embeddings(ids, vectors, pool.encoder, tuple(hasher(examples).hashes))
+
     return Source(
-        Embeddings(tuple(each.id for each in dataset.queries), queries, pool.encoder),
-        Embeddings(tuple(each.id for each in pool.examples), pool.embeddings, pool.encoder),
-        EncoderInfo(fingerprint=pool.encoder, name=name),
+        of(dataset.queries, queries),
+        of(dataset.pool, pool.embeddings),
+        EncoderInfo(
+            fingerprint=pool.encoder,
+            name=dataset.companions.encoder if dataset.companions else None,
+        ),
         about,
     )
 
@@ -106,8 +169,7 @@ def start_policy(path: Path | None, source: Source, config: TrainConfig) -> Sele
     dim = source.pool.vectors.shape[1]
     if path is None:
         return _new_selector(config, dim)
-    if is_bundle(path):
-        load_bundle(path).info.encoder.check(source.encoder.fingerprint, path)
+    encoder_of(path).check(source.encoder.fingerprint, path)
     if config.selector_options or config.selector != DEFAULT_SELECTOR:
         raise InputError(
             f"{path} has a selector already: do without --selector, --selector-opt, --layers, "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from pointer_rl.errors import InputError
+from pointer_rl.records.provenance import EARLIER, INPUTS, PLUGINS, Change, changeable, earlier_of
 from pointer_rl.selectors.selector import Selector
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
@@ -98,15 +99,19 @@ class Trainer:
         checkpoint: Path,
         run: Mapping[str, Any],
         on_epoch: Callable[[EpochLine], object] = lambda line: None,
+        accept: Collection[Change] = (),
     ) -> None:
-        """`run` is JSON that identifies the run. It continues from `checkpoint` if that exists."""
+        """`run` is JSON that identifies the run. It continues from `checkpoint` if that exists.
+
+        accept: what of the run may have changed since. Both states are then recorded.
+        """
         self.config = config
         self.device = device
         self._checkpoint = checkpoint
         self._on_epoch = on_epoch
         if checkpoint.exists():
             self.state = load_state(checkpoint, device)
-            _check_same(self.state.run, run, checkpoint)
+            self.state.run = _same_run(self.state.run, run, checkpoint, accept)
         else:
             selector = selector.to(device).eval().requires_grad_(True)
             copies = {"best": frozen(selector), "start": frozen(selector)}
@@ -238,10 +243,23 @@ def _held_out(learner: Learner) -> Metrics:
     return {f"held_out_{name}": value for name, value in learner.held_out().items()}
 
 
-def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
+def _same_run(
+    before: Mapping[str, Any], now: Mapping[str, Any], path: Path, accept: Collection[Change]
+) -> dict[str, Any]:
+    """What identifies the run from now on. Raises InputError if it is not the same run."""
+    for key in sorted((before.keys() | now.keys()) - {EARLIER, *accept}):
+        if before.get(key) == now.get(key):
+            continue
+        if key in (PLUGINS, INPUTS):
+            what = "the code of a plugin" if key == PLUGINS else "an image, question or answer"
             raise InputError(
-                f"{path}: holds a run with {key} {before.get(key)!r}, now {now.get(key)!r}: give "
-                "the same to continue it, or start over with --overwrite"
+                f"{path}: {what} has changed since the run began: start over with --overwrite, or "
+                f"accept the change with --accept-changed {key}"
             )
+        raise InputError(
+            f"{path}: holds a run with {key} {before.get(key)!r}, now {now.get(key)!r}: give "
+            "the same to continue it, or start over with --overwrite"
+        )
+    was = changeable(before)
+    earlier = earlier_of(before) + ([] if was == changeable(now) else [was])
+    return {**now, **({EARLIER: earlier} if earlier else {})}

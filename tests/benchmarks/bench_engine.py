@@ -115,7 +115,7 @@ def trials(
         return replace(example, image=files[key])
 
     embeddings, pool = bench.embeddings(bench.queries)
-    policy = bench.policy(None, pool.embeddings.shape[1], 0)
+    policy = bench.policy(None, pool, 0)
     names = {"beam": {}, "retrieval": {"num": 1}, "sample": {}}
     generators = {name: registry().create("generator", name, o) for name, o in names.items()}
     builder = registry().create("prompt", "short-answer")

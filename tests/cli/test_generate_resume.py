@@ -93,7 +93,8 @@ def test_failed_trials_are_asked_again_and_no_others(world, backends):
     _, before = records(world.output)
     PIL.Image.new("RGB", (4, 4), (200, 0, 0)).save(world.folder / "2.png")
     backends.clear()
-    second = world.generate("--no-store")
+    refused(world.generate("--no-store"), "--accept-changed inputs", backends)
+    second = world.generate("--no-store", "--accept-changed", "inputs")
     assert second.stderr == ""
     _, after = records(world.output)
     touched = {
@@ -133,7 +134,7 @@ def test_other_data_is_noticed_too(world, backends):
     world.rows[5]["question"] = "another?"
     world.write()
     backends.clear()
-    refused(world.generate(), "inputs.queries_sha256 differs", backends)
+    refused(world.generate(), "question, answer or id of the queries has changed", backends)
 
 
 SEARCH = (

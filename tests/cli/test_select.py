@@ -20,6 +20,7 @@ import torch
 from toy_selectors import StoppingSelector, installed
 
 from pointer_rl.datasets.embeddings import load_embeddings, save_embeddings
+from pointer_rl.datasets.identity import ExampleHasher
 from pointer_rl.hookspecs import hookimpl
 from pointer_rl.registry import registry
 from pointer_rl.selectors import PointerConfig, PointerSelector
@@ -201,7 +202,7 @@ def test_what_embeds_a_datasets_companions_is_kept_too(place, monkeypatch, tmp_p
     monkeypatch.setenv("POINTER_RL_CACHE", str(tmp_path / "cache"))
     plugin = resolve.registry().configure("dataset", "jsonl", {"path": "pool.jsonl"})
     dataset = dataclasses.replace(plugin.create(), companions=Companions("none", "pixel"))
-    resolve.dataset_embeddings(dataset, plugin, dataset.queries, None, None)
+    resolve.dataset_embeddings(dataset, ExampleHasher(), dataset.queries, None, None)
     made = [load_embeddings(path) for path in (tmp_path / "cache" / "embeddings").iterdir()]
     assert [each.encoder_plugin and each.encoder_plugin["name"] for each in made] == ["pixel"] * 2
 

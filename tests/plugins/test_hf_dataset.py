@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 import pytest
 from PIL import Image
 
+from pointer_rl.datasets import identity
 from pointer_rl.errors import InputError, MissingExtraError
 from pointer_rl.registry import registry
 from pointer_rl_standard.hf_dataset import load_hf
@@ -282,3 +284,32 @@ def test_the_missing_package_is_named(saved: Path, monkeypatch: pytest.MonkeyPat
 def test_the_loader_is_imported_without_the_package() -> None:
     code = "import pointer_rl_standard.hf_dataset, sys; sys.exit('datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_larger_images_than_allowed_are_refused(saved: Path) -> None:
+    for limit in ("max_image_bytes", "max_image_pixels"):
+        image = load(saved, **{limit: 2}).queries[0].image
+        with pytest.raises(InputError, match=f"more than {limit}=2"):
+            image.open()
+
+
+def test_hashes_of_rows_are_kept_as_long_as_their_files_stay(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POINTER_RL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(identity, "_SETTLED", -1)
+    expected = [each.image.key for each in load(saved).queries]
+
+    def keys() -> list[str]:
+        images = [each.image for each in load(saved).queries]
+        identity.hash_images(images)
+        return [image.key for image in images]
+
+    assert keys() == expected
+    kept = sqlite3.connect(tmp_path / "cache" / "images.sqlite", isolation_level=None)
+    kept.execute("UPDATE hashes SET hash = 'told'")
+    kept.close()
+    assert keys() == ["told"] * 4
+    for file in saved.rglob("*.arrow"):
+        os.utime(file)
+    assert keys() == expected

@@ -249,3 +249,29 @@ def test_other_forms_of_answers_are_input_errors(value: object) -> None:
         return
     assert answers
     assert all(isinstance(each, str) for each in answers)
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "a/../../secret.png", ".."])
+def test_images_lie_in_the_folder_that_is_named(tmp_path, name):
+    (tmp_path / "images").mkdir()
+    inside = {"image": "a/../b.png", "question": "?", "answer": "yes"}
+    lines = [inside, {**inside, "image": name}]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match=r"line 2: the image .* lies outside of .*outside=true"):
+        load(path, images=str(tmp_path / "images"))
+    assert len(load(path, images=str(tmp_path / "images"), outside=True).queries) == 2
+    assert load(path).queries[1].image.path == tmp_path / name, "no folder was named"
+
+
+def test_larger_images_than_allowed_are_not_read(tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"image": "a.png", "question": "?", "answer": "yes"}))
+    load(path, max_image_pixels=81).queries[0].image.open()
+    for limit in ("max_image_pixels", "max_image_bytes"):
+        with pytest.raises(InputError, match=rf"a\.png: .*more than {limit}=50"):
+            load(path, **{limit: 50}).queries[0].image.open()
+    for limit in ({"max_image_bytes": 0}, {"max_image_pixels": 10**9}):
+        with pytest.raises(ValueError, match="start at 1"):
+            load(path, **limit)

@@ -252,3 +252,8 @@ def test_changed_bytes_load_or_are_input_errors(root: Path, file: str) -> None:
         (root / file).write_bytes(damaged)
         with contextlib.suppress(InputError):
             load(root)
+
+
+def test_a_name_that_leads_out_of_the_folder_is_refused(root: Path) -> None:
+    with pytest.raises(InputError, match=r"the image '\.\./.*' lies outside of "):
+        load(root, image_name="../{image_id}.jpg")

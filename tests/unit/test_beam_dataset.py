@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointer_rl import BeamDataset, BeamDatasetWithEmbedding
-from pointer_rl.datasets.embed import digest_ids
 from pointer_rl.datasets.embeddings import Embeddings
+from pointer_rl.datasets.identity import digest_ids
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.records.beams import Beam, to_beam_record
 from pointer_rl.records.formats import open_writer

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from toy_selectors import StoppingSelector, installed
 
 import pointer_rl
-from pointer_rl.datasets.embed import digest_ids
 from pointer_rl.datasets.embeddings import (
     Embeddings,
     digest_vectors,
     load_embeddings,
     save_embeddings,
 )
+from pointer_rl.datasets.identity import digest_ids
 from pointer_rl.errors import InputError
 from pointer_rl.selectors import (
     PointerConfig,
