@@ -27,10 +27,23 @@ IMAGE_TOKENS = 5
 FAULTS = (
     *("429", "429 after", "429 date", "429 ms", "500", "502", "503", "reset", "cut", "hang"),
     *("garbage", "html", "empty", "trickle", "list", "no choices", "no message", "numbers"),
-    *("error in 200", "oversize", "deep"),
+    *("error in 200", "oversize", "deep", "no finish", "abort", "tool object", "huge number"),
 )
 """Each is over when the request is asked again."""
-FATAL = ("400", "401", "404", "redirect", "null text", "filtered", "quota", "long wait")
+FINISHES = {
+    "length empty": ("length", ""),
+    "length null": ("length", None),
+    "length cut": ("length", "re: wh"),
+    "filtered": ("content_filter", "re: wh"),
+    "filtered empty": ("content_filter", ""),
+    "tool call": ("tool_calls", None),
+    "function call": ("function_call", ""),
+    "stop null": ("stop", None),
+    "unknown finish": ("\x1b[31mbored", "re: what?"),
+    "finish list": (["stop"], "re: what?"),
+}
+"""Replies that end otherwise than with a whole answer: finish_reason and content."""
+FATAL = (*FINISHES, "400", "401", "404", "redirect", "quota", "long wait", "thinking")
 """Asking again would not help."""
 
 
@@ -82,7 +95,7 @@ class FaultServer:
 
     faults: for the first chat requests, one each (None: none). answer: from a request's body to the
     text. at_once: more requests in flight get a 429. shift: added to the token ids that
-    prompt_logprobs names.
+    prompt_logprobs names. logprob: of a token at a position.
     """
 
     def __init__(
@@ -98,6 +111,7 @@ class FaultServer:
         delay_seconds: float = 0.0,
         prompt_logprobs: bool = True,
         shift: int = 0,
+        logprob: Callable[[Sequence[int], int], Any] = logprob,
         version: str = "0.11.0",
         port: int = 0,
     ) -> None:
@@ -113,6 +127,7 @@ class FaultServer:
         self.delay_seconds = delay_seconds
         self.prompt_logprobs = prompt_logprobs
         self.shift = shift
+        self.logprob = logprob
         self.version = version
         self.system_fingerprint: str | None = None
         self.lock = threading.Lock()
@@ -256,7 +271,7 @@ class _Handler(BaseHTTPRequestHandler):
             reply["choices"][0]["token_ids"] = written
             reply["choices"][0]["logprobs"] = {
                 "content": [
-                    {"logprob": logprob([*tokens, *written], len(tokens) + place)}
+                    {"logprob": state.logprob([*tokens, *written], len(tokens) + place)}
                     for place in range(len(written))
                 ]
             }
@@ -265,7 +280,10 @@ class _Handler(BaseHTTPRequestHandler):
         if state.vllm and state.prompt_logprobs and "prompt_logprobs" in body:
             reply["prompt_logprobs"] = [
                 {
-                    str(token + state.shift): {"logprob": logprob(tokens, position), "rank": 3},
+                    str(token + state.shift): {
+                        "logprob": state.logprob(tokens, position),
+                        "rank": 3,
+                    },
                     "7": {"logprob": -0.01, "rank": 1},
                 }
                 if position
@@ -326,12 +344,19 @@ class _Handler(BaseHTTPRequestHandler):
             "numbers": {**reply, "choices": [{"message": {"content": 7}}]},
             "oversize": {**reply, "padding": "x" * 3_000_000},
             "error in 200": {"error": {"message": "the worker died"}},
-            "null text": {
+            "no finish": {**reply, "choices": [{"message": choice["message"]}]},
+            "abort": {**reply, "choices": [{**choice, "finish_reason": "abort"}]},
+            "tool object": {**reply, "choices": [{**choice, "message": {"content": {"a": 1}}}]},
+            "huge number": {**reply, "choices": [{**choice, "message": {"content": 10**400}}]},
+            "thinking": {
                 **reply,
-                "choices": [{"message": {"content": None}, "finish_reason": "length"}],
+                "choices": [{**choice, "message": {"content": "", "reasoning_content": "Hm."}}],
             },
-            "filtered": {**reply, "choices": [{**choice, "finish_reason": "content_filter"}]},
         }
+        for name, (finish, content) in FINISHES.items():
+            message = {**choice["message"], "content": content}
+            ended = {**choice, "message": message, "finish_reason": finish}
+            changes[name] = {**reply, "choices": [ended]}
         raw = {
             "garbage": b"\x00\xff{[not json",
             "html": b"<html>Bad gateway</html>",

@@ -14,6 +14,7 @@ from fault_server import (
     END,
     FATAL,
     FAULTS,
+    FINISHES,
     START,
     FaultServer,
     logprob,
@@ -216,8 +217,17 @@ def test_a_fault_that_stays_is_a_value_and_is_asked_again_by_the_next_run(fault,
         ("401", "api_key_env"),
         ("404", "HTTP 404"),
         ("redirect", "HTTP 307"),
-        ("null text", "finish_reason length"),
+        ("length empty", "ran out of tokens before it answered (finish_reason length): raise max_"),
+        ("length null", "--decoding-opt max_new_tokens=N"),
+        ("length cut", "was cut off (finish_reason length): raise max_new_tokens"),
         ("filtered", "filter"),
+        ("filtered empty", "filter"),
+        ("tool call", "called a tool"),
+        ("function call", "called a tool"),
+        ("stop null", "no text (finish_reason stop)"),
+        ("unknown finish", r'whole (finish_reason "\u001b[31mbored")'),
+        ("finish list", "whole (finish_reason missing)"),
+        ("thinking", "thought and did not answer"),
         ("quota", "HTTP 429: quota!"),
         ("long wait", "86,400 s"),
     ],
@@ -231,6 +241,57 @@ def test_what_no_repetition_mends_is_asked_once(fault, why):
         assert len(server.chats()) == 2
     [failure] = [each for each in results if isinstance(each, BackendError)]
     assert why in failure.message
+
+
+def test_every_fault_that_stays_is_tried():
+    [mark] = [
+        each
+        for each in test_what_no_repetition_mends_is_asked_once.pytestmark
+        if each.name == "parametrize"
+    ]
+    assert {fault for fault, _ in mark.args[1]} == set(FATAL)
+
+
+@pytest.mark.parametrize(
+    ("finish", "content", "stop", "answer"),
+    [
+        ("stop", "a cat", (), "a cat"),
+        ("stop", "", (), ""),  # the model ended its turn at once
+        ("stop", " ", (), " "),
+        ("length", "a cat\nQuest", ("\n",), "a cat"),  # whole: it is cut before that anyway
+        ("length", "\nQuestion", ("\n",), ""),
+        ("length", "a cat\nQuest", (".",), None),
+        ("length", "a cat", (), None),
+        ("content_filter", "a cat\n", ("\n",), None),
+    ],
+)
+def test_an_answer_is_what_the_server_says_is_whole(finish, content, stop, answer, monkeypatch):
+    monkeypatch.setitem(FINISHES, "ended", (finish, content))
+    with FaultServer(["ended"]) as server:
+        results = answers(connect(server), [ask("what?", Decoding(stop=stop))])
+    assert texts(results) == [answer]
+
+
+def test_a_server_is_scored_though_its_generation_is_cut():
+    """A request for scores generates a token, and is cut there."""
+    with FaultServer(vllm=True) as server:
+        server.always = "length cut"
+        [result] = answers(connect(server), [ask("what? ", None, ("red cat",))])
+    assert result.score_logprobs == pytest.approx([naive_score("what? ", "red cat")], rel=1e-12)
+
+
+@pytest.mark.parametrize("logprob", [0.5, 1e-2, "NaN", "-1.0", None, True, -(10**400), [-1.0]])
+def test_a_log_probability_that_is_none_is_a_failure(logprob):
+    with FaultServer(vllm=True, logprob=lambda tokens, position: logprob) as server:
+        [result] = answers(connect(server), [ask("what? ", None, ("red cat",))])
+    assert isinstance(result, BackendError)
+    assert "a log-probability that is none" in result.message
+
+
+def test_a_log_probability_rounded_to_just_above_0_is_0():
+    with FaultServer(vllm=True, logprob=lambda tokens, position: 1e-6) as server:
+        [result] = answers(connect(server), [ask("what? ", None, ("red cat",))])
+    assert result.score_logprobs == (0.0,)
 
 
 def test_a_server_that_bears_little_is_asked_less_and_loses_nothing():
