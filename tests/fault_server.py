@@ -7,6 +7,7 @@ token a function of the tokens before it. With `vllm=True` it speaks vLLM's addi
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import struct
@@ -43,6 +44,20 @@ FINISHES = {
     "finish list": (["stop"], "re: what?"),
 }
 """Replies that end otherwise than with a whole answer: finish_reason and content."""
+KEY_FORMS: dict[str, Callable[[str], str]] = {
+    "as it is": str,
+    "upper": str.upper,
+    "broken": lambda key: f"{key[:5]}\n{key[5:]}",
+    "spaced": " ".join,
+    "URL": lambda key: "".join(f"%{ord(each):02x}" for each in key),
+    "JSON": lambda key: "".join(f"\\u{ord(each):04x}" for each in key),
+    "base64": lambda key: base64.b64encode(f"Bearer {key}!".encode()).decode(),
+}
+"""How a server may give the key back: the fault `key FORM` has it in the answer, `500 key FORM` in
+an error message, and both have it in a header, with the request's own."""
+KEY_FAULTS = (*(f"key {form}" for form in KEY_FORMS), *(f"500 key {form}" for form in KEY_FORMS))
+SCORE_FAULTS = {"logprob above": 0.7, "logprob text": "-1", "logprob none": None}
+"""Replies in which every log-probability is none."""
 FATAL = (*FINISHES, "400", "401", "404", "redirect", "quota", "long wait", "thinking")
 """Asking again would not help."""
 
@@ -88,6 +103,18 @@ def text_of(body: dict[str, Any]) -> str:
         )
         if part["type"] == "text"
     )
+
+
+def _with_logprobs(value: Any, logprob: Any) -> Any:
+    """A reply with another value for each of its log-probabilities."""
+    if isinstance(value, list):
+        return [_with_logprobs(each, logprob) for each in value]
+    if isinstance(value, dict):
+        return {
+            name: logprob if name == "logprob" else _with_logprobs(each, logprob)
+            for name, each in value.items()
+        }
+    return value
 
 
 class FaultServer:
@@ -294,6 +321,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _fail(self, fault: str, body: dict[str, Any], reply: Any) -> None:
         said = {"error": {"message": f"{fault}! You said: {text_of(body)}", "code": fault}}
+        if " key " in f" {fault}":
+            sent = self.headers.get("authorization", "").removeprefix("Bearer ")
+            form = fault.partition("key ")[2]
+            said["error"]["message"] = f"no such key: {KEY_FORMS[form](sent)}"
+            if fault.startswith("key"):
+                reply["choices"][0]["message"]["content"] += KEY_FORMS[form](sent)
+                self._json(200, reply, {"x-key": sent})
+            else:
+                self._json(500, said, {"x-key": sent})
+            return
         headers = {
             "429 after": {"retry-after": "0.03"},
             "429 date": {"retry-after": formatdate(usegmt=True)},
@@ -353,6 +390,8 @@ class _Handler(BaseHTTPRequestHandler):
                 "choices": [{**choice, "message": {"content": "", "reasoning_content": "Hm."}}],
             },
         }
+        for name, value in SCORE_FAULTS.items():
+            changes[name] = _with_logprobs(reply, value)
         for name, (finish, content) in FINISHES.items():
             message = {**choice["message"], "content": content}
             ended = {**choice, "message": message, "finish_reason": finish}
