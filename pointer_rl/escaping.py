@@ -15,8 +15,8 @@ _CONTROL = re.compile(
     "[\x00-\x08\n-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
 )
 _INLINE = re.compile(
-    # An underscore within a word means nothing; `://` and `www.` make links of plain text.
-    r"[\\`*\[\]<>&|~#$]|(?<![^\W_])_|_(?![^\W_])|(?<=:)/(?=/)|(?<=[Ww]{3})\."
+    # An underscore before a letter ends no emphasis; `://` and `www.` make links of plain text.
+    r"[\\`*\[\]<>&|~#$]|_(?![^\W_])|(?<=:)/(?=/)|(?<=[Ww]{3})\."
 )
 _LIST = re.compile(r"^(\d*)([-+.)])(?=[-\s]|$)")
 
