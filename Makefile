@@ -43,8 +43,9 @@ test: $(DEV)  ## the default suite, under six minutes on two cores
 test-all: $(DEV)  ## the default suite with the slow tests
 	$(PYTEST)
 
-test-faults: $(DEV)  ## a hundred kills of generate, and those of train; 10,000 spoiled files
-	POINTER_RL_KILLS=100 $(BIN)/python -m pytest -q tests/e2e/test_generate_kills.py tests/e2e/test_train_kills.py
+test-faults: $(DEV)  ## a hundred kills of generate, those of train, a thousand trials through failing servers, 10,000 spoiled files
+	POINTER_RL_KILLS=100 POINTER_RL_TRIALS=1000 $(BIN)/python -m pytest -q tests/e2e/test_generate_kills.py \
+	    tests/e2e/test_train_kills.py tests/e2e/test_server_faults.py
 	POINTER_RL_FUZZ=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/fuzz
 
 # The suites of what runs a model here, in .venv-oldest with the oldest transformers that

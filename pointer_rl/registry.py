@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import os
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from importlib.metadata import EntryPoint, entry_points
@@ -32,10 +35,14 @@ from pointer_rl.options import build_options
 if TYPE_CHECKING:
     import click
 
+log = logging.getLogger(__name__)
+
 GROUP = "pointer_rl"
 BUILT_IN = "pointer-rl"
 """The distribution of the built-in plugins, which POINTER_RL_PLUGINS does not restrict."""
 HOOK_PREFIX = "pointer_rl_register_"
+_PATIENCE = 5.0
+"""Seconds until a plugin that is still being loaded is named."""
 
 KINDS = {
     "backend": "pointer_rl_register_backends",
@@ -106,8 +113,9 @@ class Entry:
         if not isinstance(self.options_source, str):
             return self.options_source
         try:
-            found: type = resolve_name(self.options_source)
-        except Exception as error:  # a plugin may raise anything
+            with redirect_stdout(sys.stderr):
+                found: type = resolve_name(self.options_source)
+        except (Exception, SystemExit) as error:  # a plugin may raise anything
             raise PluginError(
                 f"{self.kind} {self.name}: its options {self.options_source!r} cannot be imported "
                 f"({_one_line(error)})"
@@ -154,9 +162,10 @@ class ConfiguredEntry:
             raise missing
         try:
             factory = self.entry.factory
-            if isinstance(factory, str):
-                factory = resolve_name(factory)
-            return factory(*([] if self.options is None else [self.options]))
+            with redirect_stdout(sys.stderr):
+                if isinstance(factory, str):
+                    factory = resolve_name(factory)
+                return factory(*([] if self.options is None else [self.options]))
         except (ImportError, RuntimeError):
             # transformers hides the cause when torchvision does not match torch.
             from pointer_rl.devices import check_torchvision
@@ -199,7 +208,8 @@ class Registry:
             version = point.dist.version if point.dist else ""
             plugin = PluginRecord(point.name, distribution, version, point.module)
             try:
-                self._load(plugin, point.load)
+                with _loading(plugin):
+                    self._load(plugin, point.load)
             except (Exception, SystemExit) as error:  # a plugin may raise anything
                 plugin.fail(error)
             self.plugins.append(plugin)
@@ -223,7 +233,8 @@ class Registry:
             if other.stem == path.stem:
                 raise PluginError(f"--plugin {path}: {other} has the same name; rename one")
         try:
-            self._load(plugin, partial(_import_file, plugin.module, path))
+            with _loading(plugin):
+                self._load(plugin, partial(_import_file, plugin.module, path))
         except (Exception, SystemExit) as error:
             sys.modules.pop(plugin.module, None)
             frames = traceback.extract_tb(error.__traceback__)
@@ -338,7 +349,8 @@ class Registry:
         for plugin, module in self._modules:
             before = dict(cli.commands)
             try:
-                self._call(module, "pointer_rl_register_commands", cli=cli)
+                with _loading(plugin):
+                    self._call(module, "pointer_rl_register_commands", cli=cli)
                 for name, command in before.items():
                     if cli.commands.get(name) is not command:
                         raise PluginError(f"the command {name} already exists")
@@ -346,6 +358,21 @@ class Registry:
                 cli.commands.clear()
                 cli.commands.update(before)
                 plugin.fail(error)
+
+
+@contextmanager
+def _loading(plugin: PluginRecord) -> Iterator[None]:
+    """Keep what the plugin prints out of our output, and name it if it takes long."""
+    late = threading.Timer(
+        _PATIENCE, log.warning, ("still loading the plugin %s (%s)", plugin.name, plugin.origin)
+    )
+    late.daemon = True
+    late.start()
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        late.cancel()
 
 
 def _built_in_first(point: EntryPoint) -> tuple[bool, str, str]:

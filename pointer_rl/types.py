@@ -173,6 +173,10 @@ class Usage:
         return Usage(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
+LOGPROB_ROUNDING = 1e-3
+"""How far above 0 a log-probability may be: sums in float32 round."""
+
+
 @dataclass(frozen=True)
 class Response:
     """What a backend says to one request."""
@@ -180,7 +184,8 @@ class Response:
     text: str | None
     """The raw generation, without special tokens; None when none was asked for."""
     score_logprobs: tuple[float, ...] = ()
-    """Natural log-probability of each answer of `Request.score` (all its tokens, and the end)."""
+    """Natural log-probability of each answer of `Request.score` (all its tokens, and the end). At
+    most 0, up to `LOGPROB_ROUNDING`."""
     usage: Usage = Usage()
 
 

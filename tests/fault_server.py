@@ -7,6 +7,7 @@ token a function of the tokens before it. With `vllm=True` it speaks vLLM's addi
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import struct
@@ -27,10 +28,37 @@ IMAGE_TOKENS = 5
 FAULTS = (
     *("429", "429 after", "429 date", "429 ms", "500", "502", "503", "reset", "cut", "hang"),
     *("garbage", "html", "empty", "trickle", "list", "no choices", "no message", "numbers"),
-    *("error in 200", "oversize", "deep"),
+    *("error in 200", "oversize", "deep", "no finish", "abort", "tool object", "huge number"),
 )
 """Each is over when the request is asked again."""
-FATAL = ("400", "401", "404", "redirect", "null text", "filtered", "quota", "long wait")
+FINISHES = {
+    "length empty": ("length", ""),
+    "length null": ("length", None),
+    "length cut": ("length", "re: wh"),
+    "filtered": ("content_filter", "re: wh"),
+    "filtered empty": ("content_filter", ""),
+    "tool call": ("tool_calls", None),
+    "function call": ("function_call", ""),
+    "stop null": ("stop", None),
+    "unknown finish": ("\x1b[31mbored", "re: what?"),
+    "finish list": (["stop"], "re: what?"),
+}
+"""Replies that end otherwise than with a whole answer: finish_reason and content."""
+KEY_FORMS: dict[str, Callable[[str], str]] = {
+    "as it is": str,
+    "upper": str.upper,
+    "broken": lambda key: f"{key[:5]}\n{key[5:]}",
+    "spaced": " ".join,
+    "URL": lambda key: "".join(f"%{ord(each):02x}" for each in key),
+    "JSON": lambda key: "".join(f"\\u{ord(each):04x}" for each in key),
+    "base64": lambda key: base64.b64encode(f"Bearer {key}!".encode()).decode(),
+}
+"""How a server may give the key back: the fault `key FORM` has it in the answer, `500 key FORM` in
+an error message, and both have it in a header, with the request's own."""
+KEY_FAULTS = (*(f"key {form}" for form in KEY_FORMS), *(f"500 key {form}" for form in KEY_FORMS))
+SCORE_FAULTS = {"logprob above": 0.7, "logprob text": "-1", "logprob none": None}
+"""Replies in which every log-probability is none."""
+FATAL = (*FINISHES, "400", "401", "404", "redirect", "quota", "long wait", "thinking")
 """Asking again would not help."""
 
 
@@ -77,12 +105,24 @@ def text_of(body: dict[str, Any]) -> str:
     )
 
 
+def _with_logprobs(value: Any, logprob: Any) -> Any:
+    """A reply with another value for each of its log-probabilities."""
+    if isinstance(value, list):
+        return [_with_logprobs(each, logprob) for each in value]
+    if isinstance(value, dict):
+        return {
+            name: logprob if name == "logprob" else _with_logprobs(each, logprob)
+            for name, each in value.items()
+        }
+    return value
+
+
 class FaultServer:
     """`with FaultServer(faults=["429", "cut"]) as server: …`; the address is `server.base_url`.
 
     faults: for the first chat requests, one each (None: none). answer: from a request's body to the
     text. at_once: more requests in flight get a 429. shift: added to the token ids that
-    prompt_logprobs names.
+    prompt_logprobs names. logprob: of a token at a position.
     """
 
     def __init__(
@@ -98,6 +138,7 @@ class FaultServer:
         delay_seconds: float = 0.0,
         prompt_logprobs: bool = True,
         shift: int = 0,
+        logprob: Callable[[Sequence[int], int], Any] = logprob,
         version: str = "0.11.0",
         port: int = 0,
     ) -> None:
@@ -113,6 +154,7 @@ class FaultServer:
         self.delay_seconds = delay_seconds
         self.prompt_logprobs = prompt_logprobs
         self.shift = shift
+        self.logprob = logprob
         self.version = version
         self.system_fingerprint: str | None = None
         self.lock = threading.Lock()
@@ -256,7 +298,7 @@ class _Handler(BaseHTTPRequestHandler):
             reply["choices"][0]["token_ids"] = written
             reply["choices"][0]["logprobs"] = {
                 "content": [
-                    {"logprob": logprob([*tokens, *written], len(tokens) + place)}
+                    {"logprob": state.logprob([*tokens, *written], len(tokens) + place)}
                     for place in range(len(written))
                 ]
             }
@@ -265,7 +307,10 @@ class _Handler(BaseHTTPRequestHandler):
         if state.vllm and state.prompt_logprobs and "prompt_logprobs" in body:
             reply["prompt_logprobs"] = [
                 {
-                    str(token + state.shift): {"logprob": logprob(tokens, position), "rank": 3},
+                    str(token + state.shift): {
+                        "logprob": state.logprob(tokens, position),
+                        "rank": 3,
+                    },
                     "7": {"logprob": -0.01, "rank": 1},
                 }
                 if position
@@ -276,6 +321,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _fail(self, fault: str, body: dict[str, Any], reply: Any) -> None:
         said = {"error": {"message": f"{fault}! You said: {text_of(body)}", "code": fault}}
+        if " key " in f" {fault}":
+            sent = self.headers.get("authorization", "").removeprefix("Bearer ")
+            form = fault.partition("key ")[2]
+            said["error"]["message"] = f"no such key: {KEY_FORMS[form](sent)}"
+            if fault.startswith("key"):
+                reply["choices"][0]["message"]["content"] += KEY_FORMS[form](sent)
+                self._json(200, reply, {"x-key": sent})
+            else:
+                self._json(500, said, {"x-key": sent})
+            return
         headers = {
             "429 after": {"retry-after": "0.03"},
             "429 date": {"retry-after": formatdate(usegmt=True)},
@@ -326,12 +381,21 @@ class _Handler(BaseHTTPRequestHandler):
             "numbers": {**reply, "choices": [{"message": {"content": 7}}]},
             "oversize": {**reply, "padding": "x" * 3_000_000},
             "error in 200": {"error": {"message": "the worker died"}},
-            "null text": {
+            "no finish": {**reply, "choices": [{"message": choice["message"]}]},
+            "abort": {**reply, "choices": [{**choice, "finish_reason": "abort"}]},
+            "tool object": {**reply, "choices": [{**choice, "message": {"content": {"a": 1}}}]},
+            "huge number": {**reply, "choices": [{**choice, "message": {"content": 10**400}}]},
+            "thinking": {
                 **reply,
-                "choices": [{"message": {"content": None}, "finish_reason": "length"}],
+                "choices": [{**choice, "message": {"content": "", "reasoning_content": "Hm."}}],
             },
-            "filtered": {**reply, "choices": [{**choice, "finish_reason": "content_filter"}]},
         }
+        for name, value in SCORE_FAULTS.items():
+            changes[name] = _with_logprobs(reply, value)
+        for name, (finish, content) in FINISHES.items():
+            message = {**choice["message"], "content": content}
+            ended = {**choice, "message": message, "finish_reason": finish}
+            changes[name] = {**reply, "choices": [ended]}
         raw = {
             "garbage": b"\x00\xff{[not json",
             "html": b"<html>Bad gateway</html>",

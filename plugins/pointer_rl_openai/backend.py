@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from pointer_rl.errors import InputError
-from pointer_rl.local.stop_strings import find_stop
 from pointer_rl.types import BackendError, Prompt, Request, Response, Usage
 from pointer_rl_openai.asking import Asker
 from pointer_rl_openai.background import stream
@@ -184,9 +183,11 @@ class OpenAIBackend:
         if decoding is not None:
             needed = scores is None and bool(request.score)
             fields = decoding_fields(decoding, client.kind, logprobs=needed)
-            completion = await client.chats.send(prompt, lambda: fields, read_completion)
+            completion = await client.chats.send(
+                prompt, lambda: fields, lambda reply: read_completion(reply, decoding)
+            )
             self._note(completion.system_fingerprint)
-            text = completion.text[: find_stop(completion.text, decoding.stop)]
+            text = completion.text
             usages.append(completion.usage)
         if scores is None:
             scores = [await client.scorer.score(prompt, each, completion) for each in request.score]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pointer_rl.local.chat import chat_messages
-from pointer_rl.types import Decoding, ImageRef, Prompt, Usage
+from pointer_rl.local.stop_strings import find_stop
+from pointer_rl.types import LOGPROB_ROUNDING, Decoding, ImageRef, Prompt, Usage
 from pointer_rl_openai.asking import Asker
 from pointer_rl_openai.images import ImageUrls
 from pointer_rl_openai.options import OpenAIOptions
@@ -18,7 +20,11 @@ from pointer_rl_openai.transport import Call, CallError, look_up
 T = TypeVar("T")
 
 _MOST_STOPS = 4
-"""Hosted servers accept no more stop strings. The backend cuts texts at all of them."""
+"""Hosted servers accept no more stop strings. Texts are cut at all of them here."""
+_RAISE = "raise max_new_tokens (--decoding-opt max_new_tokens=N)"
+_NO_LOGPROB = "the server returned a log-probability that is none"
+_PASSING = (None, "abort", "error")
+"""Finish reasons that say nothing of the answer: the server was interrupted."""
 
 
 class Chats:
@@ -77,6 +83,7 @@ class Completion:
     """A completion of a chat."""
 
     text: str
+    """Cut before the first stop string."""
     usage: Usage
     system_fingerprint: str | None
     token_ids: Sequence[int] = ()
@@ -101,32 +108,68 @@ def decoding_fields(decoding: Decoding, server_kind: str, *, logprobs: bool) -> 
     return fields
 
 
-def read_completion(reply: object) -> Completion:
-    """Read the first choice of a chat completion. Raises CallError."""
+def read_choice(reply: object) -> dict[str, Any]:
+    """The first choice of a chat completion. Raises CallError if the reply is none."""
     error = look_up(reply, "error", "message")
     if isinstance(error, str):
         raise CallError(f"an error instead of an answer: {error}", again=True)
     choices = look_up(reply, "choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise CallError("the reply is not a chat completion", again=True)
-    message, finish = choices[0].get("message"), choices[0].get("finish_reason")
+    return choices[0]
+
+
+def read_completion(reply: object, decoding: Decoding) -> Completion:
+    """Read a chat completion. Raises CallError unless it is a whole answer."""
+    choice = read_choice(reply)
+    message = choice.get("message")
     if not isinstance(message, dict):
         raise CallError("the reply has no message", again=True)
-    text = message.get("content")
-    if finish == "content_filter" or message.get("refusal"):
-        raise CallError("the server's filter, or the model, refused to answer")
-    if text is None and finish is not None:
-        # The model was cut off while it was thinking, or it called a tool.
-        raise CallError(f"the answer has no text (finish_reason {finish})")
-    if not isinstance(text, str):
-        raise CallError("the reply has no text", again=True)
+    text = _whole_answer(message, choice.get("finish_reason"), decoding)
     fingerprint = look_up(reply, "system_fingerprint")
     return Completion(
         text,
         read_usage(reply),
         fingerprint if isinstance(fingerprint, str) else None,
-        *_read_tokens(choices[0]),
+        *_read_tokens(choice),
     )
+
+
+def _whole_answer(message: dict[str, Any], finish: object, decoding: Decoding) -> str:
+    """The text of a message, up to the first stop string.
+
+    Raises CallError if the finish reason does not say that the text is all that the model had to
+    say. An empty text with the reason `stop` is an answer: the model ended its turn at once, or
+    began with a stop string. It would do so again, and a model that runs here gives the same.
+    """
+    text = message.get("content")
+    if finish == "content_filter" or message.get("refusal"):
+        raise CallError("the server's filter, or the model, refused to answer")
+    if finish in ("tool_calls", "function_call") or (not text and message.get("tool_calls")):
+        raise CallError("the model called a tool instead of answering")
+    if finish == "length" and not text:
+        raise CallError(
+            f"the model ran out of tokens before it answered (finish_reason length): {_RAISE}"
+        )
+    if finish not in ("stop", "length"):
+        reason = json.dumps(finish) if isinstance(finish, str) else "missing"
+        raise CallError(
+            f"it is not known whether the answer is whole (finish_reason {reason})",
+            again=finish in _PASSING,
+        )
+    if text is None:
+        raise CallError(f"the answer has no text (finish_reason {finish})")
+    if not isinstance(text, str):
+        raise CallError("the reply has no text", again=True)
+    if not text and (message.get("reasoning_content") or message.get("reasoning")):
+        # The server put all that was generated elsewhere.
+        raise CallError("the model thought and did not answer")
+    end = find_stop(text, decoding.stop)
+    if finish == "length" and end is None:
+        raise CallError(
+            f"the answer was cut off (finish_reason length): {_RAISE}, or give a stop string"
+        )
+    return text[:end]
 
 
 def _read_tokens(choice: dict[str, Any]) -> tuple[Sequence[int], Sequence[float]]:
@@ -134,11 +177,21 @@ def _read_tokens(choice: dict[str, Any]) -> tuple[Sequence[int], Sequence[float]
     token_ids, content = choice.get("token_ids"), look_up(choice, "logprobs", "content")
     if not isinstance(token_ids, list) or not isinstance(content, list):
         return (), ()
-    found = [look_up(entry, "logprob") for entry in content]
-    logprobs = [each for each in found if isinstance(each, float) and math.isfinite(each)]
-    if len(logprobs) != len(token_ids):
+    if len(token_ids) != len(content):
         return (), ()
-    return token_ids, logprobs
+    try:
+        return token_ids, [read_logprob(look_up(entry, "logprob")) for entry in content]
+    except CallError:
+        return (), ()
+
+
+def read_logprob(value: object) -> float:
+    """The log-probability of a token. Raises CallError for anything else."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise CallError(_NO_LOGPROB)
+    if not -sys.float_info.max <= value <= LOGPROB_ROUNDING:
+        raise CallError(_NO_LOGPROB)
+    return min(float(value), 0.0)
 
 
 def read_usage(reply: object) -> Usage:

@@ -16,7 +16,7 @@ from typing import Any
 
 from pointer_rl.errors import InputError
 from pointer_rl.types import Prompt, Usage
-from pointer_rl_openai.chats import Chats, Completion, read_completion, read_usage
+from pointer_rl_openai.chats import Chats, Completion, read_choice, read_logprob, read_usage
 from pointer_rl_openai.transport import CallError, look_up
 
 CANNOT_SCORE = (
@@ -107,7 +107,7 @@ class Scorer:
     def _read(self, reply: object, tail: Tail) -> Score:
         entries = look_up(reply, "prompt_logprobs")
         if not isinstance(entries, list):
-            read_completion(reply)  # Raises an error of its own if it is not a chat completion.
+            read_choice(reply)  # Raises an error of its own if it is not a chat completion.
             self._able = False
             raise CallError(CANNOT_SCORE)
         first = len(entries) - tail.after - len(tail.answer)
@@ -145,10 +145,10 @@ class Scorer:
 
 def logprob_of(entry: object, token_id: int) -> float:
     """A token's log-probability in an entry of `prompt_logprobs`. Raises CallError."""
-    logprob = look_up(entry, str(token_id), "logprob")
-    if not isinstance(logprob, int | float) or not math.isfinite(logprob):
+    given = look_up(entry, str(token_id))
+    if given is None:
         raise CallError("the prompt's log-probabilities are not of the tokens that /tokenize gave")
-    return float(logprob)
+    return read_logprob(look_up(given, "logprob"))
 
 
 def read_tokens(reply: object) -> list[int]:

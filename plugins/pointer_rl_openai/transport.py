@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import ssl
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import httpx2
 
 from pointer_rl.errors import first_line
+from pointer_rl_openai.keys import holds_key
 from pointer_rl_openai.pacing import retry_after
 
 LONGEST_WAIT = 300.0
@@ -66,6 +68,8 @@ class Transport:
 
     def __init__(self, *, key: str | None, timeout: float) -> None:
         """`timeout` covers a whole call, from connecting to the reply's last byte, in seconds."""
+        for name in ("httpx2", "httpcore2"):  # They log what the server writes in its headers.
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._key = key
         self._timeout = timeout
         self._client = httpx2.AsyncClient(
@@ -98,15 +102,17 @@ class Transport:
         except httpx2.HTTPError as error:
             message = f"the connection broke ({type(error).__name__})"
             raise CallError(message, again=True) from error
-        if response.status_code != 200:
-            raise self._refusal(response, body, call.private)
-        if body is None:
-            message = f"the reply is larger than {LARGEST_BODY:,} bytes"
-            raise CallError(message, again=True)
         try:
-            reply = json.loads(body)
+            reply = None if body is None else json.loads(body)
         except (ValueError, RecursionError):
-            raise CallError("the reply is not JSON", again=True) from None
+            body = reply = None
+        key_returned = holds_key(reply, self._key)
+        if response.status_code != 200:
+            raise self._refusal(response, None if key_returned else reply, call.private)
+        if key_returned:
+            raise CallError("the reply contains the API key, and is not used")
+        if body is None:
+            raise CallError(f"the reply is not JSON of at most {LARGEST_BODY:,} bytes", again=True)
         try:
             return call.read(reply)
         except CallError as error:
@@ -128,10 +134,10 @@ class Transport:
             return response, bytes(body)
 
     def _refusal(
-        self, response: httpx2.Response, body: bytes | None, private: Sequence[str]
+        self, response: httpx2.Response, reply: object, private: Sequence[str]
     ) -> CallError:
         status = response.status_code
-        said, code = _error(body or b"")
+        said, code = _error(reply)
         said = self._quotable(said, private)
         wait = retry_after(response.headers)
         message = f"HTTP {status}{said and f': {said}'}"
@@ -178,12 +184,8 @@ def _dump(make: Callable[[], dict[str, Any]]) -> bytes:
     return json.dumps(make()).encode()
 
 
-def _error(body: bytes) -> tuple[str, object]:
+def _error(value: object) -> tuple[str, object]:
     """Message and code of an error reply in any of the usual formats."""
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        return "", None
     if isinstance(value, dict) and isinstance(value.get("error"), dict):
         value = value["error"]
     if not isinstance(value, dict):

@@ -78,7 +78,7 @@ class AnswerScorer:
             return result
         logprob = answers_logprob(query.answers, result.score_logprobs)
         if not math.isfinite(logprob):
-            return BackendError(f"the answers of query {query.id} have the probability 0, or NaN")
+            return BackendError(f"the answers of query {query.id} have the probability 0")
         return logprob
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,6 +24,7 @@ from pointer_rl.cli.common import (
     seed_option,
     with_options,
 )
+from pointer_rl.cli.output import echo, echo_block
 
 if TYPE_CHECKING:
     from pointer_rl.beams.run import BeamRun
@@ -86,20 +86,20 @@ def beams(**given: Any) -> None:
     with Progress() as progress, resumable(progress, lambda: kept_in(run.output_path, progress)):
         summary = run_beams(run, progress)
     if summary.queries:
-        click.echo(format_table(summary.rows(), numeric=frozenset({0, 1, 2})) + "\n")
+        echo_block(format_table(summary.rows(), numeric=frozenset({0, 1, 2})) + "\n")
     for line in summary.sentences():
-        click.echo(line)
+        echo(line)
     for line in summary.warnings():
-        click.echo(f"pointer-rl: {line}", err=True)
+        echo(f"pointer-rl: {line}", err=True)
     if summary.stopped_by:
         said = f"stopped by {summary.stopped_by}, {summary.left:,} queries left"
-        click.echo(f"{said}: {kept_in(run.output_path, progress)}")
+        echo(f"{said}: {kept_in(run.output_path, progress)}")
     elif summary.unchanged:
-        click.echo(str(AlreadyFinished(run.output_path)))
+        echo(str(AlreadyFinished(run.output_path)))
     elif summary.queries:
-        click.echo(f"wrote {run.output_path}: {summary.queries:,} queries, {summary.beams:,} beams")
+        echo(f"wrote {run.output_path}: {summary.queries:,} queries, {summary.beams:,} beams")
     if not summary.queries:
-        sys.exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def _run(given: dict[str, Any]) -> BeamRun:

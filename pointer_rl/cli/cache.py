@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pointer_rl.cli.common import FILE, FiniteRange
+from pointer_rl.cli.output import echo, echo_block
 from pointer_rl.cli.tables import counted, format_bytes, format_table
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def info(store: Path | None) -> None:
     opened = _open(store)
     summaries = opened.summaries()
     number = counted(sum(each.responses for each in summaries), "response")
-    click.echo(f"{opened.path}: {format_bytes(opened.size())}, {number}")
+    echo(f"{opened.path}: {format_bytes(opened.size())}, {number}")
     if summaries:
         rows = [
             ("responses", "size", "oldest (UTC)", "newest (UTC)", "backend"),
@@ -52,7 +53,7 @@ def info(store: Path | None) -> None:
                 for each in summaries
             ),
         ]
-        click.echo("\n" + format_table(rows, numeric=frozenset({0, 1})))
+        echo_block("\n" + format_table(rows, numeric=frozenset({0, 1})))
 
 
 @cache.command()
@@ -81,7 +82,7 @@ def prune(
     before = None if older_than is None else time.time() - older_than * _DAY
     removed = counted(opened.prune(fingerprint, before), "response")
     left = sum(each.responses for each in opened.summaries())
-    click.echo(f"{opened.path}: {removed} removed, {left:,} left, {format_bytes(opened.size())}")
+    echo(f"{opened.path}: {removed} removed, {left:,} left, {format_bytes(opened.size())}")
 
 
 @cache.command()
@@ -102,7 +103,7 @@ def export(target: Path, store: Path | None, overwrite: bool) -> None:
         for row in opened.rows():
             file.write((json.dumps(row, allow_nan=False) + "\n").encode())
             count += 1
-    click.echo(f"wrote {target}: {counted(count, 'response')}")
+    echo(f"wrote {target}: {counted(count, 'response')}")
 
 
 def _open(store: Path | None) -> ResponseCache:

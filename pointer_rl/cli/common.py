@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from pointer_rl.cli.output import echo
 
 if TYPE_CHECKING:
     from pointer_rl.cli.progress import Progress
@@ -224,8 +225,8 @@ def resumable(progress: Progress, kept: Callable[[], str]) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         progress.stop()
-        click.echo(f"pointer-rl: interrupted: {kept()}", err=True)
-        sys.exit(130)
+        echo(f"pointer-rl: interrupted: {kept()}", err=True)
+        raise click.exceptions.Exit(130) from None
 
 
 def kept_in(output: Path, progress: Progress) -> str:

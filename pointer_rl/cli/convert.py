@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pointer_rl.cli.common import FILE
+from pointer_rl.cli.output import echo
 
 
 @click.command()
@@ -27,7 +28,7 @@ def convert(source: Path, target: Path, overwrite: bool) -> None:
     (kind,) = done.kinds
     what = "beam" if kind == "beam data" else "candidate"
     upgraded = ", ".join(f"{count:,} from {name}" for name, count in sorted(done.upgraded.items()))
-    click.echo(
+    echo(
         f"{source}: {kind}, {counted(done.queries, 'query', 'queries')}, "
         f"{counted(done.candidates, what)}; "
         f"upgraded {upgraded or 'none'}; wrote {target}"

@@ -18,6 +18,7 @@ from pointer_rl.cli.common import (
     seed_option,
     with_options,
 )
+from pointer_rl.cli.output import echo, echo_block
 
 AGAINST = plugin_options(
     "against", None, "Compare with this backend instead.", owner="second backend"
@@ -64,8 +65,8 @@ def _check_installation() -> int:
     for finding in check_installation():
         broken += finding.broken
         mark = "BROKEN: " if finding.broken else ""
-        click.echo(f"{finding.subject:<10}{mark}{finding.text}")
-    click.echo(f"\n{broken} broken" if broken else "\nnothing is broken")
+        echo(f"{finding.subject:<10}{mark}{finding.text}")
+    echo_block(f"\n{broken} broken" if broken else "\nnothing is broken")
     return 1 if broken else 0
 
 
@@ -84,5 +85,5 @@ def _measure_parity(given: dict[str, Any]) -> int:
             seed=given["seed"],
             observer=progress,
         )
-    click.echo(parity_in_words(parity))
+    echo_block(parity_in_words(parity))
     return 1 if parity.differing else 0

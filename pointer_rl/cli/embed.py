@@ -10,6 +10,7 @@ from typing import Literal
 import click
 
 from pointer_rl.cli.common import FILE
+from pointer_rl.cli.output import echo
 
 
 @click.command()
@@ -72,4 +73,4 @@ def embed(
             on_batch=bar.update,
         )
     rows, dimensions = embeddings.vectors.shape
-    click.echo(f"{output_path}: {rows} rows of {dimensions} dimensions ({encoder.fingerprint})")
+    echo(f"{output_path}: {rows} rows of {dimensions} dimensions ({encoder.fingerprint})")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from pointer_rl.cli.common import (
     seed_option,
     with_options,
 )
+from pointer_rl.cli.output import echo, echo_block
 
 if TYPE_CHECKING:
     from pointer_rl.evaluate.run import EvaluateRun
@@ -158,24 +158,24 @@ def evaluate(**given: Any) -> None:
                 f"{files.plot}: not drawn, since {run.output_path} was finished before: give "
                 "--overwrite, which asks only what the response cache lacks"
             ) from finished
-        click.echo(finished.content["verdict"])
-        click.echo(str(finished))
+        echo(finished.content["verdict"])
+        echo(str(finished))
         return
     rows = evaluation.rows()
     numeric = frozenset({0, *range(2, len(rows[0]) - 2)})  # all but the arm and the intervals
-    click.echo(format_table(rows, numeric=numeric) + "\n")
+    echo_block(format_table(rows, numeric=numeric) + "\n")
     for sentence in evaluation.sentences():
-        click.echo(sentence)
+        echo(sentence)
     trials = f"{evaluation.trials:,} trials"
-    click.echo(f"{trials}, {evaluation.from_cache:,} of them from the response cache")
+    echo(f"{trials}, {evaluation.from_cache:,} of them from the response cache")
     for path in files.write(evaluation):
-        click.echo(f"wrote {path}")
+        echo(f"wrote {path}")
     if run.output_path is not None:
         partial_path(run.output_path).unlink(missing_ok=True)
     for warning in evaluation.warnings():
-        click.echo(f"pointer-rl: {warning}", err=True)
+        echo(f"pointer-rl: {warning}", err=True)
     if evaluation.conclusions is None:
-        sys.exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def _run(given: dict[str, Any]) -> EvaluateRun:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,6 +26,7 @@ from pointer_rl.cli.common import (
     seed_option,
     with_options,
 )
+from pointer_rl.cli.output import echo, echo_block
 
 if TYPE_CHECKING:
     from pointer_rl.generate.run import GenerateRun
@@ -159,30 +159,30 @@ def generate(**given: Any) -> None:
         return
     with Progress() as progress, resumable(progress, lambda: kept_in(run.output_path, progress)):
         summary = run_generate(run, progress)
-    click.echo(format_table(summary.rows(), numeric=frozenset({1, 2, 3, 4})))
+    echo_block(format_table(summary.rows(), numeric=frozenset({1, 2, 3, 4})))
     if summary.from_cache:
         trials = f"{summary.from_cache + summary.asked:,} trials"
-        click.echo(f"{summary.from_cache:,} of {trials} came from the response cache")
+        echo(f"{summary.from_cache:,} of {trials} came from the response cache")
     if summary.cost is not None:
-        click.echo(
+        echo(
             f"cost {summary.cost:,.4f}: {summary.used.prompt_tokens:,} prompt and "
             f"{summary.used.generated_tokens:,} generated tokens"
         )
     if summary.stopped_by:
         said = f"stopped by {summary.stopped_by} after {summary.asked:,} trials"
-        click.echo(f"{said}, {summary.left:,} queries left: {kept_in(run.output_path, progress)}")
+        echo(f"{said}, {summary.left:,} queries left: {kept_in(run.output_path, progress)}")
     elif summary.unchanged:
-        click.echo(str(AlreadyFinished(run.output_path)))
+        echo(str(AlreadyFinished(run.output_path)))
     else:
-        click.echo(f"wrote {run.output_path}: {summary.queries:,} queries")
+        echo(f"wrote {run.output_path}: {summary.queries:,} queries")
     if summary.first_failure:
-        click.echo(
+        echo(
             f"{summary.all.failed:,} trials failed; first: {summary.first_failure}; "
             "the same command asks them again",
             err=True,
         )
     if summary.all.candidates and not summary.all.judged:
-        sys.exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def _print_plan(run: GenerateRun) -> None:
@@ -190,9 +190,9 @@ def _print_plan(run: GenerateRun) -> None:
     from pointer_rl.generate.plan import make_plan
 
     plan = make_plan(run)
-    click.echo(format_table(plan.rows(), numeric=frozenset({1})))
+    echo_block(format_table(plan.rows(), numeric=frozenset({1})))
     for line in plan.sentences():
-        click.echo(line)
+        echo(line)
 
 
 def _run(given: dict[str, Any]) -> GenerateRun:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,15 @@ from pointer_rl.cli.embed import embed
 from pointer_rl.cli.evaluate import evaluate
 from pointer_rl.cli.generate import generate
 from pointer_rl.cli.merge import merge
+from pointer_rl.cli.output import LineFormatter, echo
 from pointer_rl.cli.plugins import plugins
 from pointer_rl.cli.rescore import rescore
 from pointer_rl.cli.schema import schema
 from pointer_rl.cli.select import select
 from pointer_rl.cli.train import sft, train
 from pointer_rl.cli.validate import validate
-from pointer_rl.errors import PointerRLError
+from pointer_rl.errors import PluginError, PointerRLError
+from pointer_rl.escaping import printable_lines
 
 
 class RootGroup(click.Group):
@@ -49,12 +53,34 @@ class RootGroup(click.Group):
             command = super().get_command(ctx, cmd_name)
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = printable_lines(error.message)  # type: ignore[misc]  # quotes arguments
+            raise
+        except SystemExit as error:
+            if self.commands.get(ctx.invoked_subcommand or "") not in _COMMANDS:
+                raise  # the command of a plugin
+            raise _broken_off(error) from error
+
     def main(self, *args: Any, **options: Any) -> Any:
+        if logging.lastResort is not None:
+            logging.lastResort.setFormatter(LineFormatter())
         try:
             return super().main(*args, **options)
         except PointerRLError as error:
-            click.echo(f"pointer-rl: error: {error}", err=True)
+            echo(f"pointer-rl: error: {error}", err=True)
             sys.exit(2)
+
+
+def _broken_off(exit: SystemExit) -> PluginError:
+    """None of our commands raises SystemExit: a plugin did, or a library that it uses."""
+    *_, place = traceback.extract_tb(exit.__traceback__)
+    return PluginError(
+        f"{place.filename}, line {place.lineno}, ended the program (SystemExit: {exit.code}) before"
+        " the command was done: a plugin must raise an error instead"
+    )
 
 
 def _load_plugin_files(_ctx: click.Context, _option: click.Parameter, files: list[Path]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pointer_rl.cli.common import FILE
+from pointer_rl.cli.output import echo
 
 
 @click.command()
@@ -29,13 +30,13 @@ def merge(files: tuple[Path, ...], output_path: Path, overwrite: bool) -> None:
     done = merged.converted
     (kind,) = done.kinds
     what = "beam" if kind == "beam data" else "candidate"
-    click.echo(
+    echo(
         f"{counted(len(files), 'file')}: {kind}, {counted(done.queries, 'query', 'queries')}, "
         f"{counted(done.candidates, what)}"
     )
     if merged.repeated:
         queries = counted(merged.repeated, "query", "queries")
-        click.echo(f"in more than one file, equal, and kept once: {queries}")
+        echo(f"in more than one file, equal, and kept once: {queries}")
     for path, found, expected in merged.short:
-        click.echo(f"note: {path} has {found:,} of its {expected:,} queries: it was ended early")
-    click.echo(f"wrote {output_path}")
+        echo(f"note: {path} has {found:,} of its {expected:,} queries: it was ended early")
+    echo(f"wrote {output_path}")

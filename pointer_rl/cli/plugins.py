@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import click
 
 from pointer_rl.cli.common import FILE
+from pointer_rl.cli.output import echo, echo_block
 from pointer_rl.cli.tables import format_table
 from pointer_rl.errors import PluginError, did_you_mean
 from pointer_rl.options import describe_options, parse_assignments
@@ -43,19 +43,19 @@ def plugins(ctx: click.Context, output_format: str) -> None:
     if output_format == "json":
         registered = [_as_json(entry) for entry in _entries()]
         failures = [dataclasses.asdict(plugin) for plugin in failed]
-        click.echo(json.dumps({"registered": registered, "failed": failures}, indent=2))
+        echo_block(json.dumps({"registered": registered, "failed": failures}, indent=2))
         return
     rows = [("kind", "name", "from", "summary")]
     for entry in _entries():
         rows.append((entry.kind, entry.name, entry.plugin.origin, entry.summary))
         rows += [("", alias, "", f"alias of {entry.name}") for alias in entry.aliases]
-    click.echo(format_table(rows))
+    echo_block(format_table(rows))
     for entry in _entries():
         missing = entry.missing()
         if missing is not None:
-            click.echo(f"missing: {missing}")
+            echo(f"missing: {missing}")
     for plugin in failed:
-        click.echo(f"failed: plugin {plugin.name} of {plugin.origin}: {plugin.error}")
+        echo(f"failed: plugin {plugin.name} of {plugin.origin}: {plugin.error}")
 
 
 @plugins.command()
@@ -70,9 +70,10 @@ def show(name: str) -> None:
     if not found and not failed:
         raise _unknown(name)
     if found:
-        click.echo("\n\n".join(_describe(entry) for entry in found))
+        echo_block("\n\n".join(_describe(entry) for entry in found))
     for plugin in failed:
-        click.echo(f"plugin {plugin.name} of {plugin.origin} failed to load:\n{plugin.traceback}")
+        echo(f"plugin {plugin.name} of {plugin.origin} failed to load:")
+        echo_block(plugin.traceback or "")
 
 
 @plugins.command()
@@ -95,15 +96,15 @@ def check(name: str, opt: tuple[str, ...]) -> None:
         raise missing
     tests = find_tests(entry.kind, registered, parse_assignments(opt, "--opt"))
     tests.configure()  # refuses options before anything is printed
-    click.echo(f"{entry.kind} {registered}, from {entry.plugin.origin}")
+    echo(f"{entry.kind} {registered}, from {entry.plugin.origin}")
     states: Counter[str] = Counter()
     for result in tests.run_checks():
         states[result.state] += 1
         about = f": {result.message}" if result.message else ""
-        click.echo(f"  {result.state:<8} {result.check}{about}")
+        echo(f"  {result.state:<8} {result.check}{about}")
     counted = ", ".join(f"{number} {state}" for state, number in states.items())
-    click.echo(f"{states.total()} checks: {counted}")
-    sys.exit(1 if states["broken"] else 0)
+    echo(f"{states.total()} checks: {counted}")
+    raise click.exceptions.Exit(1 if states["broken"] else 0)
 
 
 @plugins.command()
@@ -124,10 +125,10 @@ def new(name: str, kind: str, output_dir: Path | None) -> None:
 
     folder = output_dir or Path(f"pointer-rl-{name}")
     write_package(name, kind, folder)
-    click.echo(f"{folder}: the {kind} {name}. Next:")
-    click.echo(f"  pip install -e '{folder}[dev]'")
-    click.echo(f"  pytest {folder}")
-    click.echo(f"  pointer-rl plugins show {kind}:{name}")
+    echo(f"{folder}: the {kind} {name}. Next:")
+    echo(f"  pip install -e '{folder}[dev]'")
+    echo(f"  pytest {folder}")
+    echo(f"  pointer-rl plugins show {kind}:{name}")
 
 
 def _entries() -> Iterator[Entry]:

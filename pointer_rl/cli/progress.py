@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from pointer_rl.cli.output import echo
 from pointer_rl.session.observer import Observer
 from pointer_rl.types import Outcome
 
@@ -71,5 +71,5 @@ class Progress(Observer):
     def say(self, sentence: str) -> None:
         """Print a line on standard output, with the bar out of the way."""
         self._bar.stop()
-        click.echo(sentence)
+        echo(sentence)
         self._bar.start()

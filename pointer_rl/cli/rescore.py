@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pointer_rl.cli.common import FILE, plugin_options, with_options
+from pointer_rl.cli.output import echo
 
 if TYPE_CHECKING:
     from pointer_rl.records.rescore import Rescored
@@ -65,13 +66,13 @@ def rescore(
 def _print(source: Path, target: Path, done: Rescored) -> None:
     from pointer_rl.cli.tables import counted
 
-    click.echo(
+    echo(
         f"{source}: {counted(done.queries, 'query', 'queries')}, "
         f"{counted(done.judged, 'candidate')} judged again, "
         f"{done.failed:,} failed (left as they are)"
     )
-    click.echo(f"answers: {done.answers:,} changed")
-    click.echo(
+    echo(f"answers: {done.answers:,} changed")
+    echo(
         f"correct: {done.became_right + done.became_wrong:,} changed "
         f"({done.became_right:,} became right, {done.became_wrong:,} wrong)"
     )
@@ -79,10 +80,10 @@ def _print(source: Path, target: Path, done: Rescored) -> None:
     if done.judged:
         before, after = (each / done.judged for each in (done.accuracy_before, done.accuracy_after))
         accuracies += f", on average from {before:.3f} to {after:.3f}"
-    click.echo(accuracies)
+    echo(accuracies)
     if done.other_normalisation:
-        click.echo(
+        echo(
             f"note: vqa_gt_prob of {counted(done.other_normalisation, 'candidate')} still refers "
             "to the answers as the previous metric normalised them"
         )
-    click.echo(f"wrote {target}")
+    echo(f"wrote {target}")

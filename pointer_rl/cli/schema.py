@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from pointer_rl.cli.output import echo_block
+
 
 @click.command()
 @click.option(
@@ -17,4 +19,4 @@ def schema(name: str) -> None:
     """Print the JSON Schema (draft 2020-12) of a kind of file. Its $id ends with its version."""
     import pointer_rl_schemas
 
-    click.echo(pointer_rl_schemas.read(name), nl=False)
+    echo_block(pointer_rl_schemas.read(name).removesuffix("\n"))

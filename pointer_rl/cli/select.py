@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pointer_rl.cli.common import FILE
+from pointer_rl.cli.output import echo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +85,7 @@ def select(
             "demonstrations": chosen.ids,
             "logprob": chosen.logprob,
         }
-        click.echo(json.dumps(line))
+        echo(json.dumps(line))
 
 
 def _check(

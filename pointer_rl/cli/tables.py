@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pointer_rl.escaping import printable
+
 
 def counted(number: int, one: str, many: str = "") -> str:
     """`1 query`, `1,200 queries`."""
@@ -24,6 +26,7 @@ def format_table(rows: Sequence[Sequence[str]], numeric: frozenset[int] = frozen
 
     The columns in `numeric` (counted from 0) are aligned on the right.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
 
     def line(row: Sequence[str]) -> str:

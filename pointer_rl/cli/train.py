@@ -27,6 +27,7 @@ from pointer_rl.cli.common import (
     resumable,
     with_options,
 )
+from pointer_rl.cli.output import echo
 
 if TYPE_CHECKING:
     from pointer_rl.session.session import PluginRef
@@ -258,7 +259,7 @@ def _each_seed(given: dict[str, Any], train: Callable[[dict[str, Any]], None]) -
     for path in each.values():
         path.mkdir(parents=True, exist_ok=True)  # all at once, so that none is missed until the end
     for seed, path in each.items():
-        click.echo(f"seed {seed}:")
+        echo(f"seed {seed}:")
         train({**given, "seed": seed, "output_dir": path, "sft_ckpt": starts[seed]})
 
 
@@ -375,9 +376,9 @@ def _tell(result: TrainResult) -> None:
     from pointer_rl.session.journal import AlreadyFinished
 
     for sentence in result.sentences():
-        click.echo(sentence)
+        echo(sentence)
     finished = AlreadyFinished(result.folder)
-    click.echo(str(finished) if result.unchanged else f"wrote {result.folder}")
+    echo(str(finished) if result.unchanged else f"wrote {result.folder}")
 
 
 def _epoch_text(line: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pointer_rl.cli.common import FILE
+from pointer_rl.cli.output import echo, echo_block
 from pointer_rl.errors import InputError
 
 
@@ -55,11 +56,10 @@ def validate(
         except InputError as error:
             unreadable[path] = str(error)
     if reports:
-        # A key may contain half a surrogate pair, which cannot be encoded.
-        click.echo(FORMATS[form](reports).encode("utf-8", "backslashreplace").decode())
+        echo_block(FORMATS[form](reports))
     if form == "github":
         for path, message in unreadable.items():
-            click.echo(annotate_unreadable(path, message))
+            echo(annotate_unreadable(path, message))
     if unreadable:
         raise InputError("; ".join(unreadable.values()))
     if any(report.num_findings for report in reports):

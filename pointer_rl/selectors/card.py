@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pointer_rl.escaping import markdown
+
 
 def write_card(document: Mapping[str, Any]) -> str:
     """The card as Markdown, written from the content of bundle.json alone."""
@@ -12,7 +14,7 @@ def write_card(document: Mapping[str, Any]) -> str:
     may_stop = document["policy"].get("can_stop")
     number = f"up to {document['shots']}" if may_stop else document["shots"]
     lines = [
-        f"# A policy that chooses demonstrations: {dataset}",
+        f"# A policy that chooses demonstrations: {markdown(dataset)}",
         "",
         "A vision-language model answers a question about an image better or worse depending on",
         "which solved examples (demonstrations) it is shown before. This policy chooses them: for",
@@ -33,8 +35,8 @@ def write_card(document: Mapping[str, Any]) -> str:
         "",
         *_use(document["encoder"]),
         "",
-        f"Written by pointer-rl {document.get('pointer_rl_version')} from bundle.json, which has "
-        "the details.",
+        f"Written by pointer-rl {markdown(document.get('pointer_rl_version'))} from bundle.json, "
+        "which has the details.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -44,10 +46,10 @@ def _measured(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
         yield "Not measured: it is not known whether this policy helps."
         return
     verdict, sentences = (evaluation.get(key) for key in ("verdict", "sentences"))
-    bullets = [f"- {each}" for each in sentences or () if each != verdict]
+    bullets = [f"- {markdown(each)}" for each in sentences or () if each != verdict]
     bullets += _bullets({key: each for key, each in evaluation.items() if key != "verdict"})
     if isinstance(verdict, str):
-        yield f"**{verdict}**"
+        yield f"**{markdown(verdict)}**"
     if isinstance(verdict, str) and bullets:
         yield ""
     yield from bullets
@@ -76,9 +78,10 @@ def _bullets(values: Mapping[str, Any]) -> Iterator[str]:
     """A line for each number, string or boolean; other values are only in bundle.json."""
     for key, value in values.items():
         if isinstance(value, (str, bool)):
-            yield f"- {key}: {value}"
+            yield f"- {markdown(key)}: {markdown(value)}"
         elif isinstance(value, (int, float)):
-            yield f"- {key}: {value:,}" if isinstance(value, int) else f"- {key}: {value:.6g}"
+            number = f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+            yield f"- {markdown(key)}: {number}"
 
 
 def _use(encoder: Mapping[str, Any]) -> Iterator[str]:

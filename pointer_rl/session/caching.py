@@ -6,11 +6,13 @@ import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from typing import Protocol
 
 from pointer_rl.errors import InputError, PluginError, reproducible
 from pointer_rl.session.cache import request_key
 from pointer_rl.types import (
+    LOGPROB_ROUNDING,
     BackendError,
     Count,
     CountingBackend,
@@ -26,6 +28,7 @@ Result = Response | BackendError
 _BATCH = 64
 _SECONDS = 1.0
 """A killed call of a batch-invariant backend loses at most so many responses, or seconds."""
+_ONCE = "yield (index, result) once for each request, index being its position counted from 0"
 
 
 class Cache(Protocol):
@@ -46,9 +49,10 @@ def run_checked(
     """Each request's result once, in the order in which the backend gives them.
 
     An InputError stands for a request that cannot be made; its result is a BackendError that says
-    why. What differs from run to run is left out of messages: they are written to files. Raises
-    PluginError for a result that is missing, repeated or out of range, and for another
-    number of log-probabilities than of answers.
+    why. A response without the text that was asked for, or with NaN as a log-probability, becomes a
+    BackendError too. What differs from run to run is left out of messages: they are written to
+    files. Raises PluginError for a result that is missing, repeated or out of range, and for one
+    that is no proper `Response` or `BackendError`.
     """
     asked: list[Request] = []
     indices: list[int] = []
@@ -59,27 +63,71 @@ def run_checked(
             asked.append(request)
             indices.append(index)
     waiting = set(range(len(asked)))
-    for position, result in backend.run(asked):
+    results: object = backend.run(asked)
+    if not isinstance(results, Iterable):
+        raise _broken(backend, f"returned {_kind(results)} from run: yield results there")
+    for given in results:
+        if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], int)):
+            raise _broken(backend, f"gave {_kind(given)}: {_ONCE}")
+        position, result = given
         if position not in waiting:
-            raise PluginError(
-                f"the backend {backend.fingerprint} answered request {position} of "
-                f"{len(asked)} twice, or out of range"
-            )
+            fault = f"answered request {position} of {len(asked)} twice, or out of range"
+            raise _broken(backend, f"{fault}: {_ONCE}")
         waiting.remove(position)
-        wanted = len(asked[position].score)
-        if isinstance(result, Response) and len(result.score_logprobs) != wanted:
-            raise PluginError(
-                f"the backend {backend.fingerprint} returned {len(result.score_logprobs)} "
-                f"log-probabilities for {wanted} answers"
-            )
+        if wrong := _fault_of(result, asked[position]):
+            raise _broken(backend, wrong)
+        result = _failed_if_incomplete(result, asked[position])
         if isinstance(result, BackendError):
             result = BackendError(reproducible(result.message))
         yield indices[position], result
     if waiting:
-        raise PluginError(
-            f"the backend {backend.fingerprint} left {len(waiting)} of "
-            f"{len(asked)} requests without a result"
+        fault = f"left {len(waiting)} of {len(asked)} requests without a result"
+        raise _broken(backend, f"{fault}: {_ONCE}")
+
+
+def _broken(backend: VQABackend, fault: str) -> PluginError:
+    return PluginError(f"the backend {backend.fingerprint} {fault}")
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__name__}"
+
+
+def _fault_of(result: object, request: Request) -> str | None:
+    """What makes it no proper result of the request, and how to mend that."""
+    if isinstance(result, BackendError):
+        if isinstance(result.message, str) and result.message.strip():
+            return None
+        return "gave a BackendError without a message: say why the request failed"
+    if not isinstance(result, Response):
+        return f"gave {_kind(result)}: yield (index, Response(…)) or (index, BackendError(…))"
+    if not isinstance(result.text, str | None):
+        return f"gave {_kind(result.text)} as the text of a Response: give a str"
+    logprobs = result.score_logprobs
+    if not (isinstance(logprobs, tuple) and all(isinstance(each, float) for each in logprobs)):
+        return (
+            "gave score_logprobs that are not a tuple of Python floats: call tolist() or float() on"
+            " what the model returns"
         )
+    if len(logprobs) != len(request.score):
+        found = f"returned {len(logprobs)} log-probabilities for {len(request.score)} answers"
+        return f"{found}: {_ONCE}, and score the answers of that request"
+    if any(each > LOGPROB_ROUNDING for each in logprobs):
+        return f"gave the log-probability {max(logprobs):g}: give natural logarithms, at most 0"
+    counts = astuple(result.usage) if isinstance(result.usage, Usage) else ()
+    if not counts or not all(type(each) is int and 0 <= each < 2**63 for each in counts):
+        return "gave a usage that is no Usage of numbers of tokens and images: count in Python ints"
+    return None
+
+
+def _failed_if_incomplete(result: Result, request: Request) -> Result:
+    """The result, or a BackendError if the response lacks something that was asked for."""
+    if isinstance(result, Response):
+        if request.decoding is not None and result.text is None:
+            return BackendError("the backend returned no text")
+        if any(map(math.isnan, result.score_logprobs)):
+            return BackendError("the backend returned NaN as a log-probability")
+    return result
 
 
 class CachedBackend:
@@ -96,7 +144,14 @@ class CachedBackend:
     """
 
     def __init__(self, backend: VQABackend, cache: Cache | None = None) -> None:
-        self.fingerprint = backend.fingerprint
+        """Raises PluginError for what is no backend."""
+        fingerprint = getattr(backend, "fingerprint", None)
+        if not isinstance(fingerprint, str) or not hasattr(backend, "run"):
+            raise PluginError(
+                f"{_kind(backend)} was made as a backend, and has no fingerprint (a str) or no "
+                "method run: see pointer_rl.types.VQABackend"
+            )
+        self.fingerprint = fingerprint
         self.batch_invariant = bool(getattr(backend, "batch_invariant", False))
         self.hits = 0
         """Requests answered from the cache."""
@@ -166,7 +221,7 @@ class CachedBackend:
         try:
             for position, result in self._ask([requests[indices[key][0]] for key in keys]):
                 key = keys[position]
-                if isinstance(result, Response) and _is_complete(requests[indices[key][0]], result):
+                if isinstance(result, Response):
                     self._keep(key, result)
                 for index in indices[key]:
                     yield index, result
@@ -216,10 +271,3 @@ class CachedBackend:
         if self.batch_invariant:
             self._commit()
         self._pending.clear()
-
-
-def _is_complete(request: Request, response: Response) -> bool:
-    """Whether the response has everything that was asked for; if not, it is not worth keeping."""
-    return (request.decoding is None or response.text is not None) and not any(
-        map(math.isnan, response.score_logprobs)
-    )

@@ -83,8 +83,7 @@ class Judge:
     def _outcome(self, query: Example, result: Response | BackendError) -> Outcome:
         if isinstance(result, BackendError):
             return Outcome(failure=result.message)
-        if result.text is None:
-            return Outcome(failure="the backend returned no text")
+        assert result.text is not None, "`run_checked` lets no response without text through"
         answer = self.prompt.parse(result.text)
         judgement = self.metric.judge(answer, query.answers)
         return Outcome(

@@ -12,6 +12,7 @@ from unittest.mock import patch
 from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pointer_rl.errors import PluginError
 from pointer_rl.session.caching import run_checked
 from pointer_rl.testing.fakes import PlainPrompt, UnreadableImage, tiny_dataset
 from pointer_rl.testing.plugin import FingerprintTests, explain
@@ -74,14 +75,12 @@ class BackendTests(FingerprintTests[VQABackend]):
 
     def ask(self, made: VQABackend, inputs: Sequence[Request]) -> Sequence[Any]:
         """The result of each request. Fails unless there is one sound result for each."""
-        fix = (
-            "yield (index, Response(…)) once for each request, index being its position counted "
-            "from 0, and (index, BackendError(why)) for one that fails, so that no other is lost"
-        )
-        with explain("run", fix):
-            answers = dict(run_checked(made, inputs))
-        for index, request in enumerate(inputs):
-            _check_answer(request, answers[index])
+        fix = "yield (index, BackendError(why)) for a request that fails, so that no other is lost"
+        try:
+            with explain("run", fix, PluginError):
+                answers = dict(run_checked(made, inputs))
+        except PluginError as broken:  # its message says what to do
+            raise AssertionError(str(broken)) from broken
         return [answers[index] for index in range(len(inputs))]
 
     def same(self, one: Any, other: Any) -> bool:
@@ -230,33 +229,6 @@ class BackendTests(FingerprintTests[VQABackend]):
         assert (once is None) == (twice is None) and (twice or 0.0) >= (once or 0.0), (
             f"it costs {once} for some usage and {twice} for twice as much"
         )
-
-
-def _check_answer(request: Request, answer: object) -> None:
-    if isinstance(answer, BackendError):
-        assert isinstance(answer.message, str) and answer.message.strip(), (
-            "a BackendError has no message: say why the request failed"
-        )
-        return
-    assert isinstance(answer, Response), (
-        f"run gave a {type(answer).__name__}: yield (index, Response(…)) or "
-        "(index, BackendError(…))"
-    )
-    assert answer.text is None or isinstance(answer.text, str), (
-        f"the text of a Response is a {type(answer.text).__name__}: give a str"
-    )
-    assert request.decoding is None or answer.text is not None, (
-        "a request with a decoding got a Response without text: generate, or yield a "
-        "BackendError that says why not"
-    )
-    given = answer.score_logprobs
-    assert isinstance(given, tuple) and all(type(each) is float for each in given), (
-        "score_logprobs is not a tuple of Python floats: call tolist() or float() on what the "
-        "model returns"
-    )
-    assert all(each <= 1e-3 for each in given), (
-        f"score_logprobs {given} are not log-probabilities: give natural logarithms, at most 0"
-    )
 
 
 def _check_count(count: object) -> None:

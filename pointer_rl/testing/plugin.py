@@ -140,7 +140,7 @@ class PluginTests(Generic[Made]):
                 result = Result(title, "skipped", str(reason))
             except AssertionError as finding:
                 result = Result(title, "broken", first_line(finding))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 if isinstance(error, PointerRLError) and name == "test_is_made":
                     raise
                 raised = f"it raised {type(error).__name__} ({first_line(error)})"

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pointer_rl.escaping import printable
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -60,7 +62,7 @@ def json_pointer(path: Iterable[str | int]) -> str:
 
 
 def _text(reports: Sequence[Report]) -> str:
-    return "\n".join(line for report in reports for line in _text_lines(report))
+    return "\n".join(printable(line) for report in reports for line in _text_lines(report))
 
 
 def _text_lines(report: Report) -> Iterator[str]:

@@ -7,13 +7,18 @@ import itertools
 import pickle
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from fault_server import (
     END,
     FATAL,
     FAULTS,
+    FINISHES,
+    KEY_FORMS,
+    SCORE_FAULTS,
     START,
     FaultServer,
     logprob,
@@ -29,6 +34,7 @@ from pointer_rl.session.caching import CachedBackend
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response, Usage
 from pointer_rl_openai import create_backend, transport
 from pointer_rl_openai.backend import OpenAIBackend
+from pointer_rl_openai.keys import holds_key
 from pointer_rl_openai.options import OpenAIOptions
 
 GREEDY = Decoding(max_new_tokens=6)
@@ -216,8 +222,17 @@ def test_a_fault_that_stays_is_a_value_and_is_asked_again_by_the_next_run(fault,
         ("401", "api_key_env"),
         ("404", "HTTP 404"),
         ("redirect", "HTTP 307"),
-        ("null text", "finish_reason length"),
+        ("length empty", "ran out of tokens before it answered (finish_reason length): raise max_"),
+        ("length null", "--decoding-opt max_new_tokens=N"),
+        ("length cut", "was cut off (finish_reason length): raise max_new_tokens"),
         ("filtered", "filter"),
+        ("filtered empty", "filter"),
+        ("tool call", "called a tool"),
+        ("function call", "called a tool"),
+        ("stop null", "no text (finish_reason stop)"),
+        ("unknown finish", r'whole (finish_reason "\u001b[31mbored")'),
+        ("finish list", "whole (finish_reason missing)"),
+        ("thinking", "thought and did not answer"),
         ("quota", "HTTP 429: quota!"),
         ("long wait", "86,400 s"),
     ],
@@ -231,6 +246,57 @@ def test_what_no_repetition_mends_is_asked_once(fault, why):
         assert len(server.chats()) == 2
     [failure] = [each for each in results if isinstance(each, BackendError)]
     assert why in failure.message
+
+
+def test_every_fault_that_stays_is_tried():
+    [mark] = [
+        each
+        for each in test_what_no_repetition_mends_is_asked_once.pytestmark
+        if each.name == "parametrize"
+    ]
+    assert {fault for fault, _ in mark.args[1]} == set(FATAL)
+
+
+@pytest.mark.parametrize(
+    ("finish", "content", "stop", "answer"),
+    [
+        ("stop", "a cat", (), "a cat"),
+        ("stop", "", (), ""),  # the model ended its turn at once
+        ("stop", " ", (), " "),
+        ("length", "a cat\nQuest", ("\n",), "a cat"),  # whole: it is cut before that anyway
+        ("length", "\nQuestion", ("\n",), ""),
+        ("length", "a cat\nQuest", (".",), None),
+        ("length", "a cat", (), None),
+        ("content_filter", "a cat\n", ("\n",), None),
+    ],
+)
+def test_an_answer_is_what_the_server_says_is_whole(finish, content, stop, answer, monkeypatch):
+    monkeypatch.setitem(FINISHES, "ended", (finish, content))
+    with FaultServer(["ended"]) as server:
+        results = answers(connect(server), [ask("what?", Decoding(stop=stop))])
+    assert texts(results) == [answer]
+
+
+def test_a_server_is_scored_though_its_generation_is_cut():
+    """A request for scores generates a token, and is cut there."""
+    with FaultServer(vllm=True) as server:
+        server.always = "length cut"
+        [result] = answers(connect(server), [ask("what? ", None, ("red cat",))])
+    assert result.score_logprobs == pytest.approx([naive_score("what? ", "red cat")], rel=1e-12)
+
+
+@pytest.mark.parametrize("logprob", [0.5, 1e-2, "NaN", "-1.0", None, True, -(10**400), [-1.0]])
+def test_a_log_probability_that_is_none_is_a_failure(logprob):
+    with FaultServer(vllm=True, logprob=lambda tokens, position: logprob) as server:
+        [result] = answers(connect(server), [ask("what? ", None, ("red cat",))])
+    assert isinstance(result, BackendError)
+    assert "a log-probability that is none" in result.message
+
+
+def test_a_log_probability_rounded_to_just_above_0_is_0():
+    with FaultServer(vllm=True, logprob=lambda tokens, position: 1e-6) as server:
+        [result] = answers(connect(server), [ask("what? ", None, ("red cat",))])
+    assert result.score_logprobs == (0.0,)
 
 
 def test_a_server_that_bears_little_is_asked_less_and_loses_nothing():
@@ -286,9 +352,58 @@ def test_neither_key_nor_prompt_is_told(fault, monkeypatch, caplog):
         [refused] = answers(backend, [ask(said)])
         assert server.requests[-1][1]["authorization"] == "Bearer sk-wrong-secret"
     told = caplog.text + failure.message + refused.message + backend.fingerprint
-    assert "HTTP 401: no such key: Bearer …" in refused.message
+    assert refused.message.startswith("HTTP 401 (the key comes from")
     assert "secret" not in told
     assert "private" not in told
+
+
+@pytest.mark.parametrize("form", KEY_FORMS)
+def test_a_reply_with_the_key_is_a_failure_in_every_form(form, monkeypatch, caplog, tmp_path):
+    key = "sk-Secret-123-aBcD"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    store = ResponseCache(tmp_path / "store.sqlite")
+    faults = [f"key {form}", f"500 key {form}", None]
+    with caplog.at_level(0), FaultServer(faults, key=key) as server:
+        backend = connect(server, retries=0, max_concurrency=1)
+        results = answers(CachedBackend(backend, store), [ask(f"question {n}") for n in range(3)])
+    store.close()
+    assert results[0] == BackendError("the reply contains the API key, and is not used")
+    assert results[1] == BackendError("HTTP 500")
+    assert results[2].text == "re: question 2"
+    written = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    told = caplog.text + repr(results) + written.decode(errors="replace")
+    assert not holds_key(told, key)
+    assert "question 2" in told
+
+
+@pytest.mark.parametrize("form", KEY_FORMS)
+def test_a_model_id_with_the_key_is_an_error(form, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-123")
+    with FaultServer(models=(f"tiny/{KEY_FORMS[form]('sk-secret-123')}",)) as server:
+        with pytest.raises(InputError, match="the reply contains the API key") as caught:
+            connect(server)
+        assert not holds_key(str(caught.value), "sk-secret-123")
+
+
+def test_a_placeholder_for_a_key_may_occur_in_an_answer(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "EMPTY")
+    with FaultServer(answer=lambda body: "an empty bottle") as server:
+        assert texts(answers(connect(server), [ask("question")])) == ["an empty bottle"]
+
+
+@pytest.mark.parametrize("fault", SCORE_FAULTS)
+def test_an_answer_whose_tokens_log_probabilities_are_none_is_scored_by_itself(fault):
+    requests = [ask("a", None, ("red cat",)), ask("question", GREEDY, ("red cat",))]
+    with FaultServer(vllm=True, answer=lambda body: "red cat") as server:
+        expected = answers(connect(server, max_concurrency=1), requests)
+        server.faults.extend([None, fault])
+        assert answers(connect(server, max_concurrency=1), requests) == [
+            expected[0],
+            replace(expected[1], usage=ANY),
+        ]
+        server.faults.extend([fault])
+        failure, _ = answers(connect(server, max_concurrency=1), requests)
+    assert "a log-probability that is none" in failure.message
 
 
 def test_without_a_key_none_is_sent():

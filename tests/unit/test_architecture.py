@@ -12,7 +12,7 @@ PUBLIC = {
 }
 """Parts of the engine that plugins may import."""
 LAYERS = [
-    {"types", "errors"},
+    {"types", "errors", "escaping"},
     {"files", "json_stream", "options", "devices", "hookspecs"},
     {"registry"},
     {"local", "datasets"},

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.session.judge import Judge, Trial
 from pointer_rl.testing import EqualMetric, FakeBackend, PlainPrompt, example
-from pointer_rl.types import BackendError, Decoding, Response
+from pointer_rl.types import BackendError, Decoding, Response, Usage
 
 TRIALS = [
     Trial(example(0, "red"), [example(1, "red"), example(2, "blue")]),
@@ -100,3 +101,66 @@ def test_a_backend_that_forgets_or_repeats_is_named():
         judged(Forgets(str))
     with pytest.raises(PluginError, match="fake answered request 0 of 2 twice"):
         judged(Repeats(str))
+
+
+class Gives(FakeBackend):
+    """Gives what it is told, whatever it is asked."""
+
+    def __init__(self, given):
+        super().__init__(str)
+        self.given = given
+
+    def run(self, requests):
+        return self.given
+
+
+SCORED = Response("red", (-1.0,))
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        (None, "returned a NoneType from run"),
+        ([None], "gave a NoneType: yield"),
+        ([SCORED], "gave a Response: yield"),
+        ([(0, SCORED, 1)], "gave a tuple: yield"),
+        ([("0", SCORED)], "gave a tuple: yield"),
+        ([(0, "red")], r"gave a str: yield \(index, Response"),
+        ([(0, None)], "gave a NoneType: yield"),
+        ([(0, BackendError(""))], "without a message"),
+        ([(0, BackendError(None))], "without a message"),
+        ([(0, replace(SCORED, text=b"red"))], "gave a bytes as the text"),
+        ([(0, replace(SCORED, score_logprobs=[-1.0]))], "not a tuple of Python floats"),
+        ([(0, replace(SCORED, score_logprobs=("-1",)))], "not a tuple of Python floats"),
+        ([(0, replace(SCORED, score_logprobs=(None,)))], "not a tuple of Python floats"),
+        ([(0, replace(SCORED, score_logprobs=None))], "not a tuple of Python floats"),
+        ([(0, replace(SCORED, score_logprobs=(-1.0, -2.0)))], "2 log-probabilities for 1 answers"),
+        ([(0, replace(SCORED, score_logprobs=(0.7,)))], "gave the log-probability 0.7: give nat"),
+        ([(0, replace(SCORED, score_logprobs=(math.inf,)))], "gave the log-probability inf"),
+        ([(0, replace(SCORED, usage=None))], "a usage that is no Usage"),
+        ([(0, replace(SCORED, usage=Usage("7")))], "a usage that is no Usage"),
+        ([(0, replace(SCORED, usage=Usage(-1)))], "a usage that is no Usage"),
+        ([(0, replace(SCORED, usage=Usage(2**63)))], "a usage that is no Usage"),
+    ],
+)
+def test_a_result_of_the_wrong_form_is_one_line(given, fault):
+    with pytest.raises(PluginError, match=f"^the backend fake .*{fault}") as caught:
+        judged(Gives(given), [Trial(example(0, "red"), [])], score_answers=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("response", [replace(SCORED, text=None), Response("red", (math.nan,))])
+def test_a_response_that_lacks_what_was_asked_for_is_a_failure(response):
+    outcome = judged(Gives([(0, response)]), TRIALS[1:], score_answers=True)[0]
+    assert outcome.failure in (
+        "the backend returned no text",
+        "the backend returned NaN as a log-probability",
+    )
+    assert outcome.correct is None
+
+
+@pytest.mark.parametrize("logprob", [-math.inf, -1e300, -0.0, 0.0, 1e-6])
+def test_a_log_probability_may_be_anything_up_to_0_and_be_rounded(logprob):
+    given = [(0, replace(SCORED, score_logprobs=(logprob,)))]
+    outcome = judged(Gives(given), TRIALS[1:], score_answers=True)[0]
+    assert outcome.gt_prob == pytest.approx(math.exp(logprob), rel=1e-5)

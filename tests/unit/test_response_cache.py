@@ -237,13 +237,15 @@ class TestCachedBackend:
             (request("a", decoding=None, score=("x",)), Response(None, (math.nan,))),
         ],
     )
-    def test_what_lacks_a_part_is_passed_on_but_not_kept(self, path, asked, response):
+    def test_what_lacks_a_part_is_a_failure_and_not_kept(self, path, asked, response):
         class Lacks(FakeBackend):
             def run(self, requests):
                 yield 0, response
 
         backend = CachedBackend(Lacks(str), ResponseCache(path))
-        assert [index for index, _ in backend.run([asked])] == [0]
+        [(index, result)] = backend.run([asked])
+        assert index == 0
+        assert isinstance(result, BackendError)
         assert backend.split_cached([asked]) == (0, [asked])
 
     def test_scores_alone_are_kept(self, path):

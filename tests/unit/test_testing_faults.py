@@ -732,7 +732,7 @@ FAULTS = [
     (BackendTests, (Longest,), "alone it gives .* instead of .*: mask the padding"),
     (BackendTests, (ByPlace,), "log-probabilities for .* answers: yield .* its position"),
     (BackendTests, (SortedScores,), "give score_logprobs in the order of Request.score"),
-    (BackendTests, (Probabilities,), "not log-probabilities: give natural logarithms"),
+    (BackendTests, (Probabilities,), "gave the log-probability 2: give natural logarithms"),
     (BackendTests, (Deaf,), "end the text before the first of Decoding.stop"),
     (BackendTests, (Swallows,), "cannot be read is answered 'blue': yield a BackendError"),
     (BackendTests, (Draws,), "asked again it gives .*: decode as Decoding says"),
