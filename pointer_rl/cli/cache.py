@@ -91,17 +91,18 @@ def prune(
 def export(target: Path, store: Path | None, overwrite: bool) -> None:
     """Write all responses to TARGET as JSON lines."""
     from pointer_rl.errors import InputError
-    from pointer_rl.files import AtomicFile, check_writable
+    from pointer_rl.files import AtomicFile, check_writable, locked
 
     opened = _open(store)
     if target.exists() and target.samefile(opened.path):
         raise InputError(f"{target}: is the response cache itself: name another file")
-    check_writable(target, overwrite=overwrite)
     count = 0
-    with AtomicFile(target) as file:
-        for row in opened.rows():
-            file.write((json.dumps(row, allow_nan=False) + "\n").encode())
-            count += 1
+    with locked(target):
+        check_writable(target, overwrite=overwrite)
+        with AtomicFile(target) as file:
+            for row in opened.rows():
+                file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+                count += 1
     click.echo(f"wrote {target}: {counted(count, 'response')}")
 
 
