@@ -284,6 +284,8 @@ def _remove(entry: os.DirEntry[str]) -> None:
 def cannot_be_written(path: Path, error: BaseException) -> InputError:
     """The error of a file that cannot be written, with the system's reason."""
     reason = getattr(error, "strerror", None) or first_line(error)
+    if isinstance(error, FileExistsError) and path.parent.is_file():
+        reason = f"{path.parent.name} is no folder"
     return InputError(f"{path}: cannot be written ({reason})")
 
 

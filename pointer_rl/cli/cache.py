@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,5 +131,7 @@ def _complete(prefix: str, known: Sequence[str]) -> str:
 
 
 def _minute(timestamp: str) -> str:
-    """`2026-11-24T20:18:03Z` → `2026-11-24 20:18`."""
+    """`2026-11-24T20:18:03Z` → `2026-11-24 20:18`; `?` for what is no time."""
+    if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", str(timestamp)):
+        return "?"
     return timestamp[:16].replace("T", " ")

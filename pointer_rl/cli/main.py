@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -53,8 +55,22 @@ class RootGroup(click.Group):
         try:
             return super().main(*args, **options)
         except PointerRLError as error:
-            click.echo(f"pointer-rl: error: {error}", err=True)
-            sys.exit(2)
+            _fail(str(error))
+        except OSError as error:  # of output that cannot be printed, if it names no file
+            where = "standard output" if error.filename is None else error.filename
+            _fail(f"{where}: {error.strerror or error}")
+
+
+def _fail(message: str) -> NoReturn:
+    """Print the error and exit with 2, whatever state standard output and error are in."""
+    with suppress(OSError):
+        click.echo(f"pointer-rl: error: {message}", err=True)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # Python would try again at its end, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(2)
 
 
 def _load_plugin_files(_ctx: click.Context, _option: click.Parameter, files: list[Path]) -> None:
@@ -107,4 +123,6 @@ def main() -> None:
     """Run the command line: the entry point of the `pointer-rl` script."""
     # The hub client's progress bars would overwrite ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # As Ctrl-C: temporary files are removed, and what is kept is said.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(cli())

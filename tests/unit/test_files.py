@@ -86,7 +86,7 @@ def test_the_systems_reason_is_named(tmp_path):
         AtomicFile(path),
     ):
         raise OSError(28, "the disk is full")
-    with pytest.raises(InputError, match=r"b: cannot be written \(File exists\)"):
+    with pytest.raises(InputError, match=r"b: cannot be written \(a\.txt is no folder\)"):
         write_text(path / "b", "")
     with pytest.raises(InputError, match=r"cannot be written \(it is a folder; name a file\)"):
         write_text(tmp_path, "")
