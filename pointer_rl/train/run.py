@@ -13,7 +13,7 @@ from typing import Any
 from pointer_rl.datasets.embeddings import digest_vectors
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError, MissingExtraError
-from pointer_rl.files import locked, write_text
+from pointer_rl.files import locked, remove_leftovers, write_text
 from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
 from pointer_rl.selectors import Selector, SelectorPolicy
 from pointer_rl.selectors.bundle import (
@@ -83,6 +83,7 @@ class Output:
                     f"{found}: exists, without the {CHECKPOINT} of a run: name another "
                     "--output-dir, or replace it with --overwrite"
                 )
+        remove_leftovers(self.folder / ROUNDS)
 
     def _empty(self, made: Sequence[Path], inputs: Sequence[Path | None]) -> None:
         folder = self.folder.resolve()
