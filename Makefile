@@ -43,8 +43,9 @@ test: $(DEV)  ## the default suite, under six minutes on two cores
 test-all: $(DEV)  ## the default suite with the slow tests
 	$(PYTEST)
 
-test-faults: $(DEV)  ## a hundred kills of generate, and those of train
-	POINTER_RL_KILLS=100 $(BIN)/python -m pytest -q tests/e2e/test_generate_kills.py tests/e2e/test_train_kills.py
+test-faults: $(DEV)  ## attacks on every command: kills, full disks, damaged files (20 minutes; see docs)
+	$(BIN)/python tests/e2e/campaign.py "$$(mktemp -d)/campaign" --kills 30 --fresh 2 --disks 6 --damages 25
+	$(BIN)/python -m pytest -q tests/e2e/test_train_kills.py
 
 # The suites of what runs a model here, in .venv-oldest with the oldest transformers that
 # pyproject.toml allows (whose own warnings are no faults of ours), or in .venv-newest.

@@ -27,6 +27,9 @@ from pointer_rl.cli.train import sft, train
 from pointer_rl.cli.validate import validate
 from pointer_rl.errors import PointerRLError
 
+_interrupts: list[int] = []
+"""The signals that asked this process to end."""
+
 
 class RootGroup(click.Group):
     """Adds the plugins' commands when they are needed; prints user errors as one line."""
@@ -54,23 +57,32 @@ class RootGroup(click.Group):
     def main(self, *args: Any, **options: Any) -> Any:
         try:
             return super().main(*args, **options)
-        except PointerRLError as error:
-            _fail(str(error))
-        except OSError as error:  # of output that cannot be printed, if it names no file
-            where = "standard output" if error.filename is None else error.filename
-            _fail(f"{where}: {error.strerror or error}")
+        except Exception as error:
+            if _interrupts:  # a library has made something else of it
+                _end("interrupted", 130)
+            if isinstance(error, PointerRLError):
+                _end(f"error: {error}", 2)
+            if isinstance(error, OSError):  # of output that cannot be printed, if it names no file
+                where = "standard output" if error.filename is None else error.filename
+                _end(f"error: {where}: {error.strerror or error}", 2)
+            raise
 
 
-def _fail(message: str) -> NoReturn:
-    """Print the error and exit with 2, whatever state standard output and error are in."""
+def _end(message: str, status: int) -> NoReturn:
+    """Print a line and exit, whatever state standard output and error are in."""
     with suppress(OSError):
-        click.echo(f"pointer-rl: error: {message}", err=True)
+        click.echo(f"pointer-rl: {message}", err=True)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError):  # Python would try again at its end, and complain
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    sys.exit(2)
+    sys.exit(status)
+
+
+def _interrupt(number: int, _frame: object) -> NoReturn:
+    _interrupts.append(number)
+    raise KeyboardInterrupt
 
 
 def _load_plugin_files(_ctx: click.Context, _option: click.Parameter, files: list[Path]) -> None:
@@ -123,6 +135,8 @@ def main() -> None:
     """Run the command line: the entry point of the `pointer-rl` script."""
     # The hub client's progress bars would overwrite ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # As Ctrl-C: temporary files are removed, and what is kept is said.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGTERM is as Ctrl-C: temporary files are removed, and what is kept is said.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     sys.exit(cli())

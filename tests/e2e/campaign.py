@@ -1,6 +1,6 @@
 """Run as a program: attacks on every command that writes, and a table of how they ended.
 
-    campaign.py FOLDER [--kills N] [--fresh N] [--disks N] [--damages N] [--seed N] [COMMAND …]
+    campaign.py FOLDER [--kills N] [--fresh N] [--disks N] [--damages N] [--seed N] [--only …]
 
 Each command first runs undisturbed. Then it is killed at random instants and begun again, on and
 on; what it has written whenever it finishes must be the same files with the same bytes, and no
@@ -296,6 +296,8 @@ class Child:
 
     def _run(self, folder: Path, args: tuple[str, ...], said: int, limit: int | None) -> None:
         code: object = 70
+        for number in (signal.SIGINT, signal.SIGTERM):  # until the program has its own handlers
+            signal.signal(number, signal.SIG_DFL)
         try:
             os.chdir(folder)
             for number in (1, 2):
@@ -369,7 +371,7 @@ class Campaign:
         for module in (
             *("generate.run", "beams.run", "train.online", "evaluate.run", "datasets.embed"),
             *("records.convert", "records.merge", "records.rescore", "scaffold"),
-            *("report.files", "cli.progress", "cli.tables", "validate.validator"),
+            *("report.files", "cli.main", "cli.progress", "cli.tables", "validate.validator"),
         ):
             importlib.import_module(f"pointer_rl.{module}")
         for module in ("pyarrow.parquet", "pointer_rl_standard.generators", "swayed_plugin"):
@@ -554,29 +556,29 @@ def tree(folder: Path) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="which it makes")
     for option in ("kills", "fresh", "disks", "damages", "seed"):
         parser.add_argument(f"--{option}", type=int, default=0, help="of each command or file")
-    parser.add_argument("names", nargs="*", help="only these commands and files")
+    names = [each.name for each in (*COMMANDS, *DAMAGES)]
+    parser.add_argument("--only", nargs="+", default=names, metavar="NAME", help=", ".join(names))
     given = parser.parse_args()
     campaign = Campaign(given.folder.resolve(), given.seed)
     begun = time.monotonic()
     for command in COMMANDS:
-        if given.names and command.name not in given.names and not command.gives:
+        if command.name not in given.only:
             continue
         took = campaign.undisturbed(command)
-        if not given.names or command.name in given.names:
-            campaign.kills(command, given.kills, took, fresh=False)
-            if given.fresh:
-                start = time.monotonic()
-                Child(campaign.work, ("--version",), fresh=True).wait()
-                alone = took + 3 * (time.monotonic() - start)
-                campaign.kills(command, given.fresh, alone, fresh=True)
-            campaign.disks(command, given.disks)
+        campaign.kills(command, given.kills, took, fresh=False)
+        if given.fresh:
+            start = time.monotonic()
+            Child(campaign.inputs, ("--version",), fresh=True).wait()
+            alone = took + 3 * (time.monotonic() - start)  # it imports more than that
+            campaign.kills(command, given.fresh, alone, fresh=True)
+        campaign.disks(command, given.disks)
         campaign.give(command)
         print(f"{time.monotonic() - begun:.0f} s: {command.name}, {took:.2f} s a run", flush=True)
     for damage in DAMAGES:
-        if given.damages and (not given.names or damage.name in given.names):
+        if given.damages and damage.name in given.only:
             campaign.damages(damage, given.damages)
             print(f"{time.monotonic() - begun:.0f} s: {damage.name}", flush=True)
     print(campaign.table())
