@@ -43,10 +43,10 @@ test: $(DEV)  ## the default suite, under six minutes on two cores
 test-all: $(DEV)  ## the default suite with the slow tests
 	$(PYTEST)
 
-test-faults: $(DEV)  ## a hundred kills of generate, those of train, a thousand trials through failing servers, 10,000 spoiled files
-	POINTER_RL_KILLS=100 POINTER_RL_TRIALS=1000 $(BIN)/python -m pytest -q tests/e2e/test_generate_kills.py \
-	    tests/e2e/test_train_kills.py tests/e2e/test_server_faults.py
-	POINTER_RL_FUZZ=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/fuzz
+test-faults: $(DEV)  ## attacks on every command: kills, full disks, damaged files, failing servers (20 minutes; see docs)
+	$(BIN)/python tests/e2e/campaign.py "$$(mktemp -d)/campaign" --kills 30 --fresh 2 --disks 6 --damages 25
+	POINTER_RL_TRIALS=1000 POINTER_RL_FUZZ=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q \
+	    tests/e2e/test_train_kills.py tests/e2e/test_server_faults.py tests/fuzz
 
 # The suites of what runs a model here, in .venv-oldest with the oldest transformers that
 # pyproject.toml allows (whose own warnings are no faults of ours), or in .venv-newest.

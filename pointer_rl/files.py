@@ -1,19 +1,24 @@
-"""Write files so that they appear whole or not at all.
+"""Write files so that they appear whole or not at all, and by one process at a time.
 
 Every file is written under a temporary name in the target's folder, synced to disk, and renamed.
-The temporary name is `.NAME.PID@HOST.tmp`, so that the next process to write NAME can tell what a
-killed process left behind, and deletes it.
+What a killed process left is deleted by the next process that writes into the folder. Temporary
+files and lock files are locked (flock) while their process lives; the system unlocks them when it
+dies, so that no lock is ever stale. (Windows has no such locks.)
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
+import logging
 import os
 import platform
 import re
+import shutil
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
@@ -23,10 +28,21 @@ from pointer_rl.errors import InputError, first_line
 if TYPE_CHECKING:
     from torch import Tensor
 
+log = logging.getLogger(__name__)
+
 _HOST = platform.node().partition(".")[0]
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)@(?P<host>.*)\.tmp")
+_LEFT = re.compile(r"\..+\.(?:\d+@(?P<host>.*)\.tmp|pointer-rl\.lock)", re.DOTALL)
+"""Names of temporary files, `.NAME.PID@HOST.tmp`, and of lock files."""
 _ABANDONED = 86_400
 """Seconds after which a temporary file of another host counts as left behind."""
+_DTYPES = {
+    **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
+    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
+    **{"bfloat16": "BF16", "uint8": "U8", "bool": "BOOL"},
+}
+"""torch's names of types → safetensors'."""
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+"""How file systems without locks refuse one."""
 
 
 class AtomicFile:
@@ -37,18 +53,20 @@ class AtomicFile:
     """
 
     def __init__(self, path: Path) -> None:
+        check_name(path)
         self.path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}@{_HOST}.tmp")
+        self._temporary = temporary_path(path)
         if path.is_dir():
             raise InputError(f"{path}: cannot be written (it is a folder; name a file)")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(path)
-            self.file: BinaryIO = open(self._temporary, "wb")  # noqa: SIM115 (closed in commit)
+            remove_leftovers(path.parent)
+            self.file: BinaryIO = _open_locked(self._temporary)
+            self.file.truncate(0)
         except OSError as error:
             raise cannot_be_written(path, error) from error
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append to `file`."""
         try:
             self.file.write(data)
@@ -58,22 +76,21 @@ class AtomicFile:
     def commit(self) -> None:
         """Sync the content to disk and move it to `path`."""
         try:
-            self.file.close()
-            # A new handle, because a library may have written to the name and not to `file`.
-            with open(self._temporary, "r+b") as file:
-                os.fsync(file.fileno())
+            self.file.flush()
+            os.fsync(self.file.fileno())
             os.replace(self._temporary, self.path)
+            self.file.close()  # not earlier: it has the lock
             _sync_folder(self.path.parent)
         except OSError as error:
-            self._temporary.unlink(missing_ok=True)
+            self.discard()
             raise cannot_be_written(self.path, error) from error
 
     def discard(self) -> None:
         """Delete the temporary file. Does nothing after `commit`."""
         if not self.file.closed:
+            self._temporary.unlink(missing_ok=True)
             with suppress(OSError):  # a full disk has no room for what is still buffered
                 self.file.close()
-            self._temporary.unlink(missing_ok=True)
 
     def __enter__(self) -> BinaryIO:
         return self.file
@@ -100,6 +117,75 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pointer-rl"
 
 
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder that becomes `path` at the end, or is deleted on an exception.
+
+    Raises InputError if `path` exists with anything in it, or cannot be written.
+    """
+    check_name(path)
+    temporary = temporary_path(path)
+    try:
+        if path.is_dir() and any(path.iterdir()):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
+        temporary.mkdir()
+        descriptor = os.open(temporary, os.O_RDONLY)
+    except OSError as error:
+        raise cannot_be_written(path, error) from error
+    try:
+        _lock(descriptor)
+        yield temporary
+        os.rename(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_be_written(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Until the block ends, no other process may enter it with the same path.
+
+    The lock is the file `.NAME.pointer-rl.lock` beside `path`; it holds the process's id and host.
+    A run that writes a folder locks a file in it. Raises InputError, naming the process, if another
+    one has the lock, and if no file can be written there.
+    """
+    check_name(path)
+    place = path.with_name(f".{path.name}.pointer-rl.lock")
+    is_new = not path.parent.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
+        file = _open_locked(place)
+    except BlockingIOError as error:
+        holder = "it has just begun"
+        with suppress(OSError):
+            holder = place.read_text(errors="replace") or holder
+        raise InputError(
+            f"{path}: another process is writing it ({holder}): wait for it, or name another output"
+        ) from error
+    except OSError as error:
+        raise cannot_be_written(path, error) from error
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {_HOST}".encode())
+        file.flush()
+    except OSError as error:
+        _unlock(place, file)
+        raise cannot_be_written(path, error) from error
+    try:
+        yield
+    finally:
+        _unlock(place, file)
+        if is_new:
+            with suppress(OSError):  # something was written
+                path.parent.rmdir()
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hex digits."""
     with path.open("rb") as file:
@@ -115,17 +201,36 @@ def write_text(path: Path, text: str) -> None:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file. The tensors must be contiguous and share no memory."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    """Write a safetensors file: the length of a JSON header, the header, and the tensors' bytes.
 
+    The safetensors package would write to a temporary file of its own, which a kill leaves behind.
+    Format: https://github.com/huggingface/safetensors#format
+    """
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    end = 0
+    # Large items first, so that all are aligned.
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
+    for name, tensor in ordered:
+        start, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": _DTYPES[str(tensor.dtype).removeprefix("torch.")],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)
     with AtomicFile(path) as file:
-        try:
-            mode = os.fstat(file.fileno()).st_mode
-            save_file(dict(tensors), file.name, None if metadata is None else dict(metadata))
-            os.chmod(file.name, mode)  # safetensors makes a file that only its owner can read
-        except SafetensorError as error:
-            raise cannot_be_written(path, error) from error
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for _, tensor in ordered:
+            file.write(tensor_bytes(tensor))
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's values as they stand in memory, row by row."""
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
 
 
 def check_writable(path: Path, *, overwrite: bool) -> None:
@@ -133,44 +238,102 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
 
     Call it before anything that takes long. Without `overwrite` an existing file is an error too.
     """
+    check_name(path)
     if path.exists() and not path.is_dir() and not overwrite:
         raise InputError(f"{path}: exists; remove it, or give --overwrite")
     AtomicFile(path).discard()
 
 
-def remove_leftovers(path: Path) -> None:
-    """Delete the temporary files of dead processes: those for `path`, or all in a folder `path`.
+def check_name(path: Path) -> None:
+    """Raise InputError for a name that other programs, and UTF-8, could not write."""
+    name = str(path)
+    if "\0" in name or name.encode("utf-8", "replace").decode() != name:
+        raise InputError(f"{ascii(name)[1:-1]}: not a name in UTF-8: give another one")
+
+
+def temporary_path(path: Path) -> Path:
+    """The temporary name that this process writes `path` under."""
+    return path.with_name(f".{path.name}.{os.getpid()}@{_HOST}.tmp")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files and lock files of dead processes in a folder.
 
     Whether a process of another host is alive is unknown; its files go when they are a day old.
     """
-    is_folder = path.is_dir()
-    with suppress(OSError):  # no such folder; or another process is deleting the same files
-        for entry in os.scandir(path if is_folder else path.parent):
-            found = _TEMPORARY.fullmatch(entry.name) if entry.name[0] == "." else None
-            if found is None or not (is_folder or found["name"] == path.name):
+    try:
+        entries = [entry for entry in os.scandir(folder) if entry.name[0] == "."]
+    except OSError:  # there is no such folder
+        return
+    for entry in entries:
+        found = _LEFT.fullmatch(entry.name)
+        if found is None or not (entry.is_file() or entry.is_dir()):
+            continue
+        with suppress(OSError):  # its process is alive; or another one deletes it just now
+            if os.name != "posix" or found["host"] not in (None, _HOST):
+                if time.time() - entry.stat().st_mtime > _ABANDONED:
+                    _remove(entry)
                 continue
-            if found["host"] != _HOST or os.name != "posix":
-                left = time.time() - entry.stat().st_mtime > _ABANDONED
-            else:
-                left = not _is_alive(int(found["pid"]))
-            if left:
-                os.unlink(entry)
+            descriptor = os.open(entry, os.O_RDONLY if entry.is_dir() else os.O_RDWR)
+            try:
+                _lock(descriptor)
+                _remove(entry)
+            finally:
+                os.close(descriptor)
+
+
+def _remove(entry: os.DirEntry[str]) -> None:
+    if entry.is_dir(follow_symlinks=False):
+        shutil.rmtree(entry)
+    else:
+        os.unlink(entry)
 
 
 def cannot_be_written(path: Path, error: BaseException) -> InputError:
     """The error of a file that cannot be written, with the system's reason."""
     reason = getattr(error, "strerror", None) or first_line(error)
+    if isinstance(error, FileExistsError) and path.parent.is_file():
+        reason = f"{path.parent.name} is no folder"
     return InputError(f"{path}: cannot be written ({reason})")
 
 
-def _is_alive(pid: int) -> bool:
+def _open_locked(place: Path) -> BinaryIO:
+    """Open or create a file, and lock it. Raises BlockingIOError if another process has it."""
+    while True:
+        file = os.fdopen(os.open(place, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        try:
+            _lock(file.fileno())
+            # If not, whoever had it has removed it since it was opened.
+            if os.name != "posix" or os.path.samestat(os.fstat(file.fileno()), os.stat(place)):
+                return file
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _lock(descriptor: int) -> None:
+    """Lock a file until it is closed or this process dies."""
+    if os.name != "posix":
+        return
+    import fcntl
+
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        log.warning("this file system has no locks: let only one process write there")
+
+
+def _unlock(place: Path, file: BinaryIO) -> None:
+    place.unlink(missing_ok=True)
+    with suppress(OSError):
+        file.close()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -401,6 +401,8 @@ def _parse_lines(path: Path, file: BinaryIO) -> Iterator[Member]:
             raise InputError(f"{where}, column {error.pos + 1}: not JSON ({error.msg})") from error
         except (RecursionError, ValueError) as error:
             raise InputError(f"{where}: cannot parse this line ({error})") from error
+        if isinstance(value, dict):
+            value.pop("_crc32", None)  # a journal has it in each line
         if isinstance(value, dict) and value.keys() == {"_meta"}:
             flaws = tuple(Flaw(kind, place[1:]) for kind, place in flaws)
             yield Member("_meta", value["_meta"], number, flaws)

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from pointer_rl.errors import InputError
+from pointer_rl.files import new_folder
 from pointer_rl.options import build_options, parse_assignments
 from pointer_rl_glyphs.options import GlyphsOptions
 
@@ -30,11 +31,16 @@ def glyphs(folder: Path, assignments: tuple[str, ...], overwrite: bool) -> None:
 
     All splits are written; `--dataset vqa` reads them.
     """
-    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+    there = folder.is_dir() and any(folder.iterdir())
+    if there and not overwrite:
         raise InputError(f"{folder}: is not empty: name another folder, or give --overwrite")
     values = parse_assignments(assignments, "--dataset-opt")
     options = build_options(GlyphsOptions, values, "dataset glyphs")
-    export_vqa(options, folder)
+    if there:
+        export_vqa(options, folder)
+    else:
+        with new_folder(folder) as made:
+            export_vqa(options, made)
     flags = " ".join(
         f"--dataset-opt {shlex.quote(each)}" for each in reading_options(folder, options.split)
     )

@@ -14,6 +14,7 @@ from pointer_rl.beams.infoscore import AnswerScorer, most_trials, search
 from pointer_rl.beams.sub_pools import Sampler, SubPools, sampler_space
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
+from pointer_rl.files import locked
 from pointer_rl.records.beams import to_beam_record
 from pointer_rl.records.formats import open_writer
 from pointer_rl.records.provenance import Change
@@ -239,6 +240,11 @@ def run_beams(run: BeamRun, observer: Observer = Observer()) -> BeamSummary:
     InputError if every trial of the first window fails (a backend that cannot score).
     """
     open_writer(run.output_path).discard()  # fails at once if it cannot be written
+    with locked(run.output_path):
+        return _run_beams(run, observer)
+
+
+def _run_beams(run: BeamRun, observer: Observer) -> BeamSummary:
     executor = run.executor.configure("executor").create()
     earlier = earlier_meta(run.output_path, overwrite=run.overwrite)
     session = Session(run.session, observer, earlier)

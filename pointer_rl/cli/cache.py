@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,17 +93,18 @@ def prune(
 def export(target: Path, store: Path | None, overwrite: bool) -> None:
     """Write all responses to TARGET as JSON lines."""
     from pointer_rl.errors import InputError
-    from pointer_rl.files import AtomicFile, check_writable
+    from pointer_rl.files import AtomicFile, check_writable, locked
 
     opened = _open(store)
     if target.exists() and target.samefile(opened.path):
         raise InputError(f"{target}: is the response cache itself: name another file")
-    check_writable(target, overwrite=overwrite)
     count = 0
-    with AtomicFile(target) as file:
-        for row in opened.rows():
-            file.write((json.dumps(row, allow_nan=False) + "\n").encode())
-            count += 1
+    with locked(target):
+        check_writable(target, overwrite=overwrite)
+        with AtomicFile(target) as file:
+            for row in opened.rows():
+                file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+                count += 1
     echo(f"wrote {target}: {counted(count, 'response')}")
 
 
@@ -130,5 +132,7 @@ def _complete(prefix: str, known: Sequence[str]) -> str:
 
 
 def _minute(timestamp: str) -> str:
-    """`2026-11-24T20:18:03Z` → `2026-11-24 20:18`."""
+    """`2026-11-24T20:18:03Z` → `2026-11-24 20:18`; `?` for what is no time."""
+    if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", str(timestamp)):
+        return "?"
     return timestamp[:16].replace("T", " ")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pointer_rl.cli.output import echo
+from pointer_rl.files import check_name
 
 if TYPE_CHECKING:
     from pointer_rl.cli.progress import Progress
@@ -24,7 +25,9 @@ class _FileType(click.Path):
         if not str(value):
             self.fail("is empty: name a file or a folder", param, ctx)
         super().convert(value, param, ctx)
-        return Path(value)
+        path = Path(value)
+        check_name(path)
+        return path
 
 
 class FiniteRange(click.FloatRange):

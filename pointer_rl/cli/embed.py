@@ -49,9 +49,11 @@ def embed(
     """
     from pointer_rl.datasets.embed import embed_dataset
     from pointer_rl.datasets.identity import ExampleHasher
+    from pointer_rl.files import check_writable
     from pointer_rl.options import parse_assignments
     from pointer_rl.registry import registry
 
+    check_writable(output_path, overwrite=True)  # an existing file may be this run's
     dataset = registry().create(
         "dataset", dataset_name, parse_assignments(dataset_opt, "--dataset-opt")
     )

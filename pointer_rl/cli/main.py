@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -28,6 +30,9 @@ from pointer_rl.cli.train import sft, train
 from pointer_rl.cli.validate import validate
 from pointer_rl.errors import PluginError, PointerRLError
 from pointer_rl.escaping import printable_lines
+
+_interrupts: list[int] = []
+"""The signals that asked this process to end."""
 
 
 class RootGroup(click.Group):
@@ -69,9 +74,32 @@ class RootGroup(click.Group):
             logging.lastResort.setFormatter(LineFormatter())
         try:
             return super().main(*args, **options)
-        except PointerRLError as error:
-            echo(f"pointer-rl: error: {error}", err=True)
-            sys.exit(2)
+        except Exception as error:
+            if _interrupts:  # a library has made something else of it
+                _end("interrupted", 130)
+            if isinstance(error, PointerRLError):
+                _end(f"error: {error}", 2)
+            if isinstance(error, OSError):  # of output that cannot be printed, if it names no file
+                where = "standard output" if error.filename is None else error.filename
+                _end(f"error: {where}: {error.strerror or error}", 2)
+            raise
+
+
+def _end(message: str, status: int) -> NoReturn:
+    """Print a line and exit, whatever state standard output and error are in."""
+    with suppress(OSError):
+        echo(f"pointer-rl: {message}", err=True)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # Python would try again at its end, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(status)
+
+
+def _interrupt(number: int, _frame: object) -> NoReturn:
+    _interrupts.append(number)
+    raise KeyboardInterrupt
 
 
 def _broken_off(exit: SystemExit) -> PluginError:
@@ -133,4 +161,8 @@ def main() -> None:
     """Run the command line: the entry point of the `pointer-rl` script."""
     # The hub client's progress bars would overwrite ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # SIGTERM is as Ctrl-C: temporary files are removed, and what is kept is said.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     sys.exit(cli())

@@ -17,7 +17,7 @@ import torch
 from pointer_rl.datasets.embeddings import Embeddings, load_embeddings, save_embeddings
 from pointer_rl.datasets.identity import Contents, ExampleHasher, digest_ids
 from pointer_rl.errors import InputError, PluginError
-from pointer_rl.files import write_text
+from pointer_rl.files import locked, write_text
 from pointer_rl.types import Dataset, Encoder, Example
 
 
@@ -41,13 +41,30 @@ def embed_dataset(
     Raises InputError for an unreadable image, naming its example, and if the file or the finished
     batches at `output_path` belong to another dataset, encoder or batch size.
     """
-    examples = dataset.queries if split == "queries" else dataset.pool
-    ids = [example.id for example in examples]
     if output_path.suffix != ".safetensors":
         raise InputError(f"{output_path}: embeddings are written to a .safetensors file; name one")
-    if not examples:
+    if not len(dataset.queries if split == "queries" else dataset.pool):
         raise InputError(f"dataset {dataset.name} has no {split} to embed")
-    contents = (hasher or ExampleHasher())(examples)
+    with locked(output_path):
+        return _embed(
+            *(dataset, encoder, output_path, split),
+            *(hasher or ExampleHasher(), encoder_plugin, batch_size, on_batch),
+        )
+
+
+def _embed(
+    dataset: Dataset,
+    encoder: Encoder,
+    output_path: Path,
+    split: Literal["queries", "pool"],
+    hasher: ExampleHasher,
+    encoder_plugin: Mapping[str, Any] | None,
+    batch_size: int,
+    on_batch: Callable[[int], object],
+) -> Embeddings:
+    examples = dataset.queries if split == "queries" else dataset.pool
+    ids = [example.id for example in examples]
+    contents = hasher(examples)
     partial = output_path.with_name(f"{output_path.name}.partial")
     if output_path.exists():
         finished = _finished(output_path, contents, encoder)

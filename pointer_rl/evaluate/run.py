@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,7 @@ from pointer_rl.evaluate.arms import (
 from pointer_rl.evaluate.conclusions import conclude
 from pointer_rl.evaluate.evaluation import Evaluation, Leakage
 from pointer_rl.evaluate.measure import Asked, EvaluationJob, measure, pointers_to_ask
+from pointer_rl.files import locked
 from pointer_rl.records.provenance import EARLIER, Change
 from pointer_rl.registry import registry
 from pointer_rl.selectors import SelectorPolicy, load_selector
@@ -145,6 +147,11 @@ def run_evaluation(run: EvaluateRun, observer: Observer = Observer()) -> Evaluat
     missing or does not fit, and for the journal or file of another evaluation; AlreadyFinished if
     the file is this one's.
     """
+    with nullcontext() if run.output_path is None else locked(run.output_path):
+        return _run_evaluation(run, observer)
+
+
+def _run_evaluation(run: EvaluateRun, observer: Observer) -> Evaluation:
     recorded_in = _primary_bundles(run) if run.record else []
     earlier = earlier_meta(run.output_path, overwrite=run.overwrite)
     session = Session(replace(run.session, limit=None), observer, earlier)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pointer_rl.files import locked
 from pointer_rl.generate.run import GenerateRun, prepare
 from pointer_rl.records.formats import open_writer
 from pointer_rl.session.caching import CachedBackend
@@ -124,11 +125,12 @@ def make_plan(run: GenerateRun) -> Plan:
     Raises PointerRLError as `run_generate` does.
     """
     open_writer(run.output_path).discard()
-    job, meta = prepare(run)
-    ids = [query.id for query in job.queries]
-    with Journal(run.output_path, meta, ids) as journal:
-        done = sum(map(journal.is_done, range(len(ids))))
-        windows = list(due_windows(journal, meta["window"], cached=True))
+    with locked(run.output_path):
+        job, meta = prepare(run)
+        ids = [query.id for query in job.queries]
+        with Journal(run.output_path, meta, ids) as journal:
+            done = sum(map(journal.is_done, range(len(ids))))
+            windows = list(due_windows(journal, meta["window"], cached=True))
     rng = np.random.default_rng(run.seed)
     drawn = [windows[i] for i in sorted(rng.permutation(len(windows))[:WINDOWS])]
     return _counted(job, meta["window"], drawn, done)

@@ -12,6 +12,7 @@ from typing import Any
 import pointer_rl_schemas
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
+from pointer_rl.files import locked
 from pointer_rl.generate.summary import Summary
 from pointer_rl.records.formats import open_writer, stream_records
 from pointer_rl.records.provenance import Change
@@ -153,6 +154,11 @@ def run_generate(run: GenerateRun, observer: Observer = Observer()) -> Summary:
     the journal or file of another run.
     """
     open_writer(run.output_path).discard()  # fails at once if it cannot be written
+    with locked(run.output_path):
+        return _generate(run, observer)
+
+
+def _generate(run: GenerateRun, observer: Observer) -> Summary:
     executor = run.executor.configure("executor").create()
     job, meta = prepare(run, observer)
     backend = job.session.backend

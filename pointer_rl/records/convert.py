@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pointer_rl.errors import InputError
-from pointer_rl.files import check_writable
+from pointer_rl.files import check_writable, locked
 from pointer_rl.records.formats import open_writer, read_meta, stream_records
 from pointer_rl.records.layouts import BEAM_LAYOUTS, Layout, detect_layout, upgrade_record
 from pointer_rl.records.writer import RecordWriter
@@ -79,7 +79,12 @@ def convert_file(source: Path, target: Path, overwrite: bool = False) -> Convert
     if `target` exists (unless `overwrite`) or cannot be written; MissingExtraError for Parquet
     without pyarrow.
     """
-    check_writable(target, overwrite=overwrite)
+    with locked(target):
+        check_writable(target, overwrite=overwrite)
+        return _convert(source, target)
+
+
+def _convert(source: Path, target: Path) -> Converted:
     meta = read_meta(source)
     with open_writer(target, meta) as writer:
         rewriter = Rewriter(writer)

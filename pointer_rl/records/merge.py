@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pointer_rl.errors import InputError
-from pointer_rl.files import check_writable
+from pointer_rl.files import check_writable, locked
 from pointer_rl.records.convert import Converted, Rewriter
 from pointer_rl.records.formats import open_writer, read_meta, stream_records
 from pointer_rl.records.provenance import CHOICES, EARLIER, choices_of, differences, earlier_of
@@ -45,7 +45,12 @@ def merge_files(sources: Sequence[Path], target: Path, overwrite: bool = False) 
     Raises InputError if they are not of one run (`_meta`, except for `shard`, is the same in all),
     if a shard is missing, if a query has different records, and as `convert_file` does.
     """
-    check_writable(target, overwrite=overwrite)
+    with locked(target):
+        check_writable(target, overwrite=overwrite)
+        return _merge(sources, target)
+
+
+def _merge(sources: Sequence[Path], target: Path) -> Merged:
     metas = {source: read_meta(source) for source in sources}
     if len(metas) < len(sources):
         raise InputError("a file is given twice: name each once")

@@ -6,7 +6,8 @@ object with what these columns cannot hold, arranged as in the record, with list
 
     {"mood": "odd", "query": {"question_id": 17}, "pointer_candidates": {"0": {"mine": [1]}}}
 
-`_meta` and other keys that are not queries stand in the file's metadata, as JSON. Files of versions
+`_meta` and other keys that are not queries stand in the file's metadata, as JSON, with a checksum.
+Pages have checksums too, which are checked. Files of versions
 before had two columns in each struct instead of `extra`: `_rest`, which held the same, and `_keys`,
 the object's keys in their order. They are still read.
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -37,6 +39,8 @@ _EXTRA = "extra"
 _KEYS, _REST = "_keys", "_rest"
 _ASIDES = b"pointer_rl"
 """The metadata key under which everything that is not a query stands."""
+_CHECKSUM = b"pointer_rl_crc32"
+"""The metadata key of that value's checksum; files of versions before have none."""
 _GROUP = 8_192
 """Candidates in a row group, which is held in memory."""
 _MAX_EXACT = 2**53
@@ -145,15 +149,23 @@ def _opened(path: Path) -> Iterator[Any]:
     """A pyarrow ParquetFile; pyarrow's errors become InputError."""
     arrow = _pyarrow()
     try:
-        with arrow.parquet.ParquetFile(path) as file:
+        with arrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
     except (OSError, ValueError, OverflowError, MemoryError, arrow.ArrowException) as error:
         raise InputError(f"{path}: cannot read it as Parquet ({first_line(error)})") from error
 
 
+def _checksum(text: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(text)
+
+
 def _read_asides(path: Path, file: Any) -> Record:
+    metadata = file.metadata.metadata or {}
+    text = metadata.get(_ASIDES, b"{}")
+    if metadata.get(_CHECKSUM, expected := _checksum(text)) != expected:
+        raise InputError(f"{path}: damaged, the checksum of its metadata is wrong")
     try:
-        found = parse_json((file.metadata.metadata or {}).get(_ASIDES, b"{}"))
+        found = parse_json(text)
         if not isinstance(found, dict):
             raise ValueError("not an object")
     except ValueError as error:
@@ -259,14 +271,15 @@ class ParquetWriter(RecordWriter):
             self._open(self._kind)
         self._flush()
         try:
-            self._writer.add_key_value_metadata({_ASIDES: f"{{{', '.join(self._asides)}}}"})
+            text = f"{{{', '.join(self._asides)}}}".encode()
+            self._writer.add_key_value_metadata({_ASIDES: text, _CHECKSUM: _checksum(text)})
             self._writer.close()
         except OSError as error:
             raise cannot_be_written(self.path, error) from error
 
     def discard(self) -> None:
         if self._writer is not None:
-            with suppress(OSError):  # it would try again when it is collected
+            with suppress(OSError, self._arrow.ArrowException):  # else it would when collected
                 self._writer.close()
         super().discard()
 
@@ -274,7 +287,7 @@ class ParquetWriter(RecordWriter):
         self._kind = kind
         schema = _schema(self._arrow, RECORDS[kind])
         self._writer = self._arrow.parquet.ParquetWriter(
-            self._target.file, schema, compression="zstd"
+            self._target.file, schema, compression="zstd", write_page_checksum=True
         )
 
     def _flush(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pointer_rl_schemas
 from pointer_rl.errors import InputError, PointerRLError
-from pointer_rl.files import check_writable, sha256
+from pointer_rl.files import check_writable, locked, sha256
 from pointer_rl.records.closeness import edit_similarity, word_f1
 from pointer_rl.records.convert import Rewriter
 from pointer_rl.records.fields import has_failed
@@ -73,10 +73,21 @@ def rescore_file(
     not RL data, if a query has no annotators' answers, if a candidate has no answer or raw
     generation, and if the metric cannot judge; PluginError for a name that is not registered.
     """
-    check_writable(output_path, overwrite=overwrite)
-    meta = read_meta(source)
-    judge = _configure_metric(source, meta, metric, metric_options)
-    parse = None if prompt is None else registry().configure("prompt", prompt, prompt_options)
+    with locked(output_path):
+        check_writable(output_path, overwrite=overwrite)
+        meta = read_meta(source)
+        judge = _configure_metric(source, meta, metric, metric_options)
+        parse = None if prompt is None else registry().configure("prompt", prompt, prompt_options)
+        return _rescore(source, output_path, meta, judge, parse)
+
+
+def _rescore(
+    source: Path,
+    output_path: Path,
+    meta: Mapping[str, Any] | None,
+    judge: ConfiguredEntry,
+    parse: ConfiguredEntry | None,
+) -> Rescored:
     rescorer = _Rescorer(judge.create(), None if parse is None else parse.create())
     new_meta = _describe(source, meta, judge, rescorer.metric.version, parse)
     with open_writer(output_path, new_meta) as writer:

@@ -14,6 +14,7 @@ from pathlib import Path
 from string import Template
 
 from pointer_rl.errors import InputError
+from pointer_rl.files import new_folder
 from pointer_rl.registry import KINDS, registry
 
 __all__ = ["write_package"]
@@ -40,15 +41,10 @@ _NEEDS = {"dataset": " --opt path=FILE"}
 def write_package(name: str, kind: str, folder: Path) -> None:
     """Write a package whose plugin registers `name` as this kind: module, tests, pyproject, README.
 
-    Raises InputError for an unknown kind, a name that is malformed or taken, and a folder that
-    exists.
+    The folder appears when it is whole. Raises InputError for an unknown kind, a name that is
+    malformed or taken, a folder that is not empty, and one that cannot be written.
     """
     _check_name(name, kind)
-    try:
-        folder.mkdir(parents=True)
-        (folder / "tests").mkdir()
-    except OSError as error:
-        raise InputError(f"{folder}: cannot make it ({error.strerror})") from error
     names = {
         "name": name,
         "kind": kind,
@@ -60,12 +56,14 @@ def write_package(name: str, kind: str, folder: Path) -> None:
         "usage": Template(_USAGE.get(kind, _GENERATE)).substitute(name=name, kind=kind),
         "check_options": _NEEDS.get(kind, ""),
     }
-    for template in ("package", kind):
-        source = files(__name__).joinpath("templates", f"{template}.template")
-        filled = Template(source.read_text(encoding="utf-8")).substitute(names)
-        _, *parts = _FILE.split(filled)
-        for path, content in zip(parts[::2], parts[1::2], strict=True):
-            (folder / path).write_text(content, encoding="utf-8")
+    with new_folder(folder) as made:
+        (made / "tests").mkdir()
+        for template in ("package", kind):
+            source = files(__name__).joinpath("templates", f"{template}.template")
+            filled = Template(source.read_text(encoding="utf-8")).substitute(names)
+            _, *parts = _FILE.split(filled)
+            for path, content in zip(parts[::2], parts[1::2], strict=True):
+                (made / path).write_text(content, encoding="utf-8")
 
 
 def _module(name: str) -> str:

@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 
 APPLICATION_ID = 0x70725253
 """Marks an SQLite file as a response cache, in the file's header."""
+_MAGIC = b"SQLite format 3\0"
 VERSION = 2
-"""Version of the keys and the tables. A cache of another version is set aside."""
+"""Version of the keys and the tables. A cache of an older version is set aside."""
 BUSY_SECONDS = 60.0
 """How long to wait for another process that has locked the file."""
 _CHUNK = 256
@@ -103,10 +104,11 @@ class BackendSummary:
 class ResponseCache:
     """Responses by `request_key`, in one SQLite file.
 
-    The file and its folder are created if they do not exist. A cache that is damaged, or of another
-    version, is renamed with a warning and replaced by a new one. Any other file raises InputError.
-    With `must_exist`, for commands that only look into a cache, so do all these cases, and the file
-    stays as it is.
+    The file and its folder are created if they do not exist. A cache that is damaged, or of an
+    older version, is renamed with a warning and replaced by a new one. Any other file raises
+    InputError: one that is no cache, of a newer version, or with a table, view or trigger that is
+    not ours, which could run queries of its own. With `must_exist`, for commands that only look
+    into a cache, so do all these cases, and the file stays as it is.
 
     Every method raises InputError if the file cannot be read or written, or if another process
     keeps it locked for a minute.
@@ -121,10 +123,12 @@ class ResponseCache:
         except OSError as error:
             raise _unusable(path, error) from error
         try:
+            if path.exists() and not path.is_file():
+                raise _NotACacheError(path, "not a file")
             if must_exist and not path.stat().st_size:
                 raise _NotACacheError(path, "the file is empty")
             self._connection = _connect(path)
-        except _NotACacheError as error:
+        except _DamagedError as error:
             if must_exist or not _claims_to_be_a_cache(path):
                 raise
             _set_aside(path, error.reason)
@@ -306,17 +310,22 @@ def _timestamp(seconds: float) -> str:
 
 
 class _NotACacheError(InputError):
-    """The file's content is damaged, or is not a response cache."""
+    """The file is not a response cache that this version can use."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}; name a response cache with --store")
         self.reason = reason
 
 
+class _DamagedError(_NotACacheError):
+    """The file is damaged or outdated, and may be set aside if it is a response cache."""
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     """Open a response cache. A file that is missing or empty becomes one.
 
-    Raises _NotACacheError if the content is to blame, and InputError if the file cannot be used.
+    Raises _NotACacheError if the content is to blame (_DamagedError if it may be ours), and
+    InputError if the file cannot be used.
     """
     try:
         connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
@@ -325,19 +334,18 @@ def _connect(path: Path) -> sqlite3.Connection:
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(connection.close)
         try:
-            fault = _prepare(connection)
+            _prepare(connection, path)
         except _ERRORS as error:
             if not _blames_content(error):
                 raise _unusable(path, error) from error
-            fault = first_line(error)
-        if fault is not None:
-            raise _NotACacheError(path, fault)
+            raise _DamagedError(path, first_line(error)) from error
         on_failure.pop_all()
     return connection
 
 
-def _prepare(connection: sqlite3.Connection) -> str | None:
-    """Create the tables in an empty file. Return what is wrong with the content of any other."""
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Create the tables in an empty file; check the content of any other."""
+    connection.execute("PRAGMA trusted_schema = OFF")
     if _is_empty(connection):
         _use_wal(connection)
         with connection:
@@ -347,28 +355,55 @@ def _prepare(connection: sqlite3.Connection) -> str | None:
                     connection.execute(statement)
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version = {VERSION}")
-    marks = tuple(
+    application_id, version = (
         connection.execute(f"PRAGMA {name}").fetchone()[0]
         for name in ("application_id", "user_version")
     )
-    if marks != (APPLICATION_ID, VERSION):
-        return "not a response cache, or one of another version"
+    if application_id != APPLICATION_ID:
+        raise _NotACacheError(path, "not a response cache")
+    if version > VERSION:
+        raise _NotACacheError(
+            path, f"a response cache of version {version}, newer than {VERSION}: upgrade pointer-rl"
+        )
+    if version < VERSION:
+        raise _DamagedError(path, f"a response cache of the older version {version}")
+    # Before anything else is executed: a view or trigger would run queries of its own.
+    ours, found = _definitions(_empty_cache()), _definitions(connection)
+    if len(found) > len(ours):
+        kind, name, _ = min(found - ours)
+        raise _NotACacheError(path, f"holds the {kind} {name!r}, which no response cache has")
+    if found != ours:
+        raise _DamagedError(path, "damaged: its tables are not a response cache's")
     (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
-        return f"damaged: {verdict.splitlines()[-1]}"
+        raise _DamagedError(path, f"damaged: {verdict.splitlines()[-1]}")
     connection.execute(
         f"SELECT key, fingerprint, created, {_RESPONSE}"
         " FROM responses JOIN backends ON id = backend LIMIT 0"
     )
     # A power cut may lose the last transactions, but cannot damage the file.
     connection.execute("PRAGMA synchronous = NORMAL")
-    return None
+
+
+def _definitions(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
+    """(type, name, SQL) of the tables and whatever else a file defines, but for SQLite's own."""
+    query = "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+    return set(connection.execute(query))
+
+
+@lru_cache(maxsize=1)
+def _empty_cache() -> sqlite3.Connection:
+    """The tables as they should be, in memory."""
+    connection = sqlite3.connect(":memory:")
+    connection.executescript(_SCHEMA)
+    return connection
 
 
 def _claims_to_be_a_cache(path: Path) -> bool:
-    """Whether it has our application id where SQLite's header has one (offset 68)."""
+    """Whether it begins as SQLite's files do, with our application id (offset 68)."""
     with path.open("rb") as file:
-        return file.read(72)[68:] == APPLICATION_ID.to_bytes(4, "big")
+        header = file.read(72)
+    return header.startswith(_MAGIC) and header[68:] == APPLICATION_ID.to_bytes(4, "big")
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:

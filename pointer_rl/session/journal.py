@@ -5,6 +5,10 @@ with `_meta` and one line for each query that is done. Lines are appended and sy
 time, so that a kill or a power cut costs the windows under way. A query that is asked again because
 one of its trials failed gets another line, and the last one counts. At the end the lines are put in
 the queries' order, and the finished file takes the journal's place.
+
+Each line ends with a checksum of itself, `"_crc32"`. A line that does not have its checksum is
+damaged: its query is asked again. Only one process at a time may write a journal: its run has
+`locked` the output.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import contextlib
 import json
 import logging
 import os
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pointer_rl.errors import InputError
-from pointer_rl.records.fields import has_failed
+from pointer_rl.records.fields import RECORDS, has_failed
 from pointer_rl.records.formats import open_writer, read_meta, stream_records
 from pointer_rl.records.provenance import (
     EARLIER,
@@ -34,6 +39,7 @@ from pointer_rl.records.provenance import (
     earlier_of,
 )
 from pointer_rl.records.records import as_line, encode_record, split_line
+from pointer_rl.validate.schema import SchemaChecker
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +47,9 @@ RUN = "_run"
 """Key of what a job notes in a record for its summary; finished files do not have it."""
 _CHANGED = "_changed"
 """Key of a line that says which plugins and inputs the run has from there on."""
+_SEAL = b', "_crc32": "%08x"}\n'
+"""End of a line, with the CRC-32 of what precedes it."""
+_RL_DATA = "pointer_candidates"
 _NOWHERE = -1
 _BEGINNING = b'{"_meta": '
 """What the first line of a journal begins with."""
@@ -85,7 +94,7 @@ class Journal:
 
     `output` is the file that the run writes, and `meta` decides the run. Raises InputError, naming
     what differs, if the journal or a finished file there is another run's (unless `overwrite`,
-    which removes the journal), if another process writes it, and if it cannot be written.
+    which removes the journal), and if it cannot be written.
     """
 
     def __init__(
@@ -127,11 +136,6 @@ class Journal:
             raise InputError(f"{self.path}: cannot write there ({error.strerror})") from error
         self._end, self._head = 0, _NOWHERE
         try:
-            self._lock()
-        except BaseException:
-            self._file.close()
-            raise
-        try:
             if overwrite:
                 self._file.truncate(0)
             self._end = self._file.seek(0, os.SEEK_END)
@@ -171,7 +175,7 @@ class Journal:
         with open(self.path, "rb") as file:
             for start in self._starts[which]:
                 file.seek(start)
-                yield split_line(file.readline())
+                yield split_line(_unsealed(file.readline()))
 
     # --- writing ---
 
@@ -182,7 +186,7 @@ class Journal:
         """
         self._append(
             [
-                (index, record, as_line(self.ids[index], encode_record(record)))
+                (index, record, _sealed(self.ids[index], record))
                 for index, record in sorted(records.items())
             ]
         )
@@ -214,11 +218,11 @@ class Journal:
         self._end += len(data)
 
     def _note(self, index: int, start: int, record: Record) -> None:
-        self._starts[index] = start
         if "beams" in record:
             self._incomplete[index] = self._left_out[index] = not record["beams"]
         else:
-            self._incomplete[index] = any(map(has_failed, record["pointer_candidates"]))
+            self._incomplete[index] = any(map(has_failed, record[_RL_DATA]))
+        self._starts[index] = start
 
     def finish(self) -> None:
         """Write the finished file, of all queries that have a record, and remove the journal."""
@@ -253,23 +257,6 @@ class Journal:
 
     # --- continuing ---
 
-    def _lock(self) -> None:
-        """Until it is closed or its process dies. (Windows has no such lock; there is none.)"""
-        if os.name != "posix":
-            return
-        import fcntl
-
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
-        except (BlockingIOError, FileNotFoundError):
-            mine = False  # locked; or finished and removed since it was opened
-        if not mine:
-            raise InputError(
-                f"{self.path}: another process is writing it: wait for it, or name another "
-                "--output-path"
-            )
-
     def _read(self) -> None:
         """Find the queries' lines. A file without any is started anew."""
         with open(self.path, "rb") as file:
@@ -282,6 +269,12 @@ class Journal:
             self._head = len(head)
             if self._end > len(head):
                 before, what = _meta_of(head), "is what another run left"
+                if before is None:
+                    raise InputError(
+                        f"{self.path}: its first line is damaged, or another version's: move it "
+                        "away, or start over with --overwrite (what is in the response cache is "
+                        "not asked again)"
+                    )
                 check_same_run(before, self._meta, self.path, what, (PLUGINS, INPUTS))
                 before |= self._find_lines(file)
                 check_same_run(before, self._meta, self.path, what, self._accept)
@@ -289,7 +282,7 @@ class Journal:
                 return
         self._file.truncate(0)
         self._end = 0
-        head = as_line("_meta", encode_record(self._meta))
+        head = _sealed("_meta", self._meta)
         self._write(head)
         self._head = len(head)
 
@@ -298,7 +291,7 @@ class Journal:
         was, now = changeable(before), changeable(json.loads(encode_record(self._meta)))
         self.earlier = earlier_of(before) + ([] if was == now else [was])
         if was != now or (self.earlier and self._end == self._head):
-            self._write(as_line(_CHANGED, encode_record({**now, EARLIER: self.earlier})))
+            self._write(_sealed(_CHANGED, {**now, EARLIER: self.earlier}))
 
     def _find_lines(self, file: BinaryIO) -> dict[str, Any]:
         """Find the queries' lines. Returns the last change that was accepted."""
@@ -307,12 +300,12 @@ class Journal:
         start, damaged = self._head, 0
         for line in file:
             try:
-                key, record = split_line(line)
+                key, record = split_line(_unsealed(line))
                 if key == _CHANGED:
                     changed = dict(json.loads(record))
                 else:
                     self._note(index_of[key], start, json.loads(record))
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError):
                 if not line.endswith(b"\n"):  # cut off by a kill
                     self._file.truncate(start)
                     self._end = start
@@ -335,9 +328,16 @@ class Journal:
         self._note_changes(before or {})
         index_of = {id_: index for index, id_ in enumerate(self.ids)}
         lines: list[tuple[int, Record, bytes]] = []
+        checkers = {kind: SchemaChecker(kind, "record") for kind in RECORDS}
         for key, record in stream_records(self.output):
             if key in index_of:
-                lines.append((index_of[key], record, as_line(key, encode_record(record))))
+                kind = "beams" if isinstance(record, dict) and "beams" in record else _RL_DATA
+                for fault in checkers[kind].faults(record, limit=1):
+                    raise InputError(
+                        f"{self.output}: {key!r}: {fault.message}: mend it (pointer-rl validate "
+                        "lists all there is), or start over with --overwrite"
+                    )
+                lines.append((index_of[key], record, _sealed(key, record)))
             if len(lines) == _COPIED_TOGETHER:
                 self._append(lines)
                 lines = []
@@ -379,6 +379,20 @@ def check_same_run(
         )
 
 
+def _sealed(key: str, record: Record) -> bytes:
+    """The line of a record, or of `_meta`, with its checksum."""
+    line = as_line(key, encode_record(record))[: -len(b"}\n")]
+    return line + _SEAL % zlib.crc32(line)
+
+
+def _unsealed(line: bytes) -> bytes:
+    """The line without its checksum. Raises ValueError if it is wrong."""
+    content = line[: -len(_SEAL % 0)]
+    if not line.endswith(_SEAL % zlib.crc32(content)):
+        raise ValueError("damaged")
+    return content + b"}\n"
+
+
 def _without_notes(encoded: bytes) -> bytes:
     if f'"{RUN}"'.encode() not in encoded:
         return encoded
@@ -388,9 +402,9 @@ def _without_notes(encoded: bytes) -> bytes:
 
 
 def _meta_of(head: bytes) -> Any:
-    """The `_meta` in the first line of a journal; None if there is none."""
+    """The `_meta` in the first line of a journal; None if it is damaged."""
     try:
-        return json.loads(head)["_meta"]
+        return json.loads(_unsealed(head))["_meta"]
     except (ValueError, KeyError, TypeError):
         return None
 

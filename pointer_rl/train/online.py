@@ -115,7 +115,11 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
         raise InputError("--grpo-on sampled: online rounds ask probes, which no policy draws")
     if run.config.per_query_pool:
         raise InputError("--own-pools: online learning proposes from the whole pool")
-    most = _most_pointers(run)
+    with run.output.locked():
+        return _run_online(run, _most_pointers(run), observer)
+
+
+def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
     earlier = earlier_meta(_round_path(run, 1), overwrite=run.output.overwrite)
     session = Session(run.session, observer, earlier)
     executor: Executor = run.executor.configure("executor").create()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from pointer_rl.datasets.embeddings import digest_vectors
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError, MissingExtraError
-from pointer_rl.files import remove_leftovers, write_text
+from pointer_rl.files import locked, remove_leftovers, write_text
 from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
 from pointer_rl.records.provenance import PLUGINS, Change
 from pointer_rl.registry import Entry, code_of
@@ -60,8 +60,15 @@ class Output:
     accept_changed: Collection[Change] = ()
     """What of the run may have changed since it began."""
 
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes from training into the folder; create it if there is none.
+
+        Raises InputError if one does, and if the folder cannot be written.
+        """
+        return locked(self.folder / CHECKPOINT)
+
     def prepare(self, *inputs: Path | None) -> None:
-        """Make the folder ready: create it, empty it of the run in it, or keep that to continue.
+        """Make the folder ready: empty it of the run in it, or keep that to continue.
 
         Raises InputError if it holds files that would be overwritten but no run, and
         MissingExtraError without TensorBoard if that is wanted, before anything is deleted.
@@ -81,12 +88,7 @@ class Output:
                     f"{found}: exists, without the {CHECKPOINT} of a run: name another "
                     "--output-dir, or replace it with --overwrite"
                 )
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.folder)
-            remove_leftovers(self.folder / ROUNDS)
-        except OSError as error:
-            raise InputError(f"{self.folder}: cannot be written ({error.strerror})") from error
+        remove_leftovers(self.folder / ROUNDS)
 
     def _empty(self, made: Sequence[Path], inputs: Sequence[Path | None]) -> None:
         folder = self.folder.resolve()
@@ -216,8 +218,13 @@ def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
     """Learn from logged data and write the bundle. However the run ends, the same run continues it.
 
     Raises InputError, before anything is written, for anything that is missing or does not fit,
-    and for the folder of another run.
+    for the folder of another run, and for one that cannot be written.
     """
+    with run.output.locked():
+        return _run_training(run, observer)
+
+
+def _run_training(run: TrainRun, observer: Observer) -> TrainResult:
     source = open_source(run.data, run.img_emb, run.query_emb, run.cand_emb, observer.say)
     data = source.read(run.data, run.reward)
     not_compared = source.compare(data)

@@ -1,13 +1,14 @@
 """The checkpoint of a training run after an epoch: one safetensors file, replaced atomically.
 
 It holds the policies (the learning one, the best, GRPO's reference, the one that training started
-from), the optimizer's state and, as metadata, everything else as JSON. There is no random state,
-because every epoch draws from (seed, its own number). So an interrupted run that continues from a
-checkpoint ends in the same bytes as an uninterrupted one.
+from), the optimizer's state and, as metadata, everything else as JSON, with a checksum of it all.
+There is no random state, because every epoch draws from (seed, its own number). So an interrupted
+run that continues from a checkpoint ends in the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pointer_rl.errors import InputError, first_line
-from pointer_rl.files import write_tensors
+from pointer_rl.files import tensor_bytes, write_tensors
 from pointer_rl.selectors.selector import Selector, create_selector
 
 _METADATA = "pointer_rl_training"
@@ -76,21 +77,36 @@ def save_state(path: Path, state: TrainState) -> None:
         "epoch": state.epoch,
         "log": state.log,
     }
+    about["sha256"] = _digest(about, tensors)
     write_tensors(path, tensors, {_METADATA: json.dumps(about)})
 
 
 def load_state(path: Path, device: torch.device) -> TrainState:
-    """Read a file that `save_state` wrote. Raises InputError for any other file."""
+    """Read a file that `save_state` wrote. Raises InputError for any other, or a damaged one."""
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})[_METADATA])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if about.pop("sha256") != _digest(about, tensors):
+            raise InputError(
+                f"{path}: damaged, its checksum is wrong: put a copy in its place, or train anew "
+                "with --overwrite"
+            )
         return _restored(about, tensors, device)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{path}: no state of a training run of this version ({first_line(error)}); train anew "
             "with --overwrite"
         ) from error
+
+
+def _digest(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of everything in a checkpoint."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
 
 
 def _restored(

@@ -79,6 +79,16 @@ def test_info_of_an_empty_store_and_of_a_named_one(cli, tmp_path):
     assert result.stdout.endswith("0 responses\n")
 
 
+@pytest.mark.parametrize("time", [10**18, 1.5, "soon", b"\xff", "9" * 100])
+def test_absurd_times_are_shown_as_unknown(cli, store, time):
+    with sqlite3.connect(store.path) as connection:
+        connection.execute("UPDATE responses SET created = ?", (time,))
+    connection.close()
+    result = cli("cache", "info")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1].split()[-3:] == ["?", "?", "vlm-7b"]
+
+
 @pytest.mark.parametrize(
     ("criteria", "left"),
     [

@@ -177,7 +177,8 @@ def test_new_refuses_a_name_in_one_line(cli, tmp_path, monkeypatch, name, said):
 
 
 def test_new_refuses_a_folder_that_exists(cli, tmp_path):
+    (tmp_path / "mine").touch()
     result = cli("plugins", "new", "mine", "--kind", "metric", "--output-dir", str(tmp_path))
     assert result.exit_code == 2
-    assert result.stderr == f"pointer-rl: error: {tmp_path}: cannot make it (File exists)\n"
-    assert not list(tmp_path.iterdir())
+    assert result.stderr == f"pointer-rl: error: {tmp_path}: cannot be written (File exists)\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = {
-    *("types", "errors", "hookspecs", "options", "registry", "devices", "json_stream"),
+    *("types", "errors", "files", "hookspecs", "options", "registry", "devices", "json_stream"),
     *("datasets", "local", "selectors", "session", "evaluate"),
 }
 """Parts of the engine that plugins may import."""

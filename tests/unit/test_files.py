@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pointer_rl.errors import InputError
 from pointer_rl.files import (
     AtomicFile,
     check_writable,
+    locked,
+    new_folder,
     remove_leftovers,
+    temporary_path,
     write_tensors,
     write_text,
 )
 
+LOCKS = """
+import sys
+from pathlib import Path
+from pointer_rl.files import locked
+with locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
 KILLED = """
 import os, sys
 from pathlib import Path
@@ -71,7 +86,7 @@ def test_the_systems_reason_is_named(tmp_path):
         AtomicFile(path),
     ):
         raise OSError(28, "the disk is full")
-    with pytest.raises(InputError, match=r"b: cannot be written \(File exists\)"):
+    with pytest.raises(InputError, match=r"b: cannot be written \(a\.txt is no folder\)"):
         write_text(path / "b", "")
     with pytest.raises(InputError, match=r"cannot be written \(it is a folder; name a file\)"):
         write_text(tmp_path, "")
@@ -108,34 +123,115 @@ def test_a_place_is_checked_early(tmp_path):
         check_writable(path / "b", overwrite=True)
 
 
-def test_the_next_writer_of_a_file_removes_leftovers(tmp_path, leftover):
-    leftover("a.txt")
-    other = leftover("b.txt")
-    write_text(tmp_path / "a.txt", "")
-    assert names(tmp_path) == [other.name, "a.txt"]
-    remove_leftovers(tmp_path / "b.txt")
-    assert names(tmp_path) == ["a.txt"]
-
-
-def test_leftovers_are_removed_from_a_whole_folder(tmp_path, leftover):
+def test_the_next_writer_into_a_folder_removes_leftovers(tmp_path, leftover):
     leftover("a.txt")
     leftover("b.txt")
     (tmp_path / ".hidden.tmp").touch()
-    remove_leftovers(tmp_path)
-    assert names(tmp_path) == [".hidden.tmp"]
-    remove_leftovers(tmp_path / "none" / "c.txt")
+    write_text(tmp_path / "c.txt", "")
+    assert names(tmp_path) == [".hidden.tmp", "c.txt"]
+    remove_leftovers(tmp_path / "none")
 
 
 def test_files_of_living_processes_and_of_other_hosts_stay(tmp_path, leftover):
     left = leftover("a.txt")
-    pid, host = left.name.removeprefix(".a.txt.").removesuffix(".tmp").split("@")
-    alive = left.with_name(f".a.txt.{os.getppid()}@{host}.tmp")
-    foreign = left.with_name(f".a.txt.{pid}@another.tmp")
-    alive.touch()
+    foreign = left.with_name(".a.txt.1@another.tmp")
+    # Whether it lives does not show in the number: that of a dead process is given out again.
+    reused = left.rename(left.with_name(f".a.txt.{os.getppid()}@{platform.node()}.tmp"))
     foreign.touch()
-    remove_leftovers(tmp_path)
-    assert names(tmp_path) == sorted([alive.name, foreign.name])
+    with AtomicFile(tmp_path / "a.txt"):
+        assert not reused.exists()
+        mine = temporary_path(tmp_path / "a.txt").name
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == sorted([mine, foreign.name])
     os.utime(foreign, (0, 0))
-    os.utime(alive, (0, 0))
     remove_leftovers(tmp_path)
-    assert names(tmp_path) == [alive.name]
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "a"
+
+    def fail():
+        with new_folder(path) as folder:
+            (folder / "half").touch()
+            remove_leftovers(tmp_path)
+            assert folder.exists()
+            assert not path.exists()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert names(tmp_path) == []
+    path.mkdir()
+    with new_folder(path) as folder:
+        (folder / "whole").touch()
+    assert names(path) == ["whole"]
+    with pytest.raises(InputError, match=r"a: cannot be written \(File exists\)"), new_folder(path):
+        pass
+
+
+def test_one_process_at_a_time_and_a_dead_ones_lock_is_no_lock(tmp_path):
+    path = tmp_path / "new" / "out.json"
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", LOCKS, str(path)], stdout=subprocess.PIPE, stdin=subprocess.PIPE
+        ) as other,
+    ):
+        assert other.stdout.readline() == b"locked\n"
+        says = rf"out\.json: another process is writing it \(process {other.pid} on .+\): wait for"
+        with pytest.raises(InputError, match=says), locked(path):
+            pass
+        with locked(path.with_name("other.json")):
+            pass
+        other.kill()
+    (left,) = path.parent.iterdir()
+    with locked(path):
+        assert names(path.parent) == [left.name]
+    assert names(path.parent) == []
+
+
+def test_a_lock_leaves_no_folder_behind(tmp_path):
+    with locked(tmp_path / "new" / "a"):
+        pass
+    assert names(tmp_path) == []
+    with locked(tmp_path / "new" / "a"):
+        (tmp_path / "new" / "a").touch()
+    assert names(tmp_path / "new") == ["a"]
+
+
+@pytest.mark.parametrize("name", ["run\udcff", "a\0b"])
+def test_names_that_nothing_can_be_written_under(tmp_path, name):
+    for use in (write_text, lambda path, _: locked(path).__enter__()):
+        with pytest.raises(InputError, match=r"(run.udcff|a.x00b): not a name in UTF-8"):
+            use(tmp_path / name, "")
+        with pytest.raises(InputError, match="not a name in UTF-8"):
+            use(tmp_path / name / "file", "")
+    assert names(tmp_path) == []
+
+
+@settings(max_examples=50)
+@given(
+    st.dictionaries(
+        st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda x: x != "__metadata__"),
+        st.tuples(
+            st.sampled_from(
+                [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+            ),
+            st.lists(st.integers(0, 3), max_size=3),
+        ),
+        max_size=5,
+    ),
+    st.none() | st.text(st.characters(codec="utf-8")),
+)
+def test_safetensors_reads_the_tensors_that_are_written(tmp_path_factory, shapes, note):
+    folder = tmp_path_factory.mktemp("tensors")
+    tensors = {name: torch.rand(shape).to(dtype) for name, (dtype, shape) in shapes.items()}
+    metadata = None if note is None else {"note": note}
+    write_tensors(folder / "file", tensors, metadata)
+    with safe_open(folder / "file", framework="pt") as file:
+        assert file.metadata() == metadata
+    found = load_file(folder / "file")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pointer_rl.errors import InputError
+from pointer_rl.records.formats import stream_records
 from pointer_rl.records.records import as_line, encode_record, split_line
 from pointer_rl.session.journal import RUN, Journal, partial_path
 
@@ -17,9 +16,11 @@ IDS = [f"q{row}" for row in range(6)]
 
 
 def record(row, failed=False):
-    outcome = {"eval_failed": True} if failed else {"vqa_correct": 1, "vqa_acc_score": 1.0}
-    candidate = {"pointer": [row], "gen_method": "random", "vqa_pred_answer": "é", **outcome}
-    return {"query": {"query_id": f"q{row}"}, "pointer_candidates": [candidate]}
+    outcome = {"vqa_pred_answer": "é", "vqa_correct": 1, "vqa_acc_score": 1.0}
+    if failed:
+        outcome = {"eval_failed": True}
+    candidate = {"pointer": [row], "gen_method": "random", **outcome}
+    return {"pointer_candidates": [candidate]}
 
 
 @pytest.fixture
@@ -60,8 +61,10 @@ def test_until_then_it_is_rl_data_itself(output):
     with opened(output) as journal:
         journal.append({0: record(0)})
     first, second = map(json.loads, partial_path(output).read_text("utf-8").splitlines())
+    del first["_crc32"], second["_crc32"]
     assert first == {"_meta": META}
     assert second == {"query_id": "q0", **record(0)}
+    assert list(stream_records(partial_path(output))) == [("_meta", META), ("q0", record(0))]
     assert not output.exists()
 
 
@@ -155,10 +158,7 @@ def test_an_output_has_not_the_name_of_a_journal(output):
 def test_a_beam_file_leaves_out_queries_without_a_beam_and_asks_them_again(tmp_path):
     output = tmp_path / "beams.json"
     beam = {"pointer": [1], "score": 0.5, "step_scores": [0.5]}
-    records = {
-        row: {"query": {"query_id": f"q{row}"}, "beams": [beam] if row else [], RUN: {"trials": 3}}
-        for row in range(6)
-    }
+    records = {row: {"beams": [beam] if row else [], RUN: {"trials": 3}} for row in range(6)}
     with opened(output) as journal:
         journal.append(records)
         assert [journal.is_done(row) for row in range(6)] == [0, 1, 1, 1, 1, 1]
@@ -178,22 +178,40 @@ def test_a_finished_file_of_something_else_is_not_taken_over(tmp_path):
         assert len(journal) == 0
 
 
-def test_two_processes_do_not_write_one_file(output):
-    program = (
-        "import sys; from pathlib import Path; sys.path[:] = sys.argv[2:];"
-        "from unit.test_journal import opened; journal = opened(Path(sys.argv[1]));"
-        "print('open', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", program, str(output), *sys.path]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout.readline() == "open\n"
-        with pytest.raises(InputError, match="another process is writing it"):
+@given(st.data())
+def test_a_flipped_bit_is_noticed(tmp_path_factory, data):
+    output = tmp_path_factory.mktemp("journal") / "rl.json"
+    once = whole(output)
+    with opened(output, overwrite=True) as journal:
+        journal.append({row: record(row) for row in range(6)})
+    content = bytearray(partial_path(output).read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place] ^= 1 << data.draw(st.integers(0, 7))
+    partial_path(output).write_bytes(content)
+    if place < content.index(b"q0") - len('{"query_id": "\n'):
+        with pytest.raises(InputError, match=r"first line is damaged|not the journal of a run"):
             opened(output)
-        other.stdin.close()
-        assert other.wait(timeout=60) == 0
-    opened(output).close()
+        return
+    with opened(output) as journal:
+        lost = [row for row in range(6) if not journal.has(row)]
+        assert 1 <= len(lost) <= 2
+        journal.append({row: record(row) for row in lost})
+        journal.finish()
+    assert output.read_bytes() == once
+
+
+@pytest.mark.parametrize("lacks", ["gen_method", "vqa_pred_answer"])
+def test_a_finished_file_that_lacks_a_field_is_one_line(output, lacks):
+    whole(output)
+    found = json.loads(output.read_bytes())
+    del found["q3"]["pointer_candidates"][0][lacks]
+    output.write_text(json.dumps(found))
+    with pytest.raises(InputError, match=rf"rl\.json: 'q3': .*{lacks} is missing.* --overwrite"):
+        opened(output)
+    found["q3"] = {"pointer_candidates": [1]}
+    output.write_text(json.dumps(found))
+    with pytest.raises(InputError, match=r"rl\.json: 'q3': "):
+        opened(output)
 
 
 keys = st.text(min_size=1).filter(lambda key: not key.startswith("_"))

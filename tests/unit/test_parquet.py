@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 
 import pyarrow
 import pyarrow.parquet
@@ -254,6 +255,31 @@ def test_numbers_that_are_not_finite_are_not_written(tmp_path, key, value):
         writer.write("q", {"pointer_candidates": [{key: value}]})
     writer.discard()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("parquet") / "x.parquet"
+    with open_writer(path, {"seed": 1, "dataset": {"name": "d"}}) as writer:
+        for row in range(40):
+            candidate = {"pointer": [row, row + 1], "vqa_acc_score": row / 7, "odd": row}
+            writer.write(f"q{row}", {"pointer_candidates": [candidate]})
+    return path.read_bytes(), list(stream_records(path))
+
+
+def test_a_flipped_bit_is_noticed(whole, tmp_path):
+    content, records = whole
+    rng = random.Random(0)
+    path = tmp_path / "damaged.parquet"
+    for _ in range(300):
+        damaged = bytearray(content)
+        damaged[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            found = list(stream_records(path))
+        except InputError:
+            continue
+        assert found == records
 
 
 def test_without_pyarrow_the_package_is_named(tmp_path, monkeypatch):

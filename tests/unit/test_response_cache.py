@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pointer_rl.datasets.images import ImageBytes, ImageFile
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.session import cache as cache_module
-from pointer_rl.session.cache import APPLICATION_ID, ResponseCache, request_key
+from pointer_rl.session.cache import APPLICATION_ID, VERSION, ResponseCache, request_key
 from pointer_rl.session.caching import CachedBackend
 from pointer_rl.testing import FakeBackend
 from pointer_rl.types import BackendError, Decoding, Message, Prompt, Request, Response, Usage
@@ -299,6 +299,17 @@ def filled(path, count=100, size=0):
     return cache
 
 
+FOREIGN = {
+    "view": "CREATE VIEW mine AS SELECT 1",
+    "trigger": "CREATE TRIGGER mine AFTER INSERT ON responses BEGIN DELETE FROM responses; END",
+    "endless view for a table": "DROP TABLE backends; CREATE VIEW backends AS WITH RECURSIVE n(id)"
+    " AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) SELECT id, 'f' AS fingerprint FROM n",
+    "expression": "DROP TABLE backends; CREATE TABLE backends (id INTEGER PRIMARY KEY,"
+    " fingerprint TEXT UNIQUE CHECK (length(randomblob(900000000)) > 0))",
+}
+"""SQL that a foreign store may hold, to be run when it is used."""
+
+
 class TestDamage:
     @pytest.mark.parametrize("content", [b"my diary", b"SQLite format 3\0" + b"\1" * 5000])
     def test_a_foreign_file_is_refused_and_stays_as_it_is(self, path, content):
@@ -315,7 +326,7 @@ class TestDamage:
             connection.execute("CREATE TABLE mine (thing)")
         connection.close()
         before = path.read_bytes()
-        with pytest.raises(InputError, match="not a response cache, or one of another version"):
+        with pytest.raises(InputError, match="not a response cache; name"):
             ResponseCache(path)
         assert path.read_bytes() == before
 
@@ -327,14 +338,14 @@ class TestDamage:
         assert path.read_bytes() == b""
         filled(path)
 
-    def another_version(self, connection):
-        connection.execute("PRAGMA user_version = 99")
+    def older_version(self, connection):
+        connection.execute("PRAGMA user_version = 1")
 
     def lost_table(self, connection):
         connection.execute("DROP TABLE responses")
 
-    @pytest.mark.parametrize("change", [another_version, lost_table])
-    def test_a_damaged_cache_or_one_of_another_version_is_set_aside(self, path, caplog, change):
+    @pytest.mark.parametrize("change", [older_version, lost_table])
+    def test_a_damaged_cache_or_one_of_an_older_version_is_set_aside(self, path, caplog, change):
         filled(path).close()
         with sqlite3.connect(path) as connection:
             change(self, connection)
@@ -342,6 +353,43 @@ class TestDamage:
         assert ResponseCache(path).get([key for key, _ in items(100)]) == {}
         assert path.with_name("responses.sqlite.damaged-1").exists()
         assert len(caplog.records) == 1
+
+    def test_a_cache_of_a_newer_version_is_refused_with_advice(self, path):
+        filled(path).close()
+        with sqlite3.connect(path) as connection:
+            connection.execute("PRAGMA user_version = 99")
+        connection.close()
+        before = path.read_bytes()
+        for must_exist in (True, False):
+            with pytest.raises(InputError, match="version 99, newer than 2: upgrade pointer-rl"):
+                ResponseCache(path, must_exist=must_exist)
+        assert path.read_bytes() == before
+        assert os.listdir(path.parent) == [path.name]
+
+    def test_a_text_that_has_our_mark_is_not_renamed(self, path):
+        path.parent.mkdir()
+        notes = b"n" * 68 + APPLICATION_ID.to_bytes(4, "big") + b"otes of mine" * 9
+        path.write_bytes(notes)
+        with pytest.raises(InputError, match="not a database; name a response cache"):
+            ResponseCache(path)
+        assert path.read_bytes() == notes
+        assert os.listdir(path.parent) == [path.name]
+
+    @pytest.mark.parametrize("what", FOREIGN)
+    @pytest.mark.parametrize("must_exist", [True, False])
+    def test_a_foreign_store_runs_no_query_of_its_own(self, path, caplog, what, must_exist):
+        filled(path).close()
+        connection = sqlite3.connect(path)
+        connection.executescript(FOREIGN[what])
+        connection.close()
+        before = path.read_bytes()
+        if must_exist or what in ("view", "trigger"):
+            with pytest.raises(InputError, match=r"which no response cache has|its tables are not"):
+                ResponseCache(path, must_exist=must_exist)
+            assert path.read_bytes() == before
+        else:  # as many tables as ours: it may be ours, damaged
+            assert ResponseCache(path).summaries() == []
+            assert "set aside" in caplog.text
 
     def test_an_empty_file_becomes_one(self, path, caplog):
         path.parent.mkdir()
@@ -361,7 +409,10 @@ class TestDamage:
         start = rng.randrange(len(content))
         end = start + rng.choice([1, 50, 4096])
         content[start:end] = rng.randbytes(len(content[start:end]))
-        content[68:72] = APPLICATION_ID.to_bytes(4, "big")  # without it, it is a foreign file
+        # Without these it is a foreign file, or a newer version's.
+        content[:16] = b"SQLite format 3\0"
+        content[60:64] = VERSION.to_bytes(4, "big")
+        content[68:72] = APPLICATION_ID.to_bytes(4, "big")
         if rng.random() < 0.3:
             del content[rng.randrange(72, len(content)) :]
         path.write_bytes(content)
@@ -434,10 +485,17 @@ class TestDamage:
 
 
 class TestUnusable:
+    def test_only_files(self, path):
+        path.parent.mkdir()
+        os.mkfifo(path)
+        for must_exist in (True, False):
+            with pytest.raises(InputError, match="not a file; name a response cache with --store"):
+                ResponseCache(path, must_exist=must_exist)
+
     def test_places_where_no_file_can_be(self, path):
         path.parent.mkdir()
         path.mkdir()
-        with pytest.raises(InputError, match=r"cannot be stored there .* --no-store"):
+        with pytest.raises(InputError, match=r"not a file; name a response cache with --store"):
             ResponseCache(path)
         (path.parent / "file").touch()
         with pytest.raises(InputError, match=r"file/s.sqlite: responses cannot be stored there"):
