@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -182,8 +181,12 @@ def _hash(image: EncodedImage, known: _Hashed | None) -> _Hashed | None:
         unchanged = image.states() == before
     except (OSError, ValueError, InputError):
         return None
-    age = time.time_ns() - max(max(each.modified, each.changed) for each in before)
+    age = time.time_ns() - max((max(each.modified, each.changed) for each in before), default=0)
     return _Hashed(state, hash_, settled=unchanged and age > _SETTLED)
+
+
+def _encode(place: str) -> bytes:
+    return place.encode("utf-8", "surrogatepass")  # a path may be no text
 
 
 class _KeptHashes:
@@ -209,13 +212,14 @@ class _KeptHashes:
                 marks = ",".join("?" * len(places))
                 rows = self._connection.execute(
                     f"SELECT place, state, hash FROM hashes WHERE place IN ({marks})",
-                    list(map(os.fsencode, places)),
+                    list(map(_encode, places)),
                 )
-                found = {os.fsdecode(place): _Hashed(*each) for place, *each in rows}
+                of = {_encode(place): place for place in places}
+                found = {of[place]: _Hashed(*each) for place, *each in rows}
         return found
 
     def put(self, hashes: Mapping[str, _Hashed]) -> None:
-        rows = [(os.fsencode(place), each.state, each.hash) for place, each in hashes.items()]
+        rows = [(_encode(place), each.state, each.hash) for place, each in hashes.items()]
         with self._harmless():
             if self._connection is not None and rows:
                 self._connection.execute("BEGIN IMMEDIATE")

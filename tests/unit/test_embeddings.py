@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +253,9 @@ class Constant:
         self.fingerprint = fingerprint
 
     def encode(self, examples: list[Example]) -> torch.Tensor:
+        return self.vector_of(examples)
+
+    def vector_of(self, examples: list[Example]) -> torch.Tensor:
         return torch.tensor([self.vector] * len(examples))
 
 
@@ -285,6 +289,25 @@ def test_a_finished_file_is_kept_and_no_others_overwritten(tmp_path: Path) -> No
     for split, name in (("pool", "constant"), ("queries", "another")):
         with pytest.raises(InputError, match="exists, with embeddings of other"):
             embed_dataset(DATASET, Constant([1, 2], name), path, split=split)  # type: ignore[arg-type]
+
+
+def test_other_images_are_not_taken_for_the_embedded_ones(tmp_path: Path) -> None:
+    """A finished file is refused; of an unfinished one, only what changed is embedded again."""
+    path = tmp_path / "e.safetensors"
+    embed_dataset(DATASET, Constant([1, 2]), path, split="queries", batch_size=1)
+    first, *others = DATASET.queries
+    changed = replace(DATASET, queries=[replace(first, image=ImageBytes(b"another", "a")), *others])
+    with pytest.raises(InputError, match="an image, a question or an answer may have changed"):
+        embed_dataset(changed, Constant([1, 2]), path, split="queries", batch_size=1)
+    path.unlink()
+    encoder, broken = Constant([1, 2]), Constant([1, float("nan")])
+    encoder.encode = lambda examples: (  # type: ignore[method-assign]
+        (encoder if examples[0].id != "c" else broken).vector_of(examples)
+    )
+    with pytest.raises(PluginError):
+        embed_dataset(DATASET, encoder, path, split="queries", batch_size=1)
+    embed_dataset(changed, Constant([7, 7]), path, split="queries", batch_size=1)
+    assert load_embeddings(path).vectors.tolist() == [[7, 7], [1, 2], [7, 7]]
 
 
 def test_a_file_names_the_encoders_plugin(tmp_path: Path) -> None:
