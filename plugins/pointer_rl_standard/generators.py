@@ -197,7 +197,7 @@ def best_rows(
 def rows_by_answer(
     policy: Policy, queries: QueryBatch, pool: Pool, num: int, by: Literal["similarity", "policy"]
 ) -> list[list[int]]:
-    """The same, in turn of the rows that have the query's answer or a part of it, and of the others.
+    """The same, in turn of the rows that have the query's answer, or a part of it, and of others.
 
     The query's answer is what most annotators gave; a part of it is some of its words, in a row. Of
     the `num` best rows that match, the best one of each answer comes first, since a query may need
