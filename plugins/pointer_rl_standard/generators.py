@@ -197,11 +197,11 @@ def best_rows(
 def rows_by_answer(
     policy: Policy, queries: QueryBatch, pool: Pool, num: int, by: Literal["similarity", "policy"]
 ) -> list[list[int]]:
-    """The same, in turn of the rows with an answer of the query, and of the others.
+    """The same, in turn of the rows that have the query's answer, or a part of it, and of others.
 
-    A row has an answer of the query if its own occurs in one that an annotator gave, as whole
-    words. Of the `num` best such rows, the best one of each answer comes first, since a query may
-    need several.
+    The query's answer is what most annotators gave; a part of it is some of its words, in a row. Of
+    the `num` best rows that match, the best one of each answer comes first, since a query may need
+    several.
     """
     matching_BK = _matching(queries.examples, pool.examples).to(queries.allowed.device)
     found = []
@@ -231,16 +231,15 @@ def rows_by_answer(
 
 
 def _matching(queries: Sequence[Example], pool: Sequence[Example]) -> Tensor:
-    """[B, K] bool: whether a row's answer occurs in one of a query's, as whole words."""
+    """[B, K] bool: whether a row's answer is that of a query, or some of its words in a row."""
     rows_of: dict[str, list[int]] = {}
     for row, example in enumerate(pool):
         rows_of.setdefault(_words(example.answer), []).append(row)
     found = torch.zeros(len(queries), len(pool), dtype=torch.bool)
     for index, query in enumerate(queries):
-        for answer in set(query.answers):
-            words = _words(answer).split()
-            for first, last in combinations(range(len(words) + 1), 2):
-                found[index, rows_of.get(" ".join(words[first:last]), [])] = True
+        words = _words(query.answer).split()
+        for first, last in combinations(range(len(words) + 1), 2):
+            found[index, rows_of.get(" ".join(words[first:last]), [])] = True
     return found
 
 
