@@ -88,7 +88,7 @@ class SchemaChecker:
         if self.is_valid(value):
             return []
         try:
-            fast = list(map(self._from_fast, self._fast.iter_errors(value)))
+            fast = [self._from_fast(each, value) for each in self._fast.iter_errors(value)]
         except UnicodeEncodeError:  # as in is_valid
             fast, limit = [], None
         errors = () if limit == 0 else islice(self._reference.iter_errors(value), limit)
@@ -103,13 +103,15 @@ class SchemaChecker:
 
     # --- reading the validators' errors ---
 
-    def _from_fast(self, error: jsonschema_rs.ValidationError) -> _Violation:
+    def _from_fast(self, error: jsonschema_rs.ValidationError, value: Any) -> _Violation:
         *parents, keyword = error.schema_path
         schema: Any = self._root
         for part in parents:
             schema = schema[part]
         path = tuple(error.instance_path)
-        return self._violation(path, error.instance, schema, keyword)
+        for part in path:  # error.instance has null for a number that overflows, such as 1e999
+            value = value[part]
+        return self._violation(path, value, schema, keyword)
 
     def _from_reference(self, error: jsonschema.ValidationError) -> _Violation:
         path = tuple(error.absolute_path)

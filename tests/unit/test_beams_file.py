@@ -99,17 +99,17 @@ def test_lever_lms_layout_is_read(record, query, expected):
         ({"id_list": [[1, 17], [2, 18]], "score_list": [1, 2]}, "do not all end with the query's"),
         ({"id_list": [[]], "score_list": [1]}, "do not all end with the query's"),
         ({"id_list": [["a", 17]], "score_list": [1]}, "id_list 0 is not a list of rows"),
-        ({"id_list": [[1, 17]], "score_list": ["x"]}, "beam 0: score and step_scores are no"),
+        ({"id_list": [[1, 17]], "score_list": ["x"]}, 'score is "x", not of type number'),
         ({"id_list": [[1, 17]], "score_list": [1], "query": {"row": 3}}, "row is 17 by id_list"),
         ({"beams": [{"shots": [1, 2]}]}, "without id_list: the order"),
         ({"beams": 3}, "beams is not a list of objects"),
         ({"beams": [3]}, "beams is not a list of objects"),
-        ({"beams": [{"pointer": [1.5], "score": 1}]}, "beam 0: pointer is not a list of rows"),
-        ({"beams": [{"pointer": [-1], "score": 1}]}, "beam 0: pointer is not a list of rows"),
-        ({"beams": [{"pointer": [1]}]}, "beam 0: score and step_scores are no"),
+        ({"beams": [{"pointer": [1.5], "score": 1}]}, "an item of pointer is 1.5, not of type"),
+        ({"beams": [{"pointer": [-1], "score": 1}]}, "an item of pointer is -1, below 0"),
+        ({"beams": [{"pointer": [1]}]}, "score is missing (/beams/0)"),
         ({"beams": [{**GOOD, "score": 10**400}]}, "beam 0: score and step_scores are no"),
-        ({"beams": [{**GOOD, "step_scores": 1}]}, "beam 0: score and step_scores are no"),
-        ({"beams": [GOOD], "pool": ["a"]}, "pool is not a list of rows"),
+        ({"beams": [{**GOOD, "step_scores": 1}]}, "step_scores is 1, not of type array"),
+        ({"beams": [GOOD], "pool": ["a"]}, 'an item of pool is "a", not of type integer'),
     ],
 )
 def test_malformed_beam_data_is_refused_in_a_line(tmp_path, record, message):
@@ -124,7 +124,7 @@ def test_malformed_beam_data_is_refused_in_a_line(tmp_path, record, message):
 def test_a_score_too_large_for_a_float_is_refused(tmp_path):
     path = tmp_path / "x.json"
     path.write_text('{"a": {"beams": [{"pointer": [1], "score": 1e999}]}}')
-    with pytest.raises(InputError, match="not all finite numbers"):
+    with pytest.raises(InputError, match="score is Infinity, not of type number"):
         BeamDataset(path)
 
 
