@@ -573,6 +573,7 @@ def main() -> None:
     names = [each.name for each in (*COMMANDS, *DAMAGES)]
     parser.add_argument("--only", nargs="+", default=names, metavar="NAME", help=", ".join(names))
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the table is printed all the same
     campaign = Campaign(given.folder.resolve(), given.seed)
     try:
         attack(campaign, given)
