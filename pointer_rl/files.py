@@ -121,12 +121,12 @@ def cache_folder() -> Path:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder that becomes `path` at the end, or is deleted on an exception.
 
-    Raises InputError if `path` exists with anything in it, or cannot be written.
+    Raises InputError if `path` exists or cannot be written.
     """
     check_name(path)
     temporary = temporary_path(path)
     try:
-        if path.is_dir() and any(path.iterdir()):
+        if path.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
@@ -155,7 +155,7 @@ def locked(path: Path) -> Iterator[None]:
     one has the lock, and if no file can be written there.
     """
     check_name(path)
-    place = path.with_name(f".{path.name}.pointer-rl.lock")
+    place = _beside(path, "pointer-rl.lock")
     is_new = not path.parent.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,6 +171,8 @@ def locked(path: Path) -> Iterator[None]:
     except OSError as error:
         raise cannot_be_written(path, error) from error
     try:
+        if not _lock(file.fileno()):
+            log.warning("%s: no locks there: let only one process write it", path)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {_HOST}".encode())
         file.flush()
@@ -253,13 +255,19 @@ def check_name(path: Path) -> None:
 
 def temporary_path(path: Path) -> Path:
     """The temporary name that this process writes `path` under."""
-    return path.with_name(f".{path.name}.{os.getpid()}@{_HOST}.tmp")
+    return _beside(path, f"{os.getpid()}@{_HOST}.tmp")
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    if not path.name:
+        raise InputError(f"{path}: cannot be written (it is a folder; name a file)")
+    return path.with_name(f".{path.name}.{suffix}")
 
 
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files and lock files of dead processes in a folder.
 
-    Whether a process of another host is alive is unknown; its files go when they are a day old.
+    Where that is unknown (on another host, or without locks) they go when they are a day old.
     """
     try:
         entries = [entry for entry in os.scandir(folder) if entry.name[0] == "."]
@@ -270,14 +278,11 @@ def remove_leftovers(folder: Path) -> None:
         if found is None or not (entry.is_file() or entry.is_dir()):
             continue
         with suppress(OSError):  # its process is alive; or another one deletes it just now
-            if os.name != "posix" or found["host"] not in (None, _HOST):
-                if time.time() - entry.stat().st_mtime > _ABANDONED:
-                    _remove(entry)
-                continue
             descriptor = os.open(entry, os.O_RDONLY if entry.is_dir() else os.O_RDWR)
             try:
-                _lock(descriptor)
-                _remove(entry)
+                can_lock = _lock(descriptor) and found["host"] in (None, _HOST)
+                if can_lock or time.time() - entry.stat().st_mtime > _ABANDONED:
+                    _remove(entry)
             finally:
                 os.close(descriptor)
 
@@ -314,20 +319,22 @@ def _open_locked(place: Path) -> BinaryIO:
         file.close()
 
 
-def _lock(descriptor: int) -> None:
-    """Lock a file until it is closed or this process dies."""
+def _lock(descriptor: int) -> bool:
+    """Lock a file until it is closed or this process dies; False if the system has no locks.
+
+    Raises BlockingIOError if another process has locked it.
+    """
     if os.name != "posix":
-        return
+        return False
     import fcntl
 
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        log.warning("this file system has no locks: let only one process write there")
+        return False
+    return True
 
 
 def _unlock(place: Path, file: BinaryIO) -> None:

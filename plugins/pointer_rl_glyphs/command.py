@@ -31,12 +31,11 @@ def glyphs(folder: Path, assignments: tuple[str, ...], overwrite: bool) -> None:
 
     All splits are written; `--dataset vqa` reads them.
     """
-    there = folder.is_dir() and any(folder.iterdir())
-    if there and not overwrite:
+    if not overwrite and folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder}: is not empty: name another folder, or give --overwrite")
     values = parse_assignments(assignments, "--dataset-opt")
     options = build_options(GlyphsOptions, values, "dataset glyphs")
-    if there:
+    if folder.is_dir():
         export_vqa(options, folder)
     else:
         with new_folder(folder) as made:

@@ -6,10 +6,10 @@ object with what these columns cannot hold, arranged as in the record, with list
 
     {"mood": "odd", "query": {"question_id": 17}, "pointer_candidates": {"0": {"mine": [1]}}}
 
-`_meta` and other keys that are not queries stand in the file's metadata, as JSON, with a checksum.
-Pages have checksums too, which are checked. Files of versions
-before had two columns in each struct instead of `extra`: `_rest`, which held the same, and `_keys`,
-the object's keys in their order. They are still read.
+`_meta` and other keys that are not queries stand in the file's metadata, as JSON, with a checksum;
+pages have checksums, too. Files of versions before have none, and had two columns in each struct
+instead of `extra`: `_rest`, which held the same, and `_keys`, the object's keys in their order.
+They are still read.
 
 Needs pyarrow, which is imported when it is first used.
 """

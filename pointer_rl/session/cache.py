@@ -368,7 +368,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     if version < VERSION:
         raise _DamagedError(path, f"a response cache of the older version {version}")
     # Before anything else is executed: a view or trigger would run queries of its own.
-    ours, found = _definitions(_empty_cache()), _definitions(connection)
+    ours, found = _our_definitions(), _definitions(connection)
     if len(found) > len(ours):
         kind, name, _ = min(found - ours)
         raise _NotACacheError(path, f"holds the {kind} {name!r}, which no response cache has")
@@ -392,11 +392,10 @@ def _definitions(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
 
 
 @lru_cache(maxsize=1)
-def _empty_cache() -> sqlite3.Connection:
-    """The tables as they should be, in memory."""
-    connection = sqlite3.connect(":memory:")
-    connection.executescript(_SCHEMA)
-    return connection
+def _our_definitions() -> set[tuple[str, str, str]]:
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(_SCHEMA)
+        return _definitions(connection)
 
 
 def _claims_to_be_a_cache(path: Path) -> bool:

@@ -50,7 +50,7 @@ from pointer_rl.train.run import (
     report_left_out,
 )
 from pointer_rl.train.sources import embedded, start_policy
-from pointer_rl.train.trainer import round_stages, split_by_image
+from pointer_rl.train.trainer import Trainer, round_stages, split_by_image
 from pointer_rl.types import Example, Executor, SearchGenerator
 
 PROBE = "probe"
@@ -209,6 +209,7 @@ def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
                     run.output.accept_changed,
                 )
             data = source.read(path, run.reward)
+            _recognise(trainer, path, data.sha256)
             report_left_out(data, observer)
             learned_from.append(data)
             fresh = Groups.of(data, shots, demonstration_price=price).with_images(images)
@@ -235,6 +236,19 @@ def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
     file = None if logged is None else DataFile(name=logged.path.name, sha256=logged.sha256)
     written = finish(trainer, source, groups, run.output.folder, file, learned_from, run.sft_ckpt)
     return TrainResult(run.output.folder, trainer.log, trainer.kept, unchanged=not written)
+
+
+def _recognise(trainer: Trainer, path: Path, sha256: str) -> None:
+    """Note a round's file in the checkpoint; raise InputError if its content was another."""
+    known = trainer.state.rounds.get(path.name)
+    if known not in (None, sha256):
+        raise InputError(
+            f"{path}: changed or damaged since it was written: put a copy in its place, or start "
+            "over with --overwrite"
+        )
+    if known is None:
+        trainer.state.rounds[path.name] = sha256
+        trainer.save()
 
 
 def _missing(groups: Groups, config: TrainConfig) -> InputError | None:

@@ -43,6 +43,8 @@ class TrainState:
     """The number of the next epoch in its stage."""
     log: list[dict[str, Any]] = field(default_factory=list)
     """A line for each epoch, and one for the start of each round."""
+    rounds: dict[str, str] = field(default_factory=dict)
+    """The file of each round of an online run → its SHA-256."""
 
 
 def new_optimizer(selector: Selector) -> torch.optim.AdamW:
@@ -76,6 +78,7 @@ def save_state(path: Path, state: TrainState) -> None:
         "stage": state.stage,
         "epoch": state.epoch,
         "log": state.log,
+        "rounds": state.rounds,
     }
     about["sha256"] = _digest(about, tensors)
     write_tensors(path, tensors, {_METADATA: json.dumps(about)})
@@ -134,6 +137,7 @@ def _restored(
         about["stage"],
         about["epoch"],
         about["log"],
+        about["rounds"],
     )
 
 

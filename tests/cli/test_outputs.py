@@ -116,6 +116,14 @@ def test_two_processes_do_not_write_one_output(run, tmp_path, name):
         one_line(run(name, "out"), says)
 
 
+@pytest.mark.parametrize("name", ["convert", "generate", "export"])
+def test_the_current_folder_is_no_name_for_a_file(cli, tmp_path, backends, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    ResponseCache(tmp_path / "cache" / "responses.sqlite").close()
+    args = ["." if arg.startswith("OUT") else arg for arg in COMMANDS[name]]
+    one_line(cli(*args), ".: ", "name a")
+
+
 def test_what_another_command_left_is_removed(run, tmp_path):
     kill = "import os, sys; from pathlib import Path; from pointer_rl.files import *\n"
     kill += "with locked(Path('a.json')), AtomicFile(Path('a.json')): os.kill(os.getpid(), 9)"

@@ -611,6 +611,13 @@ def test_online_resumes_after_an_interruption(online, monkeypatch, until):
 SEARCH = ("--generator", "first-success", "--generator-opt", "first-success.budget=8")
 
 
+def test_online_notices_a_round_that_was_changed(online, cli):
+    succeeds(online.run())
+    path = online.world.folder / "policy" / "rounds" / "round-01.json"
+    path.write_text(path.read_text().replace('"vqa_correct": 0', '"vqa_correct": 1', 1))
+    one_line(online.run(), "round-01.json: changed or damaged since it was written")
+
+
 def test_online_by_a_search_spends_its_calls_on_more_queries(online, cli):
     """A round has 48 calls: six queries that could take eight each, then as many as are left."""
     succeeds(online.run(*SEARCH))

@@ -28,6 +28,7 @@ import sys
 import time
 import traceback
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -277,9 +278,16 @@ class Child:
     """A command under way."""
 
     def __init__(
-        self, folder: Path, args: tuple[str, ...], *, limit: int | None = None, fresh: bool = False
+        self,
+        folder: Path,
+        args: tuple[str, ...],
+        *,
+        limit: int | None = None,
+        fresh: bool = False,
+        modules: Path | None = None,
     ) -> None:
-        """limit: most bytes of a file that it may write; fresh: whether it imports everything."""
+        """limit: most bytes of a file that it may write; fresh: whether it imports everything;
+        modules: where it writes the names of what it has imported in the end."""
         self.fresh = fresh
         reading, writing = os.pipe()
         self._said = reading
@@ -291,10 +299,17 @@ class Child:
         else:
             self.pid = os.fork()
             if not self.pid:
-                self._run(folder, args, writing, limit)
+                self._run(folder, args, writing, limit, modules)
         os.close(writing)
 
-    def _run(self, folder: Path, args: tuple[str, ...], said: int, limit: int | None) -> None:
+    def _run(
+        self,
+        folder: Path,
+        args: tuple[str, ...],
+        said: int,
+        limit: int | None,
+        modules: Path | None,
+    ) -> None:
         code: object = 70
         for number in (signal.SIGINT, signal.SIGTERM):  # until the program has its own handlers
             signal.signal(number, signal.SIG_DFL)
@@ -314,6 +329,8 @@ class Child:
         except BaseException:
             traceback.print_exc()
         finally:
+            if modules is not None:
+                modules.write_text("\n".join(sys.modules))
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code if isinstance(code, int) else 1)
@@ -366,29 +383,23 @@ class Campaign:
         self.rng = random.Random(seed)
         self.inputs = folder / "inputs"
         self.work, self.whole = folder / "work", folder / "whole"
+        self.modules = folder / "modules"
         install_plugin(folder / "plugin")
         make_world(self.inputs)
-        for module in (
-            *("generate.run", "beams.run", "train.online", "evaluate.run", "datasets.embed"),
-            *("records.convert", "records.merge", "records.rescore", "scaffold"),
-            *("report.files", "cli.main", "cli.progress", "cli.tables", "validate.validator"),
-        ):
-            importlib.import_module(f"pointer_rl.{module}")
-        for module in ("pyarrow.parquet", "pointer_rl_standard.generators", "swayed_plugin"):
-            importlib.import_module(module)
-        from pointer_rl.registry import registry
-
-        registry()
         self.attacked: Counter[tuple[str, str]] = Counter()
         self.failed: Counter[tuple[str, str]] = Counter()
 
     def undisturbed(self, command: Command) -> float:
         """Run it once; returns how long it took."""
-        self._renew(self.whole)
-        begun = time.monotonic()
-        status, said = Child(self.whole, command.args).wait()
-        assert status == 0, f"{command.name}: {status}: {said}"
-        took = time.monotonic() - begun
+        for _ in range(2):  # the first imports what it needs, and then this process does
+            self._renew(self.whole)
+            begun = time.monotonic()
+            status, said = Child(self.whole, command.args, modules=self.modules).wait()
+            assert status == 0, f"{command.name}: {status}: {said}"
+            took = time.monotonic() - begun
+            for module in self.modules.read_text().split():
+                with suppress(Exception):
+                    importlib.import_module(module)
         self.expected = tree(self.whole)
         return took
 
@@ -562,7 +573,17 @@ def main() -> None:
     names = [each.name for each in (*COMMANDS, *DAMAGES)]
     parser.add_argument("--only", nargs="+", default=names, metavar="NAME", help=", ".join(names))
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the table is printed all the same
     campaign = Campaign(given.folder.resolve(), given.seed)
+    try:
+        attack(campaign, given)
+    finally:
+        print(campaign.table())
+    sys.exit(1 if campaign.failed else 0)
+
+
+def attack(campaign: Campaign, given: argparse.Namespace) -> None:
+    """As often as the options say."""
     begun = time.monotonic()
     for command in COMMANDS:
         if command.name not in given.only:
@@ -581,8 +602,6 @@ def main() -> None:
         if given.damages and damage.name in given.only:
             campaign.damages(damage, given.damages)
             print(f"{time.monotonic() - begun:.0f} s: {damage.name}", flush=True)
-    print(campaign.table())
-    sys.exit(1 if campaign.failed else 0)
 
 
 if __name__ == "__main__":

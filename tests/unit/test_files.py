@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,7 +165,6 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
     with pytest.raises(ZeroDivisionError):
         fail()
     assert names(tmp_path) == []
-    path.mkdir()
     with new_folder(path) as folder:
         (folder / "whole").touch()
     assert names(path) == ["whole"]
@@ -188,6 +190,26 @@ def test_one_process_at_a_time_and_a_dead_ones_lock_is_no_lock(tmp_path):
     with locked(path):
         assert names(path.parent) == [left.name]
     assert names(path.parent) == []
+
+
+def test_a_folder_is_no_name_for_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for use in (write_text, lambda path, _: locked(path).__enter__()):
+        with pytest.raises(InputError, match="it is a folder; name a file"):
+            use(Path("."), "")
+
+
+def test_where_there_are_no_locks_a_warning_says_so(tmp_path, leftover, monkeypatch, caplog):
+    left = leftover("a.txt")
+
+    def refuse(descriptor, how):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path / "b.txt"):
+        write_text(tmp_path / "b.txt", "")
+    assert "b.txt: no locks there" in caplog.text
+    assert names(tmp_path) == [left.name, "b.txt"], "its process may be alive"
 
 
 def test_a_lock_leaves_no_folder_behind(tmp_path):
