@@ -62,7 +62,7 @@ def embed(
     )
     encoder = encoder_plugin.create()
     length = len(dataset.queries if split == "queries" else dataset.pool)
-    hasher = ExampleHasher(partial(click.echo, err=True))
+    hasher = ExampleHasher(partial(echo, err=True))
     with click.progressbar(length=length, label=f"embedding {split}", file=sys.stderr) as bar:
         embeddings = embed_dataset(
             dataset,
