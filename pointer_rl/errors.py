@@ -7,15 +7,14 @@ import re
 import shlex
 from collections.abc import Iterable
 
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Control characters, line separators and lone surrogates."""
+from pointer_rl.escaping import printable
 
 
 class PointerRLError(Exception):
     """An error that a user can fix. The command line prints the message and exits with 2."""
 
     def __str__(self) -> str:
-        return one_line(super().__str__())
+        return printable(super().__str__())
 
 
 class InputError(PointerRLError):
@@ -35,11 +34,6 @@ class MissingExtraError(PointerRLError):
     def __init__(self, package: str, needed_for: str, install: str | None = None) -> None:
         command = f"pip install {shlex.quote(install or package)}"
         super().__init__(f"{needed_for} needs the package {package}: {command}")
-
-
-def one_line(text: str) -> str:
-    """Escape what would break a line of foreign text, or act on the terminal that shows it."""
-    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def first_line(error: BaseException) -> str:
