@@ -57,6 +57,8 @@ class RootGroup(click.Group):
     def main(self, *args: Any, **options: Any) -> Any:
         try:
             return super().main(*args, **options)
+        except KeyboardInterrupt:  # before click takes care of it, or after
+            _end("interrupted", 130)
         except Exception as error:
             if _interrupts:  # a library has made something else of it
                 _end("interrupted", 130)
