@@ -83,6 +83,8 @@ def _end(message: str, status: int) -> NoReturn:
 
 
 def _interrupt(number: int, _frame: object) -> NoReturn:
+    if _interrupts:  # the second one ends it at once, as a kill does
+        os._exit(130)
     _interrupts.append(number)
     raise KeyboardInterrupt
 
