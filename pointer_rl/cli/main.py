@@ -74,6 +74,8 @@ class RootGroup(click.Group):
             logging.lastResort.setFormatter(LineFormatter())
         try:
             return super().main(*args, **options)
+        except KeyboardInterrupt:  # before click takes care of it, or after
+            _end("interrupted", 130)
         except Exception as error:
             if _interrupts:  # a library has made something else of it
                 _end("interrupted", 130)
@@ -98,6 +100,8 @@ def _end(message: str, status: int) -> NoReturn:
 
 
 def _interrupt(number: int, _frame: object) -> NoReturn:
+    if _interrupts:  # the second one ends it at once, as a kill does
+        os._exit(130)
     _interrupts.append(number)
     raise KeyboardInterrupt
 
