@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +28,6 @@ from pointer_rl.errors import InputError, PointerRLError, first_line
 from pointer_rl.files import write_tensors
 from pointer_rl.json_stream import parse_json
 from pointer_rl.types import Example
-
-log = logging.getLogger(__name__)
 
 TENSOR = "embeddings"
 METADATA = "pointer_rl_embeddings"
@@ -94,11 +91,6 @@ class Embeddings:
         `contents` are the examples' hashes. An image that cannot be read now is not compared.
         """
         if self.contents is None:
-            log.warning(
-                "%s: does not say of which images, questions and answers it was made, so a change "
-                "cannot be noticed; `pointer-rl embed` writes that",
-                what,
-            )
             return False
         changed = [
             example.id

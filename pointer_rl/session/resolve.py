@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,8 @@ from pointer_rl.types import Dataset, Decoded, Example, Pool
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 
 def dataset_embeddings(
@@ -55,14 +58,22 @@ def dataset_embeddings(
         pool_rows = of_pool.match(dataset.pool, str(cand_emb))
         vectors, pool_vectors = of_queries.take(rows), of_pool.take(pool_rows)
         check_dims(vectors, pool_vectors)
-        known = {
-            "queries": of_queries.check_contents(rows, queries, hasher(queries), str(query_emb)),
-            "pool": of_pool.check_contents(
-                pool_rows, dataset.pool, hasher(dataset.pool), str(cand_emb)
-            ),
+        sides = {
+            "queries": (query_emb, of_queries, rows, queries),
+            "pool": (cand_emb, of_pool, pool_rows, dataset.pool),
         }
-        pool = Pool(dataset.pool, pool_vectors, min(encoders, default=None))
-        return vectors, pool, [side for side, compared in known.items() if not compared]
+        unknown = {
+            side: path
+            for side, (path, made, of, examples) in sides.items()
+            if not made.check_contents(of, examples, hasher(examples), str(path))
+        }
+        for path in dict.fromkeys(unknown.values()):
+            log.warning(
+                "%s: does not say of which images, questions and answers it was made, so a change "
+                "cannot be noticed; `pointer-rl embed` writes that",
+                path,
+            )
+        return vectors, Pool(dataset.pool, pool_vectors, min(encoders, default=None)), list(unknown)
     if query_emb is None and cand_emb is None and dataset.companions is not None:
         encoder = registry().configure("encoder", dataset.companions.encoder)
         every_query, pool = encoder_embeddings(dataset, hasher, dataset.queries, encoder)

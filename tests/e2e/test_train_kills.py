@@ -67,7 +67,7 @@ def command(tmp_path):
                 {
                     **{"pointer": groups.pointers[each].tolist(), "gen_method": "retrieval"},
                     **{"vqa_correct": int(groups.rewards[each] > 0)},
-                    **{"vqa_acc_score": float(groups.rewards[each] > 0)},
+                    **{"vqa_acc_score": float(groups.rewards[each] > 0), "vqa_pred_answer": "a"},
                 }
                 for each in own
             ]
