@@ -70,9 +70,9 @@ class RootGroup(click.Group):
             raise _broken_off(error) from error
 
     def main(self, *args: Any, **options: Any) -> Any:
-        if logging.lastResort is not None:
-            logging.lastResort.setFormatter(LineFormatter())
         try:
+            if logging.lastResort is not None:
+                logging.lastResort.setFormatter(LineFormatter())
             return super().main(*args, **options)
         except KeyboardInterrupt:  # before click takes care of it, or after
             _end("interrupted", 130)

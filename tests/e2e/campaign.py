@@ -237,6 +237,7 @@ DAMAGES = [
 
 EXISTS = re.compile(r"exists; remove it|\(File exists\)|is not empty: name another")
 """What commands that are not resumed say of an output that an earlier attempt has finished."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 KILLS = ("SIGKILL", "SIGTERM", "SIGINT twice", "STOP, CONT")
 
 
@@ -297,9 +298,12 @@ class Child:
                 **{"cwd": folder, "stdout": writing, "stderr": writing},
             ).pid
         else:
+            # A signal that is here before the child has its own handlers would run this process's.
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             self.pid = os.fork()
             if not self.pid:
                 self._run(folder, args, writing, limit, modules)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         os.close(writing)
 
     def _run(
@@ -311,8 +315,9 @@ class Child:
         modules: Path | None,
     ) -> None:
         code: object = 70
-        for number in (signal.SIGINT, signal.SIGTERM):  # until the program has its own handlers
+        for number in SIGNALS:  # until the program has its own handlers
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
             os.chdir(folder)
             for number in (1, 2):
