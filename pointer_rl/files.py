@@ -41,7 +41,9 @@ _DTYPES = {
     **{"bfloat16": "BF16", "uint8": "U8", "bool": "BOOL"},
 }
 """torch's names of types → safetensors'."""
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+_PATIENCE = 0.5
+"""Seconds that a lock is tried: `remove_leftovers` of another process takes one for a moment."""
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 """How file systems without locks refuse one."""
 
 
@@ -304,6 +306,7 @@ def cannot_be_written(path: Path, error: BaseException) -> InputError:
 
 def _open_locked(place: Path) -> BinaryIO:
     """Open or create a file, and lock it. Raises BlockingIOError if another process has it."""
+    give_up = time.monotonic() + _PATIENCE
     while True:
         file = os.fdopen(os.open(place, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         try:
@@ -313,6 +316,11 @@ def _open_locked(place: Path) -> BinaryIO:
                 return file
         except FileNotFoundError:
             pass
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                file.close()
+                raise
+            time.sleep(0.01)
         except BaseException:
             file.close()
             raise

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,17 @@ def test_one_process_at_a_time_and_a_dead_ones_lock_is_no_lock(tmp_path):
     with locked(path):
         assert names(path.parent) == [left.name]
     assert names(path.parent) == []
+
+
+def test_a_lock_that_is_held_for_a_moment_is_waited_for(tmp_path):
+    # `remove_leftovers` of another process takes the locks of what may have been left.
+    place = tmp_path / ".rl.json.pointer-rl.lock"
+    with place.open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        release = threading.Timer(0.1, fcntl.flock, (held, fcntl.LOCK_UN))
+        release.start()
+        with locked(tmp_path / "rl.json"):
+            release.join()
 
 
 def test_a_folder_is_no_name_for_a_file(tmp_path, monkeypatch):
