@@ -140,7 +140,7 @@ class Journal:
                 self._file.truncate(0)
             self._end = self._file.seek(0, os.SEEK_END)
             self._read()
-            if self._end == self._head and take_over and not overwrite and output.exists():
+            if take_over and not overwrite and not len(self) and output.exists():
                 self._take_over()
         except BaseException:
             self.close()
@@ -369,13 +369,13 @@ def check_same_run(
     if changes:
         said = "; ".join(dict.fromkeys(map(_describe_change, changes[:3])))
         kinds = dict.fromkeys(name.partition(".")[0] for name, *_ in changes)
-        advice = ""
+        to_continue = "give the same options to continue it"
         if kinds.keys() <= {PLUGINS, INPUTS}:
             options = " ".join(f"--accept-changed {kind}" for kind in kinds)
-            advice = f", or accept the change with {options}"
+            to_continue = f"accept the change with {options}"
         raise InputError(
-            f"{path}: {what} ({said}): give the same options to continue it, "
-            f"name another --output-path, or start over with --overwrite{advice}"
+            f"{path}: {what} ({said}): {to_continue}, name another --output-path, or start over "
+            "with --overwrite"
         )
 
 
@@ -417,6 +417,8 @@ def _describe_change(change: tuple[str, Any, Any]) -> str:
         return f"the code of the plugin{f' {part}' if part else 's'} has changed"
     if part.endswith("_content_sha256"):
         return f"an image, question, answer or id of the {part.partition('_')[0]} has changed"
+    if part == "unreadable_images":
+        return "which images can be read has changed"
     if name.endswith("_sha256") or isinstance(now, dict):
         return f"{name} differs"
     return f"{name}: {json.dumps(before)}, now {json.dumps(now)}"

@@ -231,3 +231,16 @@ def test_a_line_is_split_as_it_was_joined(key, content):
     for cut in range(len(line)):
         with pytest.raises(ValueError, match=r"no (line|query)|char|decode"):
             split_line(line[:cut])
+
+
+def test_a_kill_while_a_finished_file_is_taken_over_loses_none_of_it(output):
+    before, now = ({**META, "inputs": {"pool_content_sha256": each}} for each in "ab")
+    with opened(output, before) as journal:
+        journal.append({row: record(row, failed=row == 3) for row in range(6)})
+        journal.finish()
+    with opened(output, now, accept=["inputs"]):
+        head, changed, *_ = partial_path(output).read_bytes().splitlines(keepends=True)
+    partial_path(output).write_bytes(head + changed)
+    with opened(output, now, accept=["inputs"]) as journal:
+        assert len(journal) == 6
+        assert journal.earlier == [{"inputs": before["inputs"]}]
