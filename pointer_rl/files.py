@@ -3,7 +3,8 @@
 Every file is written under a temporary name in the target's folder, synced to disk, and renamed.
 What a killed process left is deleted by the next process that writes into the folder. Temporary
 files and lock files are locked (flock) while their process lives; the system unlocks them when it
-dies, so that no lock is ever stale. (Windows has no such locks.)
+dies, so that no lock is ever stale. (Windows has no such locks, and renames no open file: it is not
+supported.)
 """
 
 from __future__ import annotations

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from pointer_rl.files import locked
 from pointer_rl.generate.run import GenerateRun, prepare
 from pointer_rl.records.formats import open_writer
 from pointer_rl.session.caching import CachedBackend
 from pointer_rl.session.candidates import CandidateJob
-from pointer_rl.session.journal import Journal
+from pointer_rl.session.journal import Journal, locked_run
 from pointer_rl.session.windows import due_windows
 from pointer_rl.types import BackendError, Count, Request, Window
 
@@ -125,7 +124,7 @@ def make_plan(run: GenerateRun) -> Plan:
     Raises PointerRLError as `run_generate` does.
     """
     open_writer(run.output_path).discard()
-    with locked(run.output_path):
+    with locked_run(run.output_path):
         job, meta = prepare(run)
         ids = [query.id for query in job.queries]
         with Journal(run.output_path, meta, ids) as journal:

@@ -7,8 +7,8 @@ one of its trials failed gets another line, and the last one counts. At the end 
 the queries' order, and the finished file takes the journal's place.
 
 Each line ends with a checksum of itself, `"_crc32"`. A line that does not have its checksum is
-damaged: its query is asked again. Only one process at a time may write a journal: its run has
-`locked` the output.
+damaged: its query is asked again. Only one process at a time may write a journal: its run is
+inside `locked_run`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pointer_rl.errors import InputError
+from pointer_rl.files import locked
 from pointer_rl.records.fields import RECORDS, has_failed
 from pointer_rl.records.formats import open_writer, read_meta, stream_records
 from pointer_rl.records.provenance import (
@@ -63,6 +64,16 @@ Record = Mapping[str, Any]
 def partial_path(output: Path) -> Path:
     """The journal of a run that writes `output`."""
     return output.with_name(output.stem + _SUFFIX)
+
+
+@contextlib.contextmanager
+def locked_run(output: Path) -> Iterator[None]:
+    """Keep other processes from `output` and its journal, which `rl.json` and `rl.parquet` share.
+
+    Raises InputError as `locked` does.
+    """
+    with locked(output), locked(partial_path(output)):
+        yield
 
 
 def earlier_meta(output: Path | None, *, overwrite: bool) -> Record:
