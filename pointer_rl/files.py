@@ -61,6 +61,8 @@ class AtomicFile:
         self._temporary = temporary_path(path)
         if path.is_dir():
             raise InputError(f"{path}: cannot be written (it is a folder; name a file)")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: cannot be written (it is a pipe or a device; name a file)")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(path.parent)
@@ -244,7 +246,7 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
     Call it before anything that takes long. Without `overwrite` an existing file is an error too.
     """
     check_name(path)
-    if path.exists() and not path.is_dir() and not overwrite:
+    if path.is_file() and not overwrite:
         raise InputError(f"{path}: exists; remove it, or give --overwrite")
     AtomicFile(path).discard()
 

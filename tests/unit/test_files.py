@@ -211,6 +211,15 @@ def test_a_folder_is_no_name_for_a_file(tmp_path, monkeypatch):
             use(Path("."), "")
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path, overwrite):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(InputError, match="it is a pipe or a device; name a file"):
+        check_writable(path, overwrite=overwrite)
+    assert path.is_fifo()
+
+
 def test_where_there_are_no_locks_a_warning_says_so(tmp_path, leftover, monkeypatch, caplog):
     left = leftover("a.txt")
 
