@@ -3,7 +3,8 @@
 Every file is written under a temporary name in the target's folder, synced to disk, and renamed.
 What a killed process left is deleted by the next process that writes into the folder. Temporary
 files and lock files are locked (flock) while their process lives; the system unlocks them when it
-dies, so that no lock is ever stale. (Windows has no such locks.)
+dies, so that no lock is ever stale. (Windows has no such locks, and renames no open file: it is not
+supported.)
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ _DTYPES = {
     **{"bfloat16": "BF16", "uint8": "U8", "bool": "BOOL"},
 }
 """torch's names of types → safetensors'."""
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+_PATIENCE = 0.5
+"""Seconds that a lock is tried: `remove_leftovers` of another process takes one for a moment."""
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 """How file systems without locks refuse one."""
 
 
@@ -58,6 +61,8 @@ class AtomicFile:
         self._temporary = temporary_path(path)
         if path.is_dir():
             raise InputError(f"{path}: cannot be written (it is a folder; name a file)")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: cannot be written (it is a pipe or a device; name a file)")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(path.parent)
@@ -241,7 +246,7 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
     Call it before anything that takes long. Without `overwrite` an existing file is an error too.
     """
     check_name(path)
-    if path.exists() and not path.is_dir() and not overwrite:
+    if path.is_file() and not overwrite:
         raise InputError(f"{path}: exists; remove it, or give --overwrite")
     AtomicFile(path).discard()
 
@@ -304,6 +309,7 @@ def cannot_be_written(path: Path, error: BaseException) -> InputError:
 
 def _open_locked(place: Path) -> BinaryIO:
     """Open or create a file, and lock it. Raises BlockingIOError if another process has it."""
+    give_up = time.monotonic() + _PATIENCE
     while True:
         file = os.fdopen(os.open(place, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         try:
@@ -313,6 +319,11 @@ def _open_locked(place: Path) -> BinaryIO:
                 return file
         except FileNotFoundError:
             pass
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                file.close()
+                raise
+            time.sleep(0.01)
         except BaseException:
             file.close()
             raise

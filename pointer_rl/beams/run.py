@@ -14,12 +14,11 @@ from pointer_rl.beams.infoscore import AnswerScorer, most_trials, search
 from pointer_rl.beams.sub_pools import Sampler, SubPools, sampler_space
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
-from pointer_rl.files import locked
 from pointer_rl.records.beams import to_beam_record
 from pointer_rl.records.formats import open_writer
 from pointer_rl.records.provenance import Change
 from pointer_rl.records.records import describe_query, describe_shots
-from pointer_rl.session.journal import RUN, Journal, earlier_meta
+from pointer_rl.session.journal import RUN, Journal, earlier_meta, locked_run
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.session.windows import Budget, RunSummary, complete, windows_of
@@ -240,7 +239,7 @@ def run_beams(run: BeamRun, observer: Observer = Observer()) -> BeamSummary:
     InputError if every trial of the first window fails (a backend that cannot score).
     """
     open_writer(run.output_path).discard()  # fails at once if it cannot be written
-    with locked(run.output_path):
+    with locked_run(run.output_path):
         return _run_beams(run, observer)
 
 

@@ -87,7 +87,7 @@ class ExampleHasher:
                 first = first or f"{each.id}: {error}"
             hashes.append(hash_example(each, image))
         if unreadable:
-            self._say(f"the images of {len(unreadable):,} examples cannot be read; first: {first}")
+            self._say(f"examples whose image cannot be read: {len(unreadable):,}; first: {first}")
         return Contents(hashes, unreadable)
 
 

@@ -34,7 +34,6 @@ from pointer_rl.evaluate.arms import (
 from pointer_rl.evaluate.conclusions import conclude
 from pointer_rl.evaluate.evaluation import Evaluation, Leakage
 from pointer_rl.evaluate.measure import Asked, EvaluationJob, measure, pointers_to_ask
-from pointer_rl.files import locked
 from pointer_rl.records.provenance import EARLIER, Change
 from pointer_rl.registry import registry
 from pointer_rl.selectors import SelectorPolicy, load_selector
@@ -52,6 +51,7 @@ from pointer_rl.session.journal import (
     Journal,
     check_same_run,
     earlier_meta,
+    locked_run,
 )
 from pointer_rl.session.judge import Trial
 from pointer_rl.session.observer import Observer
@@ -147,7 +147,7 @@ def run_evaluation(run: EvaluateRun, observer: Observer = Observer()) -> Evaluat
     missing or does not fit, and for the journal or file of another evaluation; AlreadyFinished if
     the file is this one's.
     """
-    with nullcontext() if run.output_path is None else locked(run.output_path):
+    with nullcontext() if run.output_path is None else locked_run(run.output_path):
         return _run_evaluation(run, observer)
 
 

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from pointer_rl.files import locked
 from pointer_rl.generate.run import GenerateRun, prepare
 from pointer_rl.records.formats import open_writer
 from pointer_rl.session.caching import CachedBackend
 from pointer_rl.session.candidates import CandidateJob
-from pointer_rl.session.journal import Journal
+from pointer_rl.session.journal import Journal, locked_run
 from pointer_rl.session.windows import due_windows
 from pointer_rl.types import BackendError, Count, Request, Window
 
@@ -122,13 +121,14 @@ class Plan:
 def make_plan(run: GenerateRun) -> Plan:
     """Propose, count, and ask a few trials. The run's files stay as they are.
 
+    (A journal notes a change that `run` accepts.)
     Raises PointerRLError as `run_generate` does.
     """
     open_writer(run.output_path).discard()
-    with locked(run.output_path):
+    with locked_run(run.output_path):
         job, meta = prepare(run)
         ids = [query.id for query in job.queries]
-        with Journal(run.output_path, meta, ids) as journal:
+        with Journal(run.output_path, meta, ids, accept=run.accept_changed) as journal:
             done = sum(map(journal.is_done, range(len(ids))))
             windows = list(due_windows(journal, meta["window"], cached=True))
     rng = np.random.default_rng(run.seed)

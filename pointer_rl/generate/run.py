@@ -12,14 +12,13 @@ from typing import Any
 import pointer_rl_schemas
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
-from pointer_rl.files import locked
 from pointer_rl.generate.summary import Summary
 from pointer_rl.records.formats import open_writer, stream_records
 from pointer_rl.records.provenance import Change
 from pointer_rl.records.shards import Shard
 from pointer_rl.selectors.bundle import encoder_of
 from pointer_rl.session.candidates import CandidateJob
-from pointer_rl.session.journal import Journal, earlier_meta
+from pointer_rl.session.journal import Journal, earlier_meta, locked_run
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.proposing import Dedup
 from pointer_rl.session.resolve import describe_policy, selector_entries
@@ -154,7 +153,7 @@ def run_generate(run: GenerateRun, observer: Observer = Observer()) -> Summary:
     the journal or file of another run.
     """
     open_writer(run.output_path).discard()  # fails at once if it cannot be written
-    with locked(run.output_path):
+    with locked_run(run.output_path):
         return _generate(run, observer)
 
 

@@ -89,7 +89,7 @@ _SECONDS = 60
 @lru_cache
 def _try_template(template: str) -> None:
     """Raise InputError for a template that loops or allocates without end on a short chat."""
-    command = [sys.executable, "-I", template_trial.__file__]
+    command = [sys.executable, "-P", "-X", "utf8", template_trial.__file__]
     try:
         done = subprocess.run(
             command,
@@ -98,7 +98,8 @@ def _try_template(template: str) -> None:
             stderr=subprocess.DEVNULL,
             timeout=_SECONDS,
         )
-        ends = done.returncode == 0
+        # Negative: stopped by a signal, at a limit. Other failures are those of the trial itself.
+        ends = 0 <= done.returncode != template_trial.TOO_MUCH
     except subprocess.TimeoutExpired:
         ends = False
     if not ends:

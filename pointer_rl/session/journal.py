@@ -7,8 +7,8 @@ one of its trials failed gets another line, and the last one counts. At the end 
 the queries' order, and the finished file takes the journal's place.
 
 Each line ends with a checksum of itself, `"_crc32"`. A line that does not have its checksum is
-damaged: its query is asked again. Only one process at a time may write a journal: its run has
-`locked` the output.
+damaged: its query is asked again. Only one process at a time may write a journal: its run is
+inside `locked_run`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pointer_rl.errors import InputError
+from pointer_rl.files import locked
 from pointer_rl.records.fields import RECORDS, has_failed
 from pointer_rl.records.formats import open_writer, read_meta, stream_records
 from pointer_rl.records.provenance import (
@@ -63,6 +64,16 @@ Record = Mapping[str, Any]
 def partial_path(output: Path) -> Path:
     """The journal of a run that writes `output`."""
     return output.with_name(output.stem + _SUFFIX)
+
+
+@contextlib.contextmanager
+def locked_run(output: Path) -> Iterator[None]:
+    """Keep other processes from `output` and its journal, which `rl.json` and `rl.parquet` share.
+
+    Raises InputError as `locked` does.
+    """
+    with locked(output), locked(partial_path(output)):
+        yield
 
 
 def earlier_meta(output: Path | None, *, overwrite: bool) -> Record:
@@ -140,7 +151,7 @@ class Journal:
                 self._file.truncate(0)
             self._end = self._file.seek(0, os.SEEK_END)
             self._read()
-            if self._end == self._head and take_over and not overwrite and output.exists():
+            if take_over and not overwrite and not len(self) and output.exists():
                 self._take_over()
         except BaseException:
             self.close()
@@ -369,13 +380,13 @@ def check_same_run(
     if changes:
         said = "; ".join(dict.fromkeys(map(_describe_change, changes[:3])))
         kinds = dict.fromkeys(name.partition(".")[0] for name, *_ in changes)
-        advice = ""
+        to_continue = "give the same options to continue it"
         if kinds.keys() <= {PLUGINS, INPUTS}:
             options = " ".join(f"--accept-changed {kind}" for kind in kinds)
-            advice = f", or accept the change with {options}"
+            to_continue = f"accept the change with {options}"
         raise InputError(
-            f"{path}: {what} ({said}): give the same options to continue it, "
-            f"name another --output-path, or start over with --overwrite{advice}"
+            f"{path}: {what} ({said}): {to_continue}, name another --output-path, or start over "
+            "with --overwrite"
         )
 
 
@@ -417,6 +428,8 @@ def _describe_change(change: tuple[str, Any, Any]) -> str:
         return f"the code of the plugin{f' {part}' if part else 's'} has changed"
     if part.endswith("_content_sha256"):
         return f"an image, question, answer or id of the {part.partition('_')[0]} has changed"
+    if part == "unreadable_images":
+        return "which images can be read has changed"
     if name.endswith("_sha256") or isinstance(now, dict):
         return f"{name} differs"
     return f"{name}: {json.dumps(before)}, now {json.dumps(now)}"

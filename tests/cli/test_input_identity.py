@@ -82,6 +82,15 @@ def test_a_changed_image_is_refused_and_can_be_accepted(world, command):
         assert meta["earlier"][0]["inputs"] != meta["inputs"]
 
 
+def test_a_plan_accepts_what_the_run_would(world):
+    part = ("--window", "2", "--max-calls", "14")
+    assert world.generate(*part).exit_code == 0
+    replace_image(world)
+    refused(world.generate("--plan", *part), "accept the change with --accept-changed inputs")
+    planned = world.generate("--plan", *part, "--accept-changed", "inputs")
+    assert planned.exit_code == 0, planned.output
+
+
 def test_an_accepted_change_is_kept_through_further_stops(world):
     part = ("--window", "1", "--max-calls", "4")
     world.generate(*part)

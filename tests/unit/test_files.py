@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -192,11 +193,31 @@ def test_one_process_at_a_time_and_a_dead_ones_lock_is_no_lock(tmp_path):
     assert names(path.parent) == []
 
 
+def test_a_lock_that_is_held_for_a_moment_is_waited_for(tmp_path):
+    # `remove_leftovers` of another process takes the locks of what may have been left.
+    place = tmp_path / ".rl.json.pointer-rl.lock"
+    with place.open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        release = threading.Timer(0.1, fcntl.flock, (held, fcntl.LOCK_UN))
+        release.start()
+        with locked(tmp_path / "rl.json"):
+            release.join()
+
+
 def test_a_folder_is_no_name_for_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for use in (write_text, lambda path, _: locked(path).__enter__()):
         with pytest.raises(InputError, match="it is a folder; name a file"):
             use(Path("."), "")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path, overwrite):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(InputError, match="it is a pipe or a device; name a file"):
+        check_writable(path, overwrite=overwrite)
+    assert path.is_fifo()
 
 
 def test_where_there_are_no_locks_a_warning_says_so(tmp_path, leftover, monkeypatch, caplog):

@@ -68,7 +68,7 @@ def test_an_unreadable_image_is_counted_and_said(tmp_path: Path) -> None:
     assert list(contents.unreadable) == [1]
     assert len(contents.hashes) == 2
     assert len(said) == 1
-    assert "images of 1 examples cannot be read; first: m: " in said[0]
+    assert "examples whose image cannot be read: 1; first: m: " in said[0]
 
 
 def test_a_known_file_is_not_read_again(files: list[Path], tmp_path: Path) -> None:

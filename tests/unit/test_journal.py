@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pointer_rl.errors import InputError
 from pointer_rl.records.formats import stream_records
 from pointer_rl.records.records import as_line, encode_record, split_line
-from pointer_rl.session.journal import RUN, Journal, partial_path
+from pointer_rl.session.journal import RUN, Journal, locked_run, partial_path
 
 META = {"schema_version": "1.0", "seed": 0, "dataset": {"name": "d", "rows_sha256": "ab"}}
 IDS = [f"q{row}" for row in range(6)]
@@ -231,3 +231,24 @@ def test_a_line_is_split_as_it_was_joined(key, content):
     for cut in range(len(line)):
         with pytest.raises(ValueError, match=r"no (line|query)|char|decode"):
             split_line(line[:cut])
+
+
+def test_a_kill_while_a_finished_file_is_taken_over_loses_none_of_it(output):
+    before, now = ({**META, "inputs": {"pool_content_sha256": each}} for each in "ab")
+    with opened(output, before) as journal:
+        journal.append({row: record(row, failed=row == 3) for row in range(6)})
+        journal.finish()
+    with opened(output, now, accept=["inputs"]):
+        head, changed, *_ = partial_path(output).read_bytes().splitlines(keepends=True)
+    partial_path(output).write_bytes(head + changed)
+    with opened(output, now, accept=["inputs"]) as journal:
+        assert len(journal) == 6
+        assert journal.earlier == [{"inputs": before["inputs"]}]
+
+
+def test_outputs_that_share_a_journal_are_written_one_at_a_time(output):
+    says = r"rl\.partial\.jsonl: another process is writing it"
+    other = output.with_suffix(".parquet")
+    with locked_run(output), pytest.raises(InputError, match=says), locked_run(other):
+        pass
+    assert not output.parent.exists()

@@ -156,3 +156,17 @@ def test_a_template_without_end_is_refused(template):
 
     with pytest.raises(InputError, match="loops, or makes a text without end"):
         render_chat(Tokenizer(), chat_messages(PROMPT))
+
+
+def test_a_trial_that_cannot_run_refuses_no_template(tmp_path, monkeypatch):
+    (tmp_path / "jinja2.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    template = "{# tried nowhere else #}"
+
+    class Tokenizer:
+        chat_template = template
+
+        def apply_chat_template(self, chat, **options):
+            return "rendered"
+
+    assert render_chat(Tokenizer(), chat_messages(PROMPT)) == "rendered"
