@@ -114,7 +114,13 @@ def tables(cells: Cells, budgets: Sequence[int], ablated: str) -> str:
     alone = [arm for arm in cells.arms if arm not in main]
     parts = [_accuracies(cells, main)]
     for budget in budgets:
-        pairs = [("first-success", "probes"), ("first step", "SFT"), ("online", "first-success")]
+        pairs = [
+            ("first-success", "probes"),
+            ("by answers", "first-success"),
+            ("first step", "SFT"),
+            ("online", "first-success"),
+            ("online, by answers", "online"),
+        ]
         parts += [
             _difference(cells, f"{ours} {budget:,}", f"{theirs} {budget:,}")
             for ours, theirs in pairs
@@ -219,6 +225,7 @@ def draw(cells: Cells, budgets: Sequence[int], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     colors = {
+        "online, by answers": "tab:purple",
         "online": "tab:red",
         "first-success": "tab:orange",
         "probes": "tab:green",
