@@ -23,6 +23,8 @@ _MOST_STOPS = 4
 """Hosted servers accept no more stop strings. Texts are cut at all of them here."""
 _RAISE = "raise max_new_tokens (--decoding-opt max_new_tokens=N)"
 _NO_LOGPROB = "the server returned a log-probability that is none"
+_ENDED = ("stop", "eos_token", "stop_sequence")
+"""Finish reasons of a whole answer. The last two are those of text-generation-inference."""
 _PASSING = (None, "abort", "error")
 """Finish reasons that say nothing of the answer: the server was interrupted."""
 
@@ -151,7 +153,7 @@ def _whole_answer(message: dict[str, Any], finish: object, decoding: Decoding) -
         raise CallError(
             f"the model ran out of tokens before it answered (finish_reason length): {_RAISE}"
         )
-    if finish not in ("stop", "length"):
+    if finish not in (*_ENDED, "length"):
         reason = json.dumps(finish) if isinstance(finish, str) else "missing"
         raise CallError(
             f"it is not known whether the answer is whole (finish_reason {reason})",

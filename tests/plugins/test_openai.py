@@ -263,6 +263,8 @@ def test_every_fault_that_stays_is_tried():
         ("stop", "a cat", (), "a cat"),
         ("stop", "", (), ""),  # the model ended its turn at once
         ("stop", " ", (), " "),
+        ("eos_token", "a cat", (), "a cat"),
+        ("stop_sequence", "a cat", ("\n",), "a cat"),
         ("length", "a cat\nQuest", ("\n",), "a cat"),  # whole: it is cut before that anyway
         ("length", "\nQuestion", ("\n",), ""),
         ("length", "a cat\nQuest", (".",), None),
