@@ -1,4 +1,4 @@
-"""Write foreign text (ids, answers, file names, servers' messages) where it is interpreted.
+"""Make foreign text (ids, answers, file names, servers' messages) safe to print and to publish.
 
 Text from a file or a server may contain escape codes that move a terminal's cursor, rewrite lines
 or set the clipboard, marks that reverse the reading direction, line ends that forge a line of
@@ -30,7 +30,7 @@ def printable(text: object) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The text with its line ends kept, for a block of lines none of which holds a foreign one."""
+    """The same for a block of lines: line ends stay. Foreign text in it must not have any."""
     return "\n".join(map(printable, text.split("\n")))
 
 

@@ -176,8 +176,8 @@ def locked(path: Path) -> Iterator[None]:
     except OSError as error:
         raise cannot_be_written(path, error) from error
     try:
-        if not _lock(file.fileno()):
-            log.warning("%s: no locks there: let only one process write it", path)
+        if not _lock(file.fileno()):  # asked again, because it says whether there are locks
+            log.warning("%s: the file system has no locks: let only one process write it", path)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {_HOST}".encode())
         file.flush()
@@ -270,9 +270,10 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files and lock files of dead processes in a folder.
+    """Delete the temporary files and lock files in a folder that dead processes have left.
 
-    Where that is unknown (on another host, or without locks) they go when they are a day old.
+    Where it is not known whether the process lives (it is on another host, or there are no locks),
+    they are deleted when they are a day old.
     """
     try:
         entries = [entry for entry in os.scandir(folder) if entry.name[0] == "."]
@@ -303,7 +304,7 @@ def cannot_be_written(path: Path, error: BaseException) -> InputError:
     """The error of a file that cannot be written, with the system's reason."""
     reason = getattr(error, "strerror", None) or first_line(error)
     if isinstance(error, FileExistsError) and path.parent.is_file():
-        reason = f"{path.parent.name} is no folder"
+        reason = f"{path.parent.name} is not a folder"
     return InputError(f"{path}: cannot be written ({reason})")
 
 

@@ -22,7 +22,7 @@ T = TypeVar("T")
 _MOST_STOPS = 4
 """Hosted servers accept no more stop strings. Texts are cut at all of them here."""
 _RAISE = "raise max_new_tokens (--decoding-opt max_new_tokens=N)"
-_NO_LOGPROB = "the server returned a log-probability that is none"
+_NO_LOGPROB = "the server returned something that is not a log-probability"
 _ENDED = ("stop", "eos_token", "stop_sequence")
 """Finish reasons of a whole answer. The last two are those of text-generation-inference."""
 _PASSING = (None, "abort", "error")

@@ -170,9 +170,9 @@ class _Rotation:
 
 
 class _Segments:
-    """Which patches attend to each other: those of an image, or of a window of one.
+    """The segments within which patches attend to each other: images, or windows of images.
 
-    These segments are grouped by length.
+    Segments are grouped by length.
     """
 
     def __init__(self, groups: Sequence[Tensor]) -> None:

@@ -34,7 +34,7 @@ def make_example(
 def check_inside(folder: Path, name: str, where: str, advice: str) -> None:
     """Raise InputError, ending in `advice`, if the path `name` leads out of the folder.
 
-    Links are not followed: what the user put into the folder may lie elsewhere.
+    Only the path is checked: a symbolic link that the user made there may lead elsewhere.
     """
     root = os.path.abspath(folder)
     if not Path(os.path.abspath(os.path.join(root, name))).is_relative_to(root):

@@ -197,11 +197,11 @@ def best_rows(
 def rows_by_answer(
     policy: Policy, queries: QueryBatch, pool: Pool, num: int, by: Literal["similarity", "policy"]
 ) -> list[list[int]]:
-    """The same, in turn of the rows that have the query's answer, or a part of it, and of others.
+    """As `best_rows`, but rows with the query's answer, or a part of it, and others take turns.
 
-    The query's answer is what most annotators gave; a part of it is some of its words, in a row. Of
-    the `num` best rows that match, the best one of each answer comes first, since a query may need
-    several.
+    The query's answer is what most annotators gave; a part of it is one or more of its words that
+    follow each other. Of the `num` best rows that match, the best one of each answer comes first,
+    since a query may need several.
     """
     matching_BK = _matching(queries.examples, pool.examples).to(queries.allowed.device)
     found = []
@@ -231,7 +231,7 @@ def rows_by_answer(
 
 
 def _matching(queries: Sequence[Example], pool: Sequence[Example]) -> Tensor:
-    """[B, K] bool: whether a row's answer is that of a query, or some of its words in a row."""
+    """[B, K] bool: whether a row's answer is that of a query, or a part of it."""
     rows_of: dict[str, list[int]] = {}
     for row, example in enumerate(pool):
         rows_of.setdefault(_words(example.answer), []).append(row)

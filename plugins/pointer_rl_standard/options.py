@@ -126,8 +126,8 @@ class FirstSuccessOptions:
     by: Literal["similarity", "policy"] = "similarity"
     """Score by which the probed rows are chosen, best first."""
     answers: bool = False
-    """Whether every other probed row is, as long as there are any, one that has the query's answer
-    (the one that most annotators gave) or a part of it."""
+    """Whether every other row is one that has the query's answer (what most annotators gave), or a
+    part of it, as long as there is one."""
     success: float = 0.5
     """Lowest accuracy of a success."""
 

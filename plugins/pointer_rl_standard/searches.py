@@ -35,9 +35,9 @@ _TINY = 1e-300
 class FirstSuccess:
     """Probes, best first, until the query has a success and a failure to compare it with.
 
-    Which rows a query needs is known by then: further trials teach more on another query. A row
-    that has the query's answer is likely to succeed, and one that has another to fail: they are
-    probed in turn (`answers`).
+    Which rows a query needs is known by then: further trials teach more on another query. With
+    the option `answers`, rows that have the query's answer, which are likely to succeed, take turns
+    with rows that have not.
 
     With the probability p of the answers, sets are found, too. As long as nothing succeeded, a row
     that makes the answers much likelier stays, and the next rows are tried beside it: one whose

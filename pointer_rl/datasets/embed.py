@@ -41,61 +41,44 @@ def embed_dataset(
     Raises InputError for an unreadable image, naming its example, and if the file or the finished
     batches at `output_path` belong to another dataset, encoder or batch size.
     """
-    if output_path.suffix != ".safetensors":
-        raise InputError(f"{output_path}: embeddings are written to a .safetensors file; name one")
-    if not len(dataset.queries if split == "queries" else dataset.pool):
-        raise InputError(f"dataset {dataset.name} has no {split} to embed")
-    with locked(output_path):
-        return _embed(
-            *(dataset, encoder, output_path, split),
-            *(hasher or ExampleHasher(), encoder_plugin, batch_size, on_batch),
-        )
-
-
-def _embed(
-    dataset: Dataset,
-    encoder: Encoder,
-    output_path: Path,
-    split: Literal["queries", "pool"],
-    hasher: ExampleHasher,
-    encoder_plugin: Mapping[str, Any] | None,
-    batch_size: int,
-    on_batch: Callable[[int], object],
-) -> Embeddings:
     examples = dataset.queries if split == "queries" else dataset.pool
     ids = [example.id for example in examples]
-    contents = hasher(examples)
-    partial = output_path.with_name(f"{output_path.name}.partial")
-    if output_path.exists():
-        finished = _finished(output_path, contents, encoder)
-        shutil.rmtree(partial, ignore_errors=True)  # left if interrupted at the very end
-        return finished
-    plan: dict[str, str | int] = {
-        "dataset": dataset.name,
-        "split": split,
-        "examples": digest_ids(ids),
-        "encoder": encoder.fingerprint,
-        "batch_size": batch_size,
-    }
-    _begin_or_resume(partial, plan)
-    parts = []
-    for start in range(0, len(examples), batch_size):
-        rows = slice(start, start + batch_size)
-        batch, hashes = examples[rows], tuple(contents.hashes[rows])
-        part = partial / f"{start:09d}.safetensors"
-        made = load_embeddings(part) if part.exists() else None
-        if made is None or made.contents != hashes:  # an image may have been mended since
-            vectors = encode_batch(encoder, batch)
-            save_embeddings(part, vectors, ids[rows], encoder.fingerprint, hashes)
-            made = load_embeddings(part)
-        parts.append(made.vectors)
-        on_batch(len(batch))
-    vectors = torch.cat(parts)
-    about = (encoder.fingerprint, tuple(contents.hashes), encoder_plugin)
-    embeddings = Embeddings(tuple(ids), vectors, *about)
-    save_embeddings(output_path, vectors, ids, *about)
-    shutil.rmtree(partial)
-    return embeddings
+    if output_path.suffix != ".safetensors":
+        raise InputError(f"{output_path}: embeddings are written to a .safetensors file; name one")
+    if not examples:
+        raise InputError(f"dataset {dataset.name} has no {split} to embed")
+    with locked(output_path):
+        contents = (hasher or ExampleHasher())(examples)
+        about = (encoder.fingerprint, tuple(contents.hashes), encoder_plugin)
+        partial = output_path.with_name(f"{output_path.name}.partial")
+        if output_path.exists():
+            finished = _finished(output_path, contents, encoder)
+            shutil.rmtree(partial, ignore_errors=True)  # left if interrupted at the very end
+            return finished
+        plan: dict[str, str | int] = {
+            "dataset": dataset.name,
+            "split": split,
+            "examples": digest_ids(ids),
+            "encoder": encoder.fingerprint,
+            "batch_size": batch_size,
+        }
+        _begin_or_resume(partial, plan)
+        parts = []
+        for start in range(0, len(examples), batch_size):
+            rows = slice(start, start + batch_size)
+            hashes = tuple(contents.hashes[rows])
+            part = partial / f"{start:09d}.safetensors"
+            made = load_embeddings(part) if part.exists() else None
+            if made is None or made.contents != hashes:  # an image may have been mended since
+                vectors = encode_batch(encoder, examples[rows])
+                save_embeddings(part, vectors, ids[rows], encoder.fingerprint, hashes)
+                made = load_embeddings(part)
+            parts.append(made.vectors)
+            on_batch(len(ids[rows]))
+        embeddings = Embeddings(tuple(ids), torch.cat(parts), *about)
+        save_embeddings(output_path, embeddings.vectors, ids, *about)
+        shutil.rmtree(partial)
+        return embeddings
 
 
 def _finished(path: Path, contents: Contents, encoder: Encoder) -> Embeddings:

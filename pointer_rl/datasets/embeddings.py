@@ -210,7 +210,7 @@ def _read_safetensors(path: Path) -> tuple[Tensor, dict[str, Any]]:
 
 
 def _read_npy(path: Path) -> tuple[Tensor, dict[str, Any]]:
-    # A map refuses a header that claims more than the file holds, before any memory is taken.
+    # Mapping the file fails if its header claims more than it holds, before any memory is taken.
     # np.load would also accept a zip of arrays.
     array = np.lib.format.open_memmap(path, mode="r")
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:

@@ -52,7 +52,7 @@ def run_checked(
     why. A response without the text that was asked for, or with NaN as a log-probability, becomes a
     BackendError too. What differs from run to run is left out of messages: they are written to
     files. Raises PluginError for a result that is missing, repeated or out of range, and for one
-    that is no proper `Response` or `BackendError`.
+    that is not a valid `Response` or `BackendError`.
     """
     asked: list[Request] = []
     indices: list[int] = []
@@ -94,7 +94,7 @@ def _kind(value: object) -> str:
 
 
 def _fault_of(result: object, request: Request) -> str | None:
-    """What makes it no proper result of the request, and how to mend that."""
+    """Why it is not a valid result of the request, and what to do; None if it is one."""
     if isinstance(result, BackendError):
         if isinstance(result.message, str) and result.message.strip():
             return None
@@ -144,7 +144,7 @@ class CachedBackend:
     """
 
     def __init__(self, backend: VQABackend, cache: Cache | None = None) -> None:
-        """Raises PluginError for what is no backend."""
+        """Raises PluginError if the object is not a backend."""
         fingerprint = getattr(backend, "fingerprint", None)
         if not isinstance(fingerprint, str) or not hasattr(backend, "run"):
             raise PluginError(

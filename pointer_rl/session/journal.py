@@ -429,7 +429,7 @@ def _describe_change(change: tuple[str, Any, Any]) -> str:
     if part.endswith("_content_sha256"):
         return f"an image, question, answer or id of the {part.partition('_')[0]} has changed"
     if part == "unreadable_images":
-        return "which images can be read has changed"
+        return "other images can be read than before"
     if name.endswith("_sha256") or isinstance(now, dict):
         return f"{name} differs"
     return f"{name}: {json.dumps(before)}, now {json.dumps(now)}"

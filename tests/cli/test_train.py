@@ -421,7 +421,7 @@ def test_options_that_will_not_do(place, options, what):
 
 def test_a_folder_that_cannot_be_written(place):
     (place.folder / "out").write_text("a file")
-    one_line(place.run(), "out/checkpoint.safetensors: cannot be written (out is no folder)")
+    one_line(place.run(), "out/checkpoint.safetensors: cannot be written (out is not a folder)")
 
 
 # --- sft -------------------------------------------------------------------------------------

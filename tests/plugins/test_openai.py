@@ -292,7 +292,7 @@ def test_a_log_probability_that_is_none_is_a_failure(logprob):
     with FaultServer(vllm=True, logprob=lambda tokens, position: logprob) as server:
         [result] = answers(connect(server), [ask("what? ", None, ("red cat",))])
     assert isinstance(result, BackendError)
-    assert "a log-probability that is none" in result.message
+    assert "that is not a log-probability" in result.message
 
 
 def test_a_log_probability_rounded_to_just_above_0_is_0():
@@ -405,7 +405,7 @@ def test_an_answer_whose_tokens_log_probabilities_are_none_is_scored_by_itself(f
         ]
         server.faults.extend([fault])
         failure, _ = answers(connect(server, max_concurrency=1), requests)
-    assert "a log-probability that is none" in failure.message
+    assert "that is not a log-probability" in failure.message
 
 
 def test_without_a_key_none_is_sent():

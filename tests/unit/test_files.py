@@ -90,7 +90,7 @@ def test_the_systems_reason_is_named(tmp_path):
         AtomicFile(path),
     ):
         raise OSError(28, "the disk is full")
-    with pytest.raises(InputError, match=r"b: cannot be written \(a\.txt is no folder\)"):
+    with pytest.raises(InputError, match=r"b: cannot be written \(a\.txt is not a folder\)"):
         write_text(path / "b", "")
     with pytest.raises(InputError, match=r"cannot be written \(it is a folder; name a file\)"):
         write_text(tmp_path, "")
@@ -229,7 +229,7 @@ def test_where_there_are_no_locks_a_warning_says_so(tmp_path, leftover, monkeypa
     monkeypatch.setattr(fcntl, "flock", refuse)
     with locked(tmp_path / "b.txt"):
         write_text(tmp_path / "b.txt", "")
-    assert "b.txt: no locks there" in caplog.text
+    assert "b.txt: the file system has no locks" in caplog.text
     assert names(tmp_path) == [left.name, "b.txt"], "its process may be alive"
 
 
