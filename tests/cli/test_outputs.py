@@ -69,7 +69,7 @@ def one_line(result, *parts):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_places_that_cannot_be_written(run, tmp_path, name):
     (tmp_path / "file").touch()
-    one_line(run(name, "file/out"), "file/out", *(() if name in FOLDERS else ("no folder",)))
+    one_line(run(name, "file/out"), "file/out", *(() if name in FOLDERS else ("not a folder",)))
     one_line(run(name, "run\udcff"), r"run\udcff", "not a name in UTF-8")
     if name not in FOLDERS:
         (suffix,) = {Path(arg).suffix for arg in COMMANDS[name] if arg.startswith("OUT")}
