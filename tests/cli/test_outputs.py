@@ -80,7 +80,8 @@ def test_places_that_cannot_be_written(run, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"seeds"}))
-def test_a_folder_that_may_not_be_written(run, name):
+def test_a_folder_that_may_not_be_written(run, tmp_path, name):
+    run(name, tmp_path / "elsewhere")  # imports what the other user may be unable to read
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o555)
         is_root = os.geteuid() == 0
