@@ -26,7 +26,7 @@ class InPlaceAttention:
 
     def __init__(self, model: Any) -> None:
         self._config = model.config.get_text_config()
-        self._usable = (
+        self.usable = (
             model.device.type == "cuda"
             and self._config._attn_implementation == "sdpa"
             and _is_usable(self._config, model.dtype, model.device)
@@ -36,10 +36,10 @@ class InPlaceAttention:
     def __call__(self) -> Iterator[None]:
         """Forward passes within this context do so. Others use transformers' own attention."""
         before = self._config._attn_implementation
-        if self._usable:
+        if self.usable:
             self._config._attn_implementation = _NAME
         try:
-            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if self._usable else nullcontext():
+            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if self.usable else nullcontext():
                 yield
         finally:
             self._config._attn_implementation = before

@@ -337,7 +337,9 @@ def memory(backend: Qwen2VLBackend) -> str:
     if DEVICE.type != "cuda":
         return ""
     peak = torch.cuda.max_memory_allocated() / 2**30
-    return f"peak {peak:.1f} GiB, cache_gib={backend.chosen['cache_gib']:g}"
+    model = backend._shared._model._model
+    attention = "in place" if model._attention.usable else "with copies"
+    return f"peak {peak:.1f} GiB, cache_gib={backend.chosen['cache_gib']:g}, attention {attention}"
 
 
 def main() -> None:

@@ -117,7 +117,7 @@ def test_attention_in_place_is_near_its_definition(folder, shape):
     model = load_checkpoint(Qwen2VLOptions(model=str(folder), dtype="bfloat16")).model
     config = model.config.get_text_config()
     in_place = attention.InPlaceAttention(model)
-    assert in_place._usable
+    assert in_place.usable
     rows, length, columns = shape
     heads, shared = config.num_attention_heads, config.num_key_value_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads

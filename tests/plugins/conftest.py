@@ -62,7 +62,7 @@ def _config(family: str, vocab_size: int, ids: dict[str, int]):
 
     text = {
         "vocab_size": vocab_size,
-        "hidden_size": 48,
+        "hidden_size": 64,  # Heads of 16: cuDNN has kernels for multiples of 8.
         "intermediate_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
@@ -71,7 +71,7 @@ def _config(family: str, vocab_size: int, ids: dict[str, int]):
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 10000.0,
-            "mrope_section": [2, 2, 2],
+            "mrope_section": [2, 3, 3],
         },
         "bos_token_id": None,
         "eos_token_id": ids["<|im_end|>"],
@@ -85,13 +85,13 @@ def _config(family: str, vocab_size: int, ids: dict[str, int]):
         "tie_word_embeddings": False,
     }
     if family == "qwen2_vl":
-        vision |= {"embed_dim": 32, "hidden_size": 48, "mlp_ratio": 2, "patch_size": 14}
+        vision |= {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2, "patch_size": 14}
         return transformers.Qwen2VLConfig(text_config=text, vision_config=vision, **special)
-    vision |= {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 48}
+    vision |= {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64}
     if family == "qwen2_5_vl":
         vision |= {"patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1]}
         return transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **special)
-    text |= {"head_dim": 12}
+    text |= {"head_dim": 16}
     text["rope_parameters"]["mrope_interleaved"] = True
     vision |= {"patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
     return transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **special)
