@@ -273,6 +273,18 @@ class JSONLOptions(ImageOptions):
     """Accept queries without answers; they are then not a pool, so give one if needed."""
 
 
+@dataclass(kw_only=True, frozen=True, slots=True)
+class VLICLOptions(ImageOptions):
+    """A task of VL-ICL Bench."""
+
+    root: str
+    """Folder of the tasks' folders; image paths are relative to it."""
+    task: Literal["open_mi", "operator_induction", "clevr", "textocr"]
+    """Task. Those whose examples have two images are not read."""
+    split: Literal["query", "support"] = "query"
+    """Split of the queries; the pool is the support."""
+
+
 # --- arms ---
 
 
