@@ -33,20 +33,18 @@ def load_vqa(options: VQAOptions) -> Dataset:
     files in another format, questions without annotations, and repeated ids.
     """
     root = Path(options.root).expanduser()
-    queries = _read_split(
-        root / options.questions,
-        root / options.annotations,
-        root / options.images,
-        options,
-    )
-    pool = queries
+    files = (root / options.questions, root / options.annotations, root / options.images)
+    pool = queries = _read_split(*files, options)
     if options.pool_questions and options.pool_annotations and options.pool_images:
-        pool = _read_split(
+        of_pool = (
             root / options.pool_questions,
             root / options.pool_annotations,
             root / options.pool_images,
-            options,
         )
+        if of_pool != files:
+            pool = _read_split(*of_pool, options)
+    if options.pool_limit is not None:
+        pool = pool[: options.pool_limit]
     return Dataset(name=Path(options.questions).stem, queries=queries, pool=pool)
 
 

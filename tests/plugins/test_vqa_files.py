@@ -139,6 +139,20 @@ def test_a_pool_is_given_whole(root: Path) -> None:
         load(root, pool_questions=QUESTIONS)
 
 
+def test_the_pool_can_be_the_queries_files_and_their_first_examples(root: Path) -> None:
+    same = {
+        "pool_questions": QUESTIONS,
+        "pool_annotations": ANNOTATIONS,
+        "pool_images": "train2014",
+    }
+    dataset = load(root, **same)
+    assert dataset.pool is dataset.queries
+    limited = load(root, **same, pool_limit=2)
+    assert (len(limited.queries), limited.pool) == (3, limited.queries[:2])
+    with pytest.raises(InputError, match="pool_limit starts at 1"):
+        load(root, pool_limit=0)
+
+
 @pytest.mark.parametrize("name", ["{image}.jpg", "{image_id:zz}.jpg", "{}.jpg", "{image_id.x}"])
 def test_image_name_that_makes_no_name(root: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"image_name=.* does not make a file name"):
