@@ -13,12 +13,19 @@ from pointer_rl_glyphs.options import GlyphsOptions
 
 
 def write_coco(root: Path, prefix: str, size: int = 16) -> None:
-    """Questions and annotations of VQAv2 (prefix `v2_`) or OK-VQA (none), and COCO's images."""
-    for split, examples in (("train2014", draw(size)), ("val2014", draw(size + 4)[size:])):
+    """Questions and annotations of VQAv2 (prefix `v2_`) or OK-VQA (none), and COCO's images.
+
+    `size` training questions, and four for validation.
+    """
+    drawn = draw(size + 4)
+    for split, examples, first in (
+        ("train2014", drawn[:size], 1),
+        ("val2014", drawn[size:], size + 1),
+    ):
         folder = root / split
         folder.mkdir(parents=True, exist_ok=True)
         questions, annotations = [], []
-        for number, each in enumerate(examples, start=1):
+        for number, each in enumerate(examples, start=first):
             each.image.open().convert("RGB").save(folder / f"COCO_{split}_{number:012d}.jpg")
             ids = {"image_id": number, "question_id": 10 * number}
             questions.append({**ids, "question": each.question})

@@ -213,13 +213,13 @@ class VQAOptions(ImageOptions):
     """Annotations file of the pool; required with pool_questions."""
     pool_images: str | None = None
     """Folder of the pool's images; required with pool_questions."""
-    pool_limit: int | None = None
-    """Use the first examples of the pool only (default: all)."""
+    max_examples: int | None = None
+    """Read only the first examples of each questions file (default: all)."""
 
     def __post_init__(self) -> None:
         ImageOptions.__post_init__(self)
-        if self.pool_limit is not None and self.pool_limit < 1:
-            raise ValueError("pool_limit starts at 1")
+        if self.max_examples is not None and self.max_examples < 1:
+            raise ValueError("max_examples starts at 1")
         try:
             self.image_name.format(data_subtype="train2014", image_id=1)
         except (LookupError, ValueError, AttributeError, TypeError) as error:

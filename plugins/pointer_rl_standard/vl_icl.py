@@ -48,10 +48,10 @@ def load_vl_icl(options: VLICLOptions) -> Dataset:
         check_inside(root, name, where, "give the folder that the tasks' folders lie in as root")
         return ImageFile(root / name, options.limits)
 
-    def split(items: Iterator[_Item]) -> tuple[Example, ...]:
+    def split(name: str, items: Iterator[_Item]) -> tuple[Example, ...]:
         return tuple(
             Example(
-                str(row),
+                f"{name}-{row}",
                 row,
                 image(_only(item.image, item.where), str(root / options.task)),
                 read_text(item.question, "question", item.where),
@@ -61,10 +61,10 @@ def load_vl_icl(options: VLICLOptions) -> Dataset:
             for row, item in enumerate(items)
         )
 
-    pool = split(_support(root / options.task, options.task))
+    pool = split("support", _support(root / options.task, options.task))
     queries = pool
     if options.split == "query":
-        queries = split(_queries(root / options.task, options.task))
+        queries = split("query", _queries(root / options.task, options.task))
     return Dataset(name=f"vl-icl/{options.task}", queries=queries, pool=pool)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from pointer_rl.datasets.images import ImageFile
@@ -43,8 +44,6 @@ def load_vqa(options: VQAOptions) -> Dataset:
         )
         if of_pool != files:
             pool = _read_split(*of_pool, options)
-    if options.pool_limit is not None:
-        pool = pool[: options.pool_limit]
     return Dataset(name=Path(options.questions).stem, queries=queries, pool=pool)
 
 
@@ -68,7 +67,7 @@ def _read_split(
 
     image_ids: dict[int | str, int | str] = {}  # one object per image saves memory
     examples: list[Example] = []
-    for row, item in enumerate(stream_items(questions, "questions")):
+    for row, item in enumerate(islice(stream_items(questions, "questions"), options.max_examples)):
         fields = _object(item, where(row))
         question_id = read_id(fields.get("question_id"), "question_id", where(row))
         image_id = read_id(fields.get("image_id"), "image_id", where(row))

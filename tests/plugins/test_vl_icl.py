@@ -42,7 +42,7 @@ def test_each_task_has_its_queries_and_its_support(root, task, pool):
     assert (len(dataset.queries), len(dataset.pool)) == (6, pool)
     assert dataset.name == f"vl-icl/{task}"
     for row, each in enumerate(dataset.queries):
-        assert (each.id, each.row, each.image.open().mode) == (str(row), row, "RGB")
+        assert (each.id, each.row, each.image.open().mode) == (f"query-{row}", row, "RGB")
         assert each.image.path == root / task / "query" / f"{row}.png"
     support = load(root, task, split="support")
     assert support.queries == support.pool == dataset.pool

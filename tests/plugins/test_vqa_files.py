@@ -139,7 +139,7 @@ def test_a_pool_is_given_whole(root: Path) -> None:
         load(root, pool_questions=QUESTIONS)
 
 
-def test_the_pool_can_be_the_queries_files_and_their_first_examples(root: Path) -> None:
+def test_files_that_are_both_queries_and_pool_are_read_once(root: Path) -> None:
     same = {
         "pool_questions": QUESTIONS,
         "pool_annotations": ANNOTATIONS,
@@ -147,10 +147,14 @@ def test_the_pool_can_be_the_queries_files_and_their_first_examples(root: Path) 
     }
     dataset = load(root, **same)
     assert dataset.pool is dataset.queries
-    limited = load(root, **same, pool_limit=2)
-    assert (len(limited.queries), limited.pool) == (3, limited.queries[:2])
-    with pytest.raises(InputError, match="pool_limit starts at 1"):
-        load(root, pool_limit=0)
+
+
+def test_only_the_first_examples(root: Path) -> None:
+    dataset = load(root, max_examples=2)
+    assert [each.question_id for each in dataset.pool] == [item[0] for item in ITEMS[:2]]
+    assert all(each.answers for each in dataset.queries)
+    with pytest.raises(InputError, match="max_examples starts at 1"):
+        load(root, max_examples=0)
 
 
 @pytest.mark.parametrize("name", ["{image}.jpg", "{image_id:zz}.jpg", "{}.jpg", "{image_id.x}"])
