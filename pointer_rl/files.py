@@ -123,6 +123,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pointer-rl"
 
 
+def embeddings_folder() -> Path:
+    """Where the embeddings are kept that commands made by themselves."""
+    return cache_folder() / "embeddings"
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder that becomes `path` at the end, or is deleted on an exception.

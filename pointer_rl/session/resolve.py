@@ -20,7 +20,7 @@ from pointer_rl.datasets.embeddings import Embeddings, check_dims, load_embeddin
 from pointer_rl.datasets.identity import ExampleHasher
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
-from pointer_rl.files import cache_folder
+from pointer_rl.files import embeddings_folder
 from pointer_rl.registry import ConfiguredEntry, Entry, registry
 from pointer_rl.selectors import PointerConfig, PointerSelector, SelectorPolicy, load_selector
 from pointer_rl.selectors.bundle import UNKNOWN, EncoderInfo, encoder_of
@@ -146,11 +146,6 @@ def configure_encoder(encoder: EncoderInfo, device: str | None) -> ConfiguredEnt
     if device is not None and registry().find("encoder", encoder.name).has_option("device"):
         options.setdefault("device", device)
     return registry().configure("encoder", encoder.name, options)
-
-
-def embeddings_folder() -> Path:
-    """Where embeddings are kept that commands made by themselves."""
-    return cache_folder() / "embeddings"
 
 
 def cached_embeddings(

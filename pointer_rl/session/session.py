@@ -111,6 +111,8 @@ class Session:
         self.dataset_plugin = options.dataset.configure("dataset")
         self._prompt_plugin = options.prompt.configure("prompt")
         self._metric_plugin = options.metric.configure("metric")
+        if options.encoder is not None:
+            options.encoder.configure("encoder")
         self.dataset: Dataset = self.dataset_plugin.create()
         _check_ids(self.dataset)
         limit, queries = options.limit, self.dataset.queries
