@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -38,7 +38,11 @@ def sampler_space(session: Session, queries: Sequence[Example], sampler: Sampler
             f"--sampler {sampler}: the encoder embeds in one way only; name one with the modes "
             "image, text and both, and leave its mode open"
         )
-    return known[sampler]()
+    space = known[sampler]()
+    # Which part of an example the sampler compares is not what a policy is to choose by.
+    plugin = dict(space.pool.encoder_plugin or {})
+    plugin["options"] = {key: each for key, each in plugin["options"].items() if key != "mode"}
+    return replace(space, pool=replace(space.pool, encoder_plugin=plugin))
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,8 @@ def open_source(
     """The embeddings for a file of data.
 
     They are read from the files given (`img_emb`: one matrix for queries and pool). Otherwise the
-    dataset that the data's `_meta` names is opened, and embedded by `encoder`, else the encoder in
-    `_meta`, else that of the bundle `start`, else the dataset's own; see `dataset_embeddings`.
+    dataset that the data's `_meta` names is opened, and embedded by `encoder`, else the encoder of
+    the bundle `start`, else that in `_meta`, else the dataset's own; see `dataset_embeddings`.
     Raises InputError for anything else.
     """
     meta = read_meta(data) or {}
@@ -142,7 +142,9 @@ def open_source(
     hasher = ExampleHasher(observer.say)
     inputs = meta.get(INPUTS)
     plugin = inputs.get("encoder_plugin") if isinstance(inputs, dict) else None
-    recorded = EncoderInfo(fingerprint=None, **_named(plugin, f"{data}: its encoder_plugin"))
+    said = _named(plugin, f"{data}: _meta.inputs.encoder_plugin")
+    recorded = EncoderInfo(fingerprint=None, name=said.get("name"), options=said.get("options", {}))
+    own = encoder_of(start)
     named = named_queries(data, dataset.queries)
     vectors, embedded_pool, _ = dataset_embeddings(
         dataset,
@@ -152,7 +154,7 @@ def open_source(
         query_emb=query_emb,
         cand_emb=cand_emb,
         encoder=UNKNOWN if encoder is None else encoder.as_encoder,
-        recorded=encoder_of(start) if recorded.name is None else recorded,
+        recorded=recorded if own.name is None else own,
         device=device,
         wanted_by=str(data),
     )
@@ -160,7 +162,7 @@ def open_source(
 
 
 def _named(value: Any, where: str) -> dict[str, Any]:
-    """What `_meta` says of a plugin; {} if it is no object."""
+    """What `_meta` says of a plugin, with its name and options checked; {} if it is no object."""
     about = value if isinstance(value, dict) else {}
     if not isinstance(about.get("name", ""), str) or not isinstance(about.get("options", {}), dict):
         raise InputError(f"{where} has no proper name and options")
