@@ -23,12 +23,17 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) -e '.[plot]'
 	touch $@
 
+# An older pip knows no dependency groups.
+GROUPS_PIP := 'pip>=25.1'
+
 $(DEV): $(READY)
-	$(PIP) -e '.[dev]'
+	$(PIP) --upgrade $(GROUPS_PIP)
+	$(PIP) -e . --group dev
 	touch $@
 
 $(SITE): $(READY)
-	$(PIP) -e '.[docs]'
+	$(PIP) --upgrade $(GROUPS_PIP)
+	$(PIP) -e . --group docs
 	touch $@
 
 # One process per core, each with one thread of torch: two would wait for each other.
@@ -56,7 +61,8 @@ LOCAL_SUITES = $(foreach each,qwen2vl hf_backend hf_loading flamingo clip,tests/
 
 .venv-%/.ready: pyproject.toml constraints.txt
 	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -e '.[dev]' \
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --upgrade $(GROUPS_PIP)
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -e . --group dev \
 	    '$(PIN_$*)' $$(grep '^torch=' constraints.txt)
 	touch $@
 

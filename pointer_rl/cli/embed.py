@@ -43,11 +43,12 @@ def embed(
     output_path: Path,
     batch_size: int,
 ) -> None:
-    """Embed the queries or the pool of a dataset.
+    """Embed the queries or the pool of a dataset into a file of your own.
 
-    Run the same command again to resume an interrupted run.
+    The other commands embed what they need by themselves (--encoder) and keep it in the cache
+    folder. Run the same command again to resume an interrupted run.
     """
-    from pointer_rl.datasets.embed import embed_dataset
+    from pointer_rl.datasets.embed import describe_encoder, embed_dataset
     from pointer_rl.datasets.identity import ExampleHasher
     from pointer_rl.files import check_writable
     from pointer_rl.options import parse_assignments
@@ -70,7 +71,7 @@ def embed(
             output_path,
             split=split,
             hasher=hasher,
-            encoder_plugin=encoder_plugin.describe(),
+            encoder_plugin=describe_encoder(encoder_plugin),
             batch_size=batch_size,
             on_batch=bar.update,
         )

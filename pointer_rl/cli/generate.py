@@ -186,10 +186,12 @@ def generate(**given: Any) -> None:
 
 
 def _print_plan(run: GenerateRun) -> None:
+    from pointer_rl.cli.progress import Progress
     from pointer_rl.cli.tables import format_table
     from pointer_rl.generate.plan import make_plan
 
-    plan = make_plan(run)
+    with Progress() as progress:
+        plan = make_plan(run, progress)
     echo_block(format_table(plan.rows(), numeric=frozenset({1})))
     for line in plan.sentences():
         echo(line)
