@@ -52,7 +52,8 @@ def write_vl_icl(root: Path, tasks: Sequence[str] = VL_ICL) -> None:
         queries = [_item(root, task, "query", row) for row in range(6)]
         if task == "operator_induction":
             for row, each in enumerate(support):
-                each["answer"] = [row + 2, row - 2, row * 2]
+                number = row % 4
+                each["answer"] = [number + 2, number - 2, number * 2]
             for row, each in enumerate(queries):
                 each |= {"operator": "+-x"[row % 3], "answer": row}
         _write_task(root / task, queries, support)
@@ -86,7 +87,7 @@ def _item(root: Path, task: str, split: str, row: int) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     drawn = draw(48)[row if split == "support" else 40 + row]
     drawn.image.open().convert("RGB").save(folder / f"{row}.png")
-    answer = row if task == "clevr" else drawn.answer
+    answer = row % 3 if task == "clevr" else drawn.answer
     image = f"{task}/{split}/{row}.png"
     return {"id": row, "image": [image], "question": drawn.question, "answer": answer}
 
