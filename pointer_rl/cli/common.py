@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pointer_rl.cli.configuration import apply_configuration, blame
 from pointer_rl.cli.output import echo
+from pointer_rl.cli.params import KeyValue, PluginName
 from pointer_rl.files import check_name
 
 if TYPE_CHECKING:
     from pointer_rl.cli.progress import Progress
+    from pointer_rl.options import Assignment
     from pointer_rl.session.session import PluginRef, SessionOptions
 
 
@@ -48,11 +51,25 @@ Option = Callable[[Any], Any]
 
 
 class GuideCommand(click.Command):
-    """Reads the guide's spellings too: underscores in options."""
+    """Reads the guide's spellings too, underscores in options, and configuration files."""
 
     def __init__(self, name: str | None, **options: Any) -> None:
         super().__init__(name, **options)
         self.context_settings["token_normalize_func"] = lambda token: token.replace("_", "-")
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            rest = super().parse_args(ctx, args)
+        except click.BadParameter as error:
+            raise blame(ctx, error) from error
+        apply_configuration(ctx)
+        return rest
+
+
+class GuideGroup(click.Group):
+    """A group of such commands."""
+
+    command_class = GuideCommand
 
 
 def number_option(
@@ -84,10 +101,15 @@ def seed_option(help: str | None = None) -> Option:
 def plugin_options(
     kind: str, default: str | None, help: str, *names: str, owner: str | None = None
 ) -> list[Option]:
-    """`--KIND NAME` and `--KIND-opt KEY=VALUE`; `names` are further spellings of the first."""
+    """`--KIND NAME` and `--KIND-opt KEY=VALUE`; `names` are further spellings of the first.
+
+    owner: whose options they are in the help, if not the kind's.
+    """
+    registered = "backend" if kind == "against" else kind
     return [
         click.option(
             *(f"--{kind}", *names, kind),
+            type=PluginName(registered),
             default=default,
             show_default=True,
             metavar="NAME",
@@ -96,7 +118,7 @@ def plugin_options(
         click.option(
             f"--{kind}-opt",
             multiple=True,
-            metavar="KEY=VALUE",
+            type=KeyValue(registered, kind),
             help=f"Option of the {owner or kind} (repeatable).",
         ),
     ]
@@ -131,7 +153,7 @@ EMBEDDING_OPTIONS = [
 DECODING_OPTION = click.option(
     "--decoding-opt",
     multiple=True,
-    metavar="KEY=VALUE",
+    type=KeyValue("decoding"),
     help="max_new_tokens, num_beams, length_penalty, stop (comma-separated).",
 )
 TRIAL_OPTIONS = [*BACKEND_OPTIONS, *STORE_OPTIONS, *EMBEDDING_OPTIONS, DECODING_OPTION]
@@ -177,7 +199,7 @@ def plugin_ref(given: dict[str, Any], kind: str) -> PluginRef:
 
 
 def plugin_refs(
-    chosen: Mapping[str, Mapping[str, object]], assignments: Sequence[str], flag: str
+    chosen: Mapping[str, Mapping[str, object]], assignments: Sequence[str | Assignment], flag: str
 ) -> list[PluginRef]:
     """Plugins by name with their options, to which `assignments`, NAME.KEY=VALUE each, are added.
 
@@ -188,6 +210,11 @@ def plugin_refs(
     from pointer_rl.session.session import PluginRef
 
     options = {name: dict(values) for name, values in chosen.items()}
+    assignments = [  # a configuration file may have options of plugins that this run does not use
+        each
+        for each in assignments
+        if isinstance(each, str) or each.key.rpartition(".")[0] in options
+    ]
     for key, value in parse_assignments(assignments, flag).items():
         name, dot, option = key.rpartition(".")
         if not dot or name not in options:

@@ -27,6 +27,7 @@ from pointer_rl.cli.common import (
     with_options,
 )
 from pointer_rl.cli.output import echo, echo_block
+from pointer_rl.cli.params import KeyValue, PluginName
 
 if TYPE_CHECKING:
     from pointer_rl.generate.run import GenerateRun
@@ -102,10 +103,18 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
 )
 @number_option("--num-random", 1, minimum=0, help="Uniformly drawn pointers for each query.")
 @click.option(
-    "--generator", "more", multiple=True, metavar="NAME", help="A further candidate generator."
+    "--generator",
+    "more",
+    multiple=True,
+    type=PluginName("generator"),
+    metavar="NAME",
+    help="A further candidate generator.",
 )
 @click.option(
-    "--generator-opt", multiple=True, metavar="NAME.KEY=VALUE", help="Options of any generator."
+    "--generator-opt",
+    multiple=True,
+    type=KeyValue("generator"),
+    help="Options of any generator.",
 )
 @click.option(
     "--dedup",

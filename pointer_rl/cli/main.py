@@ -15,6 +15,9 @@ import click
 
 from pointer_rl.cli.beams import beams
 from pointer_rl.cli.cache import cache
+from pointer_rl.cli.common import FILE
+from pointer_rl.cli.config import config
+from pointer_rl.cli.configuration import read_configuration
 from pointer_rl.cli.convert import convert
 from pointer_rl.cli.doctor import doctor
 from pointer_rl.cli.embed import embed
@@ -138,10 +141,25 @@ def _plugin_option(*, hidden: bool) -> click.Option:
     )
 
 
+def _config_option(*, hidden: bool) -> click.Option:
+    """`--config FILE`. It is eager, so that --help shows the file's values as defaults."""
+    return click.Option(
+        ["--config"],
+        type=FILE,
+        is_eager=True,
+        expose_value=False,
+        callback=read_configuration,
+        hidden=hidden,
+        metavar="FILE",
+        help="Take options from a TOML file  [default: pointer-rl.toml, if it is in the current "
+        "folder]. It may also follow the command's name.",
+    )
+
+
 @click.group(
     cls=RootGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    params=[_plugin_option(hidden=False)],
+    params=[_plugin_option(hidden=False), _config_option(hidden=False)],
 )
 @click.version_option(package_name="pointer-rl")
 def cli() -> None:
@@ -154,10 +172,10 @@ def cli() -> None:
 
 _COMMANDS = (
     *(generate, validate, rescore, merge, convert, beams, sft, train, evaluate, select),
-    *(embed, cache, schema, plugins, doctor),
+    *(embed, cache, schema, plugins, doctor, config),
 )
 for command in _COMMANDS:
-    command.params.append(_plugin_option(hidden=True))
+    command.params += [_plugin_option(hidden=True), _config_option(hidden=True)]
     cli.add_command(command)
 
 

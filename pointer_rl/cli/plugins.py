@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from pointer_rl.cli.common import FILE
+from pointer_rl.cli.common import FILE, GuideGroup
 from pointer_rl.cli.output import echo, echo_block
 from pointer_rl.cli.tables import format_table
 from pointer_rl.errors import PluginError, did_you_mean
@@ -18,7 +18,7 @@ from pointer_rl.options import describe_options, parse_assignments
 from pointer_rl.registry import KINDS, Entry, PluginRecord, registry
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=GuideGroup, invoke_without_command=True)
 @click.option(
     "--format",
     "output_format",

@@ -28,6 +28,7 @@ from pointer_rl.cli.common import (
     with_options,
 )
 from pointer_rl.cli.output import echo
+from pointer_rl.cli.params import KeyValue, PluginName
 
 if TYPE_CHECKING:
     from pointer_rl.session.session import PluginRef
@@ -122,11 +123,18 @@ _LEARNING = [
         type=click.Choice(["all", "sampled"]),
         help="Candidates that GRPO learns from.",
     ),
-    click.option("--reward-mode", default="hard_plus_soft", show_default=True, metavar="NAME"),
+    click.option(
+        "--reward-mode",
+        type=PluginName("reward"),
+        default="hard_plus_soft",
+        show_default=True,
+        metavar="NAME",
+        help="What a candidate's outcome is worth.",
+    ),
     click.option(
         "--reward-opt",
         multiple=True,
-        metavar="KEY=VALUE",
+        type=KeyValue("reward", "reward_mode"),
         help="Option of the reward (repeatable).",
     ),
     click.option(
@@ -145,11 +153,15 @@ _ONLINE = [
     ),
     click.option(
         "--generator",
+        type=PluginName("generator"),
         metavar="NAME",
         help="Search that proposes in the rounds, such as first-success  [default: probes].",
     ),
     click.option(
-        "--generator-opt", multiple=True, metavar="NAME.KEY=VALUE", help="Option of the search."
+        "--generator-opt",
+        multiple=True,
+        type=KeyValue("generator"),
+        help="Option of the search.",
     ),
     SCORE_ANSWERS,
 ]
