@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pointer_rl.cli.configuration import apply_configuration, blame
+from pointer_rl.cli.help import Context, write_commands, write_options
 from pointer_rl.cli.output import echo
 from pointer_rl.cli.params import KeyValue, PluginName
 from pointer_rl.files import check_name
@@ -53,9 +54,12 @@ Option = Callable[[Any], Any]
 class GuideCommand(click.Command):
     """Reads the guide's spellings too, underscores in options, and configuration files."""
 
+    context_class = Context
+
     def __init__(self, name: str | None, **options: Any) -> None:
         super().__init__(name, **options)
         self.context_settings["token_normalize_func"] = lambda token: token.replace("_", "-")
+        self.context_settings["show_default"] = True
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -65,11 +69,18 @@ class GuideCommand(click.Command):
         apply_configuration(ctx)
         return rest
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_options(self, ctx, formatter)
+
 
 class GuideGroup(click.Group):
     """A group of such commands."""
 
     command_class = GuideCommand
+    context_class = Context
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_commands(self, ctx, formatter, {})
 
 
 def number_option(
@@ -78,7 +89,7 @@ def number_option(
     *,
     help: str,
     minimum: int = 1,
-    metavar: str | None = None,
+    metavar: str = "N",
 ) -> Option:
     """An option that takes an integer from `minimum` up."""
     return click.option(
@@ -91,10 +102,10 @@ def number_option(
     )
 
 
-def seed_option(help: str | None = None) -> Option:
+def seed_option(help: str = "Random seed.") -> Option:
     """`--seed`, 0 by default."""
     return click.option(
-        "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help=help
+        "--seed", type=click.IntRange(0, 2**63 - 1), default=0, metavar="N", help=help
     )
 
 
@@ -124,7 +135,7 @@ def plugin_options(
     ]
 
 
-DEVICE = click.option("--device", help="cpu, cuda, cuda:1, …; by default the first GPU, if any.")
+DEVICE = click.option("--device", help="cpu, cuda, cuda:1, …  [default: the first GPU, if any].")
 BACKEND_OPTIONS = [
     *plugin_options(
         "backend", "qwen2vl", "VQA backend, or an alias such as qwen2.5_vl_3B.", "--vqa-model"
@@ -133,7 +144,8 @@ BACKEND_OPTIONS = [
     *plugin_options("prompt", "short-answer", "Prompt builder."),
     *plugin_options("metric", "vqa", "Accuracy metric."),
     number_option(
-        "--limit", help="Only so many queries: the first (evaluate, doctor: a random subset)."
+        "--limit",
+        help="Only so many queries: the first (evaluate, doctor: a random subset)  [default: all].",
     ),
     DEVICE,
 ]
@@ -142,7 +154,7 @@ STORE_OPTIONS = [
         "--store",
         type=FILE,
         help="Where responses are kept, so that none is paid for twice "
-        "[default: responses.sqlite in the cache folder].",
+        " [default: responses.sqlite in the cache folder].",
     ),
     click.option("--no-store", is_flag=True, help="Keep no responses, and use none that are kept."),
 ]

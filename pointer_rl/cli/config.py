@@ -9,13 +9,20 @@ import click
 from click.core import ParameterSource
 
 from pointer_rl.cli.common import FILE, GuideCommand
-from pointer_rl.cli.configuration import configuration_of, long_name, options_of
+from pointer_rl.cli.configuration import configuration_of, options_of
 from pointer_rl.cli.output import echo, echo_block
+from pointer_rl.cli.params import long_name
 from pointer_rl.cli.tables import format_table
 
 
+def _complete(ctx: click.Context, _argument: click.Parameter, incomplete: str) -> list[str]:
+    root = ctx.find_root().command
+    assert isinstance(root, click.Group)
+    return [name for name in root.list_commands(ctx) if name.startswith(incomplete)]
+
+
 @click.command(cls=GuideCommand)
-@click.argument("command", nargs=-1)
+@click.argument("command", nargs=-1, shell_complete=_complete)
 @click.option(
     "--of", "past", type=FILE, help="Print the configuration of the run that made this file."
 )

@@ -18,7 +18,7 @@ import click
 from click.core import ParameterSource
 
 from pointer_rl.cli.output import echo
-from pointer_rl.cli.params import KeyValue, NamedFile, PluginName
+from pointer_rl.cli.params import KeyValue, NamedFile, PluginName, long_name
 from pointer_rl.errors import InputError, PointerRLError
 from pointer_rl.options import Assignment, convert_options, parse_assignments, relative_to
 
@@ -309,11 +309,6 @@ def blame(context: click.Context, error: click.BadParameter) -> Exception:
 
 
 # --- what commands have -----------------------------------------------------------------------
-
-
-def long_name(option: click.Option) -> str:
-    """`max-calls` of `--max-calls`: the first of its long names."""
-    return next((each[2:] for each in option.opts if each.startswith("--")), str(option.name))
 
 
 def options_of(command: click.Command) -> dict[str, click.Option]:

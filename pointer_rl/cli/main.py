@@ -23,6 +23,7 @@ from pointer_rl.cli.doctor import doctor
 from pointer_rl.cli.embed import embed
 from pointer_rl.cli.evaluate import evaluate
 from pointer_rl.cli.generate import generate
+from pointer_rl.cli.help import COMMANDS, Context, write_commands
 from pointer_rl.cli.merge import merge
 from pointer_rl.cli.output import LineFormatter, echo
 from pointer_rl.cli.plugins import plugins
@@ -41,6 +42,7 @@ _interrupts: list[int] = []
 class RootGroup(click.Group):
     """Adds the plugins' commands when they are needed; prints user errors as one line."""
 
+    context_class = Context
     _has_plugin_commands = False
 
     def _add_plugin_commands(self) -> None:
@@ -61,6 +63,9 @@ class RootGroup(click.Group):
             command = super().get_command(ctx, cmd_name)
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_commands(self, ctx, formatter, COMMANDS)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -76,6 +81,8 @@ class RootGroup(click.Group):
         try:
             if logging.lastResort is not None:
                 logging.lastResort.setFormatter(LineFormatter())
+            if os.environ.get("NO_COLOR"):
+                options.setdefault("color", False)
             return super().main(*args, **options)
         except KeyboardInterrupt:  # before click takes care of it, or after
             _end("interrupted", 130)

@@ -115,3 +115,8 @@ class NamedFile(click.ParamType):  # type: ignore[type-arg]  # generic in new ve
             self.fail(f"{value}: write NAME=FOLDER_OR_CKPT", param, ctx)
         check_name(Path(path))
         return name, Path(path)
+
+
+def long_name(option: click.Option) -> str:
+    """`max-calls` of `--max-calls`: the first of its long names."""
+    return next((each[2:] for each in option.opts if each.startswith("--")), str(option.name))

@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from pointer_rl.cli.beams import beams
-from pointer_rl.cli.configuration import long_name, options_of, plugin_tables
+from pointer_rl.cli.configuration import options_of, plugin_tables
 from pointer_rl.cli.evaluate import evaluate
 from pointer_rl.cli.generate import generate
+from pointer_rl.cli.params import long_name
 from pointer_rl.cli.train import sft, train
 from pointer_rl.errors import InputError
 from pointer_rl.json_stream import find_member

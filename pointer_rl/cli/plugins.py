@@ -109,11 +109,17 @@ def check(name: str, opt: tuple[str, ...]) -> None:
 
 @plugins.command()
 @click.argument("name")
-@click.option("--kind", type=click.Choice(list(KINDS)), required=True, help="What it registers.")
+@click.option(
+    "--kind",
+    type=click.Choice(list(KINDS)),
+    required=True,
+    metavar="KIND",
+    help=f"What it registers: {', '.join(KINDS)}.",
+)
 @click.option(
     "--output-dir",
     type=FILE,
-    help="Folder to create [default: pointer-rl-NAME].",
+    help="Folder to create  [default: pointer-rl-NAME].",
 )
 def new(name: str, kind: str, output_dir: Path | None) -> None:
     """Write a small package that registers NAME: module, tests, pyproject.toml, README.

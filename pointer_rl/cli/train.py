@@ -80,8 +80,15 @@ _START = [
         is_flag=True,
         help="Let a query attend to, and choose from, the `pool` of its record alone.",
     ),
-    click.option("--held-out", type=float, help="Share of the images that only choose the policy."),
-    click.option("--seed", type=click.IntRange(0, _LAST_SEED), help="Random seed  [default: 0]."),
+    click.option(
+        "--held-out",
+        type=float,
+        metavar="SHARE",
+        help="Share of the images that only choose the policy  [default: 0.1].",
+    ),
+    click.option(
+        "--seed", type=click.IntRange(0, _LAST_SEED), metavar="N", help="Random seed  [default: 0]."
+    ),
     number_option(
         "--seeds",
         1,
@@ -108,20 +115,27 @@ _LEARNING = [
         minimum=0,
         help="Epochs of GRPO; with --online, in each round too  [default: 5, and 2 per round].",
     ),
-    click.option("--rce-lr", type=float, help="Learning rate of RCE."),
-    click.option("--grpo-lr", type=float, help="Learning rate of GRPO."),
-    click.option("--contrast", type=float, help="Weight of the contrast within groups, in RCE."),
-    click.option("--kl-beta", type=float, help="Weight of the KL term, in GRPO."),
-    click.option("--clip", type=float, help="The ratio's range, 1 ± clip, in GRPO."),
+    click.option("--rce-lr", type=float, help="Learning rate of RCE  [default: 0.001]."),
+    click.option("--grpo-lr", type=float, help="Learning rate of GRPO  [default: 0.0001]."),
+    click.option(
+        "--contrast",
+        type=float,
+        help="Weight of the contrast within groups, in RCE  [default: 3.0].",
+    ),
+    click.option("--kl-beta", type=float, help="Weight of the KL term, in GRPO  [default: 0.3]."),
+    click.option(
+        "--clip", type=float, help="The ratio's range, 1 ± clip, in GRPO  [default: 0.2]."
+    ),
     click.option(
         "--advantage",
         type=click.Choice(["mean", "mean-std"]),
-        help="Reward less its group's mean, over the standard deviation or not.",
+        help="Reward less its group's mean, over the standard deviation or not  [default: "
+        "mean-std].",
     ),
     click.option(
         "--grpo-on",
         type=click.Choice(["all", "sampled"]),
-        help="Candidates that GRPO learns from.",
+        help="Candidates that GRPO learns from  [default: all].",
     ),
     click.option(
         "--reward-mode",
@@ -141,12 +155,15 @@ _LEARNING = [
         "--demonstration-price",
         type=float,
         metavar="PRICE",
-        help="Taken from a candidate's reward for each demonstration that it shows  [default: 0].",
+        help="Taken from a candidate's reward for each demonstration shown  [default: 0.0].",
     ),
 ]
 _ONLINE = [
     click.option("--online", is_flag=True, help="Ask the backend while learning."),
-    number_option("--max-calls", help="Most trials in all rounds; those in the cache count too."),
+    number_option(
+        "--max-calls",
+        help="Most trials in all rounds; those in the cache count too. --online needs it.",
+    ),
     number_option("--rounds", help="Number of online rounds  [default: 4]."),
     number_option(
         "--pointers", minimum=2, help="Pointers to try per query and round  [default: 4]."
@@ -208,7 +225,7 @@ def train(**given: Any) -> None:
 @click.option(
     "--epochs", "rce_epochs", type=click.IntRange(min=1), help="Number of epochs  [default: 20]."
 )
-@click.option("--lr", "rce_lr", type=float, help="Learning rate.")
+@click.option("--lr", "rce_lr", type=float, help="Learning rate  [default: 0.001].")
 @click.option(
     "--temperature",
     type=float,
