@@ -312,13 +312,11 @@ def blame(context: click.Context, error: click.BadParameter) -> Exception:
 
 
 def options_of(command: click.Command) -> dict[str, click.Option]:
-    """Long name → option, for each name of those that a configuration file may set."""
+    """Long name → option, of those that a configuration file may set."""
     return {
-        each[2:]: option
+        long_name(option): option
         for option in command.params
         if isinstance(option, click.Option) and long_name(option) not in _NOT_IN_FILES
-        for each in option.opts
-        if each.startswith("--")
     }
 
 

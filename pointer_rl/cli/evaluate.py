@@ -165,8 +165,9 @@ def evaluate(**given: Any) -> None:
         echo(str(finished))
         return
     rows = evaluation.rows()
-    numeric = frozenset({0, *range(2, len(rows[0]) - 2)})  # all but the arm and the intervals
-    echo_block(format_table(rows, numeric=numeric, keys=2) + "\n")
+    intervals = frozenset({len(rows[0]) - 2, len(rows[0]) - 1})
+    numeric = frozenset(range(len(rows[0]))) - intervals - {1}  # all but these and the arm
+    echo_block(format_table(rows, numeric=numeric, keys=2, whole=intervals) + "\n")
     for sentence in evaluation.sentences():
         echo(sentence)
     trials = f"{evaluation.trials:,} trials"

@@ -113,14 +113,8 @@ def _trained(document: Mapping[str, Any]) -> tuple[click.Command, Table, Table, 
     shared |= {kind: document[kind] for kind in ("dataset", "encoder")}
     shared["selector"] = {"name": run.get("selector"), "options": run.get("selector_options", {})}
     own: Table = {"shots": document["shots"]}
-    if run.get("include_zero_variance"):  # as imitation does
-        temperatures = run.get("rce_temperatures", [1.0])
-        return (
-            sft,
-            run,
-            {key: shared[key] for key in ("dataset", "selector")},
-            {**own, "temperature": temperatures[0]},
-        )
+    if "temperature" in run:
+        return sft, {**run, "rce_epochs": run["epochs"], "rce_lr": run["lr"]}, shared, own
     shared["reward"] = {"name": run.get("reward"), "options": run.get("reward_options", {})}
     online = run.get("online")
     if isinstance(online, Mapping):
@@ -130,7 +124,7 @@ def _trained(document: Mapping[str, Any]) -> tuple[click.Command, Table, Table, 
         if search:
             del own["pointers"]
             own |= {"generator": search["name"], search["name"]: _given(search["options"])}
-    return train, {**run, "online": None, "selector": None}, shared, own
+    return train, run, shared, own
 
 
 def _given(options: Mapping[str, Any]) -> Table:

@@ -32,21 +32,24 @@ def format_table(
     numeric: frozenset[int] = frozenset(),
     *,
     keys: int = 1,
+    whole: frozenset[int] = frozenset(),
     width: int | None = None,
 ) -> str:
     """Align rows in columns; the first row is the header.
 
     numeric: the columns, counted from 0, that are aligned on the right. width: the most characters
     in a line; by default a terminal's width, and no limit elsewhere. In a wider table, text is
-    wrapped at spaces. If that is not enough, it becomes several tables below one another, which
-    all have the first `keys` columns.
+    wrapped at spaces, but not that in the columns of `whole`. If that is not enough, it becomes
+    several tables below one another, which all have the first `keys` columns.
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     if width is None:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     narrow = [
-        length if column in numeric else max(len(w) for row in rows for w in row[column].split(" "))
+        length
+        if column in numeric | whole
+        else max(len(w) for row in rows for w in row[column].split(" "))
         for column, length in enumerate(widths)
     ]
     parts: list[list[int]] = []

@@ -192,7 +192,13 @@ _ONLY_ONLINE = {
 
 
 @click.command(cls=GuideCommand)
-@click.option("--beam-data", type=FILE, help="RL data, as `generate` writes it.")
+@click.option(
+    "--rl-data",
+    "--beam-data",
+    "rl_data",
+    type=FILE,
+    help="RL data, as `generate` writes it.",
+)
 @with_options([*_OUTPUT, *_START, *_LEARNING, *_ONLINE, *EXECUTOR_OPTIONS, *TRIAL_OPTIONS])
 def train(**given: Any) -> None:
     """Train a policy on RL data: reward-weighted cross-entropy (RCE), then GRPO.
@@ -214,8 +220,8 @@ def train(**given: Any) -> None:
     for name in given.keys() & _ONLY_ONLINE:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise InputError(f"--{name.replace('_', '-')} is for --online")
-    if given["beam_data"] is None:
-        raise InputError("give --beam-data, or --online to ask the backend while learning")
+    if given["rl_data"] is None:
+        raise InputError("give --rl-data, or --online to ask the backend while learning")
     _each_seed(given, lambda given: _train_on_data(given, _config(given), supervised=False))
 
 
@@ -341,7 +347,7 @@ def _train_on_data(given: dict[str, Any], config: TrainConfig, supervised: bool)
     from pointer_rl.train.run import TrainRun, run_training
 
     run = TrainRun(
-        data=given["beam_data"],
+        data=given["beam_data" if supervised else "rl_data"],
         supervised=supervised,
         output=_output(given),
         config=config,
@@ -374,7 +380,7 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
         output=_output(given),
         online=OnlineConfig(max_calls=given["max_calls"], **more),
         config=config,
-        data=given["beam_data"],
+        data=given["rl_data"],
         search=search,
         reward=_reward(given),
         score_answers=given["score_answers"],
@@ -412,8 +418,8 @@ def _tell(result: TrainResult) -> None:
 
 def _epoch_text(line: Mapping[str, Any]) -> str:
     """A line for people; metrics.jsonl has every number."""
-    shown = ("rce", "contrast", "ppo", "kl", "entropy", "clipped")
-    numbers = [f"{name} {line[name]:.3f}" for name in shown if name in line]
+    shown = ("rce", "cross_entropy", "contrast", "ppo", "kl", "entropy", "clipped")
+    numbers = [f"{name.replace('_', '-')} {line[name]:.3f}" for name in shown if name in line]
     place = f"round {line['round']}  " if line["round"] else ""
     criterion = line["keep_by"]
     worth = f"held-out {criterion.replace('_', '-')} {line[f'held_out_{criterion}']:.3f}"

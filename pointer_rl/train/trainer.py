@@ -39,11 +39,16 @@ validation split."""
 class Stage:
     """Some epochs with one objective."""
 
-    kind: Literal["rce", "grpo"]
+    kind: Literal["rce", "sft", "grpo"]
     epochs: int
     lr: float
     round: int
     """The online round; 0 offline."""
+
+
+def imitation(config: TrainConfig) -> list[Stage]:
+    """SFT: RCE on demonstrations of what to do, whose weights are not rewards."""
+    return [Stage("sft", config.rce_epochs, config.rce_lr, 0)]
 
 
 def round_stages(config: TrainConfig, number: int) -> list[Stage]:
@@ -180,10 +185,12 @@ class Trainer:
         steps = learner.steps_per_epoch
         schedule = Schedule(stage.lr, steps * stage.epochs)
         place = (schedule, steps * state.epoch, self._rng())
-        if stage.kind == "rce":
+        if stage.kind != "grpo":
             first, last = config.rce_temperatures
             progress = state.epoch / max(1, stage.epochs - 1)
             metrics = learner.rce_epoch(state.optimizer, *place, first + (last - first) * progress)
+            if stage.kind == "sft":
+                metrics = {"cross_entropy": metrics["rce"], "entropy": metrics["entropy"]}
         else:
             metrics = learner.grpo_epoch(state.optimizer, *place, *self._references())
         # Broken weights show in the next step's loss or, after the last step, in these.
@@ -233,10 +240,18 @@ class Trainer:
             **metrics,
             "zero_variance_groups": learner.excluded_share,
             "held_out_queries": learner.held_out_queries,
-            **held_out,
+            **{key: each for key, each in held_out.items() if key in held_out_metrics(self.config)},
         }
         self.state.log.append(line)
         self._on_epoch(line)
+
+
+def held_out_metrics(config: TrainConfig) -> list[str]:
+    """Metrics of the validation split that mean something: scores of beams are not rewards."""
+    names = ["cross_entropy", "random_cross_entropy"]
+    if config.keep_by == "reward":
+        names = ["reward", "random_reward", "best", *names]
+    return [f"held_out_{name}" for name in names]
 
 
 def _held_out(learner: Learner) -> Metrics:
