@@ -38,7 +38,6 @@ from pointer_rl.train.trainer import (
     ENOUGH_HELD_OUT,
     EpochLine,
     Trainer,
-    held_out_metrics,
     imitation,
     round_stages,
 )
@@ -345,10 +344,9 @@ def finish(
     bundle `start` was trained on are added to those of this run.
     """
     seen = read_query_ids(start) if start is not None and is_bundle(start) else ()
-    keys = [*held_out_metrics(trainer.config), "held_out_queries", "zero_variance_groups"]
-    if trainer.config.keep_by == "cross_entropy":
-        keys.remove("zero_variance_groups")
-    metrics = {key: trainer.kept[key] for key in keys}
+    names = ("reward", "random_reward", "best", "cross_entropy", "random_cross_entropy", "queries")
+    keys = (*(f"held_out_{name}" for name in names), "zero_variance_groups")
+    metrics = {key: trainer.kept[key] for key in keys if key in trainer.kept}
     best = trainer.best
     calls = _calls(start, learned_from)
     known = [each for each in calls.values() if each is not None]

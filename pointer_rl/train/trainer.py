@@ -34,6 +34,9 @@ AT_START = "held_out_reward_at_start"
 """Key in the first log line of later rounds: the starting policy's held-out reward on the current
 validation split."""
 
+REWARDS = ("held_out_reward", "held_out_random_reward", "held_out_best", "zero_variance_groups")
+"""Metrics that are about rewards; imitation of beams has none."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -240,18 +243,12 @@ class Trainer:
             **metrics,
             "zero_variance_groups": learner.excluded_share,
             "held_out_queries": learner.held_out_queries,
-            **{key: each for key, each in held_out.items() if key in held_out_metrics(self.config)},
+            **held_out,
         }
+        if self.config.keep_by == "cross_entropy":  # the scores of beams are not rewards
+            line = {key: each for key, each in line.items() if key not in REWARDS}
         self.state.log.append(line)
         self._on_epoch(line)
-
-
-def held_out_metrics(config: TrainConfig) -> list[str]:
-    """Metrics of the validation split that mean something: scores of beams are not rewards."""
-    names = ["cross_entropy", "random_cross_entropy"]
-    if config.keep_by == "reward":
-        names = ["reward", "random_reward", "best", *names]
-    return [f"held_out_{name}" for name in names]
 
 
 def _held_out(learner: Learner) -> Metrics:

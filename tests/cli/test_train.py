@@ -435,7 +435,6 @@ def test_sft_on_beams_by_likelihood(place, cli):
     assert verdict.startswith("no better than a random choice: held-out cross-entropy ")
     lines = place.metrics()
     assert lines[-1]["held_out_cross_entropy"] < lines[0]["held_out_cross_entropy"]
-    assert all(line["zero_variance_groups"] == 0 for line in lines)
     bundle = load_bundle(place.folder / "out")
     options = bundle.info.training["options"]
     assert options["epochs"] == 2
