@@ -33,6 +33,9 @@ _INPUTS |= {"sft-ckpt"}
 must not decide what is written."""
 _ALTERNATIVES = [("store", "no_store"), ("no_store", "store")]
 """If the first is given on the command line, the second of a file does not count."""
+_OF_THEIR_FILE = {"rescore", "show", "select", "answer"}
+"""Commands whose file says with what it was made. Shared tables do not replace that, and fill in
+only what has another default."""
 _PATH, _READ = "pointer_rl.config", "pointer_rl.configuration"
 
 
@@ -156,6 +159,12 @@ class Configuration:
             own = own.get(name, {})
         shared = {key: each for key, each in self.content.items() if key not in self.root.commands}
         options, plugins = options_of(command), plugin_tables(command)
+        if command.name in _OF_THEIR_FILE:
+            shared = {
+                key: each
+                for key, each in shared.items()
+                if key in plugins and (by := plugins[key][0]) and isinstance(by.default, str)
+            }
         values: dict[str, Any] = {}
         for key, option in options.items():
             value = own.get(key, shared.get(key))
@@ -282,7 +291,7 @@ def _of_plugin(
         parameter = next(each for each in context.command.params if each.name == kind.plugin)
         replaced = context.get_parameter_source(kind.plugin) is ParameterSource.COMMANDLINE
         expected = parameter.get_default(context)
-        if replaced and expected is not None and plugin != expected:
+        if replaced and isinstance(expected, str) and plugin != expected:
             return {}
         if plugin is None:
             raise InputError('give plugin = "NAME", whose options these are')

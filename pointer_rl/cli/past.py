@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pointer_rl.cli.train import sft, train
 from pointer_rl.errors import InputError
 from pointer_rl.json_stream import find_member
 from pointer_rl.records.formats import read_meta
-from pointer_rl.selectors.bundle import read_document
+from pointer_rl.selectors.bundle import BundleInfo, load_bundle
 
 Table = dict[str, Any]
 _SHARED = ("dataset", "backend", "encoder", "prompt", "metric", "decoding", "selector", "reward")
@@ -66,7 +67,7 @@ def configuration_of_run(path: Path) -> str:
 def _described(path: Path) -> tuple[click.Command, Table, Table, Table]:
     """The command, its recorded options, the plugins by kind, and further keys of its table."""
     if path.is_dir():
-        return _trained(read_document(path))
+        return _trained(load_bundle(path).info)
     meta = read_meta(path)
     if meta is not None and "generators" in meta:
         return generate, meta, meta, _generators(meta)
@@ -107,12 +108,12 @@ def _generators(meta: Mapping[str, Any]) -> Table:
     return own | {name: each for name, each in options.items() if each}
 
 
-def _trained(document: Mapping[str, Any]) -> tuple[click.Command, Table, Table, Table]:
-    run: Table = dict(document["training"].get("options", {}))
+def _trained(info: BundleInfo) -> tuple[click.Command, Table, Table, Table]:
+    run: Table = dict(info.training.get("options", {}))
     shared: Table = {key: each for key, each in run.items() if isinstance(each, Mapping)}
-    shared |= {kind: document[kind] for kind in ("dataset", "encoder")}
+    shared |= {"dataset": info.dataset, "encoder": asdict(info.encoder)}
     shared["selector"] = {"name": run.get("selector"), "options": run.get("selector_options", {})}
-    own: Table = {"shots": document["shots"]}
+    own: Table = {"shots": info.shots}
     if "temperature" in run:
         return sft, {**run, "rce_epochs": run["epochs"], "rce_lr": run["lr"]}, shared, own
     shared["reward"] = {"name": run.get("reward"), "options": run.get("reward_options", {})}

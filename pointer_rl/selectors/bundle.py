@@ -179,7 +179,7 @@ def save_bundle(
 
 def update_evaluation(folder: Path, evaluation: Mapping[str, Any] | None) -> None:
     """Replace the evaluation in a bundle and on its card. Everything else stays."""
-    document = read_document(folder)
+    document = _read_document(folder)
     _write_documents(folder, {**document, "evaluation": _plain(evaluation)})
 
 
@@ -227,7 +227,7 @@ def encoder_of(path: Path) -> EncoderInfo:
     """The encoder that a bundle was trained with; of another checkpoint it is not known."""
     if not is_bundle(path):
         return EncoderInfo(fingerprint=None)
-    return _info(read_document(path), path / _DOCUMENT).encoder
+    return _info(_read_document(path), path / _DOCUMENT).encoder
 
 
 def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundle:
@@ -237,7 +237,7 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
     version wrote it; PluginError for a selector that is not installed.
     """
     folder = Path(folder)
-    document = read_document(folder)
+    document = _read_document(folder)
     info = _info(document, folder / _DOCUMENT)
     policy = SelectorPolicy(load_selector(folder), device)
     if policy.hash != document["policy"]["sha256"]:
@@ -258,7 +258,7 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
 def read_query_ids(folder: str | Path) -> tuple[str, ...]:
     """The ids of the queries that the policy was trained on."""
     folder = Path(folder)
-    document = read_document(folder)
+    document = _read_document(folder)
     path = folder / _QUERY_IDS
     try:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
@@ -283,7 +283,7 @@ _LAYOUT: dict[str, Any] = {
 """The parts of bundle.json that are read, with their types; `data` may be missing."""
 
 
-def read_document(folder: Path) -> dict[str, Any]:
+def _read_document(folder: Path) -> dict[str, Any]:
     """The content of bundle.json, checked for version and layout."""
     path = folder / _DOCUMENT
     if not folder.is_dir():

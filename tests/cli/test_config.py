@@ -83,9 +83,23 @@ def test_options_of_a_replaced_plugin_do_not_count(cli, config, folder):
 
 
 def test_options_that_a_command_lacks_are_not_used(cli, config):
-    done = cli("config", "select", "--config", str(config))
+    done = cli("config", "embed", "--config", str(config))
     assert done.exit_code == 0
+    assert "jsonl" in done.output
     assert "limit" not in done.output
+
+
+def test_a_plugin_of_the_command_line_takes_the_options_of_a_table_without_one(cli, config):
+    config.write_text(SHARED + '[evaluate.encoder]\nmodel = "nowhere"\nmodee = "x"\n')
+    done = cli("evaluate", "--config", str(config), "--encoder", "clip")
+    assert "encoder clip has no option 'modee'" in done.output
+
+
+def test_shared_tables_do_not_replace_what_a_file_says_of_itself(cli, config):
+    config.write_text('[metric]\nplugin = "exact"\n')
+    assert "exact" not in cli("config", "rescore", "--config", str(config)).output
+    config.write_text('[rescore.metric]\nplugin = "exact"\n')
+    assert "exact" in cli("config", "rescore", "--config", str(config)).output
 
 
 def test_options_of_an_unused_generator_do_not_count(cli, config):

@@ -8,6 +8,7 @@ import re
 import click
 import pytest
 
+from pointer_rl.cli.common import GuideCommand, GuideGroup
 from pointer_rl.cli.help import COMMANDS, TOPICS, summary
 from pointer_rl.cli.main import cli as root
 from pointer_rl.train.config import TrainConfig
@@ -36,7 +37,8 @@ def test_commands_are_in_the_order_of_a_days_work_with_whole_summaries(cli):
     assert "..." not in text.partition("Get going")[2]
 
 
-def test_every_command_has_a_place():
+def test_every_command_has_a_place_and_reads_configuration_files():
+    assert all(isinstance(each, (GuideCommand, GuideGroup)) for each in ALL.values())
     placed = {name for names in COMMANDS.values() for name in names}
     assert {names[0] for names in ALL} <= placed
 
