@@ -19,8 +19,8 @@ step generate --backend qwen2vl --output-path "$out/rl.json" --limit 2000 --wind
 step validate "$out/rl.json"
 
 # Learning from it; then learning while asking.
-step train --beam-data "$out/rl.json" --sft-ckpt "$out/sft" --output-dir "$out/offline" --overwrite
-step train --online --beam-data "$out/rl.json" --sft-ckpt "$out/offline" --rce-epochs 8 \
+step train --rl-data "$out/rl.json" --sft-ckpt "$out/sft" --output-dir "$out/offline" --overwrite
+step train --online --rl-data "$out/rl.json" --sft-ckpt "$out/offline" --rce-epochs 8 \
     --grpo-epochs 2 --generator first-success --generator-opt first-success.answers=true \
     --max-calls 6000 --rounds 3 --output-dir "$out/online" --overwrite
 

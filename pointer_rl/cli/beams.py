@@ -58,8 +58,8 @@ if TYPE_CHECKING:
 @with_options(ENCODER_OPTIONS)
 @number_option(
     "--max-calls",
-    metavar="N",
-    help="Ask the VLM at most N trials: a window of queries that could take more is not started.",
+    help="Ask the VLM at most N trials: a window of queries that could take more is not started  "
+    "[default: no limit].",
 )
 @seed_option("Of random sub-pools.")
 @with_options([*EXECUTOR_OPTIONS, RESUME, ACCEPT_CHANGED])

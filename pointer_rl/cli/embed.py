@@ -9,15 +9,40 @@ from typing import Literal
 
 import click
 
-from pointer_rl.cli.common import FILE
+from pointer_rl.cli.common import FILE, GuideCommand
 from pointer_rl.cli.output import echo
+from pointer_rl.cli.params import KeyValue, PluginName
 
 
-@click.command()
-@click.option("--dataset", "dataset_name", required=True, metavar="NAME", help="Dataset loader.")
-@click.option("--dataset-opt", multiple=True, metavar="KEY=VALUE", help="An option of the dataset.")
-@click.option("--encoder", "encoder_name", required=True, metavar="NAME", help="Encoder.")
-@click.option("--encoder-opt", multiple=True, metavar="KEY=VALUE", help="An option of the encoder.")
+@click.command(cls=GuideCommand)
+@click.option(
+    "--dataset",
+    "dataset_name",
+    required=True,
+    type=PluginName("dataset"),
+    metavar="NAME",
+    help="Dataset loader.",
+)
+@click.option(
+    "--dataset-opt",
+    multiple=True,
+    type=KeyValue("dataset", "dataset_name"),
+    help="An option of the dataset.",
+)
+@click.option(
+    "--encoder",
+    "encoder_name",
+    required=True,
+    type=PluginName("encoder"),
+    metavar="NAME",
+    help="Encoder.",
+)
+@click.option(
+    "--encoder-opt",
+    multiple=True,
+    type=KeyValue("encoder", "encoder_name"),
+    help="An option of the encoder.",
+)
 @click.option(
     "--split", type=click.Choice(["queries", "pool"]), required=True, help="Split to embed."
 )

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pointer_rl.cli.common import FILE
+from pointer_rl.cli.common import FILE, GuideCommand
 from pointer_rl.cli.output import echo
+from pointer_rl.cli.params import KeyValue, PluginName
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pointer_rl.types import Example
 
 
-@click.command()
+@click.command(cls=GuideCommand)
 @click.argument("bundle", type=FILE)
 @click.option("--question", help="A question, about --image.")
 @click.option("--image", type=FILE, help="The image of --question.")
@@ -34,12 +35,15 @@ if TYPE_CHECKING:
     help="Demonstrations for each question (default: the number that the policy was trained for).",
 )
 @click.option(
-    "--encoder", metavar="NAME", help="Encoder of the questions, if the bundle does not name it."
+    "--encoder",
+    type=PluginName("encoder"),
+    metavar="NAME",
+    help="Encoder of the questions, if the bundle does not name it.",
 )
 @click.option(
     "--encoder-opt",
     multiple=True,
-    metavar="KEY=VALUE",
+    type=KeyValue("encoder", "encoder"),
     help="An option of the encoder, in place of the bundle's (repeatable).",
 )
 @click.option(

@@ -297,9 +297,11 @@ class Session:
         return {**inputs, "unreadable_images": unreadable} if any(unreadable.values()) else inputs
 
     def describe_dataset(self, queries: Sequence[Example]) -> dict[str, Any]:
-        """The part of `describe` on the dataset."""
+        """The part of `describe` on the dataset. `title` is what it is called in words."""
+        title = self.dataset.name
         return {
             **self.dataset_plugin.describe(),
+            **({} if title == self.dataset_plugin.entry.name else {"title": title}),
             "num_queries": len(queries),
             "pool_size": len(self.dataset.pool),
             "pool_sha256": digest_ids(each.id for each in self.dataset.pool),

@@ -33,6 +33,8 @@ HEAVY = ("torch", "transformers", "PIL", "datasets", "numpy")
         ["sft", "--help"],
         ["glyphs", "--help"],
         ["doctor", "--help"],
+        ["config", "--help"],
+        ["config"],
     ],
     ids=" ".join,
 )
