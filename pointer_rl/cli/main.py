@@ -26,6 +26,7 @@ from pointer_rl.cli.plugins import plugins
 from pointer_rl.cli.rescore import rescore
 from pointer_rl.cli.schema import schema
 from pointer_rl.cli.select import select
+from pointer_rl.cli.show import show
 from pointer_rl.cli.train import sft, train
 from pointer_rl.cli.validate import validate
 from pointer_rl.errors import PluginError, PointerRLError
@@ -153,7 +154,7 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(generate, validate, rescore, merge, convert, beams, sft, train, evaluate, select),
+    *(generate, validate, rescore, merge, convert, beams, sft, train, evaluate, select, show),
     *(embed, cache, schema, plugins, doctor),
 )
 for command in _COMMANDS:
