@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
+from pointer_rl.cli.answer import answer
 from pointer_rl.cli.beams import beams
 from pointer_rl.cli.cache import cache
 from pointer_rl.cli.convert import convert
@@ -154,7 +155,20 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(generate, validate, rescore, merge, convert, beams, sft, train, evaluate, select, show),
+    *(
+        generate,
+        validate,
+        rescore,
+        merge,
+        convert,
+        beams,
+        sft,
+        train,
+        evaluate,
+        select,
+        answer,
+        show,
+    ),
     *(embed, cache, schema, plugins, doctor),
 )
 for command in _COMMANDS:

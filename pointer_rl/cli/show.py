@@ -139,13 +139,18 @@ class _View:
     @cached_property
     def _dataset(self) -> Dataset | None:
         """The dataset of the file; if it cannot be opened, says why, and None."""
-        from pointer_rl.datasets.recorded import open_recorded
+        from pointer_rl.datasets.recorded import check_pool, recorded_dataset
         from pointer_rl.errors import PointerRLError
+        from pointer_rl.registry import registry
         from pointer_rl.report.trials import read_dataset_description
 
+        described = read_dataset_description(self._file)
         try:
-            described = read_dataset_description(self._file)
-            return open_recorded(described, self._file, self._named, self._options)
+            named = recorded_dataset(described, self._file, self._named, self._options)
+            dataset: Dataset = registry().create("dataset", *named)
+            if "pool_sha256" in described:
+                check_pool(dataset.pool, described["pool_sha256"], self._file)
+            return dataset
         except PointerRLError as error:
             if self._named is not None or self._options:
                 raise
@@ -170,8 +175,8 @@ class _View:
         recorded, known = trials.record.get("query", {}), self._queries.get(trials.id)
         self._page.query(
             trials.id,
-            recorded.get("question", known and known.question),
-            known and known.image,
+            recorded.get("question", known.question if known else None),
+            known.image if known else None,
             recorded.get("gt_answers_raw", known.answers if known else ()),
         )
         echo_wrapped(_counts(trials), indent=2)
@@ -233,12 +238,14 @@ def _proposer(candidate: Candidate) -> str:
 
 
 def _arms(trials: QueryTrials, candidate: Mapping[str, Any]) -> str:
-    """`shown by random (2 shots), oracle (1 and 2 shots)`."""
-    each = [
-        f"{arm} ({' and '.join(map(str, shots))} {'shot' if shots == [1] else 'shots'})"
-        for arm, shots in trials.arms_of(candidate).items()
-    ]
-    return "shown by " + ", ".join(each)
+    """`shown by random (2 shots), image, oracle (1, 2 shots)`."""
+    by_shots: dict[tuple[int, ...], list[str]] = {}
+    for arm, shots in trials.arms_of(candidate).items():
+        by_shots.setdefault(tuple(shots), []).append(arm)
+    return "shown by " + ", ".join(
+        f"{', '.join(arms)} ({', '.join(map(str, shots))} {'shot' if shots == (1,) else 'shots'})"
+        for shots, arms in by_shots.items()
+    )
 
 
 def _beam(place: int, beam: Mapping[str, Any]) -> str:

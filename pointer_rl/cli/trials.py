@@ -55,8 +55,8 @@ class Page:
     def _demonstration(self, place: int, row: int, indent: int) -> None:
         number, below = f"{place}. row {row}", indent + 3
         if self.pool is None or row >= len(self.pool):
-            known = self.ids is not None and row < len(self.ids)
-            echo_wrapped(f"{number} ({self.ids[row]})" if known else number, indent=indent)
+            known = self.ids[row : row + 1] if self.ids else ()
+            echo_wrapped(" ".join([number, *(f"({id})" for id in known)]), indent=indent)
             return
         example = self.pool[row]
         echo_wrapped(
