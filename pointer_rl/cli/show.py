@@ -82,7 +82,7 @@ def show(
             and (gen_method is None or gen_method in trials.methods_of(each))
         ]
         seen.add(trials, passing)
-        if query is not None or (passing and seen.passed <= limit):
+        if passing and seen.passed <= limit:
             view.show(trials, passing)
         if query is not None:
             break
@@ -91,7 +91,7 @@ def show(
     if gen_method is not None and gen_method not in seen.methods:
         known = ", ".join(sorted(seen.methods)) or "none"
         raise InputError(f"{file}: no candidate by {gen_method!r} (there are: {known})")
-    if query is None:
+    if query is None or not seen.passed:
         echo_wrapped(seen.in_words(min(limit, seen.passed)))
 
 
@@ -115,6 +115,8 @@ class _Seen:
     def in_words(self, shown: int) -> str:
         """`3 of 20 queries shown (133 candidates in all)`."""
         every = counted(self.queries, "query", "queries")
+        if not self.passing:
+            return f"no such candidates (of {counted(self.candidates, 'candidate')} in {every})"
         if self.passing == self.candidates:
             return f"{shown:,} of {every} shown ({counted(self.candidates, 'candidate')} in all)"
         return (
@@ -157,9 +159,13 @@ class _View:
             echo(f"pointer-rl: demonstrations are shown as rows alone: {error}", err=True)
             return None
 
-    @cached_property
-    def _queries(self) -> Mapping[str, Example]:
-        return {} if self._dataset is None else {each.id: each for each in self._dataset.queries}
+    def _example(self, trials: QueryTrials) -> Example | None:
+        """The query in the dataset, if it is there."""
+        queries = [] if self._dataset is None else self._dataset.queries
+        row = trials.record.get("query", {}).get("row")
+        if row is not None and row < len(queries) and queries[row].id == trials.id:
+            return queries[row]
+        return next((each for each in queries if each.id == trials.id), None)
 
     @cached_property
     def _page(self) -> Page:
@@ -172,7 +178,7 @@ class _View:
         from pointer_rl.report.trials import judgement_of
 
         trials.check(self._file)
-        recorded, known = trials.record.get("query", {}), self._queries.get(trials.id)
+        recorded, known = trials.record.get("query", {}), self._example(trials)
         self._page.query(
             trials.id,
             recorded.get("question", known.question if known else None),

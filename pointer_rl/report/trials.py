@@ -61,10 +61,10 @@ class QueryTrials:
         """Raise InputError if the record does not follow the JSON Schema."""
         checker = _checker("beams" if self.are_beams else "pointer_candidates")
         for fault in checker.faults(self.record, limit=1):
-            place = "/".join(map(str, fault.path))
+            place = "/".join(map(str, (self.id, *fault.path)))
             raise InputError(
-                f"{path}: {self.id!r}: {place}: {fault.message}: {fault.fix} (pointer-rl validate "
-                "lists all that is wrong)"
+                f"{path}: {place}: {fault.message}: {fault.fix} (pointer-rl validate lists "
+                "all that is wrong)"
             )
 
 
