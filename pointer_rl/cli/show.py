@@ -113,15 +113,17 @@ class _Seen:
         self.methods.update(each for one in trials.candidates for each in trials.methods_of(one))
 
     def in_words(self, shown: int) -> str:
-        """`3 of 20 queries shown (133 candidates in all)`."""
+        """`shown: 3 of the 9 queries with such candidates (31 of 123 candidates; …)`."""
         every = counted(self.queries, "query", "queries")
+        candidates = counted(self.candidates, "candidate")
         if not self.passing:
-            return f"no such candidates (of {counted(self.candidates, 'candidate')} in {every})"
+            return f"no such candidates (of {candidates} in {every})"
         if self.passing == self.candidates:
-            return f"{shown:,} of {every} shown ({counted(self.candidates, 'candidate')} in all)"
+            return f"shown: {shown:,} of {every} ({candidates})"
+        passed = counted(self.passed, "query", "queries")
         return (
-            f"{shown:,} of {self.passed:,} queries shown that have such candidates "
-            f"({self.passing:,} of {counted(self.candidates, 'candidate')}; {every} in all)"
+            f"shown: {shown:,} of the {passed} with such candidates ({self.passing:,} of "
+            f"{candidates}; {every} in all)"
         )
 
 
@@ -161,7 +163,7 @@ class _View:
 
     def _example(self, trials: QueryTrials) -> Example | None:
         """The query in the dataset, if it is there."""
-        queries = [] if self._dataset is None else self._dataset.queries
+        queries: Sequence[Example] = () if self._dataset is None else self._dataset.queries
         row = trials.record.get("query", {}).get("row")
         if row is not None and row < len(queries) and queries[row].id == trials.id:
             return queries[row]

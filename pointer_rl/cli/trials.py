@@ -38,9 +38,10 @@ class Page:
         head = f"query {id}" + ("" if question is None else f": {question}")
         echo_wrapped(head, hanging=2, bold=True)
         if answers:
+            many = len(answers) > 1
             counted = ", ".join(
-                f"{answer} ({number})" if number > 1 else answer
-                for answer, number in Counter(answers).most_common()
+                f"{answer} ({times})" if many else answer
+                for answer, times in Counter(answers).most_common()
             )
             echo_wrapped(f"annotators: {counted}", indent=2, hanging=4)
         self._image(image, 2)

@@ -101,7 +101,7 @@ def test_filters_leave_what_they_say(world, shown):
     assert places(found.stdout) == wrong
     number, total = len({query for query, _ in wrong}), sum(map(len, every.values()))
     assert " ".join(found.stdout.splitlines()[-2:]).strip() == (
-        f"{number} of {number} queries shown that have such candidates ({len(wrong)} of {total} "
+        f"shown: {number} of the {number} queries with such candidates ({len(wrong)} of {total} "
         "candidates; 8 queries in all)"
     )
     none = f"no such candidates (of {total} candidates in 8 queries)\n"
@@ -122,7 +122,7 @@ def test_the_first_few_are_printed_and_all_are_counted(world, shown):
         "query e1",
     ]
     total = sum(map(len, candidates(world).values()))
-    assert lines[-1] == f"2 of 8 queries shown ({total} candidates in all)"
+    assert lines[-1] == f"shown: 2 of 8 queries ({total} candidates)"
 
 
 def test_a_dataset_that_cannot_be_opened_is_said_and_rows_are_shown(world, shown, cli):
