@@ -57,12 +57,12 @@ if TYPE_CHECKING:
     ]
 )
 def answer(bundle: Path, as_json: bool, **given: Any) -> None:
-    """Answer new questions, with demonstrations that the policy in the folder BUNDLE chooses.
+    """Answer new questions with the demonstrations that a policy chooses.
 
-    Prints the answer and what was shown, in words on a terminal and otherwise as a JSON line for
-    each question. The demonstrations come from the dataset that the bundle names; their images must
-    be readable. Give the prompt and decoding that the policy was trained with. Answers are not
-    judged. Exits 1 if a question could not be answered.
+    BUNDLE is the folder of a policy. Prints the answer and what was shown, in words on a terminal
+    and otherwise as a JSON line for each question. The demonstrations come from the dataset that
+    the bundle names; their images must be readable. Give the prompt and decoding that the policy
+    was trained with. Answers are not judged. Exits 1 if a question could not be answered.
     """
     from pointer_rl.session.judge import Trial
     from pointer_rl.session.session import Session

@@ -67,7 +67,7 @@ JSON_OPTION = click.option(
     help="cpu, cuda, cuda:1, …; auto is the first GPU, if any.",
 )
 @with_options([JSON_OPTION])
-def select(bundle: Path, query_emb: Path | None, as_json: bool, **given: Any) -> None:
+def select(bundle: Path, as_json: bool, **given: Any) -> None:
     """Choose demonstrations for new questions, with the policy in the folder BUNDLE.
 
     Prints them in words on a terminal, and otherwise a JSON line for each question: query_id,
@@ -78,9 +78,10 @@ def select(bundle: Path, query_emb: Path | None, as_json: bool, **given: Any) ->
     from pointer_rl.datasets.embeddings import load_embeddings
     from pointer_rl.errors import InputError
 
+    query_emb = given["query_emb"]
     if query_emb is not None and (given["encoder"] is not None or given["encoder_opt"]):
         raise InputError("--encoder embeds questions; those of --query-emb are embedded already")
-    questions = read_questions(given, query_emb)
+    questions = read_questions(given)
     policy = load_policy(bundle, given)
     queries = questions if query_emb is None else load_embeddings(query_emb)
     chosen = policy.select(queries, given["shots"])
@@ -120,17 +121,19 @@ def load_policy(bundle: Path, given: dict[str, Any]) -> Policy:
     )
 
 
-def read_questions(given: dict[str, Any], query_emb: Path | None = None) -> Sequence[Example]:
-    """The questions of `QUESTION_OPTIONS`; none if there are embeddings instead."""
+def read_questions(given: dict[str, Any]) -> Sequence[Example]:
+    """The questions of `QUESTION_OPTIONS`; none if there is --query-emb instead."""
     from pointer_rl.datasets.images import ImageFile
     from pointer_rl.errors import InputError
     from pointer_rl.registry import registry
     from pointer_rl.types import Example
 
     question, image, queries = given["question"], given["image"], given["queries"]
+    query_emb = given.get("query_emb")
     ways = [question is not None or image is not None, queries is not None, query_emb is not None]
     if sum(ways) != 1 or (question is None) != (image is None):
-        raise InputError("give either --question and --image, or --queries, or --query-emb")
+        embedded = ", or --query-emb" if "query_emb" in given else ""
+        raise InputError(f"give either --question and --image, or --queries{embedded}")
     if question == "":
         raise InputError("--question is empty: write the question about the image")
     if query_emb is not None:

@@ -164,8 +164,8 @@ class _View:
     def _example(self, trials: QueryTrials) -> Example | None:
         """The query in the dataset, if it is there."""
         queries: Sequence[Example] = () if self._dataset is None else self._dataset.queries
-        row = trials.record.get("query", {}).get("row")
-        if row is not None and row < len(queries) and queries[row].id == trials.id:
+        row = int(trials.record.get("query", {}).get("row", -1))
+        if 0 <= row < len(queries) and queries[row].id == trials.id:
             return queries[row]
         return next((each for each in queries if each.id == trials.id), None)
 

@@ -122,6 +122,7 @@ def test_an_image_that_cannot_be_read_fails_its_questions_alone(place, cli):
     ("args", "saying"),
     [
         ((), "give either --question and --image, or --queries"),
+        (("--image", "1.png"), "give either --question and --image, or --queries"),
         (("--queries", "new.jsonl", "--dataset-opt", "path=no.jsonl"), "no.jsonl: cannot read it"),
         (("--queries", "new.jsonl", "--dataset", "jsonl"), "needs the option path"),
         (("--queries", "new.jsonl", "--dataset-opt", "path=short.jsonl"), "pool (3 examples) has"),
@@ -136,7 +137,9 @@ def test_what_cannot_be_answered_is_one_line(place, cli, args, saying):
     done = answer(cli, *args)
     assert done.exit_code == 2, done.output
     assert done.stdout == ""
-    assert saying in done.stderr.splitlines()[-1]
+    line = done.stderr.splitlines()[-1]
+    assert saying in line
+    assert "--query-emb" not in line
 
 
 def test_a_bundle_without_a_dataset_needs_one(place, cli):
