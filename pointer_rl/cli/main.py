@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
+from pointer_rl.cli.answer import answer
 from pointer_rl.cli.beams import beams
 from pointer_rl.cli.cache import cache
 from pointer_rl.cli.common import FILE
@@ -30,6 +31,7 @@ from pointer_rl.cli.plugins import plugins
 from pointer_rl.cli.rescore import rescore
 from pointer_rl.cli.schema import schema
 from pointer_rl.cli.select import select
+from pointer_rl.cli.show import show
 from pointer_rl.cli.train import sft, train
 from pointer_rl.cli.validate import validate
 from pointer_rl.errors import PluginError, PointerRLError
@@ -178,8 +180,8 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(generate, validate, rescore, merge, convert, beams, sft, train, evaluate, select),
-    *(embed, cache, schema, plugins, doctor, config),
+    *(generate, validate, show, rescore, merge, convert, beams, sft, train, evaluate),
+    *(select, answer, embed, cache, schema, plugins, doctor, config),
 )
 for command in _COMMANDS:
     command.params += [_plugin_option(hidden=True), _config_option(hidden=True)]

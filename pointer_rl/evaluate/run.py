@@ -332,6 +332,7 @@ def evaluate(
         settings=decided,
         query_ids=tuple(query.id for query in queries),
         measured=tuple(measured),
+        records=asked.records,
         conclusions=conclude(measured, primary, shots),
         leakage=_leakage(queries, pool, policies),
         training_calls={

@@ -43,6 +43,7 @@ GIVEN = {
     "evaluate": {"runs/sft": "policy", "runs/rl": "policy"},
     "flamingo": OPEN_FLAMINGO,
     "gpus": QWEN,
+    "look-at-trials": {"rl.json": "rl.json"},
     "merge": {f"part{number}.jsonl": f"part{number}.jsonl" for number in (1, 2, 3)},
     "old-data": {
         "rl_data_k64.json": "k64.json",
@@ -122,6 +123,11 @@ NOT_RUN: dict[str, dict[str, str]] = {
     "train": {
         "the run: held-out expected reward 0.919 → 1.313 (round 4; 34 queries, where a random"
         " choice has 0.868)": "of another run, minutes long",
+    },
+    "use-a-policy": {
+        "query 0: What is the filling of the figure?": (
+            "a terminal is shown it; test_answer.py has one"
+        ),
     },
     "vllm": {
         "pip install 'pointer-rl[vllm]'": INSTALLS,
