@@ -334,7 +334,14 @@ class Registry:
             if given:
                 raise InputError(f"{owner} takes no options (given: {', '.join(given)})")
             return ConfiguredEntry(entry, None)
-        return ConfiguredEntry(entry, build_options(entry.options, given, owner))
+
+        def hint(option: str) -> str:
+            """What the same plugin registers with this option."""
+            beside = [each for each in self.entries(kind) if each.plugin is entry.plugin]
+            having = [each.name for each in beside if each.has_option(option)]
+            return f": that is an option of {', '.join(having)}" if having else ""
+
+        return ConfiguredEntry(entry, build_options(entry.options, given, owner, hint))
 
     def create(self, kind: str, name: str, values: Mapping[str, object] | None = None) -> Any:
         """`configure(…).create()`."""
