@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         BeamDatasetWithEmbedding,
         collate_groups,
     )
+    from pointer_rl.runs import Session
     from pointer_rl.selectors import load_selector
     from pointer_rl.selectors.selecting import Policy
 
@@ -38,6 +39,7 @@ __all__ = [
     "BeamDatasetWithEmbedding",
     "PointerRLError",
     "Policy",
+    "Session",
     "__version__",
     "build_vqa_prompt",
     "collate_groups",
@@ -58,6 +60,7 @@ _HOME = {
     "BeamDatasetWithEmbedding": "pointer_rl.records.beam_dataset",
     "PointerRLError": "pointer_rl.errors",
     "Policy": "pointer_rl.selectors.selecting",
+    "Session": "pointer_rl.runs",
     "collate_groups": "pointer_rl.records.beam_dataset",
     "hookimpl": "pointer_rl.hookspecs",
     "load_embeddings": "pointer_rl.datasets.embeddings",
