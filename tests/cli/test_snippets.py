@@ -43,6 +43,16 @@ GIVEN = {
     "evaluate": {"runs/sft": "policy", "runs/rl": "policy"},
     "flamingo": OPEN_FLAMINGO,
     "gpus": QWEN,
+    "guide": {
+        **QWEN,
+        **PICTURES,
+        "results/okvqa/model_cpk/v2/xxx.ckpt": "selector.ckpt",
+        "results/okvqa/generated_data/beam_RandSampler.json": "okvqa_beams.json",
+        **{
+            f"results/okvqa/cache/{name}_embeddings.pt": "okvqa_embeddings.pt"
+            for name in ("query", "candidate", "img")
+        },
+    },
     "merge": {f"part{number}.jsonl": f"part{number}.jsonl" for number in (1, 2, 3)},
     "old-data": {
         "rl_data_k64.json": "k64.json",
