@@ -81,13 +81,20 @@ def test_train_is_the_command(session, flags, world, cli, tmp_path):
 
 
 def test_training_online_is_the_command(session, flags, cli, tmp_path):
-    online = {"online": True, "max_calls": 64, "rounds": 2}
+    online = {"online": True, "max_calls": 64, "rounds": 2, "shots": 1}
     online["search"] = {"plugin": "first-success", "budget": 4}
     result = session.train(str(tmp_path / "here"), **online, **LEARN)
     ran(
         cli(
             *("train", "--online", "--max-calls", "64", "--rounds", "2"),
-            *("--generator", "first-success", "--generator-opt", "first-success.budget=4"),
+            *(
+                "--generator",
+                "first-success",
+                "--generator-opt",
+                "first-success.budget=4",
+                "--shots",
+                "1",
+            ),
             *(*flags, *LEARN_FLAGS, "there"),
         )
     )

@@ -173,6 +173,7 @@ SMALLER: dict[str, dict[str, str]] = {
         "--limit 16": "--limit 4",
         "train --beam": "train --rce-epochs 1 --grpo-epochs 1 --beam",
     },
+    "guide": {"epochs 25": "epochs 2"},
     "long-runs": {"--limit 600": "--limit 60", "--limit 256 --window 64": "--limit 40 --window 20"},
     "servers": {"--limit 50": "--limit 5"},
     "train": {
