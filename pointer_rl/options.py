@@ -8,7 +8,7 @@ import inspect
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union
 
@@ -47,26 +47,20 @@ def parse_assignments(pairs: Iterable[str], flag: str) -> dict[str, str]:
     return assignments
 
 
-def build_options(
-    cls: type[T],
-    values: Mapping[str, object],
-    owner: str,
-    hint: Callable[[str], str] = lambda key: "",
-) -> T:
+def build_options(cls: type[T], values: Mapping[str, object], owner: str) -> T:
     """Make an instance of an options class.
 
     Strings are converted to the field's type, and lists, which come from JSON, to tuples; other
     values are used as they are. Raises InputError, which names `owner` ("backend qwen2vl"), for an
-    unknown key (`hint` may say more of it), a string that cannot be converted, a missing required
-    option, and a ValueError of the class itself.
+    unknown key, a string that cannot be converted, a missing required option, and a ValueError of
+    the class itself.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     converted: dict[str, object] = {}
     for key, value in values.items():
         if key not in fields:
-            more = hint(key) or did_you_mean(key, fields)
-            raise InputError(f"{owner} has no option {key!r}{more}")
+            raise InputError(f"{owner} has no option {key!r}{did_you_mean(key, fields)}")
         if isinstance(value, list):
             value = tuple(value)
         try:
