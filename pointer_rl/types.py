@@ -60,6 +60,12 @@ class Example:
     question_id: int | str | None = None
     image_id: int | str | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.answers, str):  # would pass for a sequence of letters
+            raise TypeError(
+                f"answers has one string for each annotator; this is the string {self.answers!r}"
+            )
+
     @property
     def answer(self) -> str:
         """The most frequent answer (of equally frequent ones, the first); "" without answers.

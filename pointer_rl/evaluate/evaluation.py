@@ -73,6 +73,9 @@ class Evaluation:
     from_cache: int = 0
     """Trials answered from the response cache; not in the JSON, since the result is the same."""
 
+    def __repr__(self) -> str:
+        return f"Evaluation({self.verdict!r})"
+
     @property
     def verdict(self) -> str:
         """The primary comparison in words, and the arms that the primary arm does not beat."""

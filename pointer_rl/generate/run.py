@@ -33,6 +33,9 @@ from pointer_rl.types import Example, Pool
 log = logging.getLogger(__name__)
 
 
+DEFAULT_GENERATORS = tuple(map(PluginRef, ("beam", "retrieval", "sample", "random")))
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerateRun:
     """Everything that decides a file of RL data."""
@@ -40,7 +43,7 @@ class GenerateRun:
     output_path: Path
     """The file to write."""
     session: SessionOptions
-    generators: Sequence[PluginRef]
+    generators: Sequence[PluginRef] = DEFAULT_GENERATORS
     """In order of precedence: of two that propose a pointer, the first keeps it."""
     shots: int = 2
     """Demonstrations in a pointer."""

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from pointer_rl.selectors.bundle import (
     read_query_ids,
     save_bundle,
 )
+from pointer_rl.selectors.selecting import Policy
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.resolve import selector_entries
 from pointer_rl.session.session import PluginRef
@@ -136,11 +137,15 @@ class TrainResult:
     """The outcome of a training run."""
 
     folder: Path
-    log: list[EpochLine]
-    kept: EpochLine
+    log: list[EpochLine] = field(repr=False)
+    kept: EpochLine = field(repr=False)
     """The metrics of the policy in the bundle."""
     unchanged: bool = False
     """Whether the run was finished before, and nothing was left to do."""
+
+    def policy(self, device: str = "auto") -> Policy:
+        """The policy that was kept, as `Policy.load` reads it from the bundle in the folder."""
+        return Policy.load(self.folder, device)
 
     def sentences(self) -> list[str]:
         """Whether held-out groups say that the policy learned, in words.

@@ -44,6 +44,16 @@ GIVEN = {
     "flamingo": OPEN_FLAMINGO,
     "gpus": QWEN,
     "look-at-trials": {"rl.json": "rl.json"},
+    "guide": {
+        **QWEN,
+        **PICTURES,
+        "results/okvqa/model_cpk/v2/xxx.ckpt": "selector.ckpt",
+        "results/okvqa/generated_data/beam_RandSampler.json": "okvqa_beams.json",
+        **{
+            f"results/okvqa/cache/{name}_embeddings.pt": "okvqa_embeddings.pt"
+            for name in ("query", "candidate", "img")
+        },
+    },
     "merge": {f"part{number}.jsonl": f"part{number}.jsonl" for number in (1, 2, 3)},
     "old-data": {
         "rl_data_k64.json": "k64.json",
@@ -169,6 +179,7 @@ SMALLER: dict[str, dict[str, str]] = {
         "--limit 16": "--limit 4",
         "train --beam": "train --rce-epochs 1 --grpo-epochs 1 --beam",
     },
+    "guide": {"epochs 25": "epochs 2"},
     "long-runs": {"--limit 600": "--limit 60", "--limit 256 --window 64": "--limit 40 --window 20"},
     "servers": {"--limit 50": "--limit 5"},
     "train": {
