@@ -24,6 +24,7 @@ from pointer_rl.cli.merge import merge
 from pointer_rl.cli.output import LineFormatter, echo
 from pointer_rl.cli.plugins import plugins
 from pointer_rl.cli.rescore import rescore
+from pointer_rl.cli.run import run
 from pointer_rl.cli.schema import schema
 from pointer_rl.cli.select import select
 from pointer_rl.cli.train import sft, train
@@ -153,7 +154,7 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(generate, validate, rescore, merge, convert, beams, sft, train, evaluate, select),
+    *(run, generate, validate, rescore, merge, convert, beams, sft, train, evaluate, select),
     *(embed, cache, schema, plugins, doctor),
 )
 for command in _COMMANDS:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pointer_rl.datasets.embeddings import Embeddings, digest_vectors, load_embeddings
 from pointer_rl.datasets.identity import ExampleHasher, Say, digest_hashes
+from pointer_rl.datasets.parts import part_of
 from pointer_rl.errors import InputError
 from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
 from pointer_rl.records.formats import read_meta
@@ -50,10 +51,16 @@ class Source:
         dataset = data.meta.get("dataset")
         inputs = data.meta.get(INPUTS)
         inputs = inputs if isinstance(inputs, dict) else {}
-        # The hashes are of all queries in order: the file must have them all.
-        whole = isinstance(dataset, dict) and dataset.get("num_queries") == len(data)
+        # The hashes are of all queries in order. If some are missing, they may be the first.
+        asked = dataset.get("num_queries") if isinstance(dataset, dict) else None
+        whole = asked == len(data)
+        query_rows: Sequence[int] | None = None
+        if whole:
+            query_rows = data.query_rows.tolist()
+        elif isinstance(asked, int) and asked <= len(self.queries.vectors):
+            query_rows = range(asked)
         sides = {
-            "queries": (self.queries, "query", data.query_rows.tolist() if whole else None),
+            "queries": (self.queries, "query", query_rows),
             "pool": (self.pool, "pool", range(len(self.pool.vectors))),
         }
         unknown = []
@@ -69,7 +76,7 @@ class Source:
                 same = True
             elif vectors and made.ids is None:  # with ids they may be by another encoder
                 same = False
-            if same is None:
+            if same is None or (not same and side == "queries" and not whole):
                 unknown.append(side)
             elif not same:
                 raise InputError(
@@ -102,9 +109,10 @@ def open_source(
 ) -> Source:
     """The embeddings for a file of data.
 
-    They are read from the files given (`img_emb`: one matrix for queries and pool). If none is
-    given and the data's `_meta` names a dataset that brings its own encoder, that encoder makes
-    them. Raises InputError for anything else.
+    They are read from the files given (`img_emb`: one matrix for queries and pool); of data of a
+    part of a dataset, those of its examples. If none is given and the data's `_meta` names a
+    dataset that brings its own encoder, that encoder makes them. Raises InputError for anything
+    else.
     """
     recorded = (read_meta(data) or {}).get("dataset")
     about = recorded if isinstance(recorded, dict) else {}
@@ -115,7 +123,8 @@ def open_source(
             raise InputError("give either --img-emb, or --query-emb and --cand-emb")
         both = load_embeddings(img_emb)
         return Source(both, both, EncoderInfo.of(both), about)
-    if query_emb is not None and cand_emb is not None:
+    part = part_of(about)
+    if query_emb is not None and cand_emb is not None and part is None:
         queries, pool = load_embeddings(query_emb), load_embeddings(cand_emb)
         if queries.encoder and pool.encoder and queries.encoder != pool.encoder:
             raise InputError(
@@ -123,20 +132,24 @@ def open_source(
                 f"{pool.encoder}): embed both with the same"
             )
         return Source(queries, pool, EncoderInfo.of(pool), about)
-    if query_emb is not None or cand_emb is not None or "name" not in about:
+    if (query_emb is None) != (cand_emb is None) or "name" not in about:
         raise InputError(
             f"{data}: give --query-emb and --cand-emb (`pointer-rl embed` makes them), or "
             "--img-emb where one file embeds queries and pool"
         )
     plugin = registry().configure("dataset", about["name"], about.get("options", {}))
-    dataset = plugin.create()
-    if dataset.companions is None:
+    dataset: Dataset = plugin.create()
+    if part is not None:
+        dataset = part.of(dataset, say)
+    if query_emb is None and dataset.companions is None:
         raise InputError(
             f"{data}: the dataset {dataset.name} brings no encoder: give --query-emb and "
             "--cand-emb (`pointer-rl embed` makes them)"
         )
     hasher = ExampleHasher(say)
-    vectors, embedded_pool, _ = dataset_embeddings(dataset, hasher, dataset.queries, None, None)
+    vectors, embedded_pool, _ = dataset_embeddings(
+        dataset, hasher, dataset.queries, query_emb, cand_emb
+    )
     return embedded(dataset, hasher, vectors, embedded_pool, about)
 
 
