@@ -554,8 +554,8 @@ class Route:
         calls = self._run.max_calls + (by_name["evaluate"].calls or 0)
         rate = plan.to_ask / plan.seconds
         return (
-            f"at most {calls:,} calls: about {format_duration(calls / rate)} at {rate:,.1f} calls/s, "
-            f"measured on {plan.measured:,}; and some minutes of training"
+            f"at most {calls:,} calls: about {format_duration(calls / rate)} at {rate:,.1f} a "
+            f"second, measured on {plan.measured:,}; and some minutes of training"
         )
 
 
