@@ -58,6 +58,17 @@ right and one wrong."""
 BEAM_QUERIES = 100
 """Most queries for beams, which are dear: a policy starts from them, and does not end there."""
 SUB_POOL = 20
+SFT_TRAINING = TrainConfig(
+    rce_epochs=10,
+    grpo_epochs=0,
+    contrast=0.0,
+    rce_temperatures=(1.0, 1.0),
+    all_steps=True,
+    include_zero_variance=True,
+    held_out=0.15,
+)
+OFFLINE_TRAINING = TrainConfig()
+ONLINE_TRAINING = TrainConfig(rce_epochs=8, grpo_epochs=2)
 ROUNDS = 3
 """Rounds of online training."""
 
@@ -158,14 +169,14 @@ class Route:
         self._train, self._test = train, test
         self.training = Session(train, observer)
         self.testing = Session(test, observer)
-        self._check_sides()
+        self._check()
         self._path = self._folder / SETTINGS
         begun = self._path.exists() and not run.overwrite
         self._state: dict[str, Any] = {"settings": run.settings, "finished": []}
         if begun:
             self._state = self._read()
 
-    def _check_sides(self) -> None:
+    def _check(self) -> None:
         training, testing = self.training, self.testing
         pools = [each.hasher(each.dataset.pool).digest for each in (training, testing)]
         if pools[0] != pools[1]:
@@ -178,6 +189,11 @@ class Route:
         for each, shots in ((training, self._run.shots), (testing, max(self._test_shots))):
             each.check_answers(each.queries)
             AllowedRows(each.dataset.pool).check(each.queries, shots)
+        least = 3 * max(self._most_per_beam, ROUNDS * self._most_per_query)
+        if self._run.max_calls < least:
+            raise InputError(
+                f"--max-calls {self._run.max_calls}: too few to learn from; allow {least:,}"
+            )
 
     # --- the folder ---
 
@@ -266,22 +282,15 @@ class Route:
 
     @cached_property
     def stages(self) -> list[Stage]:
-        """Everything to do, in order. Raises InputError if the calls are too few for it."""
+        """Everything to do, in order."""
         run, folder = self._run, self._folder
         number = len(self.training.queries)
         most = self._most_per_query
-        beam_queries = beam_calls = of_one = 0
+        beam_queries = beam_calls = 0
         if self.without_sft is None:
-            tried = min(self._sub_pool, len(self.training.dataset.pool))
-            of_one = most_trials(tried, run.shots, beam_size=1)
-            beam_queries = min(BEAM_QUERIES, number, run.max_calls // 3 // of_one)
-            beam_calls = beam_queries * of_one
+            beam_queries = min(BEAM_QUERIES, number, run.max_calls // 3 // self._most_per_beam)
+            beam_calls = beam_queries * self._most_per_beam
         half = (run.max_calls - beam_calls) // 2
-        if half < ROUNDS * most or run.max_calls < 3 * of_one:
-            raise InputError(
-                f"--max-calls {run.max_calls}: too few to learn from; allow "
-                f"{3 * max(of_one, ROUNDS * most):,}"
-            )
         generate_calls = min(half, number * most)
         tested = min(run.test_limit, len(self.testing.dataset.queries))
         stages = []
@@ -326,6 +335,11 @@ class Route:
     @property
     def _sub_pool(self) -> int:
         return max(SUB_POOL, self._run.shots)
+
+    @property
+    def _most_per_beam(self) -> int:
+        tried = min(self._sub_pool, len(self.training.dataset.pool))
+        return most_trials(tried, self._run.shots, beam_size=1)
 
     @cached_property
     def _most_per_query(self) -> int:
@@ -381,17 +395,7 @@ class Route:
         return Result(said, summary.rows(), frozenset({0, 1, 2}))
 
     def _sft(self, observer: Observer) -> Result:
-        config = TrainConfig(
-            rce_epochs=10,
-            grpo_epochs=0,
-            contrast=0.0,
-            rce_temperatures=(1.0, 1.0),
-            all_steps=True,
-            include_zero_variance=True,
-            held_out=0.15,
-            seed=self._run.seed,
-        )
-        return self._train_on(BEAMS, SFT, None, config, observer)
+        return self._train_on(BEAMS, SFT, None, SFT_TRAINING, observer)
 
     def _generate(self, trials: int, observer: Observer) -> Result:
         summary = run_generate(self._generate_run(trials), observer)
@@ -426,12 +430,8 @@ class Route:
         return Result(said)
 
     def _offline(self, observer: Observer) -> Result:
-        config = TrainConfig(seed=self._run.seed)
-        return self._train_on(DATA, OFFLINE, self._start, config, observer)
-
-    @property
-    def _start(self) -> Path | None:
-        return None if self.without_sft else self._folder / SFT
+        start = None if self.without_sft else self._folder / SFT
+        return self._train_on(DATA, OFFLINE, start, OFFLINE_TRAINING, observer)
 
     def _train_on(
         self, data: str, output: str, start: Path | None, config: TrainConfig, observer: Observer
@@ -442,7 +442,7 @@ class Route:
                 data=self._folder / data,
                 supervised=data == BEAMS,
                 output=self._output(output),
-                config=config,
+                config=replace(config, seed=run.seed),
                 shots=run.shots,
                 query_emb=session.query_emb,
                 cand_emb=session.cand_emb,
@@ -468,7 +468,7 @@ class Route:
                 session=self._train,
                 output=self._output(ONLINE),
                 online=OnlineConfig(max_calls=run.max_calls - spent, rounds=ROUNDS),
-                config=TrainConfig(rce_epochs=8, grpo_epochs=2, seed=run.seed),
+                config=replace(ONLINE_TRAINING, seed=run.seed),
                 data=self._folder / DATA,
                 search=SEARCH,
                 shots=run.shots,

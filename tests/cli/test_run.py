@@ -1,15 +1,16 @@
-"""`pointer-rl run`: what is in its folder, what it refuses, and that nothing is held out in vain."""
+"""`pointer-rl run`: what it writes, what it refuses, and that held-out queries stay unseen."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import PIL.Image
 import pytest
 import torch
-from cli.conftest import World
 
 from pointer_rl.datasets.embeddings import save_embeddings
+from pointer_rl.route import run as route_run
 
 QUERIES = 40
 OUTPUTS = {
@@ -19,8 +20,13 @@ OUTPUTS = {
 
 
 @pytest.fixture
-def route(tmp_path, backends):
-    """Runs `run` in a folder with a jsonl dataset of `QUERIES` examples, 2 an image."""
+def route(tmp_path, backends, monkeypatch):
+    """Runs `run`, with few epochs, on a jsonl dataset of `QUERIES` examples, 2 an image."""
+    monkeypatch.setattr("pointer_rl.route.run.ROUNDS", 1)
+    for name in ("SFT", "OFFLINE", "ONLINE"):
+        config = getattr(route_run, f"{name}_TRAINING")
+        few = replace(config, rce_epochs=1, grpo_epochs=min(1, config.grpo_epochs))
+        monkeypatch.setattr(f"pointer_rl.route.run.{name}_TRAINING", few)
     rows = [
         {
             "id": f"e{i}",
@@ -70,9 +76,7 @@ def test_one_command_ends_with_a_verdict_on_queries_that_nothing_learned_from(ro
 
     held_out = set(evaluation["query_ids"])
     assert len(held_out) == 8  # a fifth of 20 images, 2 queries each
-    (beams, with_beams), (data, asked) = (
-        records(folder / name) for name in ("beams.json", "rl.json")
-    )
+    (_, with_beams), (data, asked) = (records(folder / name) for name in ("beams.json", "rl.json"))
     rest = {f"e{i}" for i in range(QUERIES)} - held_out
     assert data["dataset"]["part"] == {"side": "training", "share": 0.2, "seed": 0}
     assert data["dataset"]["pool_size"] == len(rest) == 32
@@ -83,9 +87,7 @@ def test_one_command_ends_with_a_verdict_on_queries_that_nothing_learned_from(ro
         for query in (folder / name / "query_ids.txt").read_text().split()
     }
     assert learned <= rest
-    pools = [
-        json.loads((folder / name / "bundle.json").read_text()) for name in ("sft", "online")
-    ]
+    pools = [json.loads((folder / name / "bundle.json").read_text()) for name in ("sft", "online")]
     assert not held_out & set(json.dumps(pools).replace('"', " ").replace(",", " ").split())
     assert evaluation["leakage"] == {
         "shared_images": 0,
@@ -93,7 +95,9 @@ def test_one_command_ends_with_a_verdict_on_queries_that_nothing_learned_from(ro
         "trained_on": {"SFT": 0, "offline": 0, "online": 0},
     }
     rounds = [records(path)[1] for path in sorted((folder / "online/rounds").iterdir())]
-    judged = [c for each in (asked, *rounds) for r in each.values() for c in r["pointer_candidates"]]
+    judged = [
+        c for each in (asked, *rounds) for r in each.values() for c in r["pointer_candidates"]
+    ]
     assert sum(each["trials"] for each in with_beams.values()) + len(judged) <= 240
 
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -130,7 +134,7 @@ def test_a_backend_that_cannot_score_is_said_to_go_without_sft(route, cli, backe
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (("--max-calls", "100"), "--max-calls 100: too few to learn from; allow 180"),
+        (("--max-calls", "50"), "--max-calls 50: too few to learn from; allow 63"),
         (("--test-opt", "path=x"), "--test-opt: the embeddings of --query-emb are of the training"),
         (("--shots", "50"), "50 shots need a pool of at least as many examples"),
         (("--held-out", "1"), "Invalid value for '--held-out'"),
@@ -154,7 +158,6 @@ def test_files_without_a_run_are_replaced_by_overwrite_alone(route, cli):
 
 def test_test_queries_of_their_own_share_the_pool(world, cli):
     """A second file of queries, which would otherwise be its own pool."""
-    assert isinstance(world, World)
     other = world.folder / "other.jsonl"
     other.write_text(world.data.read_text().replace('"e', '"t'))
     args = (
