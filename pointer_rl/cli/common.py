@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from pointer_rl.cli.output import echo
 from pointer_rl.files import check_name
@@ -124,9 +125,15 @@ STORE_OPTIONS = [
     ),
     click.option("--no-store", is_flag=True, help="Keep no responses, and use none that are kept."),
 ]
+ENCODER_OPTIONS = plugin_options(
+    "encoder",
+    None,
+    "Encoder of queries and pool  [default: that of the policy or data, else the dataset's].",
+)
 EMBEDDING_OPTIONS = [
-    click.option("--query-emb", type=FILE, help="Embeddings of the queries."),
-    click.option("--cand-emb", type=FILE, help="Embeddings of the pool."),
+    *ENCODER_OPTIONS,
+    click.option("--query-emb", type=FILE, help="Embeddings of the queries, instead of --encoder."),
+    click.option("--cand-emb", type=FILE, help="Embeddings of the pool, instead of --encoder."),
 ]
 DECODING_OPTION = click.option(
     "--decoding-opt",
@@ -176,6 +183,16 @@ def plugin_ref(given: dict[str, Any], kind: str) -> PluginRef:
     return PluginRef(given[kind], options)
 
 
+def encoder_ref(given: dict[str, Any]) -> PluginRef | None:
+    """The encoder of ENCODER_OPTIONS. One of a configuration gives way to files of embeddings."""
+    encoder = plugin_ref(given, "encoder")
+    source = click.get_current_context().get_parameter_source("encoder")
+    files = given.get("img_emb") or (given.get("query_emb") and given.get("cand_emb"))
+    if given["encoder"] is None or (files and source is not ParameterSource.COMMANDLINE):
+        return None
+    return encoder
+
+
 def plugin_refs(
     chosen: Mapping[str, Mapping[str, object]], assignments: Sequence[str], flag: str
 ) -> list[PluginRef]:
@@ -206,7 +223,7 @@ def read_session_options(given: dict[str, Any]) -> SessionOptions:
     from pointer_rl.session.session import SessionOptions
     from pointer_rl.types import Decoding
 
-    given = {"store": None, "no_store": False, **given}
+    given = {"store": None, "no_store": False, "encoder": None, "encoder_opt": (), **given}
     if given["store"] is not None and given["no_store"]:
         raise click.UsageError("--store and --no-store exclude each other")
     decoding = parse_assignments(given.get("decoding_opt", ()), "--decoding-opt")
@@ -216,6 +233,7 @@ def read_session_options(given: dict[str, Any]) -> SessionOptions:
         prompt=plugin_ref(given, "prompt"),
         metric=plugin_ref(given, "metric"),
         decoding=build_options(Decoding, decoding, "decoding"),
+        encoder=encoder_ref(given),
         cache=None if given["no_store"] else given["store"] or default_store(),
         **{key: given.get(key) for key in ("query_emb", "cand_emb", "limit", "device")},
     )

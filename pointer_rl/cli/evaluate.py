@@ -17,7 +17,6 @@ from pointer_rl.cli.common import (
     GuideCommand,
     kept_in,
     number_option,
-    plugin_options,
     plugin_ref,
     plugin_refs,
     read_session_options,
@@ -113,13 +112,6 @@ def _policies(
     minimum=0,
     help="Pointers of the most similar rows that it chooses from.",
 )
-@with_options(
-    plugin_options(
-        "encoder",
-        None,
-        "Encoder of the similarity arms  [default: the dataset's own, else the embeddings].",
-    )
-)
 @seed_option()
 @click.option("--output-path", type=FILE, help="The .json file to write, query by query.")
 @click.option("--plot", type=FILE, help="The .png file to draw accuracy by shots in.")
@@ -182,14 +174,12 @@ def _run(given: dict[str, Any]) -> EvaluateRun:
     from pointer_rl.evaluate.run import EvaluateConfig, EvaluateRun
     from pointer_rl.options import parse_assignments
 
-    encoder = plugin_ref(given, "encoder")
     return EvaluateRun(
         session=read_session_options(given),
         policies=given["policies"],
         arms=plugin_refs({name: {} for name in given["arm"]}, given["arm_opt"], "--arm-opt"),
         config=EvaluateConfig(
             random_seeds=given["seeds"],
-            encoder=given["encoder"] and encoder,
             train_options=parse_assignments(given["train_opt"], "--train-opt"),
             **{key: given[key] for key in _CONFIG},
         ),

@@ -19,6 +19,7 @@ from pointer_rl.cli.common import (
     SCORE_ANSWERS,
     TRIAL_OPTIONS,
     GuideCommand,
+    encoder_ref,
     number_option,
     plugin_options,
     plugin_ref,
@@ -158,7 +159,7 @@ _ONLY_ONLINE = {
     for parameter in click.command()(
         with_options([*_ONLINE, *EXECUTOR_OPTIONS, *TRIAL_OPTIONS])(lambda: None)
     ).params
-} - {"online", "query_emb", "cand_emb", "device"}
+} - {"online", "encoder", "encoder_opt", "query_emb", "cand_emb", "device"}
 """Options that mean nothing to training on logged data."""
 
 
@@ -169,8 +170,9 @@ def train(**given: Any) -> None:
     """Train a policy on RL data: reward-weighted cross-entropy (RCE), then GRPO.
 
     Writes a policy bundle, which `evaluate` measures and `select` uses. The policy that is kept is
-    the one with the highest expected reward on held-out queries. Embeddings come from --img-emb,
-    or --query-emb and --cand-emb; data of a dataset that brings its own encoder need neither.
+    the one with the highest expected reward on held-out queries. Embeddings are those of the
+    encoder that the data name, or of --encoder, unless --query-emb and --cand-emb, or --img-emb,
+    give files.
 
     With --online it also asks the backend, in rounds: the policy proposes, the backend answers,
     and it learns from all there is so far. The options of backend, dataset, prompt, metric,
@@ -317,6 +319,7 @@ def _train_on_data(given: dict[str, Any], config: TrainConfig, supervised: bool)
         output=_output(given),
         config=config,
         reward=_reward(given),
+        encoder=encoder_ref(given),
         **{
             name: given[name]
             for name in ("shots", "img_emb", "query_emb", "cand_emb", "sft_ckpt", "device")

@@ -80,8 +80,7 @@ class Embeddings:
 
     def take(self, rows: Sequence[int]) -> Tensor:
         """The vectors of these rows: [len(rows), d]."""
-        # Not a copy, which may take gigabytes.
-        return self.vectors if rows == range(len(self.vectors)) else self.vectors[list(rows)]
+        return take_rows(self.vectors, rows)
 
     def check_contents(
         self, rows: Sequence[int], examples: Sequence[Example], contents: Contents, what: str
@@ -106,6 +105,12 @@ class Embeddings:
                 "embed this split again with `pointer-rl embed`"
             )
         return True
+
+
+def take_rows(vectors: Tensor, rows: Sequence[int]) -> Tensor:
+    """These rows [len(rows), d] of vectors [N, d]: no copy, which may take gigabytes, of all."""
+    every = range(len(vectors))
+    return vectors if rows == every or rows == list(every) else vectors[list(rows)]
 
 
 def check_dims(query: Tensor, pool: Tensor) -> None:

@@ -350,7 +350,7 @@ class Route:
     def _calls_per_test_query(self) -> int:
         """Pointers that an evaluation shows a query, if no two arms choose the same."""
         config = EvaluateConfig()
-        similar = len(similarity_spaces(self.testing, (), None))
+        similar = len(similarity_spaces(self.testing, ()))
         learned = 1 + len(self._policies)  # answer-match
         attainable = self.testing.dataset.relevant is not None
         oracle = config.oracle_random + config.oracle_retrieval
@@ -372,7 +372,7 @@ class Route:
 
     def _beams(self, queries: int, observer: Observer) -> Result:
         run = self._run
-        mixed = "mixed" in similarity_spaces(self.training, (), None)
+        mixed = "mixed" in similarity_spaces(self.training, ())
         summary = run_beams(
             BeamRun(
                 output_path=self._folder / BEAMS,
@@ -446,6 +446,7 @@ class Route:
                 shots=run.shots,
                 query_emb=session.query_emb,
                 cand_emb=session.cand_emb,
+                encoder=session.encoder,
                 sft_ckpt=start,
                 device=session.device,
             ),

@@ -28,7 +28,7 @@ from pointer_rl.records.fields import has_failed
 from pointer_rl.records.provenance import Change, changeable
 from pointer_rl.registry import registry
 from pointer_rl.selectors import SelectorPolicy
-from pointer_rl.selectors.bundle import DataFile
+from pointer_rl.selectors.bundle import DataFile, encoder_of
 from pointer_rl.session.candidates import CandidateJob
 from pointer_rl.session.journal import Journal, earlier_meta
 from pointer_rl.session.observer import Observer
@@ -49,7 +49,7 @@ from pointer_rl.train.run import (
     recorded_trainer,
     report_left_out,
 )
-from pointer_rl.train.sources import embedded, start_policy
+from pointer_rl.train.sources import embedded, named_queries, start_policy
 from pointer_rl.train.trainer import Trainer, round_stages, split_by_image
 from pointer_rl.types import Example, Executor, SearchGenerator
 
@@ -124,9 +124,11 @@ def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
     session = Session(run.session, observer, earlier)
     executor: Executor = run.executor.configure("executor").create()
     session.check_answers(session.queries)
-    embeddings, pool = session.embeddings(session.dataset.queries)
+    queries = named_queries(run.data, session.dataset.queries, session.queries)
+    embeddings, pool = session.embeddings(queries, encoder_of(run.sft_ckpt), "the policy")
+    row_of = {query.id: row for row, query in enumerate(queries)}
     about = session.describe_dataset(session.queries)
-    source = embedded(session.dataset, session.hasher, embeddings, pool, about)
+    source = embedded(queries, session.hasher, embeddings, pool, about)
     logged = None if run.data is None else source.read(run.data, run.reward)
     images = _images(session)
     groups, price = None, run.config.demonstration_price
@@ -145,7 +147,7 @@ def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
     search = [] if run.search is None else [run.search.configure("generator").entry]
     entries = [*selector_entries([SelectorPolicy(start)]), *search]
     entries.append(run.reward.configure("reward").entry)
-    asked = session.describe(session.queries, *entries)
+    asked = session.describe(session.queries, *entries, embedded=(embeddings, pool))
     decided = identity(
         run.config,
         source,
@@ -183,7 +185,7 @@ def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
             path = _round_path(run, number)
             before = path.exists()
             if not before:
-                queries = _round_queries(session, run, number, known)
+                asking = _round_queries(session, run, number, known)
                 policy = SelectorPolicy(trainer.best, trainer.device)
                 # A policy that knows nothing yet ranks rows no better than chance.
                 generator = _generator(run, bool(trainer.log) or run.sft_ckpt is not None)
@@ -192,8 +194,8 @@ def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
                     number,
                     CandidateJob(
                         session=session,
-                        queries=queries,
-                        embeddings=embeddings[[query.row for query in queries]],
+                        queries=asking,
+                        embeddings=embeddings[[row_of[query.id] for query in asking]],
                         pool=pool,
                         policy=policy,
                         generators={generator.name: generator},
@@ -325,7 +327,9 @@ def _ask_round(
     """
     session = job.session
     generators = [each.configure("generator") for each in job.generators.values()]
-    described = session.describe(job.queries, *(each.entry for each in generators))
+    described = session.describe(
+        job.queries, *(each.entry for each in generators), embedded=(job.embeddings, job.pool)
+    )
     del described["dataset"]["num_queries"]  # how many are asked shows as they are asked
     meta = {
         "schema_version": pointer_rl_schemas.version("pointer_candidates"),

@@ -123,6 +123,8 @@ class TrainRun:
     img_emb: Path | None = None
     query_emb: Path | None = None
     cand_emb: Path | None = None
+    encoder: PluginRef | None = None
+    """What embeds, without files; by default the encoder that the data name, or their dataset's."""
     sft_ckpt: Path | None = None
     """Bundle or checkpoint to start from; None starts from a new selector."""
     device: str | None = None
@@ -225,7 +227,16 @@ def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
 
 
 def _run_training(run: TrainRun, observer: Observer) -> TrainResult:
-    source = open_source(run.data, run.img_emb, run.query_emb, run.cand_emb, observer.say)
+    source = open_source(
+        run.data,
+        run.img_emb,
+        run.query_emb,
+        run.cand_emb,
+        run.encoder,
+        run.sft_ckpt,
+        run.device,
+        observer,
+    )
     data = source.read(run.data, run.reward)
     not_compared = source.compare(data)
     config = run.config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,19 @@ from typing import Any
 from torch import Tensor
 
 from pointer_rl.datasets.embeddings import Embeddings, digest_vectors, load_embeddings
-from pointer_rl.datasets.identity import ExampleHasher, Say, digest_hashes
+from pointer_rl.datasets.identity import ExampleHasher, digest_hashes
 from pointer_rl.datasets.parts import part_of
-from pointer_rl.errors import InputError
+from pointer_rl.errors import InputError, PointerRLError
 from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
-from pointer_rl.records.formats import read_meta
+from pointer_rl.records.formats import read_meta, stream_records
 from pointer_rl.records.provenance import INPUTS
 from pointer_rl.registry import registry
-from pointer_rl.selectors.bundle import EncoderInfo, encoder_of
+from pointer_rl.selectors.bundle import UNKNOWN, EncoderInfo, encoder_of
 from pointer_rl.selectors.checkpoints import load_selector
 from pointer_rl.selectors.selector import Selector, create_selector
+from pointer_rl.session.observer import Observer
 from pointer_rl.session.resolve import dataset_embeddings
-from pointer_rl.session.session import PluginRef
+from pointer_rl.session.session import PluginRef, check_encoder
 from pointer_rl.train.config import DEFAULT_SELECTOR, TrainConfig
 from pointer_rl.types import Dataset, Example, Pool
 
@@ -102,22 +103,24 @@ class Source:
 
 def open_source(
     data: Path,
-    img_emb: Path | None,
-    query_emb: Path | None,
-    cand_emb: Path | None,
-    say: Say = lambda sentence: None,
+    img_emb: Path | None = None,
+    query_emb: Path | None = None,
+    cand_emb: Path | None = None,
+    encoder: PluginRef | None = None,
+    start: Path | None = None,
+    device: str | None = None,
+    observer: Observer = Observer(),
 ) -> Source:
     """The embeddings for a file of data.
 
-    They are read from the files given (`img_emb`: one matrix for queries and pool); of data of a
-    part of a dataset, those of its examples. If none is given and the data's `_meta` names a
-    dataset that brings its own encoder, that encoder makes them. Raises InputError for anything
-    else.
+    They are read from the files given (`img_emb`: one matrix for queries and pool). Otherwise the
+    dataset that the data's `_meta` names is opened, and embedded by `encoder`, else the encoder in
+    `_meta`, else that of the bundle `start`, else the dataset's own; see `dataset_embeddings`.
+    Raises InputError for anything else.
     """
-    recorded = (read_meta(data) or {}).get("dataset")
-    about = recorded if isinstance(recorded, dict) else {}
-    if not isinstance(about.get("name", ""), str) or not isinstance(about.get("options", {}), dict):
-        raise InputError(f"{data}: _meta.dataset has no proper name and options")
+    meta = read_meta(data) or {}
+    about = _named(meta.get("dataset"), f"{data}: _meta.dataset")
+    check_encoder(encoder, img_emb or query_emb, img_emb or cand_emb)
     if img_emb is not None:
         if query_emb is not None or cand_emb is not None:
             raise InputError("give either --img-emb, or --query-emb and --cand-emb")
@@ -132,43 +135,87 @@ def open_source(
                 f"{pool.encoder}): embed both with the same"
             )
         return Source(queries, pool, EncoderInfo.of(pool), about)
-    if (query_emb is None) != (cand_emb is None) or "name" not in about:
+    if "name" not in about:
         raise InputError(
-            f"{data}: give --query-emb and --cand-emb (`pointer-rl embed` makes them), or "
-            "--img-emb where one file embeds queries and pool"
+            f"{data}: does not name the dataset that could be embedded: give --query-emb and "
+            "--cand-emb (`pointer-rl embed` makes them), or --img-emb where one file embeds both"
         )
-    plugin = registry().configure("dataset", about["name"], about.get("options", {}))
-    dataset: Dataset = plugin.create()
+    try:
+        dataset: Dataset = registry().create("dataset", about["name"], about.get("options", {}))
+    except PointerRLError as error:
+        raise InputError(
+            f"{data}: its dataset cannot be opened to be embedded ({error}): put that right, or "
+            "give --query-emb and --cand-emb"
+        ) from error
     if part is not None:
-        dataset = part.of(dataset, say)
-    if query_emb is None and dataset.companions is None:
-        raise InputError(
-            f"{data}: the dataset {dataset.name} brings no encoder: give --query-emb and "
-            "--cand-emb (`pointer-rl embed` makes them)"
-        )
-    hasher = ExampleHasher(say)
+        dataset = part.of(dataset, observer.say)
+    hasher = ExampleHasher(observer.say)
+    inputs = meta.get(INPUTS)
+    plugin = inputs.get("encoder_plugin") if isinstance(inputs, dict) else None
+    recorded = EncoderInfo(fingerprint=None, **_named(plugin, f"{data}: its encoder_plugin"))
+    named = named_queries(data, dataset.queries)
+    asked = about.get("num_queries")
+    if isinstance(asked, int) and len(named) < asked:
+        # All that were asked for are likely to be embedded, and can be compared with the data.
+        first = dataset.queries[:asked]
+        if {each.id for each in named} <= {each.id for each in first}:
+            named = first
     vectors, embedded_pool, _ = dataset_embeddings(
-        dataset, hasher, dataset.queries, query_emb, cand_emb
+        dataset,
+        named,
+        hasher,
+        observer,
+        query_emb=query_emb,
+        cand_emb=cand_emb,
+        encoder=UNKNOWN if encoder is None else encoder.as_encoder,
+        recorded=encoder_of(start) if recorded.name is None else recorded,
+        device=device,
+        wanted_by=str(data),
     )
-    return embedded(dataset, hasher, vectors, embedded_pool, about)
+    return embedded(named, hasher, vectors, embedded_pool, about)
+
+
+def _named(value: Any, where: str) -> dict[str, Any]:
+    """What `_meta` says of a plugin; {} if it is no object."""
+    about = value if isinstance(value, dict) else {}
+    if not isinstance(about.get("name", ""), str) or not isinstance(about.get("options", {}), dict):
+        raise InputError(f"{where} has no proper name and options")
+    return about
+
+
+def named_queries(
+    data: Path | None, queries: Sequence[Example], more: Iterable[Example] = ()
+) -> Sequence[Example]:
+    """Those of the queries that a file of data names or that are in `more`, in their order.
+
+    Raises InputError if there is none.
+    """
+    wanted = {each.id for each in more}
+    if data is not None:
+        wanted |= {key for key, _ in stream_records(data)}
+    found = [each for each in queries if each.id in wanted]
+    if not found:
+        raise InputError(f"{data}: none of its queries is in its dataset")
+    return queries if len(found) == len(queries) else found
 
 
 def embedded(
-    dataset: Dataset, hasher: ExampleHasher, queries: Tensor, pool: Pool, about: Mapping[str, Any]
+    queries: Sequence[Example],
+    hasher: ExampleHasher,
+    vectors: Tensor,
+    pool: Pool,
+    about: Mapping[str, Any],
 ) -> Source:
-    """A source from a dataset's embeddings: queries [Q, d], in its order, and the pool."""
+    """A source from a dataset's embeddings: queries [Q, d] and the pool."""
 
     def of(examples: Sequence[Example], vectors: Tensor) -> Embeddings:
         ids = tuple(each.id for each in examples)
         return Embeddings(ids, vectors, pool.encoder, tuple(hasher(examples).hashes))
 
     return Source(
-        of(dataset.queries, queries),
-        of(dataset.pool, pool.embeddings),
-        EncoderInfo(
-            fingerprint=pool.encoder,
-            name=dataset.companions.encoder if dataset.companions else None,
-        ),
+        of(queries, vectors),
+        of(pool.examples, pool.embeddings),
+        EncoderInfo.of(pool),
         about,
     )
 
