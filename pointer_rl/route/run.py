@@ -57,7 +57,9 @@ SEARCH = PluginRef("first-success", {"answers": True})
 right and one wrong."""
 BEAM_QUERIES = 100
 """Most queries for beams, which are dear: a policy starts from them, and does not end there."""
+LEAST_BEAM_QUERIES = 4
 SUB_POOL = 20
+"""Rows that are tried for each of them."""
 SFT_TRAINING = TrainConfig(
     rce_epochs=10,
     grpo_epochs=0,
@@ -189,7 +191,7 @@ class Route:
         for each, shots in ((training, self._run.shots), (testing, max(self._test_shots))):
             each.check_answers(each.queries)
             AllowedRows(each.dataset.pool).check(each.queries, shots)
-        least = 3 * max(self._most_per_beam, ROUNDS * self._most_per_query)
+        least = 3 * max(LEAST_BEAM_QUERIES * self._most_per_beam, ROUNDS * self._most_per_query)
         if self._run.max_calls < least:
             raise InputError(
                 f"--max-calls {self._run.max_calls}: too few to learn from; allow {least:,}"
