@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -42,7 +41,7 @@ from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.session.similarity import similarity_spaces
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.online import OnlineConfig, OnlineRun, run_online
-from pointer_rl.train.run import Output, TrainResult, TrainRun, run_training
+from pointer_rl.train.run import Output, TrainRun, run_training
 from pointer_rl.types import BackendError
 from pointer_rl.validate import ValidationConfig, validate_file
 from pointer_rl.validate.report import FORMATS
@@ -116,7 +115,7 @@ class RouteRun:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the run, as plain JSON; neither where it runs nor where files lie."""
+        """What decides the run, as plain JSON: not where it runs, nor where it keeps things."""
         decided = asdict(self)
         for name in ("output_dir", "executor", "overwrite", "accept_changed"):
             del decided[name]
@@ -144,11 +143,11 @@ class Stage:
     name: str
     output: Path
     """What it writes."""
-    queries: int | None
-    calls: int | None
-    """Trials at most; None: it asks nothing."""
-    note: str
     run: Callable[[Observer], Result]
+    queries: int | None = None
+    calls: int | None = None
+    """Trials at most, if that is known."""
+    note: str = ""
 
 
 class Route:
@@ -208,7 +207,10 @@ class Route:
         if self._run.overwrite:
             for each in outputs:
                 partial_path(each).unlink(missing_ok=True)
-                shutil.rmtree(each) if each.is_dir() else each.unlink(missing_ok=True)
+                if each.is_dir():
+                    Output(folder=each, overwrite=True).prepare()
+                else:
+                    each.unlink(missing_ok=True)
             self._path.unlink(missing_ok=True)
         if self._path.exists():
             return
@@ -295,42 +297,43 @@ class Route:
         half = (run.max_calls - beam_calls) // 2
         generate_calls = min(half, number * most)
         tested = min(run.test_limit, len(self.testing.dataset.queries))
-        stages = []
-        if beam_queries:
-            stages += [
-                Stage(
-                    *(
-                        "beams",
-                        folder / BEAMS,
-                        beam_queries,
-                        beam_calls,
-                        "InfoScore of single rows",
-                    ),
-                    lambda observer: self._beams(beam_queries, observer),
-                ),
-                Stage("sft", folder / SFT, beam_queries, None, "a first policy", self._sft),
-            ]
+        first = [
+            Stage(
+                "beams",
+                folder / BEAMS,
+                lambda observer: self._beams(beam_queries, observer),
+                queries=beam_queries,
+                calls=beam_calls,
+                note="InfoScore of single rows",
+            ),
+            Stage("sft", folder / SFT, self._sft, queries=beam_queries, note="a first policy"),
+        ]
         return [
-            *stages,
+            *(first if beam_queries else ()),
             Stage(
-                *(
-                    "generate",
-                    folder / DATA,
-                    number,
-                    generate_calls,
-                    "as many queries as they suffice for",
-                ),
+                "generate",
+                folder / DATA,
                 lambda observer: self._generate(generate_calls, observer),
+                queries=number,
+                calls=generate_calls,
+                note="as many queries as they suffice for",
             ),
-            Stage("validate", folder / DATA, None, None, "", self._validate),
-            Stage("train", folder / OFFLINE, None, None, "from these trials", self._offline),
+            Stage("validate", folder / DATA, self._validate),
+            Stage("train", folder / OFFLINE, self._offline, note="from these trials"),
             Stage(
-                *("train --online", folder / ONLINE, number, None),
-                *(f"the rest of {run.max_calls:,} calls, {half:,} or more", self._online),
+                "train --online",
+                folder / ONLINE,
+                self._online,
+                queries=number,
+                note=f"the rest of {run.max_calls:,} calls, {half:,} or more",
             ),
             Stage(
-                *("evaluate", folder / EVALUATION, tested, tested * self._calls_per_test_query),
-                *("not part of --max-calls", self._evaluate),
+                "evaluate",
+                folder / EVALUATION,
+                self._evaluate,
+                queries=tested,
+                calls=tested * self._calls_per_test_query,
+                note="not part of --max-calls",
             ),
         ]
 
@@ -454,18 +457,15 @@ class Route:
             ),
             observer,
         )
-        return _trained(trained)
+        return Result(trained.sentences())
 
     def _output(self, name: str) -> Output:
         return Output(folder=self._folder / name, accept_changed=self._run.accept_changed)
 
     def _online(self, observer: Observer) -> Result:
         run = self._run
-        spent = sum(
-            _trials_in(self._folder / name)
-            for name in (BEAMS, DATA)
-            if name == DATA or not self.without_sft
-        )
+        asked = [DATA] if self.without_sft else [BEAMS, DATA]
+        spent = sum(_trials_in(self._folder / name) for name in asked)
         trained = run_online(
             OnlineRun(
                 session=self._train,
@@ -480,7 +480,7 @@ class Route:
             ),
             observer,
         )
-        return _trained(trained)
+        return Result(trained.sentences())
 
     def _evaluate(self, observer: Observer) -> Result:
         run, path = self._run, self._folder / EVALUATION
@@ -571,10 +571,6 @@ def open_route(run: RouteRun, observer: Observer = Observer()) -> Iterator[Route
     """
     with locked(run.output_dir / SETTINGS):
         yield Route(run, observer)
-
-
-def _trained(result: TrainResult) -> Result:
-    return Result(result.sentences())
 
 
 def _trials_in(path: Path) -> int:
