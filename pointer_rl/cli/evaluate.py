@@ -34,7 +34,7 @@ _CONFIG = ("shots", "primary", "oracle_random", "oracle_retrieval", "limit", "se
 _SHOTS = re.compile(r"(\d+)(?:(?:\.\.|-)(\d+))?")
 
 
-def _shots(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+def read_shots(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
     """`2,1,4` and `1..4`; 0, which is asked anyway, is left out."""
     found: dict[int, None] = {}
     for part in value.split(","):
@@ -97,7 +97,7 @@ def _policies(
     "--shots",
     default="2",
     show_default=True,
-    callback=_shots,
+    callback=read_shots,
     metavar="N,…",
     help="Numbers of demonstrations, as 2,1,4 or 1..4. The verdict is at those that the primary "
     "policy's bundle was trained at, else at the first.",

@@ -34,12 +34,15 @@ TOPICS = {
         *("shots", "any-length", "num-beams", "num-retrieval", "temps", "num-samples-per-temp"),
         *("num-random", "generator", "dedup", "beam-size", "sampler", "sub-pool"),
     ),
-    "Comparison": ("arm", "primary", "oracle-random", "oracle-retrieval"),
+    "Comparison": (
+        *("arm", "primary", "oracle-random", "oracle-retrieval"),
+        *("test-opt", "test-limit", "test-shots"),
+    ),
     "Selector": ("selector", "layers", "heads", "hidden-dim", "history", "own-pools"),
     "Learning": (
         *("recipe", "epochs", "rce-epochs", "grpo-epochs", "lr", "rce-lr", "grpo-lr", "batch-size"),
         *("temperature", "contrast", "kl-beta", "clip", "advantage", "grpo-on", "reward-mode"),
-        *("reward", "demonstration-price", "held-out"),
+        *("reward", "demonstration-price", "held-out", "sft"),
     ),
     "Asking while learning": ("online", "rounds", "pointers"),
     "Output": ("output-path", "output-dir", "plot", "record", "tensorboard", "overwrite"),

@@ -29,6 +29,7 @@ from pointer_rl.cli.merge import merge
 from pointer_rl.cli.output import LineFormatter, echo
 from pointer_rl.cli.plugins import plugins
 from pointer_rl.cli.rescore import rescore
+from pointer_rl.cli.run import run
 from pointer_rl.cli.schema import schema
 from pointer_rl.cli.select import select
 from pointer_rl.cli.show import show
@@ -180,7 +181,7 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(generate, validate, show, rescore, merge, convert, beams, sft, train, evaluate),
+    *(run, generate, validate, show, rescore, merge, convert, beams, sft, train, evaluate),
     *(select, answer, embed, cache, schema, plugins, doctor, config),
 )
 for command in _COMMANDS:

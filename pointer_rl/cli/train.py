@@ -360,7 +360,7 @@ def _train_on_data(given: dict[str, Any], config: TrainConfig, supervised: bool)
             for name in ("shots", "img_emb", "query_emb", "cand_emb", "sft_ckpt", "device")
         },
     )
-    with Progress(_epoch_text) as progress, resumable(progress, lambda: _kept(given)):
+    with Progress(epoch_text) as progress, resumable(progress, lambda: _kept(given)):
         result = run_training(run, progress)
     _tell(result)
 
@@ -391,7 +391,7 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
         sft_ckpt=given["sft_ckpt"],
     )
 
-    with Progress(_epoch_text) as progress, resumable(progress, lambda: _kept(given)):
+    with Progress(epoch_text) as progress, resumable(progress, lambda: _kept(given)):
         result = run_online(run, progress)
     _tell(result)
 
@@ -419,7 +419,7 @@ def _tell(result: TrainResult) -> None:
     echo(str(finished) if result.unchanged else f"wrote {result.folder}")
 
 
-def _epoch_text(line: Mapping[str, Any]) -> str:
+def epoch_text(line: Mapping[str, Any]) -> str:
     """A line for people; metrics.jsonl has every number."""
     shown = ("rce", "cross_entropy", "contrast", "ppo", "kl", "entropy", "clipped")
     numbers = [f"{name.replace('_', '-')} {line[name]:.3f}" for name in shown if name in line]

@@ -381,16 +381,7 @@ def _training(
             return pool
         options = {**dataset.options, **config.train_options}
         loaded: Dataset = replace(dataset, options=options).configure("dataset").create()
-        if not loaded.queries:
-            raise InputError("--train-opt: with these options the dataset has no queries")
-        evaluated = {query.id for query in queries}
-        both = [each.id for each in loaded.queries if each.id in evaluated]
-        if both:
-            raise InputError(
-                f"--train-opt: {len(both):,} of these queries are evaluated (such as {both[0]}): "
-                "arms may learn from others only"
-            )
-        _check_apart(loaded.queries, queries, "--train-opt")
+        check_training_queries(loaded.queries, queries, "--train-opt")
         return loaded.queries
 
     def embed(examples: Sequence[Example]) -> Tensor:
@@ -406,6 +397,25 @@ def _training(
         return vectors
 
     return Training(load=load, pool=pool, metric=session.metric, embed=embed, judge=judge)
+
+
+def check_training_queries(
+    learned: Sequence[Example], evaluated: Sequence[Example], option: str
+) -> None:
+    """Raise InputError if there are no queries to learn from, or if one or its image is evaluated.
+
+    option: the option that decides these queries, for messages.
+    """
+    if not learned:
+        raise InputError(f"{option}: with these options the dataset has no queries")
+    ids = {query.id for query in evaluated}
+    both = [each.id for each in learned if each.id in ids]
+    if both:
+        raise InputError(
+            f"{option}: {len(both):,} queries to learn from are evaluated (such as {both[0]}): "
+            "arms may learn from others only"
+        )
+    _check_apart(learned, evaluated, option)
 
 
 def _check_apart(learned: Sequence[Example], queries: Sequence[Example], where: str) -> None:

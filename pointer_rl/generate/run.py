@@ -27,7 +27,7 @@ from pointer_rl.session.observer import Observer
 from pointer_rl.session.proposing import Dedup
 from pointer_rl.session.resolve import NoPolicy, describe_policy, selector_entries
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
-from pointer_rl.session.windows import Budget, complete
+from pointer_rl.session.windows import Budget, affordable, complete
 from pointer_rl.types import Example, Pool
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,9 @@ class GenerateRun:
     """Only this part of the queries."""
     max_calls: int | None = None
     """Trials that the backend may be asked at most; see `Budget`. Cached ones are free."""
+    trials: int | None = None
+    """Trials that the file may have, cached ones included: it ends with the last query that they
+    suffice for. (`max_calls` ends a run, which is then continued.)"""
     max_seconds: float | None = None
     """No window is started after so many seconds."""
     executor: PluginRef = PluginRef("in-process")
@@ -192,7 +195,15 @@ def _generate(run: GenerateRun, observer: Observer) -> Summary:
     with Journal(
         run.output_path, meta, ids, overwrite=run.overwrite, accept=run.accept_changed
     ) as journal:
-        done = complete(summary, job, meta["window"], executor, job.session, journal, budget)
+        waves = None
+        if run.trials is not None:
+            if run.trials < job.most_trials:
+                raise InputError(
+                    f"{run.trials:,} trials do not suffice for a query, which may take "
+                    f"{job.most_trials:,}"
+                )
+            waves = affordable(journal, run.trials, job.most_trials)
+        done = complete(summary, job, meta["window"], executor, job.session, journal, budget, waves)
         deque(done, maxlen=0)
     summary.used, summary.cost = backend.used, backend.cost
     return summary

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pointer_rl.datasets.embeddings import digest_vectors
 from pointer_rl.datasets.identity import ExampleHasher, digest_ids
+from pointer_rl.datasets.parts import Part
 from pointer_rl.devices import default_window
 from pointer_rl.errors import InputError
 from pointer_rl.records.provenance import (
@@ -72,6 +73,8 @@ class SessionOptions:
     """Embeddings of the pool, with the same default."""
     encoder: PluginRef | None = None
     """What embeds; by default the encoder of a bundle that is used, or the dataset's companion."""
+    part: Part | None = None
+    """Only this side of the dataset, cut in two by image."""
     limit: int | None = None
     """Only the first so many queries."""
     device: str | None = None
@@ -115,6 +118,8 @@ class Session:
             options.encoder.configure("encoder")
         self.dataset: Dataset = self.dataset_plugin.create()
         _check_ids(self.dataset)
+        if options.part is not None:
+            self.dataset = options.part.of(self.dataset, observer.say)
         limit, queries = options.limit, self.dataset.queries
         self.queries: Sequence[Example] = queries if limit is None else queries[:limit]
         self.metric: Metric = self._metric_plugin.create()
@@ -302,6 +307,7 @@ class Session:
         return {
             **self.dataset_plugin.describe(),
             **({} if title == self.dataset_plugin.entry.name else {"title": title}),
+            **({"part": asdict(self.options.part)} if self.options.part else {}),
             "num_queries": len(queries),
             "pool_size": len(self.dataset.pool),
             "pool_sha256": digest_ids(each.id for each in self.dataset.pool),

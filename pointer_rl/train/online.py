@@ -34,7 +34,7 @@ from pointer_rl.session.journal import Journal, earlier_meta
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.resolve import describe_policy, selector_entries
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
-from pointer_rl.session.windows import run_windows
+from pointer_rl.session.windows import affordable, run_windows
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
 from pointer_rl.train.run import (
@@ -346,17 +346,11 @@ def _ask_round(
     path.parent.mkdir(parents=True, exist_ok=True)
     ids = [query.id for query in job.queries]
     with Journal(path, meta, ids, accept=accept_changed) as journal:
-        asked: list[Mapping[str, Any]] = []
-        wave = range(min(calls // most, len(job.queries)))
-        while wave:
+        for wave in affordable(journal, calls, most):
             deque(
                 run_windows(job, session.window, executor, session, journal, queries=wave), maxlen=0
             )
-            which = np.isin(np.arange(len(job.queries)), wave)
-            for record in journal.records(which):
-                asked += record["pointer_candidates"]
-            more = (calls - len(asked)) // most
-            wave = range(wave.stop, min(wave.stop + more, len(job.queries)))
+        asked = [each for record in journal.records() for each in record["pointer_candidates"]]
         if all(map(has_failed, asked)):
             journal.remove()
             raise InputError(
