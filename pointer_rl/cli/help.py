@@ -24,6 +24,7 @@ PLUGINS = "Commands of plugins"
 TOPICS = {
     "Input": (
         *("dataset", "limit", "rl-data", "beam-data", "sft-ckpt", "policy", "train-opt"),
+        *("test", "test-limit"),
         *("encoder", "query-emb", "cand-emb", "img-emb", "question", "image", "queries", "split"),
     ),
     "Model": (
@@ -32,9 +33,9 @@ TOPICS = {
     ),
     "Proposals": (
         *("shots", "any-length", "num-beams", "num-retrieval", "temps", "num-samples-per-temp"),
-        *("num-random", "generator", "dedup", "beam-size", "sampler", "sub-pool"),
+        *("num-random", "generator", "dedup", "beam-size", "sampler", "sub-pool", "sft"),
     ),
-    "Comparison": ("arm", "primary", "oracle-random", "oracle-retrieval"),
+    "Comparison": ("arm", "primary", "test-shots", "oracle-random", "oracle-retrieval"),
     "Selector": ("selector", "layers", "heads", "hidden-dim", "history", "own-pools"),
     "Learning": (
         *("recipe", "epochs", "rce-epochs", "grpo-epochs", "lr", "rce-lr", "grpo-lr", "batch-size"),
