@@ -59,7 +59,9 @@ class GuideCommand(click.Command):
 
     def __init__(self, name: str | None, **options: Any) -> None:
         super().__init__(name, **options)
-        self.context_settings["token_normalize_func"] = lambda token: token.replace("_", "-")
+        self.context_settings.setdefault(
+            "token_normalize_func", lambda token: token.replace("_", "-")
+        )
         self.context_settings["show_default"] = True
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -24,6 +24,7 @@ PLUGINS = "Commands of plugins"
 TOPICS = {
     "Input": (
         *("dataset", "limit", "rl-data", "beam-data", "sft-ckpt", "policy", "train-opt"),
+        *("test", "test-limit"),
         *("encoder", "query-emb", "cand-emb", "img-emb", "question", "image", "queries", "split"),
     ),
     "Model": (
@@ -32,22 +33,17 @@ TOPICS = {
     ),
     "Proposals": (
         *("shots", "any-length", "num-beams", "num-retrieval", "temps", "num-samples-per-temp"),
-        *("num-random", "generator", "dedup", "beam-size", "sampler", "sub-pool"),
+        *("num-random", "generator", "dedup", "beam-size", "sampler", "sub-pool", "sft"),
     ),
-    "Comparison": (
-        *("arm", "primary", "oracle-random", "oracle-retrieval"),
-        *("test-opt", "test-limit", "test-shots"),
-    ),
+    "Comparison": ("arm", "primary", "test-shots", "oracle-random", "oracle-retrieval"),
     "Selector": ("selector", "layers", "heads", "hidden-dim", "history", "own-pools"),
     "Learning": (
         *("recipe", "epochs", "rce-epochs", "grpo-epochs", "lr", "rce-lr", "grpo-lr", "batch-size"),
         *("temperature", "contrast", "kl-beta", "clip", "advantage", "grpo-on", "reward-mode"),
-        *("reward", "demonstration-price", "held-out", "sft"),
+        *("reward", "demonstration-price", "held-out"),
     ),
     "Asking while learning": ("online", "rounds", "pointers"),
-    "Output": (
-        *("output-path", "output-dir", "plot", "record", "tensorboard", "json", "overwrite"),
-    ),
+    "Output": ("output-path", "output-dir", "plot", "record", "tensorboard", "overwrite"),
     "Running": (
         *("plan", "parity", "max-calls", "max-seconds", "seed", "seeds", "window", "shard"),
         *("executor", "resume", "accept-changed", "quiet", "verbose", "log-file"),

@@ -8,7 +8,7 @@ from pointer_rl.cli.common import GuideCommand
 from pointer_rl.cli.output import echo_block
 
 
-@click.command(cls=GuideCommand)
+@click.command(cls=GuideCommand, context_settings={"token_normalize_func": None})
 @click.option(
     "--name",
     type=click.Choice(["pointer_candidates", "beams"]),

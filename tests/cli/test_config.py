@@ -54,6 +54,7 @@ def test_a_file_gives_options_and_its_paths_are_relative_to_it(cli, config, worl
     assert done.exit_code == 0, done.output
     found = meta(folder / "rl.json")
     assert found["dataset"]["name"] == "jsonl"
+    assert found["dataset"]["title"] == "data"  # as messages call it
     assert found["dataset"]["num_queries"] == 4
     random = next(each for each in found["generators"] if each["name"] == "random")
     assert random["options"]["num"] == 3

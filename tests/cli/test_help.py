@@ -56,7 +56,7 @@ def test_help_fits_80_columns_and_shows_every_default(cli, names):
         assert said, f"{option.name} has no help"
         if option.is_flag or option.multiple or isinstance(option.type, click.Path):
             continue
-        if option.name in {"max_calls", "question", "fingerprint", "older_than"}:
+        if option.name in {"max_calls", "question", "fingerprint", "older_than", "gen_method"}:
             continue  # no limit, no question
         assert "default" in said or "[required]" in said or " if " in said, (option.name, said)
 
