@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -20,8 +19,9 @@ from pointer_rl.cli.doctor import doctor
 from pointer_rl.cli.embed import embed
 from pointer_rl.cli.evaluate import evaluate
 from pointer_rl.cli.generate import generate
+from pointer_rl.cli.logs import log_options, start_logging
 from pointer_rl.cli.merge import merge
-from pointer_rl.cli.output import LineFormatter, echo
+from pointer_rl.cli.output import echo, record
 from pointer_rl.cli.plugins import plugins
 from pointer_rl.cli.rescore import rescore
 from pointer_rl.cli.schema import schema
@@ -63,6 +63,7 @@ class RootGroup(click.Group):
             return super().invoke(ctx)
         except click.ClickException as error:
             error.message = printable_lines(error.message)  # type: ignore[misc]  # quotes arguments
+            record(f"error: {error.message}")
             raise
         except SystemExit as error:
             if self.commands.get(ctx.invoked_subcommand or "") not in _COMMANDS:
@@ -71,8 +72,7 @@ class RootGroup(click.Group):
 
     def main(self, *args: Any, **options: Any) -> Any:
         try:
-            if logging.lastResort is not None:
-                logging.lastResort.setFormatter(LineFormatter())
+            start_logging()
             return super().main(*args, **options)
         except KeyboardInterrupt:  # before click takes care of it, or after
             _end("interrupted", 130)
@@ -141,7 +141,7 @@ def _plugin_option(*, hidden: bool) -> click.Option:
 @click.group(
     cls=RootGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    params=[_plugin_option(hidden=False)],
+    params=[_plugin_option(hidden=False), *log_options(hidden=False)],
 )
 @click.version_option(package_name="pointer-rl")
 def cli() -> None:
@@ -157,7 +157,7 @@ _COMMANDS = (
     *(embed, cache, schema, plugins, doctor),
 )
 for command in _COMMANDS:
-    command.params.append(_plugin_option(hidden=True))
+    command.params += [_plugin_option(hidden=True), *log_options(hidden=True)]
     cli.add_command(command)
 
 

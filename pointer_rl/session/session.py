@@ -96,13 +96,14 @@ class Session:
         self.dataset_plugin = options.dataset.configure("dataset")
         self._prompt_plugin = options.prompt.configure("prompt")
         self._metric_plugin = options.metric.configure("metric")
-        self.dataset: Dataset = self.dataset_plugin.create()
+        with observer.activity(f"opening the dataset {options.dataset.name}"):
+            self.dataset: Dataset = self.dataset_plugin.create()
         _check_ids(self.dataset)
         limit, queries = options.limit, self.dataset.queries
         self.queries: Sequence[Example] = queries if limit is None else queries[:limit]
         self.metric: Metric = self._metric_plugin.create()
         self._not_compared: list[str] = []
-        self.hasher = ExampleHasher(observer.say)
+        self.hasher = ExampleHasher(observer.say, observer.activity)
         self._window = window_of(earlier) if "window" in earlier else None
         self._backend = self._complete_backend()
         self._backend_plugin = self._backend.configure("backend")
@@ -147,13 +148,14 @@ class Session:
 
     def embeddings(self, queries: Sequence[Example]) -> tuple[Tensor, Pool]:
         """Embeddings [N, d] of some of the dataset's queries, and the pool with its own [K, d]."""
-        vectors, pool, self._not_compared = dataset_embeddings(
-            self.dataset,
-            self.hasher,
-            queries,
-            self.options.query_emb,
-            self.options.cand_emb,
-        )
+        with self.observer.activity("loading the embeddings"):
+            vectors, pool, self._not_compared = dataset_embeddings(
+                self.dataset,
+                self.hasher,
+                queries,
+                self.options.query_emb,
+                self.options.cand_emb,
+            )
         return vectors, pool
 
     def encoded(self, queries: Sequence[Example], encoder: PluginRef) -> tuple[Tensor, Pool]:
@@ -163,7 +165,8 @@ class Session:
         if self.options.device is not None and entry.has_option("device"):
             options.setdefault("device", self.options.device)
         configured = registry().configure("encoder", encoder.name, options)
-        return encoder_embeddings(self.dataset, self.hasher, queries, configured)
+        with self.observer.activity("loading the embeddings"):
+            return encoder_embeddings(self.dataset, self.hasher, queries, configured)
 
     def policy(self, checkpoint: Path | None, pool: Pool, seed: int) -> SelectorPolicy | NoPolicy:
         """The selector of a checkpoint; for a dataset with companions, a seeded untrained one."""
@@ -181,7 +184,8 @@ class Session:
         """The backend behind the response cache, loaded when first asked for."""
         cache = self.cache  # first: a folder that cannot be written is found before a model loads
         options = {**self._backend.options, **self.chosen}
-        made: VQABackend = replace(self._backend, options=options).configure("backend").create()
+        with self.observer.activity(f"loading {self._backend.name}"):
+            made: VQABackend = replace(self._backend, options=options).configure("backend").create()
         self.chosen |= getattr(made, "chosen", {})
         return CachedBackend(made, cache)
 

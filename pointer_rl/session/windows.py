@@ -100,6 +100,10 @@ class Budget:
                 self._reserved[window] = needed
             yield window
 
+    def left(self) -> int | None:
+        """The most trials that may still be put to the backend; None: any number."""
+        return None if self._max_calls is None else max(0, self._max_calls - self._calls())
+
     def check(self, window: Window) -> None:
         """Raise InputError if a window would not be admitted even as the first."""
         if self._max_calls is not None:
@@ -184,7 +188,12 @@ def complete(
 
     Every record, old and new, is added to the summary. Yields after each window.
     """
-    session.observer.start(len(journal.ids), len(journal))
+    session.observer.start(
+        len(journal.ids),
+        len(journal),
+        asked=lambda: session.backend.asked,
+        left=budget.left,
+    )
     counted = np.zeros(len(journal.ids), dtype=bool)
     for records in run_windows(job, size, executor, session, journal, budget=budget):
         for record in records.values():
