@@ -24,16 +24,15 @@ _loggers: list[logging.Logger] = []
 
 
 def start_logging() -> None:
-    """Print warnings on standard error; forget the options of a command before."""
+    """Print warnings, each in one line; forget the options of a command before."""
     while _handlers:
         handler = _handlers.pop()
         logging.getLogger().removeHandler(handler)
         handler.close()
     while _loggers:
         _loggers.pop().setLevel(logging.NOTSET)
-    handler = StderrHandler(logging.WARNING)
-    handler.setFormatter(LineFormatter())
-    _add(handler)
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(LineFormatter())
 
 
 def _add(handler: logging.Handler) -> None:
@@ -45,6 +44,11 @@ def _log_all() -> None:
     """Let our loggers, and those of installed plugins, log everything."""
     from pointer_rl.registry import GROUP
 
+    if _loggers:
+        return
+    printing = StderrHandler(logging.WARNING)  # once there is a handler, there is no last resort
+    printing.setFormatter(LineFormatter())
+    _add(printing)
     plugins = {each.module.partition(".")[0] for each in entry_points(group=GROUP)}
     for name in {"pointer_rl", *plugins}:
         logger = logging.getLogger(name)
@@ -67,9 +71,9 @@ def _on_quiet(_ctx: click.Context, _option: click.Parameter, wanted: bool) -> No
 
 def _on_verbose(_ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
     if wanted:
+        _log_all()
         _handlers[0].setLevel(logging.DEBUG)
         _handlers[0].setFormatter(LineFormatter(_SHORT))
-        _log_all()
 
 
 def _on_log_file(_ctx: click.Context, _option: click.Parameter, path: Path | None) -> None:
@@ -82,8 +86,8 @@ def _on_log_file(_ctx: click.Context, _option: click.Parameter, path: Path | Non
     except (OSError, ValueError) as error:
         raise cannot_be_written(path, error) from error
     handler.setFormatter(LineFormatter(_FULL))
-    _add(handler)
     _log_all()
+    _add(handler)
     begins = "pointer-rl %s, process %d"
     logging.getLogger(__name__).debug(begins, version("pointer-rl"), os.getpid())
 

@@ -63,7 +63,7 @@ class RootGroup(click.Group):
             return super().invoke(ctx)
         except click.ClickException as error:
             error.message = printable_lines(error.message)  # type: ignore[misc]  # quotes arguments
-            record(f"error: {error.message}")
+            record(f"error: {error.format_message()}")
             raise
         except SystemExit as error:
             if self.commands.get(ctx.invoked_subcommand or "") not in _COMMANDS:

@@ -66,6 +66,7 @@ class Progress(Observer):
         self._all = [0, 0]
         self._failed = 0
         self._training = ""
+        self._announced = True
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._live: Live | None = None
@@ -133,10 +134,12 @@ class Progress(Observer):
         self._correct.clear()
         self._judged.clear()
         self._all, self._failed = [0, 0], 0
-        if total is None or done < total:
-            self._say_progress(self._line())
+        self._announced = total is not None and done >= total  # then there is nothing to do
 
     def window(self, queries: int, trials: int, more: int = 0) -> None:
+        if not self._announced:  # nothing has failed so far
+            self._announced = True
+            self._say_progress(self._line())
         if self._estimate is not None:
             self._estimate.window(queries, trials, more)
 
