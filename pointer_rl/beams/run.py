@@ -43,8 +43,6 @@ class BeamConfig:
     """How the sub-pool of a query is drawn."""
     sub_pool: int = 64
     """Demonstrations tried for each query."""
-    encoder: PluginRef | None = None
-    """Encoder of the samplers that compare; by default the dataset's companion."""
     seed: int = 0
     """Seed of random sub-pools."""
 
@@ -256,7 +254,7 @@ def _run_beams(run: BeamRun, observer: Observer) -> BeamSummary:
         raise InputError(f"dataset {session.dataset.name}: no query has annotators' answers")
     allowed = AllowedRows(session.dataset.pool)
     allowed.check(queries, config.shots)
-    space = sampler_space(session, queries, config.sampler, config.encoder)
+    space = sampler_space(session, queries, config.sampler)
     job = BeamJob(
         session=session,
         sub_pools=SubPools(allowed, config.sub_pool, config.seed, space),
@@ -270,8 +268,7 @@ def _run_beams(run: BeamRun, observer: Observer) -> BeamSummary:
     )
     budget.check(next(windows_of(range(len(queries)), size)))
     embedded = None if space is None else (space.queries, space.pool)
-    encoder = [] if config.encoder is None else [config.encoder.configure("encoder").entry]
-    described = session.describe(queries, *encoder, embedded=embedded)
+    described = session.describe(queries, embedded=embedded)
     meta = {
         "schema_version": pointer_rl_schemas.version("beams"),
         # No answer is generated or judged here.

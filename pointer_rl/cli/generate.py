@@ -27,6 +27,7 @@ from pointer_rl.cli.common import (
     with_options,
 )
 from pointer_rl.cli.output import echo, echo_block
+from pointer_rl.cli.params import KeyValue, PluginName
 
 if TYPE_CHECKING:
     from pointer_rl.cli.progress import Progress
@@ -103,10 +104,18 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
 )
 @number_option("--num-random", 1, minimum=0, help="Uniformly drawn pointers for each query.")
 @click.option(
-    "--generator", "more", multiple=True, metavar="NAME", help="A further candidate generator."
+    "--generator",
+    "more",
+    multiple=True,
+    type=PluginName("generator"),
+    metavar="NAME",
+    help="A further candidate generator (repeatable).",
 )
 @click.option(
-    "--generator-opt", multiple=True, metavar="NAME.KEY=VALUE", help="Options of any generator."
+    "--generator-opt",
+    multiple=True,
+    type=KeyValue("generator"),
+    help="Options of any generator.",
 )
 @click.option(
     "--dedup",
@@ -116,7 +125,7 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
     help="Whether the same rows in another order are another candidate.",
 )
 @with_options([SCORE_ANSWERS])
-@seed_option("Random seed.")
+@seed_option()
 @number_option(
     "--window",
     help="Queries asked together: more have more in common, fewer are lost by a kill  [default: "
@@ -124,16 +133,20 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
 )
 @number_option(
     "--max-calls",
-    metavar="N",
-    help="Ask the VLM at most N trials: a window of queries that could take more is not started.",
+    help="Ask the VLM at most N trials: a window of queries that could take more is not started  "
+    "[default: no limit].",
 )
 @click.option(
     "--max-seconds",
     type=FiniteRange(min=0, min_open=True),
-    help="Stop at the end of the queries that are under way then.",
+    metavar="SECONDS",
+    help="Stop at the end of the queries that are under way then  [default: no limit].",
 )
 @click.option(
-    "--shard", callback=_shard, metavar="I/N", help="Only the I-th of N parts (see `merge`)."
+    "--shard",
+    callback=_shard,
+    metavar="I/N",
+    help="Only the I-th of N parts (see `merge`)  [default: all].",
 )
 @click.option("--plan", is_flag=True, help="Say what the run would cost, and stop.")
 @with_options([*EXECUTOR_OPTIONS, RESUME, ACCEPT_CHANGED])

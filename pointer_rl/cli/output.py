@@ -6,6 +6,11 @@ What is printed also goes to the log file, if there is one (`cli/logs.py`).
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+import sys
+import textwrap
+from typing import Any
 
 import click
 
@@ -50,6 +55,36 @@ def is_quiet() -> bool:
     """Whether `--quiet` was given."""
     context = click.get_current_context(silent=True)
     return context is not None and _QUIET in context.meta
+
+
+def on_terminal() -> bool:
+    """Whether standard output is a terminal."""
+    return sys.stdout.isatty()
+
+
+def echo_wrapped(text: object, *, indent: int = 0, hanging: int = 0, **style: Any) -> None:
+    """Print a paragraph, wrapped to 80 columns or to the terminal's width, up to 100.
+
+    indent, hanging: columns before the first line, and before the others. `style` is that of
+    `click.style`; it is used on a terminal only, and not if NO_COLOR is set. Words are not broken.
+    """
+    width = min(shutil.get_terminal_size().columns, 100) if on_terminal() else 80
+    lines = textwrap.wrap(
+        printable(text),
+        width,
+        initial_indent=" " * indent,
+        subsequent_indent=" " * hanging,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    for line in lines:
+        styled = click.style(line, **style) if style else line
+        click.echo(styled, color=False if os.environ.get("NO_COLOR") else None)
+
+
+def echo_escapes(codes: str) -> None:
+    """Print escape codes of our own, such as those of an image. They must hold no foreign text."""
+    click.echo(codes)
 
 
 class LineFormatter(logging.Formatter):

@@ -41,7 +41,8 @@ Activity = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int]
 
 
 @contextlib.contextmanager
-def _unseen(what: str, total: int) -> Iterator[Callable[[int], object]]:
+def unseen(what: str, total: int) -> Iterator[Callable[[int], object]]:
+    """For nobody to see."""
     yield lambda steps: None
 
 
@@ -68,7 +69,7 @@ def digest_hashes(hashes: Iterable[bytes]) -> str:
 class ExampleHasher:
     """Hashes examples; the same sequence only once."""
 
-    def __init__(self, say: Say = lambda sentence: None, activity: Activity = _unseen) -> None:
+    def __init__(self, say: Say = lambda sentence: None, activity: Activity = unseen) -> None:
         self._say = say
         self._activity = activity
         self._done: dict[int, tuple[Sequence[Example], Contents]] = {}
@@ -127,7 +128,7 @@ def digest_ids(ids: Iterable[object]) -> str:
 # --- images -------------------------------------------------------------------------------------
 
 
-def hash_images(images: Iterable[ImageRef], activity: Activity = _unseen) -> None:
+def hash_images(images: Iterable[ImageRef], activity: Activity = unseen) -> None:
     """Give images that lie in files their keys; those that cannot be read get none."""
     by_place: dict[str, list[EncodedImage]] = {}
     for image in {id(each): each for each in images}.values():  # examples share images

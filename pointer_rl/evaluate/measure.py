@@ -63,9 +63,12 @@ class Asked:
     accuracies: dict[tuple[int, Pointer], float] = field(default_factory=dict)
     failed: int = 0
     first_failure: str | None = None
+    records: list[Mapping[str, Any]] = field(default_factory=list)
+    """The queries' records, with a candidate for each pointer that was asked."""
 
     def add(self, query: int, record: Mapping[str, Any]) -> None:
         """Take in the record of a query."""
+        self.records.append(record)
         for candidate in record["pointer_candidates"]:
             accuracy = math.nan
             if has_failed(candidate):

@@ -110,7 +110,7 @@ class Plan:
             said.append(f"{round(self.unaskable * self.scale):,} candidates cannot be asked")
         if self.seconds is not None:
             rate = self.to_ask / self.seconds
-            left = _duration(self.seconds * self.scale)
+            left = format_duration(self.seconds * self.scale)
             said.append(f"about {left}: {rate:,.1f} trials/s, measured on {self.measured:,}")
         elif self.measured:
             said.append(f"no time: none of {self.measured:,} trials was answered")
@@ -194,7 +194,8 @@ def _sum(numbers: list[int | None]) -> int | None:
     return sum(known) if known and len(known) == len(numbers) else None
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """`90 s`, `12 min`, `3.5 h`."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from pointer_rl.datasets.leakage import AllowedRows
-from pointer_rl.errors import PluginError
+from pointer_rl.errors import InputError, PluginError
 from pointer_rl.records.records import describe_shots, to_record
 from pointer_rl.session.judge import Judge, Trial
 from pointer_rl.session.observer import Observer
@@ -115,6 +115,16 @@ class CandidateJob:
     def described_shots(self) -> dict[str, int]:
         """For `_meta`."""
         return describe_shots(self.shots, len(self.lengths) > 1)
+
+    @property
+    def most_trials(self) -> int:
+        """The most trials of a query. Raises InputError for a generator that is not a search."""
+        most = 0
+        for name, each in self._generators.items():
+            if not isinstance(each, SearchGenerator):
+                raise InputError(f"generator {name}: no search: it has no budget")
+            most += each.budget
+        return most
 
     @property
     def _shorter(self) -> bool:

@@ -354,3 +354,6 @@ def test_the_glyph_model_rates_relevant_demonstrations_best(cli, world):
             assert relevant & set(record["beams"][0]["pointer"])
             assert record["beams"][0]["score"] > 1
     assert checked
+    # Training embeds as the encoder would, not as the sampler compares.
+    inputs = content(world.output)[0]["inputs"]
+    assert inputs["encoder_plugin"] == {"name": "glyphs", "options": {}}

@@ -192,7 +192,7 @@ class TestRefusals:
             *("generate", "--backend", "copy", "--dataset", "jsonl"),
             *("--dataset-opt", f"path={world.data}", "--output-path", str(world.output)),
         )
-        refused(result, "needs --query-emb and --cand-emb", backends)
+        refused(result, "give --encoder NAME, such as clip, or --query-emb", backends)
 
     def test_a_selector_is_asked_for(self, world, backends):
         refused(world.generate(selector=True), "give --sft-ckpt", backends)

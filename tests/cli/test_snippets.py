@@ -43,6 +43,17 @@ GIVEN = {
     "evaluate": {"runs/sft": "policy", "runs/rl": "policy"},
     "flamingo": OPEN_FLAMINGO,
     "gpus": QWEN,
+    "look-at-trials": {"rl.json": "rl.json"},
+    "guide": {
+        **QWEN,
+        **PICTURES,
+        "results/okvqa/model_cpk/v2/xxx.ckpt": "selector.ckpt",
+        "results/okvqa/generated_data/beam_RandSampler.json": "okvqa_beams.json",
+        **{
+            f"results/okvqa/cache/{name}_embeddings.pt": "okvqa_embeddings.pt"
+            for name in ("query", "candidate", "img")
+        },
+    },
     "merge": {f"part{number}.jsonl": f"part{number}.jsonl" for number in (1, 2, 3)},
     "old-data": {
         "rl_data_k64.json": "k64.json",
@@ -73,6 +84,13 @@ GIVEN = {
 INSTALLS = "installs from an index"
 IN_VLLM = "needs vLLM, which has an environment of its own: tests/with_vllm"
 NOT_RUN: dict[str, dict[str, str]] = {
+    "run": {
+        "pointer-rl run --output-dir route --dataset jsonl --dataset-opt path=train.jsonl"
+        " --vqa-model qwen2.5_vl_3B --encoder clip"
+        " --encoder-opt model=openai/clip-vit-large-patch14": (
+            "the page's own folder is finished; tests/cli/test_run.py has such data"
+        ),
+    },
     "README": {
         "git clone … pointer-rl && cd pointer-rl": "the address is the reader's",
         "make demo # sets up .venv, and runs the whole loop on the embedded world": "minutes; make",
@@ -125,6 +143,11 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "the run: held-out expected reward 0.919 → 1.313 (round 4; 34 queries, where a random"
         " choice has 0.868)": "of another run, minutes long",
     },
+    "use-a-policy": {
+        "query 0: What is the filling of the figure?": (
+            "a terminal is shown it; test_answer.py has one"
+        ),
+    },
     "vllm": {
         "pip install 'pointer-rl[vllm]'": INSTALLS,
         "pointer-rl generate --backend vllm --backend-opt model=Qwen/Qwen2.5-VL-3B-Instruct"
@@ -165,7 +188,19 @@ SMALLER: dict[str, dict[str, str]] = {
         "--limit 16": "--limit 4",
         "train --beam": "train --rce-epochs 1 --grpo-epochs 1 --beam",
     },
+    "guide": {"epochs 25": "epochs 2"},
     "long-runs": {"--limit 600": "--limit 60", "--limit 256 --window 64": "--limit 40 --window 20"},
+    "run": {
+        "train_size=300": "train_size=40",
+        "--max-calls 2000": "--max-calls 480 --test-shots 2",
+        "--test-limit 100": "--test-limit 3",
+        "    2  mixed             100          100      35.0      +31.0"
+        "  +13.5 to +47.3  0.42 (0.20 to 0.64)": "…",
+        "    2  online            100  1,947 + 100      67.0      +63.0"
+        "  +49.1 to +74.4  0.86 (0.64 to 1.13)": "…",
+        "online, 2 shots: better than random by 63.0 points (99 % interval"
+        " 49.1 to 74.4; 100 queries). It does not beat: answer-match, offline": "…",
+    },
     "servers": {"--limit 50": "--limit 5"},
     "train": {
         "--limit 300": "--limit 60",
