@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -73,6 +71,7 @@ def embed(
     The other commands embed what they need by themselves (--encoder) and keep it in the cache
     folder. Run the same command again to resume an interrupted run.
     """
+    from pointer_rl.cli.progress import Progress
     from pointer_rl.datasets.embed import describe_encoder, embed_dataset
     from pointer_rl.datasets.identity import ExampleHasher
     from pointer_rl.files import check_writable
@@ -86,19 +85,21 @@ def embed(
     encoder_plugin = registry().configure(
         "encoder", encoder_name, parse_assignments(encoder_opt, "--encoder-opt")
     )
-    encoder = encoder_plugin.create()
     length = len(dataset.queries if split == "queries" else dataset.pool)
-    hasher = ExampleHasher(partial(echo, err=True))
-    with click.progressbar(length=length, label=f"embedding {split}", file=sys.stderr) as bar:
-        embeddings = embed_dataset(
-            dataset,
-            encoder,
-            output_path,
-            split=split,
-            hasher=hasher,
-            encoder_plugin=describe_encoder(encoder_plugin),
-            batch_size=batch_size,
-            on_batch=bar.update,
-        )
+    with Progress() as progress:
+        with progress.activity(f"loading {encoder_name}"):
+            encoder = encoder_plugin.create()
+        hasher = ExampleHasher(progress.say, progress.activity)
+        with progress.activity(f"embedding the {split}", length) as advance:
+            embeddings = embed_dataset(
+                dataset,
+                encoder,
+                output_path,
+                split=split,
+                hasher=hasher,
+                encoder_plugin=describe_encoder(encoder_plugin),
+                batch_size=batch_size,
+                on_batch=advance,
+            )
     rows, dimensions = embeddings.vectors.shape
     echo(f"{output_path}: {rows} rows of {dimensions} dimensions ({encoder.fingerprint})")

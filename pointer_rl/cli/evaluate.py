@@ -132,30 +132,32 @@ def evaluate(**given: Any) -> None:
     from pointer_rl.cli.progress import Progress
     from pointer_rl.cli.tables import format_table
     from pointer_rl.errors import InputError
-    from pointer_rl.evaluate.run import run_evaluation
-    from pointer_rl.report.files import ReportFiles
-    from pointer_rl.session.journal import AlreadyFinished, partial_path
-
-    files = ReportFiles(**{key: given[key] for key in ("output_path", "plot", "overwrite")})
-    run = _run(given)
 
     def kept() -> str:
         if run.output_path is None or not progress.done:
             return "nothing is written"
         return kept_in(run.output_path, progress)
 
-    try:
-        with Progress() as progress, resumable(progress, kept):
-            evaluation = run_evaluation(run, progress)
-    except AlreadyFinished as finished:
-        if files.plot is not None:
-            raise InputError(
-                f"{files.plot}: not drawn, since {run.output_path} was finished before: give "
-                "--overwrite, which asks only what the response cache lacks"
-            ) from finished
-        echo(finished.content["verdict"])
-        echo(str(finished))
-        return
+    with Progress() as progress:
+        from pointer_rl.evaluate.run import run_evaluation
+        from pointer_rl.report.files import ReportFiles
+        from pointer_rl.session.journal import AlreadyFinished, partial_path
+
+        files = ReportFiles(**{key: given[key] for key in ("output_path", "plot", "overwrite")})
+        run = _run(given)
+        try:
+            with resumable(progress, kept):
+                evaluation = run_evaluation(run, progress)
+        except AlreadyFinished as finished:
+            if files.plot is not None:
+                raise InputError(
+                    f"{files.plot}: not drawn, since {run.output_path} was finished before: give "
+                    "--overwrite, which asks only what the response cache lacks"
+                ) from finished
+            progress.stop()
+            echo(finished.content["verdict"])
+            echo(str(finished))
+            return
     rows = evaluation.rows()
     intervals = frozenset({len(rows[0]) - 2, len(rows[0]) - 1})
     numeric = frozenset(range(len(rows[0]))) - intervals - {1}  # all but these and the arm

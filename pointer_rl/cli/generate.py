@@ -30,6 +30,7 @@ from pointer_rl.cli.output import echo, echo_block
 from pointer_rl.cli.params import KeyValue, PluginName
 
 if TYPE_CHECKING:
+    from pointer_rl.cli.progress import Progress
     from pointer_rl.generate.run import GenerateRun
     from pointer_rl.records.shards import Shard
     from pointer_rl.session.session import PluginRef
@@ -163,15 +164,17 @@ def generate(**given: Any) -> None:
     """
     from pointer_rl.cli.progress import Progress
     from pointer_rl.cli.tables import format_table
-    from pointer_rl.generate.run import run_generate
-    from pointer_rl.session.journal import AlreadyFinished
 
-    run = _run(given)
-    if given["plan"]:
-        _print_plan(run)
-        return
-    with Progress() as progress, resumable(progress, lambda: kept_in(run.output_path, progress)):
-        summary = run_generate(run, progress)
+    with Progress() as progress:
+        from pointer_rl.generate.run import run_generate
+        from pointer_rl.session.journal import AlreadyFinished
+
+        run = _run(given)
+        if given["plan"]:
+            _print_plan(run, progress)
+            return
+        with resumable(progress, lambda: kept_in(run.output_path, progress)):
+            summary = run_generate(run, progress)
     echo_block(format_table(summary.rows(), numeric=frozenset({1, 2, 3, 4})))
     if summary.from_cache:
         trials = f"{summary.from_cache + summary.asked:,} trials"
@@ -198,13 +201,12 @@ def generate(**given: Any) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _print_plan(run: GenerateRun) -> None:
-    from pointer_rl.cli.progress import Progress
+def _print_plan(run: GenerateRun, progress: Progress) -> None:
     from pointer_rl.cli.tables import format_table
     from pointer_rl.generate.plan import make_plan
 
-    with Progress() as progress:
-        plan = make_plan(run, progress)
+    plan = make_plan(run, progress)
+    progress.stop()
     echo_block(format_table(plan.rows(), numeric=frozenset({1})))
     for line in plan.sentences():
         echo(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -25,8 +24,9 @@ from pointer_rl.cli.embed import embed
 from pointer_rl.cli.evaluate import evaluate
 from pointer_rl.cli.generate import generate
 from pointer_rl.cli.help import COMMANDS, Context, write_commands
+from pointer_rl.cli.logs import log_options, start_logging
 from pointer_rl.cli.merge import merge
-from pointer_rl.cli.output import LineFormatter, echo
+from pointer_rl.cli.output import echo, record
 from pointer_rl.cli.plugins import plugins
 from pointer_rl.cli.rescore import rescore
 from pointer_rl.cli.run import run
@@ -74,6 +74,7 @@ class RootGroup(click.Group):
             return super().invoke(ctx)
         except click.ClickException as error:
             error.message = printable_lines(error.message)  # type: ignore[misc]  # quotes arguments
+            record(f"error: {error.format_message()}")
             raise
         except SystemExit as error:
             if self.commands.get(ctx.invoked_subcommand or "") not in _COMMANDS:
@@ -82,8 +83,7 @@ class RootGroup(click.Group):
 
     def main(self, *args: Any, **options: Any) -> Any:
         try:
-            if logging.lastResort is not None:
-                logging.lastResort.setFormatter(LineFormatter())
+            start_logging()
             if os.environ.get("NO_COLOR"):
                 options.setdefault("color", False)
             return super().main(*args, **options)
@@ -169,7 +169,11 @@ def _config_option(*, hidden: bool) -> click.Option:
 @click.group(
     cls=RootGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    params=[_plugin_option(hidden=False), _config_option(hidden=False)],
+    params=[
+        _plugin_option(hidden=False),
+        _config_option(hidden=False),
+        *log_options(hidden=False),
+    ],
 )
 @click.version_option(package_name="pointer-rl")
 def cli() -> None:
@@ -185,7 +189,11 @@ _COMMANDS = (
     *(select, answer, embed, cache, schema, plugins, doctor, config),
 )
 for command in _COMMANDS:
-    command.params += [_plugin_option(hidden=True), _config_option(hidden=True)]
+    command.params += [
+        _plugin_option(hidden=True),
+        _config_option(hidden=True),
+        *log_options(hidden=True),
+    ]
     cli.add_command(command)
 
 

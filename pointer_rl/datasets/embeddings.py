@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from pointer_rl.errors import InputError, PointerRLError, first_line
 from pointer_rl.files import write_tensors
 from pointer_rl.json_stream import parse_json
 from pointer_rl.types import Example
+
+log = logging.getLogger(__name__)
 
 TENSOR = "embeddings"
 METADATA = "pointer_rl_embeddings"
@@ -173,6 +176,7 @@ def load_embeddings(path: str | Path) -> Embeddings:
         raise InputError(
             f"{path}: cannot be read as {path.suffix} ({first_line(error)})"
         ) from error
+    log.debug("%s: read, %d rows", path, len(vectors))
     ids, plugin = about.get("ids"), about.get("encoder_plugin")
     if ids is not None and not (
         isinstance(ids, list)

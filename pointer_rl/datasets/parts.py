@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal
 
-from pointer_rl.datasets.identity import Say, hash_images
+from pointer_rl.datasets.identity import Activity, hash_images, unseen
 from pointer_rl.datasets.leakage import image_content
 from pointer_rl.errors import InputError
 from pointer_rl.types import Dataset, Example
@@ -37,13 +37,13 @@ class Part:
                 "a part of a dataset is training or held-out, and its share between 0 and 1"
             )
 
-    def of(self, dataset: Dataset, say: Say = lambda sentence: None) -> Dataset:
+    def of(self, dataset: Dataset, activity: Activity = unseen) -> Dataset:
         """The part of a dataset, with rows counted anew.
 
         Reads images that have not been read before. Raises InputError if the queries show fewer
         than two images, and if a side or the pool would be empty.
         """
-        hash_images((each.image for each in chain(dataset.queries, dataset.pool)), say)
+        hash_images((each.image for each in chain(dataset.queries, dataset.pool)), activity)
         contents = sorted(set(map(image_content, dataset.queries)), key=self._number)
         if len(contents) < 2:
             raise InputError(

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -303,22 +303,23 @@ def evaluate(
     relevant = session.dataset.relevant
     optional = {ANSWER_MATCH}.difference([primary, *named])
     arms = _make_arms(config, similar, policies, spaces, more_arms, nearest, relevant is not None)
-    settings = [
-        choose(
-            Setting(
-                queries=queries,
-                shots=each,
-                seed=config.seed,
-                space=space,
-                training=training,
-                similar=similar,
-                relevant=relevant and [relevant[query.row] for query in queries],
-            ),
-            arms,
-            optional=optional,
-        )
-        for each in (0, *sorted(config.shots))
-    ]
+    with session.observer.activity("choosing what each arm shows"):
+        settings = [
+            choose(
+                Setting(
+                    queries=queries,
+                    shots=each,
+                    seed=config.seed,
+                    space=space,
+                    training=training,
+                    similar=similar,
+                    relevant=relevant and [relevant[query.row] for query in queries],
+                ),
+                arms,
+                optional=optional,
+            )
+            for each in (0, *sorted(config.shots))
+        ]
     decided = decide()
     hits = session.backend.hits
     job = EvaluationJob(session=session, queries=queries, pointers=pointers_to_ask(settings))
@@ -485,13 +486,14 @@ def _ask(
     size, number = session.window, len(job.queries)
     records: dict[int, Mapping[str, Any]] = {}
     earlier: list[dict[str, Any]] = []
+    start = partial(session.observer.start, number, asked=lambda: session.backend.asked)
     if journal is None:
-        session.observer.start(number)
+        start()
         for found in run_windows(job, size, executor, session, queries=range(number)):
             records.update(found)
     else:
         with journal:
-            session.observer.start(number, len(journal))
+            start(len(journal))
             deque(run_windows(job, size, executor, session, journal), maxlen=0)
             records.update(enumerate(journal.records()))
             earlier = journal.earlier

@@ -134,7 +134,8 @@ def make_plan(run: GenerateRun, observer: Observer = Observer()) -> Plan:
             windows = list(due_windows(journal, meta["window"], cached=True))
     rng = np.random.default_rng(run.seed)
     drawn = [windows[i] for i in sorted(rng.permutation(len(windows))[:WINDOWS])]
-    return _counted(job, meta["window"], drawn, done)
+    with observer.activity("counting, and asking a few trials"):
+        return _counted(job, meta["window"], drawn, done)
 
 
 def _counted(job: CandidateJob, size: int, windows: list[Window], done: int) -> Plan:

@@ -195,15 +195,20 @@ def _generate(run: GenerateRun, observer: Observer) -> Summary:
     with Journal(
         run.output_path, meta, ids, overwrite=run.overwrite, accept=run.accept_changed
     ) as journal:
-        waves = None
-        if run.trials is not None:
-            if run.trials < job.most_trials:
+        waves = left = None
+        if (trials := run.trials) is not None:
+            if trials < job.most_trials:
                 raise InputError(
                     f"{run.trials:,} trials do not suffice for a query, which may take "
                     f"{job.most_trials:,}"
                 )
-            waves = affordable(journal, run.trials, job.most_trials)
-        done = complete(summary, job, meta["window"], executor, job.session, journal, budget, waves)
+            waves = affordable(journal, trials, job.most_trials)
+
+            def left() -> int:
+                return max(0, trials - backend.asked - backend.hits)
+
+        size = meta["window"]
+        done = complete(summary, job, size, executor, job.session, journal, budget, waves, left)
         deque(done, maxlen=0)
     summary.used, summary.cost = backend.used, backend.cost
     return summary

@@ -116,15 +116,16 @@ class Session:
         self._metric_plugin = options.metric.configure("metric")
         if options.encoder is not None:
             options.encoder.configure("encoder")
-        self.dataset: Dataset = self.dataset_plugin.create()
+        with observer.activity(f"opening the dataset {options.dataset.name}"):
+            self.dataset: Dataset = self.dataset_plugin.create()
         _check_ids(self.dataset)
         if options.part is not None:
-            self.dataset = options.part.of(self.dataset, observer.say)
+            self.dataset = options.part.of(self.dataset, observer.activity)
         limit, queries = options.limit, self.dataset.queries
         self.queries: Sequence[Example] = queries if limit is None else queries[:limit]
         self.metric: Metric = self._metric_plugin.create()
         self._not_compared: list[str] = []
-        self.hasher = ExampleHasher(observer.say)
+        self.hasher = ExampleHasher(observer.say, observer.activity)
         self._window = window_of(earlier) if "window" in earlier else None
         self._backend = self._complete_backend()
         self._backend_plugin = self._backend.configure("backend")
@@ -221,7 +222,8 @@ class Session:
         """The backend behind the response cache, loaded when first asked for."""
         cache = self.cache  # first: a folder that cannot be written is found before a model loads
         options = {**self._backend.options, **self.chosen}
-        made: VQABackend = replace(self._backend, options=options).configure("backend").create()
+        with self.observer.activity(f"loading {self._backend.name}"):
+            made: VQABackend = replace(self._backend, options=options).configure("backend").create()
         self.chosen |= getattr(made, "chosen", {})
         return CachedBackend(made, cache)
 

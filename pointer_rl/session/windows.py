@@ -100,6 +100,10 @@ class Budget:
                 self._reserved[window] = needed
             yield window
 
+    def left(self) -> int | None:
+        """The most trials that may still be put to the backend; None: any number."""
+        return None if self._max_calls is None else max(0, self._max_calls - self._calls())
+
     def check(self, window: Window) -> None:
         """Raise InputError if a window would not be admitted even as the first."""
         if self._max_calls is not None:
@@ -196,13 +200,20 @@ def complete(
     journal: Journal,
     budget: Budget,
     waves: Iterable[range] | None = None,
+    left: Callable[[], int] | None = None,
 ) -> Iterator[None]:
     """Run what the journal lacks and, if all is done, write the finished file.
 
-    waves: the queries of the file, some at a time (default: all in the journal).
+    waves: the queries of the file, some at a time (default: all in the journal); left: the most
+    trials that they may still have.
     Every record, old and new, is added to the summary. Yields after each window.
     """
-    session.observer.start(len(journal.ids), len(journal))
+    session.observer.start(
+        len(journal.ids),
+        len(journal),
+        asked=lambda: session.backend.asked,
+        left=left or budget.left,
+    )
     counted = np.zeros(len(journal.ids), dtype=bool)
     for wave in waves or [range(len(journal.ids))]:
         run = run_windows(job, size, executor, session, journal, queries=wave, budget=budget)

@@ -165,8 +165,12 @@ def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
             "search": run.search and run.search.configure("generator").describe(),
         },
     )
-    # How many trials a search needs is not known: at least two, or a query teaches nothing.
-    observer.start(run.online.rounds * (run.online.calls // (2 if run.search else most)))
+    resumed = 0  # trials of the rounds that were finished before
+
+    def left() -> int:
+        return max(0, run.online.max_calls - resumed - backend.asked - backend.hits)
+
+    observer.start(None, asked=lambda: backend.asked, left=left)
     with recorded_trainer(
         start, run.config, run.session.device, run.output, decided, observer
     ) as trainer:
@@ -218,7 +222,7 @@ def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
             groups = fresh if groups is None else groups.joined(fresh)
             known |= set(fresh.ids)
             if before:
-                observer.finish(len(fresh))
+                resumed += data.trials or 0
             missing = _missing(groups, run.config)
             if fresh.zero_variance.all():
                 observer.say(f"round {number}: every group has zero variance and taught nothing")

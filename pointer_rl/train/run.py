@@ -430,7 +430,7 @@ def recorded_trainer(
     They go to `metrics.jsonl` and, if asked for, into TensorBoard events.
     """
 
-    def record(line: EpochLine) -> None:
+    def record(line: EpochLine, of: int) -> None:
         # The whole log is written: the file may be ahead of a resumed run's checkpoint.
         text = "".join(json.dumps(each) + "\n" for each in trainer.log)
         write_text(output.folder / METRICS, text)
@@ -438,7 +438,7 @@ def recorded_trainer(
             for name, value in line.items():
                 if isinstance(value, float):
                     events.add_scalar(name, value, len(trainer.log) - 1)
-        observer.epoch(line)
+        observer.epoch(line, of)
 
     checkpoint = output.folder / CHECKPOINT
     with ExitStack() as stack:

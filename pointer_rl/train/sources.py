@@ -148,8 +148,8 @@ def open_source(
             "give --query-emb and --cand-emb"
         ) from error
     if part is not None:
-        dataset = part.of(dataset, observer.say)
-    hasher = ExampleHasher(observer.say)
+        dataset = part.of(dataset, observer.activity)
+    hasher = ExampleHasher(observer.say, observer.activity)
     inputs = meta.get(INPUTS)
     plugin = inputs.get("encoder_plugin") if isinstance(inputs, dict) else None
     said = _named(plugin, f"{data}: _meta.inputs.encoder_plugin")

@@ -106,11 +106,12 @@ class Trainer:
         device: torch.device,
         checkpoint: Path,
         run: Mapping[str, Any],
-        on_epoch: Callable[[EpochLine], object] = lambda line: None,
+        on_epoch: Callable[[EpochLine, int], object] = lambda line, of: None,
         accept: Collection[Change] = (),
     ) -> None:
         """`run` is JSON that identifies the run. It continues from `checkpoint` if that exists.
 
+        on_epoch: called with an epoch's line, and with the number of epochs of its stage.
         accept: what of the run may have changed since. Both states are then recorded.
         """
         self.config = config
@@ -248,7 +249,7 @@ class Trainer:
         if self.config.keep_by == "cross_entropy":  # the scores of beams are not rewards
             line = {key: each for key, each in line.items() if key not in REWARDS}
         self.state.log.append(line)
-        self._on_epoch(line)
+        self._on_epoch(line, stage.epochs)
 
 
 def _held_out(learner: Learner) -> Metrics:

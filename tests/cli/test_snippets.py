@@ -99,6 +99,8 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "gpus": {"pytest tests/gpu": "needs a GPU"},
     "long-runs": {
+        "0:00:30 16/60 queries, 163 trials, 22/s, about 21 s left, correct: 29% (sample 11%, beam"
+        " 49%)": "standard error; test_progress.py compares it",
         "pointer-rl: interrupted: 256 queries are in rl.partial.jsonl; the same command continues"
         " from there": "nobody presses Ctrl-C here; test_generate_resume.py does",
     },
