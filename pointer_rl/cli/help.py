@@ -43,7 +43,9 @@ TOPICS = {
         *("reward", "demonstration-price", "held-out"),
     ),
     "Asking while learning": ("online", "rounds", "pointers"),
-    "Output": ("output-path", "output-dir", "plot", "record", "tensorboard", "overwrite"),
+    "Output": (
+        *("output-path", "output-dir", "plot", "record", "tensorboard", "json", "overwrite"),
+    ),
     "Running": (
         *("plan", "parity", "max-calls", "max-seconds", "seed", "seeds", "window", "shard"),
         *("executor", "resume", "accept-changed", "quiet", "verbose", "log-file"),
