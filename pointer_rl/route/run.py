@@ -372,16 +372,13 @@ class Route:
         names |= {"offline": OFFLINE, "online": ONLINE}
         return {name: self._folder / folder for name, folder in names.items()}
 
-    def _session(self, limit: int | None) -> SessionOptions:
-        return replace(self._train, limit=limit)
-
     def _beams(self, queries: int, observer: Observer) -> Result:
         run = self._run
         mixed = "mixed" in similarity_spaces(self.training, ())
         summary = run_beams(
             BeamRun(
                 output_path=self._folder / BEAMS,
-                session=self._session(queries),
+                session=replace(self._train, limit=queries),
                 config=BeamConfig(
                     shots=run.shots,
                     beam_size=1,

@@ -100,6 +100,9 @@ def test_one_command_ends_with_a_verdict_on_queries_that_nothing_learned_from(ro
     ]
     assert sum(each["trials"] for each in with_beams.values()) + len(judged) <= 300
 
+    in_order = [f"e{i}" for i in range(QUERIES) if f"e{i}" in rest]
+    assert [*asked] == in_order[: len(asked)]
+
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     again = route(cli)
     assert again.exit_code == 0, again.output
