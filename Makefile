@@ -23,19 +23,25 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) -e '.[plot]'
 	touch $@
 
+# An older pip knows no dependency groups.
+GROUPS_PIP := 'pip>=25.1'
+
 $(DEV): $(READY)
-	$(PIP) -e '.[dev]'
+	$(PIP) --upgrade $(GROUPS_PIP)
+	$(PIP) -e . --group dev
 	touch $@
 
 $(SITE): $(READY)
-	$(PIP) -e '.[docs]'
+	$(PIP) --upgrade $(GROUPS_PIP)
+	$(PIP) -e . --group docs
 	touch $@
 
 # One process per core, each with one thread of torch: two would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile
 
 demo: $(READY)  ## the whole loop on the embedded world: beams, sft, generate, train, evaluate
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh docs/demo.sh demo
+	$(BIN)/pointer-rl run --output-dir demo --test-opt split=test --test-limit 200 --test-shots 1..3 \
+	    --max-calls 14300
 
 test: $(DEV)  ## the default suite, under six minutes on two cores
 	$(PYTEST) -m "not slow"
@@ -56,7 +62,8 @@ LOCAL_SUITES = $(foreach each,qwen2vl hf_backend hf_loading flamingo clip,tests/
 
 .venv-%/.ready: pyproject.toml constraints.txt
 	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -e '.[dev]' \
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --upgrade $(GROUPS_PIP)
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -e . --group dev \
 	    '$(PIN_$*)' $$(grep '^torch=' constraints.txt)
 	touch $@
 

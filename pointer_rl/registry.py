@@ -378,6 +378,7 @@ def _loading(plugin: PluginRecord) -> Iterator[None]:
     )
     late.daemon = True
     late.start()
+    log.debug("loading the plugin %s (%s)", plugin.name, plugin.origin)
     try:
         with redirect_stdout(sys.stderr):
             yield

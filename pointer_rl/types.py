@@ -335,6 +335,8 @@ class Pool:
     """[K, d]"""
     encoder: str | None = None
     """Fingerprint of the encoder that they come from; None where it is not known."""
+    encoder_plugin: Mapping[str, Any] | None = None
+    """Its name and options; None where they are not known."""
 
 
 @dataclass(frozen=True)
@@ -399,7 +401,9 @@ class Generator(Protocol):
     """Proposes candidates, batched over queries.
 
     Its pointers have `queries.shots` rows; they may have fewer if `queries.any_length`, or if the
-    policy that proposes them stops. Optional: `any_length = True` if they always may.
+    policy that proposes them stops. Optional: `any_length = True` if they always may, and
+    `needs_embeddings = False` if it uses neither the policy nor embeddings: a run whose generators
+    all say so asks for none, and gives NaN.
     """
 
     def propose(

@@ -103,7 +103,7 @@ def _data_and_policies(folder: Path) -> None:
                 f"generate --output-path part{shard}.jsonl --limit 12 --window 4 --shard {shard}/3"
                 for shard in (1, 2, 3)
             ),
-            "train --beam-data rl.json --rce-epochs 2 --grpo-epochs 0 --output-dir policy",
+            "train --rl-data rl.json --rce-epochs 2 --grpo-epochs 0 --output-dir policy",
             "embed --dataset glyphs --dataset-opt train_size=3 --encoder glyphs --split queries"
             " --output-path query_emb.safetensors",
         ):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from pointer_rl.errors import InputError, PointerRLError, first_line
 from pointer_rl.files import write_tensors
 from pointer_rl.json_stream import parse_json
 from pointer_rl.types import Example
+
+log = logging.getLogger(__name__)
 
 TENSOR = "embeddings"
 METADATA = "pointer_rl_embeddings"
@@ -85,8 +88,7 @@ class Embeddings:
 
     def take(self, rows: Sequence[int]) -> Tensor:
         """The vectors of these rows: [len(rows), d]."""
-        # Not a copy, which may take gigabytes.
-        return self.vectors if rows == range(len(self.vectors)) else self.vectors[list(rows)]
+        return take_rows(self.vectors, rows)
 
     def check_contents(
         self, rows: Sequence[int], examples: Sequence[Example], contents: Contents, what: str
@@ -111,6 +113,12 @@ class Embeddings:
                 "embed this split again with `pointer-rl embed`"
             )
         return True
+
+
+def take_rows(vectors: Tensor, rows: Sequence[int]) -> Tensor:
+    """These rows [len(rows), d] of vectors [N, d]: no copy, which may take gigabytes, of all."""
+    every = range(len(vectors))
+    return vectors if rows == every or rows == list(every) else vectors[list(rows)]
 
 
 def check_dims(query: Tensor, pool: Tensor) -> None:
@@ -168,6 +176,7 @@ def load_embeddings(path: str | Path) -> Embeddings:
         raise InputError(
             f"{path}: cannot be read as {path.suffix} ({first_line(error)})"
         ) from error
+    log.debug("%s: read, %d rows", path, len(vectors))
     ids, plugin = about.get("ids"), about.get("encoder_plugin")
     if ids is not None and not (
         isinstance(ids, list)

@@ -43,6 +43,7 @@ GIVEN = {
     "evaluate": {"runs/sft": "policy", "runs/rl": "policy"},
     "flamingo": OPEN_FLAMINGO,
     "gpus": QWEN,
+    "look-at-trials": {"rl.json": "rl.json"},
     "guide": {
         **QWEN,
         **PICTURES,
@@ -88,6 +89,13 @@ GIVEN = {
 INSTALLS = "installs from an index"
 IN_VLLM = "needs vLLM, which has an environment of its own: tests/with_vllm"
 NOT_RUN: dict[str, dict[str, str]] = {
+    "run": {
+        "pointer-rl run --output-dir route --dataset jsonl --dataset-opt path=train.jsonl"
+        " --vqa-model qwen2.5_vl_3B --encoder clip"
+        " --encoder-opt model=openai/clip-vit-large-patch14": (
+            "the page's own folder is finished; tests/cli/test_run.py has such data"
+        ),
+    },
     "README": {
         "git clone … pointer-rl && cd pointer-rl": "the address is the reader's",
         "make demo # sets up .venv, and runs the whole loop on the embedded world": "minutes; make",
@@ -96,6 +104,8 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "gpus": {"pytest tests/gpu": "needs a GPU"},
     "long-runs": {
+        "0:00:30 16/60 queries, 163 trials, 22/s, about 21 s left, correct: 29% (sample 11%, beam"
+        " 49%)": "standard error; test_progress.py compares it",
         "pointer-rl: interrupted: 256 queries are in rl.partial.jsonl; the same command continues"
         " from there": "nobody presses Ctrl-C here; test_generate_resume.py does",
     },
@@ -137,6 +147,11 @@ NOT_RUN: dict[str, dict[str, str]] = {
     "train": {
         "the run: held-out expected reward 0.919 → 1.313 (round 4; 34 queries, where a random"
         " choice has 0.868)": "of another run, minutes long",
+    },
+    "use-a-policy": {
+        "query 0: What is the filling of the figure?": (
+            "a terminal is shown it; test_answer.py has one"
+        ),
     },
     "vllm": {
         "pip install 'pointer-rl[vllm]'": INSTALLS,
@@ -180,6 +195,17 @@ SMALLER: dict[str, dict[str, str]] = {
     },
     "guide": {"epochs 25": "epochs 2"},
     "long-runs": {"--limit 600": "--limit 60", "--limit 256 --window 64": "--limit 40 --window 20"},
+    "run": {
+        "train_size=300": "train_size=40",
+        "--max-calls 2000": "--max-calls 480 --test-shots 2",
+        "--test-limit 100": "--test-limit 3",
+        "    2  mixed             100          100      35.0      +31.0"
+        "  +13.5 to +47.3  0.42 (0.20 to 0.64)": "…",
+        "    2  online            100  1,947 + 100      67.0      +63.0"
+        "  +49.1 to +74.4  0.86 (0.64 to 1.13)": "…",
+        "online, 2 shots: better than random by 63.0 points (99 % interval"
+        " 49.1 to 74.4; 100 queries). It does not beat: answer-match, offline": "…",
+    },
     "servers": {"--limit 50": "--limit 5"},
     "train": {
         "--limit 300": "--limit 60",

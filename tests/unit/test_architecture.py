@@ -21,6 +21,7 @@ LAYERS = [
     {"generate", "beams", "evaluate"},
     {"train"},
     {"testing", "scaffold", "report"},
+    {"route"},
     {"api", "runs"},
     {"cli", "__main__"},
 ]
