@@ -111,6 +111,11 @@ class Session(engine.Session):
         if output_path is None:
             with TemporaryDirectory() as folder:
                 made = self.generate(Path(folder) / "rl.jsonl", **options)
+                if made.summary.left:
+                    left = (
+                        f"stopped by {made.summary.stopped_by}, {made.summary.left:,} queries left"
+                    )
+                    raise InputError(f"{left}: give an output_path, to continue from there")
                 _, made.path = made.records, None  # read before the file is gone
                 return made
         [given] = _share({**options, "output_path": output_path}, GenerateRun)
@@ -206,7 +211,7 @@ def _share(values: Mapping[str, Any], *classes: type) -> list[dict[str, Any]]:
             raise InputError(f"no option {name!r}{did_you_mean(name, known)}")
     return [
         {
-            name: _convert(values[name], hint, name)
+            name: _convert(values[name], hint)
             for name, hint in _hints(each).items()
             if name in values
         }
@@ -219,21 +224,23 @@ def _hints(options: type) -> dict[str, Any]:
     return {each.name: hints[each.name] for each in fields(options)}
 
 
-def _convert(value: Any, hint: Any, name: str) -> Any:
+def _convert(value: Any, hint: Any) -> Any:
     """Paths from strings, plugins from names and mappings, tuples from lists and single values."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if value is None:
         return None
     if origin in (Union, types.UnionType):
         [hint] = [each for each in arguments if each is not type(None)]
-        return _convert(value, hint, name)
+        return _convert(value, hint)
     if hint in _FROM_PLAIN:
         return value if isinstance(value, hint) else _FROM_PLAIN[hint](value)
     if origin is Mapping:
-        return {key: _convert(each, arguments[1], name) for key, each in value.items()}
+        if not isinstance(value, Mapping):
+            raise InputError(f"{value!r}: give a mapping, from names")
+        return {key: _convert(each, arguments[1]) for key, each in value.items()}
     if origin in (Collection, Sequence, tuple):
         several = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-        return tuple(_convert(each, arguments[0], name) for each in several)
+        return tuple(_convert(each, arguments[0]) for each in several)
     return value
 
 
@@ -242,7 +249,12 @@ def _as_plugin(value: object) -> PluginRef:
         return PluginRef(value)
     if not isinstance(value, Mapping) or not isinstance(value.get("plugin"), str):
         raise InputError(f'a plugin is a name, or {{"plugin": NAME, OPTION: VALUE}}, not {value!r}')
-    return PluginRef(value["plugin"], {key: each for key, each in value.items() if key != "plugin"})
+    options = {
+        key: str(each) if isinstance(each, Path) else each
+        for key, each in value.items()
+        if key != "plugin"
+    }
+    return PluginRef(value["plugin"], options)
 
 
 _FROM_PLAIN: Mapping[type, Callable[[Any], Any]] = {

@@ -21,7 +21,7 @@ LEARN_FLAGS = (
 @pytest.fixture
 def session(world):
     return pointer_rl.Session(
-        {"plugin": "jsonl", "path": str(world.data)},
+        {"plugin": "jsonl", "path": world.data},
         "copy",
         query_emb=str(world.query_emb),
         cand_emb=str(world.cand_emb),
@@ -133,6 +133,10 @@ def test_what_does_not_fit_is_one_line(session, world):
         pointer_rl.Session({"name": "jsonl"})
     with pytest.raises(PluginError, match="unknown backend 'copi'"):
         pointer_rl.Session(backend="copi")
+    with pytest.raises(InputError, match="'runs/rl': give a mapping, from names"):
+        session.evaluate("runs/rl")
+    with pytest.raises(InputError, match="8 queries left: give an output_path"):
+        session.generate(generators="random", max_seconds=1e-9)
     with pytest.raises(InputError, match="give rl_data, or online=True"):
         session.train("runs")
     with pytest.raises(InputError, match="online=True needs max_calls"):

@@ -62,6 +62,11 @@ GIVEN = {
         "candidate_embeddings.pt": "embeddings.pt",
     },
     "parquet": {"rl.json": "rl.json"},
+    "python": {
+        **PICTURES,
+        "mine.jsonl": "some.jsonl",
+        "query_emb.safetensors": "query_emb.safetensors",
+    },
     "rescore": {"rl.json": "rl.json"},
     "use-a-policy": {
         **PICTURES,
