@@ -63,6 +63,12 @@ class Example:
     """A query with an episode may only be shown examples of the same one: in others, equal
     questions have other answers."""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.answers, str):  # would pass for a sequence of letters
+            raise TypeError(
+                f"answers has one string for each annotator; this is the string {self.answers!r}"
+            )
+
     @property
     def answer(self) -> str:
         """The most frequent answer (of equally frequent ones, the first); "" without answers.

@@ -11,7 +11,7 @@ from typing import Any
 
 import pointer_rl_schemas
 from pointer_rl.beams.infoscore import AnswerScorer, most_trials, search
-from pointer_rl.beams.sub_pools import Sampler, SubPools, sampler_space
+from pointer_rl.beams.sub_pools import Sampler, SubPool, SubPools, sampler_space
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
 from pointer_rl.records.beams import to_beam_record
@@ -96,6 +96,7 @@ class BeamJob:
         queries = [self.session.queries[index] for index in window.todo]
         sub_pools = [self.sub_pools.draw(*each) for each in zip(window.todo, queries, strict=True)]
         trials = [_Trials() for _ in queries]
+        self.session.observer.window(len(queries), sum(map(self._most_trials, sub_pools)))
 
         def count(query: int, result: float | BackendError) -> None:
             trials[query].add(result)
@@ -132,7 +133,10 @@ class BeamJob:
     def most_calls(self, window: Window) -> int:
         """The most requests that a window could put to the backend."""
         sub_pools = (self.sub_pools.draw(i, self.session.queries[i]) for i in window.todo)
-        return sum(most_trials(len(each.rows), self.shots, self.beam_size) for each in sub_pools)
+        return sum(map(self._most_trials, sub_pools))
+
+    def _most_trials(self, sub_pool: SubPool) -> int:
+        return most_trials(len(sub_pool.rows), self.shots, self.beam_size)
 
 
 @dataclass

@@ -58,8 +58,8 @@ if TYPE_CHECKING:
 @with_options(ENCODER_OPTIONS)
 @number_option(
     "--max-calls",
-    metavar="N",
-    help="Ask the VLM at most N trials: a window of queries that could take more is not started.",
+    help="Ask the VLM at most N trials: a window of queries that could take more is not started  "
+    "[default: no limit].",
 )
 @seed_option("Of random sub-pools.")
 @with_options([*EXECUTOR_OPTIONS, RESUME, ACCEPT_CHANGED])
@@ -74,14 +74,16 @@ def beams(**given: Any) -> None:
     What is done is kept in NAME.partial.jsonl until the run is finished. However a run ended, the
     same command continues it. Exits 1 if no query has a beam.
     """
-    from pointer_rl.beams.run import run_beams
     from pointer_rl.cli.progress import Progress
     from pointer_rl.cli.tables import format_table
-    from pointer_rl.session.journal import AlreadyFinished
 
-    run = _run(given)
-    with Progress() as progress, resumable(progress, lambda: kept_in(run.output_path, progress)):
-        summary = run_beams(run, progress)
+    with Progress() as progress:
+        from pointer_rl.beams.run import run_beams
+        from pointer_rl.session.journal import AlreadyFinished
+
+        run = _run(given)
+        with resumable(progress, lambda: kept_in(run.output_path, progress)):
+            summary = run_beams(run, progress)
     if summary.queries:
         echo_block(format_table(summary.rows(), numeric=frozenset({0, 1, 2})) + "\n")
     for line in summary.sentences():

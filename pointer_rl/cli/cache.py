@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pointer_rl.cli.common import FILE, FiniteRange
+from pointer_rl.cli.common import FILE, FiniteRange, GuideGroup
 from pointer_rl.cli.output import echo, echo_block
 from pointer_rl.cli.tables import counted, format_bytes, format_table
 
@@ -28,7 +28,7 @@ _store_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=GuideGroup)
 def cache() -> None:
     """Look into the kept responses and embeddings, prune them, or export the responses."""
 

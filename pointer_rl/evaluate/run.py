@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -303,22 +303,23 @@ def evaluate(
     relevant = session.dataset.relevant
     optional = {ANSWER_MATCH}.difference([primary, *named])
     arms = _make_arms(config, similar, policies, spaces, more_arms, nearest, relevant is not None)
-    settings = [
-        choose(
-            Setting(
-                queries=queries,
-                shots=each,
-                seed=config.seed,
-                space=space,
-                training=training,
-                similar=similar,
-                relevant=relevant and [relevant[query.row] for query in queries],
-            ),
-            arms,
-            optional=optional,
-        )
-        for each in (0, *sorted(config.shots))
-    ]
+    with session.observer.activity("choosing what each arm shows"):
+        settings = [
+            choose(
+                Setting(
+                    queries=queries,
+                    shots=each,
+                    seed=config.seed,
+                    space=space,
+                    training=training,
+                    similar=similar,
+                    relevant=relevant and [relevant[query.row] for query in queries],
+                ),
+                arms,
+                optional=optional,
+            )
+            for each in (0, *sorted(config.shots))
+        ]
     decided = decide()
     hits = session.backend.hits
     job = EvaluationJob(session=session, queries=queries, pointers=pointers_to_ask(settings))
@@ -332,6 +333,7 @@ def evaluate(
         settings=decided,
         query_ids=tuple(query.id for query in queries),
         measured=tuple(measured),
+        records=asked.records,
         conclusions=conclude(measured, primary, shots),
         leakage=_leakage(queries, pool, policies),
         training_calls={
@@ -380,16 +382,7 @@ def _training(
             return pool
         options = {**dataset.options, **config.train_options}
         loaded: Dataset = replace(dataset, options=options).configure("dataset").create()
-        if not loaded.queries:
-            raise InputError("--train-opt: with these options the dataset has no queries")
-        evaluated = {query.id for query in queries}
-        both = [each.id for each in loaded.queries if each.id in evaluated]
-        if both:
-            raise InputError(
-                f"--train-opt: {len(both):,} of these queries are evaluated (such as {both[0]}): "
-                "arms may learn from others only"
-            )
-        _check_apart(loaded.queries, queries, "--train-opt")
+        check_training_queries(loaded.queries, queries, "--train-opt")
         return loaded.queries
 
     def embed(examples: Sequence[Example]) -> Tensor:
@@ -405,6 +398,25 @@ def _training(
         return vectors
 
     return Training(load=load, pool=pool, metric=session.metric, embed=embed, judge=judge)
+
+
+def check_training_queries(
+    learned: Sequence[Example], evaluated: Sequence[Example], option: str
+) -> None:
+    """Raise InputError if there are no queries to learn from, or if one or its image is evaluated.
+
+    option: the option that decides these queries, for messages.
+    """
+    if not learned:
+        raise InputError(f"{option}: with these options the dataset has no queries")
+    ids = {query.id for query in evaluated}
+    both = [each.id for each in learned if each.id in ids]
+    if both:
+        raise InputError(
+            f"{option}: {len(both):,} queries to learn from are evaluated (such as {both[0]}): "
+            "arms may learn from others only"
+        )
+    _check_apart(learned, evaluated, option)
 
 
 def _check_apart(learned: Sequence[Example], queries: Sequence[Example], where: str) -> None:
@@ -474,13 +486,14 @@ def _ask(
     size, number = session.window, len(job.queries)
     records: dict[int, Mapping[str, Any]] = {}
     earlier: list[dict[str, Any]] = []
+    start = partial(session.observer.start, number, asked=lambda: session.backend.asked)
     if journal is None:
-        session.observer.start(number)
+        start()
         for found in run_windows(job, size, executor, session, queries=range(number)):
             records.update(found)
     else:
         with journal:
-            session.observer.start(number, len(journal))
+            start(len(journal))
             deque(run_windows(job, size, executor, session, journal), maxlen=0)
             records.update(enumerate(journal.records()))
             earlier = journal.earlier

@@ -110,7 +110,7 @@ class Plan:
             said.append(f"{round(self.unaskable * self.scale):,} candidates cannot be asked")
         if self.seconds is not None:
             rate = self.to_ask / self.seconds
-            left = _duration(self.seconds * self.scale)
+            left = format_duration(self.seconds * self.scale)
             said.append(f"about {left}: {rate:,.1f} trials/s, measured on {self.measured:,}")
         elif self.measured:
             said.append(f"no time: none of {self.measured:,} trials was answered")
@@ -134,7 +134,8 @@ def make_plan(run: GenerateRun, observer: Observer = Observer()) -> Plan:
             windows = list(due_windows(journal, meta["window"], cached=True))
     rng = np.random.default_rng(run.seed)
     drawn = [windows[i] for i in sorted(rng.permutation(len(windows))[:WINDOWS])]
-    return _counted(job, meta["window"], drawn, done)
+    with observer.activity("counting, and asking a few trials"):
+        return _counted(job, meta["window"], drawn, done)
 
 
 def _counted(job: CandidateJob, size: int, windows: list[Window], done: int) -> Plan:
@@ -193,7 +194,8 @@ def _sum(numbers: list[int | None]) -> int | None:
     return sum(known) if known and len(known) == len(numbers) else None
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """`90 s`, `12 min`, `3.5 h`."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:

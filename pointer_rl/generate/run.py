@@ -27,10 +27,13 @@ from pointer_rl.session.observer import Observer
 from pointer_rl.session.proposing import Dedup
 from pointer_rl.session.resolve import NoPolicy, describe_policy, selector_entries
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
-from pointer_rl.session.windows import Budget, complete
+from pointer_rl.session.windows import Budget, affordable, complete
 from pointer_rl.types import Example, Pool
 
 log = logging.getLogger(__name__)
+
+
+DEFAULT_GENERATORS = tuple(map(PluginRef, ("beam", "retrieval", "sample", "random")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class GenerateRun:
     output_path: Path
     """The file to write."""
     session: SessionOptions
-    generators: Sequence[PluginRef]
+    generators: Sequence[PluginRef] = DEFAULT_GENERATORS
     """In order of precedence: of two that propose a pointer, the first keeps it."""
     shots: int = 2
     """Demonstrations in a pointer."""
@@ -64,6 +67,9 @@ class GenerateRun:
     """Only this part of the queries."""
     max_calls: int | None = None
     """Trials that the backend may be asked at most; see `Budget`. Cached ones are free."""
+    trials: int | None = None
+    """Trials that the file may have, cached ones included: it ends with the last query that they
+    suffice for. (`max_calls` ends a run, which is then continued.)"""
     max_seconds: float | None = None
     """No window is started after so many seconds."""
     executor: PluginRef = PluginRef("in-process")
@@ -189,7 +195,20 @@ def _generate(run: GenerateRun, observer: Observer) -> Summary:
     with Journal(
         run.output_path, meta, ids, overwrite=run.overwrite, accept=run.accept_changed
     ) as journal:
-        done = complete(summary, job, meta["window"], executor, job.session, journal, budget)
+        waves = left = None
+        if (trials := run.trials) is not None:
+            if trials < job.most_trials:
+                raise InputError(
+                    f"{run.trials:,} trials do not suffice for a query, which may take "
+                    f"{job.most_trials:,}"
+                )
+            waves = affordable(journal, trials, job.most_trials)
+
+            def left() -> int:
+                return max(0, trials - backend.asked - backend.hits)
+
+        size = meta["window"]
+        done = complete(summary, job, size, executor, job.session, journal, budget, waves, left)
         deque(done, maxlen=0)
     summary.used, summary.cost = backend.used, backend.cost
     return summary

@@ -104,7 +104,8 @@ def dataset_embeddings(
                 "(files that `pointer-rl embed` writes)"
             )
         configured = configure_encoder(chosen, device)
-        maker = configured.create()
+        with observer.activity(f"loading {chosen.name}"):
+            maker = configured.create()
         about = EncoderInfo(fingerprint=maker.fingerprint, **describe_encoder(configured))
         made_by[f"the encoder {about.name}"] = maker.fingerprint
     if len(set(made_by.values())) > 1:
@@ -164,20 +165,17 @@ def cached_embeddings(
     identity = f"{encoder.fingerprint} {contents.digest}"
     path = embeddings_folder() / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.safetensors"
     if not path.exists():
-        observer.say(f"embedding {len(examples):,} examples with {encoder.fingerprint}")
-        observer.start(len(examples))
-        try:
+        what = f"embedding {len(examples):,} examples with {encoder.fingerprint}"
+        with observer.activity(what, len(examples)) as advance:
             embed_examples(
                 examples,
                 encoder,
                 path,
                 hasher=hasher,
                 encoder_plugin=plugin,
-                on_batch=observer.finish,
+                on_batch=advance,
                 waiting=observer.say,
             )
-        finally:
-            observer.start(0)  # no query of the run itself is done
     return load_finished(path, contents, encoder).vectors
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pointer_rl.datasets.embeddings import digest_vectors
 from pointer_rl.datasets.identity import ExampleHasher, digest_ids
+from pointer_rl.datasets.parts import Part
 from pointer_rl.devices import default_window
 from pointer_rl.errors import InputError
 from pointer_rl.records.provenance import (
@@ -72,6 +73,8 @@ class SessionOptions:
     """Embeddings of the pool, with the same default."""
     encoder: PluginRef | None = None
     """What embeds; by default the encoder of a bundle that is used, or the dataset's companion."""
+    part: Part | None = None
+    """Only this side of the dataset, cut in two by image."""
     limit: int | None = None
     """Only the first so many queries."""
     device: str | None = None
@@ -113,13 +116,16 @@ class Session:
         self._metric_plugin = options.metric.configure("metric")
         if options.encoder is not None:
             options.encoder.configure("encoder")
-        self.dataset: Dataset = self.dataset_plugin.create()
+        with observer.activity(f"opening the dataset {options.dataset.name}"):
+            self.dataset: Dataset = self.dataset_plugin.create()
         _check_ids(self.dataset)
+        if options.part is not None:
+            self.dataset = options.part.of(self.dataset, observer.activity)
         limit, queries = options.limit, self.dataset.queries
         self.queries: Sequence[Example] = queries if limit is None else queries[:limit]
         self.metric: Metric = self._metric_plugin.create()
         self._not_compared: list[str] = []
-        self.hasher = ExampleHasher(observer.say)
+        self.hasher = ExampleHasher(observer.say, observer.activity)
         self._window = window_of(earlier) if "window" in earlier else None
         self._backend = self._complete_backend()
         self._backend_plugin = self._backend.configure("backend")
@@ -216,7 +222,8 @@ class Session:
         """The backend behind the response cache, loaded when first asked for."""
         cache = self.cache  # first: a folder that cannot be written is found before a model loads
         options = {**self._backend.options, **self.chosen}
-        made: VQABackend = replace(self._backend, options=options).configure("backend").create()
+        with self.observer.activity(f"loading {self._backend.name}"):
+            made: VQABackend = replace(self._backend, options=options).configure("backend").create()
         self.chosen |= getattr(made, "chosen", {})
         return CachedBackend(made, cache)
 
@@ -297,9 +304,12 @@ class Session:
         return {**inputs, "unreadable_images": unreadable} if any(unreadable.values()) else inputs
 
     def describe_dataset(self, queries: Sequence[Example]) -> dict[str, Any]:
-        """The part of `describe` on the dataset."""
+        """The part of `describe` on the dataset. `title` is what it is called in words."""
+        title = self.dataset.name
         return {
             **self.dataset_plugin.describe(),
+            **({} if title == self.dataset_plugin.entry.name else {"title": title}),
+            **({"part": asdict(self.options.part)} if self.options.part else {}),
             "num_queries": len(queries),
             "pool_size": len(self.dataset.pool),
             "pool_sha256": digest_ids(each.id for each in self.dataset.pool),

@@ -34,7 +34,7 @@ from pointer_rl.session.journal import Journal, earlier_meta
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.resolve import describe_policy, selector_entries
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
-from pointer_rl.session.windows import run_windows
+from pointer_rl.session.windows import affordable, run_windows
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
 from pointer_rl.train.run import (
@@ -165,8 +165,12 @@ def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
             "search": run.search and run.search.configure("generator").describe(),
         },
     )
-    # How many trials a search needs is not known: at least two, or a query teaches nothing.
-    observer.start(run.online.rounds * (run.online.calls // (2 if run.search else most)))
+    resumed = 0  # trials of the rounds that were finished before
+
+    def left() -> int:
+        return max(0, run.online.max_calls - resumed - backend.asked - backend.hits)
+
+    observer.start(None, asked=lambda: backend.asked, left=left)
     with recorded_trainer(
         start, run.config, run.session.device, run.output, decided, observer
     ) as trainer:
@@ -218,7 +222,7 @@ def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
             groups = fresh if groups is None else groups.joined(fresh)
             known |= set(fresh.ids)
             if before:
-                observer.finish(len(fresh))
+                resumed += data.trials or 0
             missing = _missing(groups, run.config)
             if fresh.zero_variance.all():
                 observer.say(f"round {number}: every group has zero variance and taught nothing")
@@ -346,17 +350,11 @@ def _ask_round(
     path.parent.mkdir(parents=True, exist_ok=True)
     ids = [query.id for query in job.queries]
     with Journal(path, meta, ids, accept=accept_changed) as journal:
-        asked: list[Mapping[str, Any]] = []
-        wave = range(min(calls // most, len(job.queries)))
-        while wave:
+        for wave in affordable(journal, calls, most):
             deque(
                 run_windows(job, session.window, executor, session, journal, queries=wave), maxlen=0
             )
-            which = np.isin(np.arange(len(job.queries)), wave)
-            for record in journal.records(which):
-                asked += record["pointer_candidates"]
-            more = (calls - len(asked)) // most
-            wave = range(wave.stop, min(wave.stop + more, len(job.queries)))
+        asked = [each for record in journal.records() for each in record["pointer_candidates"]]
         if all(map(has_failed, asked)):
             journal.remove()
             raise InputError(

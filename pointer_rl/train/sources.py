@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pointer_rl.datasets.embeddings import Embeddings, digest_vectors, load_embeddings
 from pointer_rl.datasets.identity import ExampleHasher, digest_hashes
+from pointer_rl.datasets.parts import part_of
 from pointer_rl.errors import InputError, PointerRLError
 from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
 from pointer_rl.records.formats import read_meta, stream_records
@@ -51,10 +52,16 @@ class Source:
         dataset = data.meta.get("dataset")
         inputs = data.meta.get(INPUTS)
         inputs = inputs if isinstance(inputs, dict) else {}
-        # The hashes are of all queries in order: the file must have them all.
-        whole = isinstance(dataset, dict) and dataset.get("num_queries") == len(data)
+        # The hashes are of all queries in order. If some are missing, they may be the first.
+        asked = dataset.get("num_queries") if isinstance(dataset, dict) else None
+        whole = asked == len(data)
+        query_rows: Sequence[int] | None = None
+        if whole:
+            query_rows = data.query_rows.tolist()
+        elif isinstance(asked, int) and asked <= len(self.queries.vectors):
+            query_rows = range(asked)
         sides = {
-            "queries": (self.queries, "query", data.query_rows.tolist() if whole else None),
+            "queries": (self.queries, "query", query_rows),
             "pool": (self.pool, "pool", range(len(self.pool.vectors))),
         }
         unknown = []
@@ -70,7 +77,7 @@ class Source:
                 same = True
             elif vectors and made.ids is None:  # with ids they may be by another encoder
                 same = False
-            if same is None:
+            if same is None or (not same and side == "queries" and not whole):
                 unknown.append(side)
             elif not same:
                 raise InputError(
@@ -119,7 +126,8 @@ def open_source(
             raise InputError("give either --img-emb, or --query-emb and --cand-emb")
         both = load_embeddings(img_emb)
         return Source(both, both, EncoderInfo.of(both), about)
-    if query_emb is not None and cand_emb is not None:
+    part = part_of(about)
+    if query_emb is not None and cand_emb is not None and part is None:
         queries, pool = load_embeddings(query_emb), load_embeddings(cand_emb)
         if queries.encoder and pool.encoder and queries.encoder != pool.encoder:
             raise InputError(
@@ -139,13 +147,21 @@ def open_source(
             f"{data}: its dataset cannot be opened to be embedded ({error}): put that right, or "
             "give --query-emb and --cand-emb"
         ) from error
-    hasher = ExampleHasher(observer.say)
+    if part is not None:
+        dataset = part.of(dataset, observer.activity)
+    hasher = ExampleHasher(observer.say, observer.activity)
     inputs = meta.get(INPUTS)
     plugin = inputs.get("encoder_plugin") if isinstance(inputs, dict) else None
     said = _named(plugin, f"{data}: _meta.inputs.encoder_plugin")
     recorded = EncoderInfo(fingerprint=None, name=said.get("name"), options=said.get("options", {}))
     own = encoder_of(start)
     named = named_queries(data, dataset.queries)
+    asked = about.get("num_queries")
+    if isinstance(asked, int) and len(named) < asked:
+        # All that were asked for are likely to be embedded, and can be compared with the data.
+        first = dataset.queries[:asked]
+        if {each.id for each in named} <= {each.id for each in first}:
+            named = first
     vectors, embedded_pool, _ = dataset_embeddings(
         dataset,
         named,

@@ -45,7 +45,7 @@ def test_it_writes_the_seeds_format(world):
             assert candidate["vqa_correct"] == int(answer == "ab"[own % 2])
     assert "random" in result.stdout
     assert "best of each query" in result.stdout
-    assert result.stderr == ""
+    assert all(" queries" in line for line in result.stderr.splitlines())  # progress
 
 
 def test_what_it_writes_is_valid(world, cli):

@@ -177,6 +177,46 @@ def test_it_chooses_what_the_policy_does(place):
     assert [tuple(line["pointer"]) for line in printed] == [each.rows for each in chosen]
 
 
+EMB = ("--query-emb", "query_emb.safetensors")
+DATASET = ("--dataset", "jsonl", "--dataset-opt", "path=pool.jsonl")
+
+
+def test_on_a_terminal_it_says_what_it_selected(place, terminal):
+    chosen = place.select("policy", "--queries", "new.jsonl", "--json")[2]
+    done = place.cli("select", "policy", "--queries", "new.jsonl", *DATASET)
+    assert done.exit_code == 0, done.output
+    assert done.stderr == ""
+    lines = done.stdout.split("\n\n")[2].splitlines()
+    assert lines == [
+        "query e2: ??",
+        "  2.png",
+        f"  log-probability {chosen['logprob']:.4g}",
+        *(
+            line
+            for number, row in enumerate(chosen["pointer"], 1)
+            for line in (f"  {number}. row {row} (e{row}): {'?' * row} → yes", f"     {row}.png")
+        ),
+    ]
+
+
+def test_ids_alone_are_said_if_the_pool_is_not_known(place, terminal):
+    [chosen, *_] = place.select("policy", *EMB, "--json")
+    done = place.cli("select", "policy", *EMB)
+    assert done.exit_code == 0, done.output
+    why = "pointer-rl: demonstrations are shown by id alone: unknown dataset 'pool'"
+    assert done.stderr.startswith(why)
+    first = chosen["pointer"][0]
+    assert done.stdout.splitlines()[:3] == [
+        "query e0",
+        f"  log-probability {chosen['logprob']:.4g}",
+        f"  1. row {first} (e{first})",
+    ]
+    lines = (place.folder / "pool.jsonl").read_text().splitlines()
+    (place.folder / "pool.jsonl").write_text("\n".join(lines[::-1]))
+    error = place.refused("policy", *EMB, *DATASET)
+    assert "policy: the dataset's pool (8 examples) has other ids than the recorded one" in error
+
+
 def test_a_policy_that_can_stop_may_choose_fewer_or_none(place):
     with installed():
         place.bundle("stopping", "cand_emb.safetensors", StoppingSelector)
@@ -238,9 +278,6 @@ def test_a_bundle_that_knows_no_encoder_takes_a_named_one_or_embeddings(place):
         assert chosen[0]["demonstrations"] == [f"row{row}" for row in expected[0]]
     error = place.refused("plain", "--queries", "new.jsonl")
     assert "does not name the encoder of its embeddings (unknown): name it (--encoder)" in error
-
-
-EMB = ("--query-emb", "query_emb.safetensors")
 
 
 @pytest.mark.parametrize(
