@@ -282,7 +282,7 @@ class JSONLOptions(ImageOptions):
 class VLICLOptions(ImageOptions):
     """A task of VL-ICL Bench."""
 
-    root: str
+    root: FilePath
     """Folder of the tasks' folders; image paths are relative to it."""
     task: Literal["open_mi", "operator_induction", "clevr", "textocr"]
     """Task. Those whose examples have two images are not read."""

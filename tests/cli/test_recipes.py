@@ -1,4 +1,4 @@
-"""The recipes with stand-ins: the published layouts at a small size, and a small model or a fake."""
+"""The recipes with stand-ins: the published layouts, small, and a small model or a fake."""
 
 from __future__ import annotations
 

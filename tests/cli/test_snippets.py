@@ -87,6 +87,7 @@ GIVEN = {
 """What a page takes for granted: name on the page → in `make_world`'s folder."""
 
 INSTALLS = "installs from an index"
+ROUTE = "takes half an hour; test_own_data.py runs it at a small size"
 IN_VLLM = "needs vLLM, which has an environment of its own: tests/with_vllm"
 NOT_RUN: dict[str, dict[str, str]] = {
     "run": {
@@ -119,11 +120,26 @@ NOT_RUN: dict[str, dict[str, str]] = {
             "of a damaged file; test_convert.py has one"
         ),
     },
+    "own-data": {
+        "pointer-rl run --config easy-vqa.toml --output-dir runs/easy-vqa": ROUTE,
+        "pointer-rl run --config easy-vqa.toml --output-dir runs/easy-files --dataset vqa"
+        " --dataset-opt root=data --dataset-opt questions=questions.json --dataset-opt"
+        " annotations=annotations.json --dataset-opt images=images --dataset-opt"
+        " image_name={image_id}.png": ROUTE,
+        "pointer-rl run --config easy-vqa.toml --output-dir runs/easy-hf --dataset hf --dataset-opt"
+        " path=data/easy --dataset-opt answers_column=answer": ROUTE,
+        "stage queries calls": ROUTE,
+    },
     "parquet": {
         "pip install 'pointer-rl[parquet]'": INSTALLS,
         "import polars as pl": "polars is not among the packages of the tests",
         "SELECT query_id, unnest(pointer_candidates, recursive := true) FROM 'rl.parquet';": (
             "DuckDB is not among the packages of the tests"
+        ),
+    },
+    "recipes": {
+        "pointer-rl run --config okvqa-qwen2.5-vl-3b.toml --output-dir runs/okvqa --plan": (
+            "needs OK-VQA and the weights; test_recipes.py has stand-ins"
         ),
     },
     "servers": {
@@ -206,6 +222,7 @@ SMALLER: dict[str, dict[str, str]] = {
         "at most 7,500 calls: about 8 min at 16.4 a second, measured on 256; and some minutes of"
         " training": "…",  # seconds on another machine
     },
+    "own-data": {"NUMBER = 1200": "NUMBER = 30"},
     "servers": {"--limit 50": "--limit 5"},
     "train": {
         "--limit 300": "--limit 60",
@@ -264,6 +281,8 @@ def read(world, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_pages_snippets_do_what_it_says(name, read):
+    if name == "own-data":
+        pytest.importorskip("easy_vqa", reason="needs the dataset easy-vqa: pip install easy-vqa")
     read(name, SMALLER.get(name, {}))
 
 

@@ -61,7 +61,9 @@ def test_a_query_sees_the_support_with_its_operators_answers(root):
 
 def test_a_support_example_sees_no_other_operator_and_not_itself(root):
     dataset = load(root, "operator_induction", split="support")
-    assert shown(dataset, 4) == [(f"{each}.png", str(each % 4 - 2)) for each in range(12) if each != 1]
+    assert shown(dataset, 4) == [
+        (f"{each}.png", str(each % 4 - 2)) for each in range(12) if each != 1
+    ]
 
 
 def test_made_up_names_hold_for_one_query_alone(root):
