@@ -255,6 +255,9 @@ def read(world, tmp_path, monkeypatch):
     shutil.copytree(world / "cache", tmp_path / "cache")
 
     def read_page(name, smaller):
+        if name == "own-data":
+            reason = "needs the dataset easy-vqa: pip install easy-vqa"
+            pytest.importorskip("easy_vqa", reason=reason)
         desk = tmp_path / "desk"
         desk.mkdir()
         for given, source in GIVEN.get(name, {}).items():
@@ -281,8 +284,6 @@ def read(world, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_pages_snippets_do_what_it_says(name, read):
-    if name == "own-data":
-        pytest.importorskip("easy_vqa", reason="needs the dataset easy-vqa: pip install easy-vqa")
     read(name, SMALLER.get(name, {}))
 
 
