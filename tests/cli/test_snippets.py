@@ -35,6 +35,7 @@ GIVEN = {
         **CLIP,
         "selector.ckpt": "selector.ckpt",
         "demo/online": "policy",
+        "demo/rl.json": "rl.json",
         "photo.png": "e0.png",
     },
     "any-model": {"llava-hf/llava-1.5-7b-hf": "llava"},
@@ -104,7 +105,8 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "README": {
         "git clone … pointer-rl && cd pointer-rl": "the address is the reader's",
-        "make demo # sets up .venv, and runs the whole loop on the embedded world": "minutes; make",
+        "pip install . # or: pip install '.[plot,parquet,openai]'; pyproject.toml has all extras": "installs; wheel_smoke.sh does",
+        "make demo # sets up .venv, and runs the whole route on the embedded world": "minutes; make",
         "make test": "this is it",
         "shots arm queries calls accuracy vs random interval gap recovered": "make demo prints it",
     },
