@@ -318,7 +318,10 @@ def test_help_imports_nothing_heavy(command):
         (("--sampler", "image"), ("--sampler image needs --encoder",)),
         (("--sampler", "mixed", "--encoder", "clop"), ("clop", "clip")),
         (
-            ("--sampler", "text", "--encoder", "clip", "--encoder-opt", "mode=text"),
+            (
+                *("--sampler", "text", "--encoder", "clip"),
+                *("--encoder-opt", "mode=text", "--encoder-opt", "model=m"),
+            ),
             ("--sampler text", "one way only"),
         ),
         (("--encoder", "clip"), ("sampler random compares nothing",)),

@@ -268,7 +268,7 @@ GOOD = json.dumps(OLD["guide"]["q"])
         ('{"a": {"pointer_candidates": [], "x": 1e999}}', "'a' has a number that JSON cannot"),
         ('{"a": {"pointer_candidates": [], "x": NaN}}', "not finite at a/x"),
         (f'{{"a": {GOOD}, "b', "the JSON ends too early"),
-        ("[]", "found a list"),
+        ("[]", "no query in it"),
         (
             '{"a": {"pointer_candidates": [{"pointer": [0], "pointer_global": "x"}]}}',
             "'a': candidate 0: pointer_global is not a list of rows",

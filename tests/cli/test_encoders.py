@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -326,14 +327,17 @@ def test_an_interrupted_embedding_goes_on_and_counts_as_no_query(place):
     class Interrupted(Observer):
         done = batches = 0
 
-        def start(self, total, done=0):
-            self.done = done
+        @contextmanager
+        def activity(self, what, total=None):
+            yield self._advance if what.startswith("embedding") else lambda steps: None
 
-        def finish(self, queries):
-            self.done += queries
+        def _advance(self, steps):
             self.batches += 1
             if self.batches == 2:
                 raise KeyboardInterrupt
+
+        def finish(self, queries):
+            self.done += queries
 
     def embed(queries, observer):
         found = dataset_embeddings(dataset, queries, ExampleHasher(), observer, encoder=encoder)

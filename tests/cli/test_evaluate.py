@@ -195,7 +195,7 @@ def test_the_journal_of_another_run_is_refused_before_anything_is_learned(
     ("more", "parts"),
     [
         ((), ("arm answer-match: ", "8 evaluated queries (such as e0)", "--train-opt KEY=VALUE")),
-        (("--train-opt", "path=data.jsonl"), ("--train-opt: 8 of these", "(such as e0)")),
+        (("--train-opt", "path=data.jsonl"), ("--train-opt: 8 queries", "(such as e0)")),
         (("--train-opt", "path=renamed.jsonl"), ("--train-opt: ", "images", "such as e0")),
         (
             ("--train-opt", "path=other.jsonl"),

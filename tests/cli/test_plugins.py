@@ -101,7 +101,10 @@ def test_check_takes_aliases_and_says_what_is_needed(cli):
     result = cli("plugins", "check", "okvqa_local")
     assert result.exit_code == 2
     assert "dataset okvqa_local needs the option root" in result.stderr
-    for name, kinds in (("glyphs", ("dataset", "encoder")), ("hf", ("backend", "dataset"))):
+    for name, kinds in (
+        ("glyphs", ("backend", "dataset", "encoder")),
+        ("hf", ("backend", "dataset")),
+    ):
         written = " or ".join(f"{kind}:{name}" for kind in kinds)
         said = f"{name} is registered for several kinds: write {written}\n"
         assert cli("plugins", "check", name).stderr.endswith(said)

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from pointer_rl.cli import progress as module
 from pointer_rl.cli.progress import Progress, clock, duration, per_second
+from pointer_rl.registry import registry
 from pointer_rl.types import Outcome
 
 RIGHT, WRONG = Outcome(answer="a", correct=True), Outcome(answer="a", correct=False)
@@ -241,6 +242,7 @@ def test_verbose_says_what_is_opened_asked_and_kept(world, cli):
     assert "0 from the response cache, " in result.stderr
     assert "8 queries added" in result.stderr
     assert "pointer_rl." not in world.generate("--overwrite").stderr
+    registry.cache_clear()
     assert "pointer_rl.registry: loading the plugin" in cli("-v", "plugins").stderr
 
 

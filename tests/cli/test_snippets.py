@@ -105,8 +105,10 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "README": {
         "git clone … pointer-rl && cd pointer-rl": "the address is the reader's",
-        "pip install . # or: pip install '.[plot,parquet,openai]'; pyproject.toml has all extras": "installs; wheel_smoke.sh does",
-        "make demo # sets up .venv, and runs the whole route on the embedded world": "minutes; make",
+        "pip install . # or: pip install '.[plot,parquet,openai]'; pyproject.toml has all"
+        " extras": "installs; wheel_smoke.sh does",
+        "make demo # sets up .venv, and runs the whole route on the embedded"
+        " world": "minutes; make demo does",
         "make test": "this is it",
         "shots arm queries calls accuracy vs random interval gap recovered": "make demo prints it",
     },
@@ -214,7 +216,7 @@ SMALLER: dict[str, dict[str, str]] = {
     "gpus": {
         "--limit 4096 --window 1024": "--limit 40 --window 20",
         "--limit 16": "--limit 4",
-        "train --beam": "train --rce-epochs 1 --grpo-epochs 1 --beam",
+        "train --rl-data": "train --rce-epochs 1 --grpo-epochs 1 --rl-data",
     },
     "guide": {"epochs 25": "epochs 2"},
     "long-runs": {"--limit 600": "--limit 60", "--limit 256 --window 64": "--limit 40 --window 20"},
@@ -229,7 +231,7 @@ SMALLER: dict[str, dict[str, str]] = {
     "train": {
         "--limit 300": "--limit 60",
         "probe.num=20": "probe.num=10",
-        "train --beam": "train --rce-epochs 12 --layers 1 --held-out 0.3 --beam",
+        "train --rl-data": "train --rce-epochs 12 --layers 1 --held-out 0.3 --rl-data",
         "grpo epoch 5": "rce epoch 12",
         "split=test": "split=test --limit 10",
         "--max-calls 20000": "--max-calls 100 --rounds 1",

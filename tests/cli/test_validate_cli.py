@@ -23,7 +23,7 @@ def folder(tmp_path, monkeypatch):
     write("good.json", GOOD, {"pointer": [2], "gen_method": "random"})
     write("bad.json", {**GOOD, "beam_rank": -1}, {**GOOD, "pointer": [2, 2]})
     (tmp_path / "cut.json").write_text('{"q": ')
-    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "number.json").write_text("3")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -59,10 +59,10 @@ def test_findings_exit_1():
 
 @pytest.mark.usefixtures("folder")
 def test_a_file_that_cannot_be_read_does_not_hide_the_others():
-    result = run("cut.json", "bad.json", "list.json")
+    result = run("cut.json", "bad.json", "number.json")
     assert isinstance(result.exception, InputError)  # which the root group turns into exit 2
     assert "cut.json: line 1, column 7: the JSON ends too early" in str(result.exception)
-    assert "list.json: line 1" in str(result.exception)
+    assert "number.json: line 1" in str(result.exception)
     assert "bad.json: 2 findings" in result.output
 
 

@@ -211,7 +211,7 @@ def test_a_stranger_is_listed_described_and_greets(environment):
     assert missing in listed
     assert "default: str, default unknown" in environment.run("plugins", "show", "backend:acme")
     assert environment.run("acme", "you") == "hello you\n"
-    assert "Greet NAME." in environment.run("--help")
+    assert "Greet NAME" in environment.run("--help")
 
 
 def test_the_kit_passes_what_is_sound_and_finds_what_is_not(environment, acme):

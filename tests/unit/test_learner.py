@@ -97,7 +97,12 @@ def test_the_trainers_old_policy_is_refreshed_and_its_reference_is_grpos_start(t
     config = TrainConfig(rce_epochs=2, grpo_epochs=2, batch_size=64, grpo_lr=3e-3)
     lines = []
     trainer = Trainer(
-        selector_for(groups), config, CPU, tmp_path / "c.safetensors", {}, lines.append
+        selector_for(groups),
+        config,
+        CPU,
+        tmp_path / "c.safetensors",
+        {},
+        lambda line, _epochs: lines.append(line),
     )
     trainer.fit(groups, round_stages(config, 0), first=0)
     first, second = (line for line in lines if line["stage"] == "grpo")

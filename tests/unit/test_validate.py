@@ -577,8 +577,8 @@ def test_k64_is_named_and_its_positions_are_not_taken_for_rows(path):
 def test_what_cannot_be_read_raises(path):
     with pytest.raises(InputError, match="cannot read"):
         validate_file(path)
-    with pytest.raises(InputError, match="found a list"):
-        _validate(path, "[]")
+    with pytest.raises(InputError, match="found no JSON object"):
+        _validate(path, "3")
 
 
 @pytest.mark.parametrize("config", [{"pool_size": 0}, {"max_findings": -1}])
