@@ -23,6 +23,7 @@ from pointer_rl.cli.generate import generate
 from pointer_rl.cli.merge import merge
 from pointer_rl.cli.output import LineFormatter, echo
 from pointer_rl.cli.plugins import plugins
+from pointer_rl.cli.report import report
 from pointer_rl.cli.rescore import rescore
 from pointer_rl.cli.schema import schema
 from pointer_rl.cli.select import select
@@ -153,7 +154,7 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(generate, validate, rescore, merge, convert, beams, sft, train, evaluate, select),
+    *(generate, validate, rescore, merge, convert, beams, sft, train, evaluate, report, select),
     *(embed, cache, schema, plugins, doctor),
 )
 for command in _COMMANDS:

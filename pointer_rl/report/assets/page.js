@@ -1,0 +1,335 @@
+"use strict";
+(() => {
+  // The page's data. Text from files is only ever set as text: nothing here parses HTML.
+  const read = (id) => JSON.parse(document.getElementById(`json-${id}`).textContent);
+  const once = (make) => {
+    let made;
+    return () => (made ??= make());
+  };
+  const page = read("page");
+  const thumbnails = once(() => read("thumbnails"));
+  const pairs = once(() => read("pairs"));
+  const queries = page.files.map((_, number) => once(() => read(`queries-${number}`)));
+
+  // Places in a query and in a candidate; see pointer_rl/report/gallery.py.
+  const ID = 0, QUESTION = 1, ANNOTATORS = 2, CANDIDATES = 4;
+  const METHODS = 0, ROWS = 1, STATE = 2, ACCURACY = 3, ANSWER = 4, RAW = 5, FURTHER = 6;
+  const WRONG = 0, RIGHT = 1, FAILED = 2;
+  const STATES = [["wrong", "✗"], ["right", "✓"], ["failed", "!"], ["not judged", "–"]];
+  const PER_PAGE = 12, TRIALS_SHOWN = 6, LONG = 280;
+
+  // --- building elements ---
+
+  function element(tag, properties = {}, ...children) {
+    const made = document.createElement(tag);
+    for (const [key, value] of Object.entries(properties)) {
+      if (key === "class") made.className = value;
+      else if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
+      else if (value === true) made.setAttribute(key, "");
+      else if (value !== false && value != null) made.setAttribute(key, value);
+    }
+    made.append(...children.filter((each) => each != null && each !== ""));
+    return made;
+  }
+  const foreign = (text) => element("bdi", { dir: "auto" }, text);
+  const number = (value) => value.toLocaleString("en-US");
+  const counted = (count, one, many = one + "s") => `${number(count)} ${count === 1 ? one : many}`;
+
+  function image(place, description, css) {
+    if (place == null) {
+      return element("span", { class: `${css} none`, role: "img", "aria-label": "no image" });
+    }
+    const made = element("img", { class: css, alt: description, loading: "lazy", decoding: "async" });
+    made.src = "data:image/webp;base64," + thumbnails()[place];
+    return made;
+  }
+
+  /** Text that is cut where it is long, with a button that shows the rest. */
+  function long(text) {
+    if (text.length <= LONG) return foreign(text);
+    const shown = foreign(text.slice(0, LONG) + "…");
+    const button = element("button", {
+      type: "button", class: "quiet",
+      onclick: () => { shown.textContent = text; button.remove(); },
+    }, `show all ${number(text.length)} characters`);
+    return element("span", {}, shown, " ", button);
+  }
+
+  function select(label, options, onchange) {
+    const control = element("select", { onchange });
+    for (const [value, name] of options) control.append(element("option", { value }, name));
+    return [control, element("label", { class: "control" }, element("span", {}, label), control)];
+  }
+
+  function fill(control, options, value) {
+    control.replaceChildren(...options.map(([each, name]) => element("option", { value: each }, name)));
+    control.value = value;
+  }
+
+  // --- demonstrations ---
+
+  const pool = (file) => (file.dataset == null ? {} : page.pools[file.dataset]);
+
+  function demonstration(file, row) {
+    const known = pool(file)[row];
+    if (!known) return element("li", { class: "demonstration" }, element("span", { class: "row" }, `row ${row}`));
+    const [id, question, answer, place] = known;
+    return element("li", { class: "demonstration", title: `row ${row} (${id}): ${question}` },
+      image(place, "", "small"),
+      element("span", { class: "said" },
+        element("span", { class: "asked" }, foreign(question)),
+        foreign(answer),
+        element("span", { class: "row" }, `row ${row}`)));
+  }
+
+  for (const place of document.querySelectorAll(".thumb")) {
+    const known = (page.pools[place.dataset.dataset] || {})[place.dataset.row];
+    if (known && known[3] != null) place.append(image(known[3], "", "small"));
+  }
+
+  // --- the gallery ---
+
+  const gallery = document.getElementById("gallery-tool") && makeGallery();
+
+  function makeGallery() {
+    const state = { file: 0, method: -1, answers: "any", text: "", sort: "file", page: 0, pair: null };
+    let found = [], haystacks = [];
+
+    const update = (change) => { Object.assign(state, { page: 0 }, change); refresh(); };
+    const [fileControl, fileLabel] = select("File", page.files.map((each, n) => [n, each.name]),
+      () => open(Number(fileControl.value)));
+    const [methodControl, methodLabel] = select("Method", [],
+      () => update({ method: Number(methodControl.value), pair: null }));
+    const [answersControl, answersLabel] = select("Answers", [
+      ["any", "any"], ["right", "a right one"], ["wrong", "a wrong one"],
+      ["failed", "a failed trial"], ["flipped", "flipped: right and wrong"],
+    ], () => update({ answers: answersControl.value }));
+    const [sortControl, sortLabel] = select("Order", [
+      ["file", "as in the file"], ["low", "lowest accuracy first"], ["high", "highest accuracy first"],
+      ["divided", "most divided first"], ["question", "question, A to Z"],
+    ], () => update({ sort: sortControl.value }));
+    const searchControl = element("input", {
+      type: "search", autocomplete: "off", spellcheck: "false",
+      oninput: () => update({ text: searchControl.value.trim().toLowerCase() }),
+    });
+    const questionsControl = element("input", {
+      type: "checkbox",
+      onchange: () => list.classList.toggle("with-questions", questionsControl.checked),
+    });
+    const result = element("p", { class: "result", role: "status", tabindex: "-1" });
+    const chosen = element("p", { class: "chosen" });
+    const list = element("div", { class: "queries" });
+    const pager = element("nav", { class: "pager", "aria-label": "Pages of queries" });
+    document.getElementById("gallery-tool").append(
+      element("form", { class: "controls", role: "search", "aria-label": "Filter queries", onsubmit: (e) => e.preventDefault() },
+        page.files.length > 1 ? fileLabel : "", methodLabel, answersLabel, sortLabel,
+        element("label", { class: "control wide-control" }, element("span", {}, "Search questions, answers and ids"), searchControl),
+        element("label", { class: "check" }, questionsControl, " demonstrations' questions")),
+      chosen, result, list, pager);
+
+    function open(place) {
+      const file = page.files[place];
+      const highlight = file.methods.indexOf(file.highlight);
+      Object.assign(state, { file: place, method: highlight, page: 0, pair: null });
+      haystacks = [];
+      fileControl.value = place;
+      methodLabel.firstChild.textContent = file.kind === "evaluation" ? "Arm" : "Method";
+      fill(methodControl, [[-1, "all"], ...file.methods.map((name, n) => [n, name])], highlight);
+      refresh();
+    }
+
+    const haystack = (query, place) => (haystacks[place] ??= [
+      query[ID], query[QUESTION], ...query[ANNOTATORS].map((each) => each[0]),
+      ...new Set(query[CANDIDATES].map((each) => each[ANSWER])),
+    ].join("\n").toLowerCase());
+
+    function matching(query) {
+      const { method, pair } = state;
+      if (pair) return query[CANDIDATES].filter((each) => each[METHODS].some((one) => pair.methods.includes(one)));
+      return method < 0 ? query[CANDIDATES] : query[CANDIDATES].filter((each) => each[METHODS].includes(method));
+    }
+
+    function passes(candidates) {
+      const has = (wanted) => candidates.some((each) => each[STATE] === wanted);
+      switch (state.answers) {
+        case "right": return has(RIGHT);
+        case "wrong": return has(WRONG);
+        case "failed": return has(FAILED);
+        case "flipped": return has(RIGHT) && has(WRONG);
+        default: return true;
+      }
+    }
+
+    function filter() {
+      found = [];
+      queries[state.file]().forEach((query, place) => {
+        if (state.pair && !state.pair.ids.has(query[ID])) return;
+        if (state.text && !haystack(query, place).includes(state.text)) return;
+        const candidates = matching(query);
+        if ((!candidates.length && state.method >= 0) || !passes(candidates)) return;
+        let total = 0, judged = 0;
+        for (const each of candidates) {
+          if (each[STATE] < FAILED) { total += each[ACCURACY]; judged += 1; }
+        }
+        found.push({ query, candidates, mean: judged ? total / judged : NaN });
+      });
+      const mean = (each, missing) => (Number.isNaN(each.mean) ? missing : each.mean);
+      const orders = {
+        low: (a, b) => mean(a, 2) - mean(b, 2),
+        high: (a, b) => mean(b, -1) - mean(a, -1),
+        divided: (a, b) => Math.abs(mean(a, 9) - 0.5) - Math.abs(mean(b, 9) - 0.5),
+        question: (a, b) => (a.query[QUESTION] < b.query[QUESTION] ? -1 : a.query[QUESTION] > b.query[QUESTION] ? 1 : 0),
+      };
+      if (state.sort in orders) found.sort(orders[state.sort]);
+    }
+
+    function refresh() {
+      filter();
+      draw();
+    }
+
+    function draw() {
+      const file = page.files[state.file];
+      const pages = Math.max(1, Math.ceil(found.length / PER_PAGE));
+      state.page = Math.min(state.page, pages - 1);
+      const first = state.page * PER_PAGE, some = found.slice(first, first + PER_PAGE);
+      const all = queries[state.file]().length;
+      result.textContent = found.length
+        ? `${counted(found.length, "query", "queries")} of ${number(all)}` +
+          (pages > 1 ? `; ${number(first + 1)} to ${number(first + some.length)} below` : "")
+        : `None of ${counted(all, "query", "queries")} passes these filters.`;
+      chosen.replaceChildren(...(state.pair
+        ? [state.pair.words, " ", element("button", { type: "button", class: "quiet", onclick: () => update({ pair: null }) }, "show all again")]
+        : []));
+      list.replaceChildren(...some.map((each) => card(file, each)));
+      const turn = (by, name) => element("button", {
+        type: "button", disabled: state.page + by < 0 || state.page + by >= pages,
+        onclick: () => { state.page += by; draw(); result.focus({ preventScroll: true }); result.scrollIntoView(); },
+      }, name);
+      pager.replaceChildren(...(pages > 1
+        ? [turn(-1, "Previous"), element("span", {}, `page ${number(state.page + 1)} of ${number(pages)}`), turn(1, "Next")]
+        : []));
+    }
+
+    function card(file, { query, candidates }) {
+      const counts = STATES.map((_, n) => candidates.filter((each) => each[STATE] === n).length);
+      const judged = counts.map((count, n) => (count ? `${number(count)} ${STATES[n][0]}` : "")).filter(Boolean).join(", ");
+      const what = file.kind === "beams" ? counted(candidates.length, "beam") : judged;
+      const trials = element("ol", { class: "trials" });
+      const show = (some) => trials.append(...some.map((each) => trial(file, each)));
+      show(candidates.slice(0, TRIALS_SHOWN));
+      const rest = candidates.slice(TRIALS_SHOWN);
+      const more = rest.length > 0 && element("button", {
+        type: "button", class: "quiet", onclick: () => { show(rest); more.remove(); },
+      }, `show ${number(rest.length)} more`);
+      const asked = query[ANNOTATORS];
+      return element("article", { class: "query" },
+        element("header", {},
+          image(page.images[state.file][query[ID]], "image of the query", "large"),
+          element("div", {},
+            element("h3", {}, query[QUESTION] ? long(query[QUESTION]) : `query ${query[ID]}`),
+            asked.length ? element("p", { class: "annotators" }, element("span", { class: "key" }, "annotators "),
+              ...asked.flatMap(([answer, times], n) => [n ? ", " : "", long(answer), times > 1 ? ` ×${times}` : ""])) : "",
+            element("p", { class: "key" }, "query ", foreign(query[ID]), what ? ` · ${what}` : ""))),
+        trials, more || "");
+    }
+
+    function trial(file, candidate) {
+      const [name, sign] = STATES[candidate[STATE]];
+      const beams = file.kind === "beams";
+      const further = Object.entries(candidate[FURTHER]).map(([key, value]) => ` · ${key} ${value}`);
+      const failed = candidate[STATE] === FAILED, judged = candidate[STATE] < FAILED;
+      const raw = candidate[RAW];
+      return element("li", { class: `trial ${name.replace(" ", "-")}` },
+        beams ? "" : element("p", { class: "state" }, element("span", { "aria-hidden": "true" }, sign), ` ${name}`,
+          judged && candidate[ACCURACY] > 0 && candidate[ACCURACY] < 1 ? ` ${candidate[ACCURACY]}` : ""),
+        candidate[ROWS].length
+          ? element("ol", { class: "demonstrations", "aria-label": "demonstrations in order" }, ...candidate[ROWS].map((row) => demonstration(file, row)))
+          : element("p", { class: "demonstrations key" }, "no demonstrations"),
+        beams ? "" : element("div", { class: "answer" },
+          element("p", {}, element("span", { class: "key" }, failed ? "reason " : "answer "), long(candidate[ANSWER])),
+          raw === 0 ? "" : element("p", { class: "raw" }, element("span", { class: "key" }, "generated "), long(raw))),
+        element("p", { class: "by key" }, candidate[METHODS].map((one) => file.methods[one]).join("; "), ...further));
+    }
+
+    open(Math.max(0, page.files.findIndex((each) => each.kind === "evaluation")));
+    return {
+      /** Show the queries of a file that have these ids. */
+      show(name, words, ids, arms) {
+        const place = page.files.findIndex((each) => each.name === name);
+        open(place);
+        const methods = arms.map((arm) => page.files[place].methods.indexOf(arm));
+        methodControl.value = -1;
+        answersControl.value = "any";
+        searchControl.value = "";
+        const kept = queries[place]().filter((each) => ids.has(each[ID])).length;
+        const missing = ids.size - kept;
+        update({
+          method: -1, answers: "any", text: "",
+          pair: { ids, methods, words: words + (missing ? ` (${number(missing)} of them are not in the sample)` : "") },
+        });
+        document.getElementById("gallery").scrollIntoView();
+        result.focus({ preventScroll: true });
+      },
+    };
+  }
+
+  // --- wins and losses ---
+
+  if (document.getElementById("pairs-tool")) makePairs();
+
+  function makePairs() {
+    const [fileControl, fileLabel] = select("File", pairs().map((each, n) => [n, each.file]), open);
+    const [oneControl, oneLabel] = select("Arm", [], draw);
+    const [otherControl, otherLabel] = select("against", [], draw);
+    const summary = element("p", { class: "result", role: "status" });
+    const cells = element("div", { class: "cells" });
+    document.getElementById("pairs-tool").append(
+      element("form", { class: "controls", "aria-label": "Arms to compare", onsubmit: (e) => e.preventDefault() },
+        pairs().length > 1 ? fileLabel : "", oneLabel, otherLabel),
+      cells, summary);
+    open();
+
+    function open() {
+      const { arms, highlight } = pairs()[Number(fileControl.value)];
+      const names = Object.keys(arms), options = names.map((name) => [name, name]);
+      const one = names.includes(highlight) ? highlight : names[0];
+      // What stands against it first is what its own shots are compared with: random, if it is there.
+      const suffix = one.slice(one.indexOf(","));
+      fill(oneControl, options, one);
+      fill(otherControl, options, ["random" + suffix, ...names].find((name) => name in arms && name !== one));
+      draw();
+    }
+
+    function draw() {
+      const { file, ids, arms } = pairs()[Number(fileControl.value)];
+      const one = oneControl.value, other = otherControl.value;
+      const groups = [new Set(), new Set(), new Set(), new Set()];
+      let total = 0, compared = 0;
+      ids.forEach((id, place) => {
+        const a = arms[one][place], b = arms[other][place];
+        if (a == null || b == null) return;
+        total += a - b;
+        compared += 1;
+        groups[a > b ? 0 : a < b ? 3 : a > 0 ? 1 : 2].add(id);
+      });
+      const names = [`${one} wins`, "the same, above 0", "the same, 0", `${other} wins`];
+      cells.replaceChildren(...groups.map((group, n) => element("button", {
+        type: "button", class: `cell cell-${n}`, disabled: !group.size || !gallery,
+        onclick: () => gallery.show(file, `${names[n]}: ${counted(group.size, "query", "queries")}`, group, [one, other]),
+      }, element("strong", {}, number(group.size)), element("span", {}, names[n]))));
+      const points = compared ? (100 * total / compared).toFixed(1) : "–";
+      summary.textContent = `Over ${counted(compared, "query", "queries")}, ${one} is ${points.replace("-", "−")} points better than ${other} on average` +
+        (compared < ids.length ? `; ${number(ids.length - compared)} are left out, where one of them has no accuracy.` : ".");
+    }
+  }
+
+  // --- printing: what is folded is printed, too ---
+
+  let folded = [];
+  addEventListener("beforeprint", () => {
+    folded = [...document.querySelectorAll("details:not([open])")];
+    for (const each of folded) each.open = true;
+  });
+  addEventListener("afterprint", () => { for (const each of folded) each.open = false; });
+})();
