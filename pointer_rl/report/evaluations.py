@@ -54,7 +54,7 @@ class Axis:
         """(place in percent, label) of round numbers."""
         return [
             (self.at(value), f"{value:+g}".replace("-", "−") if value else "0")
-            for value in ticks(self.low, self.high, most=4)
+            for value in ticks(self.low, self.high, most=7)
         ]
 
 
@@ -98,7 +98,9 @@ class Evaluation:
             for each in stream_members(input.path)
             if each.key not in ("records", "pointers")
         }
-        missing = {"verdict", "rows", "comparisons", "settings", "accuracies", "leakage"} - {*content}
+        missing = {"verdict", "rows", "comparisons", "settings", "accuracies", "leakage"} - {
+            *content
+        }
         if missing:
             raise InputError(
                 f"{input.path}: a damaged evaluation, without {min(missing)}; write it again"
@@ -162,7 +164,9 @@ class Evaluation:
         axis = Axis.of([_points(each) for _, each in found if each is not None])
         return ArmTable(shots, [self._row(row, each, axis) for row, each in found], axis)
 
-    def _row(self, row: Mapping[str, Any], compared: Mapping[str, Any] | None, axis: Axis) -> ArmRow:
+    def _row(
+        self, row: Mapping[str, Any], compared: Mapping[str, Any] | None, axis: Axis
+    ) -> ArmRow:
         accuracy, share = row["accuracy"], row["gap_recovered"]
         trained, asked = row["training_calls"], row["calls"]
         before = "" if trained == 0 else f"{'–' if trained is None else f'{trained:,}'} + "
@@ -192,25 +196,26 @@ class Evaluation:
 
     # --- figures ---
 
-    def styles(self) -> dict[str, int | str]:
-        """Arm → its line style; references have their own."""
-        styles: dict[str, int | str] = {}
-        for row in self.content["rows"]:
-            arm = str(row["arm"])
-            if arm not in styles and not arm.startswith(_VOTE):
-                special = {_RANDOM: "random", _ORACLE: "bound", _ATTAINABLE: "bound"}
-                numbers = sum(isinstance(each, int) for each in styles.values())
-                styles[arm] = special.get(arm, numbers)
+    def _styles(self) -> dict[str, int | str]:
+        """Arm → its line style: the primary's is the first, references have their own."""
+        styles: dict[str, int | str] = {_RANDOM: "random", _ORACLE: "bound", _ATTAINABLE: "bound"}
+        arms = dict.fromkeys([self.primary, *(str(row["arm"]) for row in self.content["rows"])])
+        others = [arm for arm in arms if arm not in styles and not arm.startswith(_VOTE)]
+        for number, arm in enumerate(each for each in others if each != _ZERO_SHOT):
+            styles[arm] = number
         return styles
 
     def chart(self) -> Markup | None:
-        """Accuracy by demonstrations, a line for each arm but votes; None at one number of shots."""
+        """Accuracy by demonstrations, a line for each arm but votes, all from zero-shot.
+
+        None at one number of shots.
+        """
         shots = sorted({int(row["shots"]) for row in self.content["rows"]})
         if len(shots) < 3:
             return None
         zero = [(0.0, each) for each in self._accuracies(_ZERO_SHOT, 0)]
         series = []
-        for arm, style in self.styles().items():
+        for arm, style in self._styles().items():
             points = [(float(n), each) for n in shots if n for each in self._accuracies(arm, n)]
             if points:
                 series.append(Series(arm, [*zero, *points], style, markers=True))
@@ -221,6 +226,7 @@ class Evaluation:
             x_label="demonstrations",
             y_label="accuracy (%)",
             y_range=(0.0, 104.0),
+            end_labels=True,
             x_ticks=[float(each) for each in shots],
         )
 

@@ -172,22 +172,14 @@ class _Trials:
         return list(self.tally.methods.items())
 
     @property
-    def in_words(self) -> str:
-        tally = self.tally
-        if self.unread is not None:
-            return self.unread
-        if self.are_beams:
-            return f"{tally.queries:,} queries, {tally.candidates:,} beams."
-        judged = tally.candidates - tally.failed
-        found = f"{tally.queries:,} queries, {tally.candidates:,} trials, {tally.failed:,} failed."
-        best = tally.best.value
-        if not self.is_evaluation and judged and best is not None:
-            found += (
-                f" The best trial of a query has {100 * best:.1f} % accuracy on average."
-                f" {tally.zero_variance:,} of {tally.groups:,} groups have zero variance: all their"
-                " trials have the same accuracy, so that nothing is learned from them."
-            )
-        return found
+    def main_methods(self) -> list[tuple[str, MethodTally]]:
+        """Of an evaluation, the arms at the primary's shots."""
+        if self.evaluation is None:
+            return self.methods
+        shots = self.evaluation.primary_shots
+        arms = dict.fromkeys(str(row["arm"]) for row in self.evaluation.content["rows"])
+        names = [method_name(arm, shots) for arm in arms]
+        return [(name, self.tally.methods[name]) for name in names if name in self.tally.methods]
 
     # --- demonstrations ---
 
@@ -229,7 +221,8 @@ class _Trials:
     def position_rows(self) -> list[tuple[int, int, Mean]]:
         """(demonstrations, position from 1, accuracy)."""
         return [
-            (shown, place + 1, mean) for (shown, place), mean in sorted(self.tally.positions.items())
+            (shown, place + 1, mean)
+            for (shown, place), mean in sorted(self.tally.positions.items())
         ]
 
     def describe_row(self, row: int) -> str:
@@ -362,7 +355,8 @@ class _Page:
         sampling: Sequence[str],
     ) -> bytes:
         style, script = _resource("page.css"), _resource("page.js")
-        usage = [each for each in self._trials if each.ranked or each.position_rows]
+        usage = [each for each in self._trials if each.tally.methods]
+        data = [each for each in self._trials if each.input.kind == "rl"]
         content = {
             "policy": _policy(style, script),
             "css": Markup(style),
@@ -375,7 +369,7 @@ class _Page:
             "has_pairs": has_pairs,
             "curve_groups": group_trainings(self._trainings),
             "trainings": self._trainings,
-            "data": self._trials,
+            "data": data,
             "usage": usage,
             "has_gallery": bool(shown),
             "sampling": sampling,
@@ -391,7 +385,7 @@ class _Page:
                 ("arms", "Arms", self._evaluations),
                 ("pairs", "Wins and losses", has_pairs),
                 ("training", "Training", self._trainings),
-                ("data", "Trials", self._trials),
+                ("data", "Trials", data),
                 ("demonstrations", "Demonstrations", usage),
                 ("gallery", "Queries", shown),
                 ("problems", "Problems", True),
@@ -449,9 +443,7 @@ class _Page:
             for place, query in enumerate(of_files):
                 if query is not None and shown[place].dataset is not None:
                     number += 1
-                    whole += self._show(
-                        query, shown[place], pools, query_images[place], thumbnails
-                    )
+                    whole += self._show(query, shown[place], pools, query_images[place], thumbnails)
         for each in self._trials:  # the tables of rows that help and hurt
             for _, rows in each.ranked if each.dataset is not None else ():
                 for row in rows:

@@ -72,6 +72,12 @@ class MethodTally:
     """Row → number of trials that show it."""
 
     @property
+    def share_right(self) -> float | None:
+        """Of the judged trials; None without any."""
+        judged = self.candidates - self.failed
+        return self.correct / judged if judged else None
+
+    @property
     def shown(self) -> float:
         """Demonstrations in a trial, on average."""
         return self.rows.total() / self.candidates if self.candidates else 0.0

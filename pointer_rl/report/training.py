@@ -120,6 +120,14 @@ class Training:
         found = counts.get(digest)
         return found if isinstance(found, int) else None
 
+    def against_calls(self, key: str) -> list[tuple[float, float]]:
+        """(calls, value) where each round ended, as far as both are known."""
+        return [
+            (float(each.calls), float(each.last[key]))
+            for each in self.rounds
+            if each.calls is not None and isinstance(each.last.get(key), int | float)
+        ]
+
     def rules(self) -> list[Rule]:
         """Where rounds begin."""
         starts: dict[int, int] = {}
@@ -158,11 +166,11 @@ class CurveGroup:
             if self.kept_by == "cross_entropy" and key == _REWARD:
                 continue  # a sum of InfoScores, nearly constant by construction
             series = [
-                Series(training.input.name, points, style)
+                Series(training.input.name, points, style, gap=1.5)
                 for style, training in enumerate(self.trainings)
                 if len(points := training.points(key)) > 1
             ]
-            if not series:
+            if not any(y for each in series for _, y in each.points):
                 continue
             if key == _REWARD:
                 series += self._bounds()
@@ -185,18 +193,16 @@ class CurveGroup:
         for training in self.trainings:
             for key, what in ((_RANDOM, "random choice"), (_BEST, "best choice")):
                 if points := training.points(key):
-                    yield Series(f"{training.input.name}: {what}", points, "bound")
+                    yield Series(f"{training.input.name}: {what}", points, "bound", gap=1.5)
 
     def _against_calls(self) -> Panel | None:
+        """Where the rounds ended. Later rounds have other held-out queries, as random choice."""
         series = []
         for style, training in enumerate(self.trainings):
-            points = [
-                (float(each.calls), float(each.last[_REWARD]))
-                for each in training.rounds
-                if each.calls is not None and isinstance(each.last.get(_REWARD), int | float)
-            ]
-            if points:
+            if points := training.against_calls(_REWARD):
                 series.append(Series(training.input.name, points, style, markers=True))
+                random = training.against_calls(_RANDOM)
+                series.append(Series(f"{training.input.name}: random choice", random, "bound"))
         if self.kept_by != "reward" or len({x for each in series for x, _ in each.points}) < 2:
             return None
         title = "Held-out reward against calls"

@@ -39,7 +39,7 @@
     if (place == null) {
       return element("span", { class: `${css} none`, role: "img", "aria-label": "no image" });
     }
-    const made = element("img", { class: css, alt: description, loading: "lazy", decoding: "async" });
+    const made = element("img", { class: css, alt: description, decoding: "async" });
     made.src = "data:image/webp;base64," + thumbnails()[place];
     return made;
   }
@@ -224,13 +224,12 @@
       }, `show ${number(rest.length)} more`);
       const asked = query[ANNOTATORS];
       return element("article", { class: "query" },
-        element("header", {},
-          image(page.images[state.file][query[ID]], "image of the query", "large"),
-          element("div", {},
-            element("h3", {}, query[QUESTION] ? long(query[QUESTION]) : `query ${query[ID]}`),
-            asked.length ? element("p", { class: "annotators" }, element("span", { class: "key" }, "annotators "),
-              ...asked.flatMap(([answer, times], n) => [n ? ", " : "", long(answer), times > 1 ? ` ×${times}` : ""])) : "",
-            element("p", { class: "key" }, "query ", foreign(query[ID]), what ? ` · ${what}` : ""))),
+        image(page.images[state.file][query[ID]], "image of the query", "large"),
+        element("div", {},
+          element("h3", {}, query[QUESTION] ? long(query[QUESTION]) : `query ${query[ID]}`),
+          asked.length ? element("p", {}, element("span", { class: "key" }, "annotators "),
+            ...asked.flatMap(([answer, times], n) => [n ? ", " : "", long(answer), times > 1 ? ` ×${times}` : ""])) : "",
+          element("p", { class: "key" }, "query ", foreign(query[ID]), candidates.length > 1 ? ` · ${what}` : "")),
         trials, more || "");
     }
 
