@@ -54,6 +54,6 @@ def report(
         overwrite=overwrite,
     )
     written = write_report(paths, output_path, options)
-    for note in written.notes:
+    for note in written.left_out:
         echo(f"pointer-rl: {note}", err=True)
-    echo(f"wrote {written.path} ({format_bytes(written.size)})")
+    echo(f"wrote {output_path} ({format_bytes(written.size)})")

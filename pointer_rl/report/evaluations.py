@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
-from pointer_rl.errors import InputError
+from pointer_rl.errors import InputError, first_line
 from pointer_rl.json_stream import stream_members
 from pointer_rl.report.inputs import Input
 from pointer_rl.report.svg import Series, line_chart, ticks

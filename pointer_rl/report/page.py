@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.resources import files
@@ -20,44 +21,30 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from pointer_rl.datasets.recorded import open_recorded
-from pointer_rl.errors import InputError, PointerRLError, first_line
+from pointer_rl.errors import InputError
 from pointer_rl.escaping import printable
-from pointer_rl.files import AtomicFile, check_writable
-from pointer_rl.records.formats import read_meta
+from pointer_rl.files import check_writable, write_text
 from pointer_rl.report.evaluations import Evaluation
-from pointer_rl.report.gallery import Sample, share_out, to_json
+from pointer_rl.report.gallery import to_json
 from pointer_rl.report.inputs import Input, find_inputs
 from pointer_rl.report.svg import STYLES
-from pointer_rl.report.tally import (
-    FEWEST_QUERIES,
-    JOINT_LEVEL,
-    MethodTally,
-    Mean,
-    RowLift,
-    Tally,
-    method_name,
-)
+from pointer_rl.report.tally import method_name
 from pointer_rl.report.thumbnails import Thumbnails
 from pointer_rl.report.training import Training, group_trainings
-from pointer_rl.report.trials import read_trials
-from pointer_rl.types import Dataset, Example
-from pointer_rl.validate import Report as Validation
-from pointer_rl.validate import ValidationConfig, validate_file
+from pointer_rl.report.trial_files import FINDINGS, Datasets, TrialFile, read_trial_files
 
 _KINDS = {
-    "evaluation": "evaluation",
-    "rl": "RL data",
-    "beams": "beam data",
-    "training": "training folder",
+    "evaluation": ("evaluation", "evaluations"),
+    "rl": ("file of RL data", "files of RL data"),
+    "beams": ("file of beam data", "files of beam data"),
+    "training": ("training folder", "training folders"),
 }
-_TEXT_SHARE = 0.55
-"""Share of the page that the text of the queries may take; thumbnails have what it leaves."""
-_FINDINGS = 20
-"""Findings of validate that are shown of a file."""
+_QUERIES_SHARE, _ROWS_SHARE, _PAIRS_SHARE = 0.5, 0.15, 0.1
+"""Shares of the page that queries, the text of their demonstrations, and accuracies that arms are
+compared by may take. Thumbnails have what is left."""
 _SHOWN_IDS = 5
-_RANKED = 8
-"""Rows that help, and rows that hurt."""
+_SLACK = 2_000
+"""Bytes kept free for sentences on what is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,16 +57,17 @@ class ReportOptions:
     """The dataset of all files; None: the one that each file names."""
     dataset_options: Mapping[str, object] = field(default_factory=dict)
     overwrite: bool = False
+    """Replace an existing file."""
 
 
 @dataclass(frozen=True)
 class Written:
     """What was written."""
 
-    path: Path
     size: int
-    notes: Sequence[str]
-    """What is not in the page, and why."""
+    """Bytes of the page."""
+    left_out: Sequence[str]
+    """What is not in the page, and why: sentences, which are in the page as well."""
 
 
 def write_report(
@@ -94,226 +82,16 @@ def write_report(
         raise InputError(f"{output_path}: the report is an .html file; name one")
     check_writable(output_path, overwrite=options.overwrite)
     inputs = find_inputs(paths)
-    datasets = _Datasets(options)
+    datasets = Datasets(options.dataset, options.dataset_options)
     evaluations = [Evaluation.read(each) for each in inputs if each.kind == "evaluation"]
-    trials = _read_trials(inputs, evaluations, datasets, int(options.max_bytes * _TEXT_SHARE))
+    kept = int(options.max_bytes * _QUERIES_SHARE)
+    trials = read_trial_files(inputs, evaluations, datasets, kept)
     tallies = {each.input.path: each.tally for each in trials}
     trainings = [Training.read(each, tallies) for each in inputs if each.kind == "training"]
-    page = _Page(inputs, evaluations, trials, trainings, datasets)
-    text, notes = page.render(options.max_bytes)
-    with AtomicFile(output_path) as file:
-        file.write(text)
-    return Written(output_path, len(text), notes)
-
-
-# --- reading ----------------------------------------------------------------------------------
-
-
-class _Datasets:
-    """The datasets of the files, each opened once; or why one could not be opened."""
-
-    def __init__(self, options: ReportOptions) -> None:
-        self._options = options
-        self._by_description: dict[str, int | None] = {}
-        self.opened: list[Dataset] = []
-        self.reasons: dict[str, str] = {}
-        """Name of a file → why its dataset is not known."""
-
-    def number_of(self, described: object, input: Input) -> int | None:
-        """The number of the dataset that a file describes; None if it cannot be opened.
-
-        Raises PointerRLError if the user named the dataset and it cannot be opened.
-        """
-        key = repr(described)
-        if key not in self._by_description:
-            name, values = self._options.dataset, self._options.dataset_options
-            try:
-                self.opened.append(open_recorded(described, input.path, name, values))
-                self._by_description[key] = len(self.opened) - 1
-            except PointerRLError as error:
-                if name is not None or values:
-                    raise
-                self._by_description[key] = None
-                self.reasons[input.name] = first_line(error)
-        return self._by_description[key]
-
-
-@dataclass
-class _Trials:
-    """A file of trials, as the page shows it."""
-
-    input: Input
-    meta: Mapping[str, Any]
-    dataset_number: int | None
-    dataset: Dataset | None
-    tally: Tally
-    sample: Sample
-    evaluation: Evaluation | None = None
-    validation: Validation | None = None
-    unread: str | None = None
-    """Why there are no trials; None if there are."""
-
-    @property
-    def is_evaluation(self) -> bool:
-        return self.evaluation is not None
-
-    @property
-    def are_beams(self) -> bool:
-        return self.input.kind == "beams"
-
-    @property
-    def highlight(self) -> str | None:
-        """The method to look at first."""
-        found = self.evaluation
-        return None if found is None else method_name(found.primary, found.primary_shots)
-
-    @property
-    def methods(self) -> list[tuple[str, MethodTally]]:
-        return list(self.tally.methods.items())
-
-    @property
-    def main_methods(self) -> list[tuple[str, MethodTally]]:
-        """Of an evaluation, the arms at the primary's shots."""
-        if self.evaluation is None:
-            return self.methods
-        shots = self.evaluation.primary_shots
-        arms = dict.fromkeys(str(row["arm"]) for row in self.evaluation.content["rows"])
-        names = [method_name(arm, shots) for arm in arms]
-        return [(name, self.tally.methods[name]) for name in names if name in self.tally.methods]
-
-    # --- demonstrations ---
-
-    @property
-    def ranked(self) -> list[tuple[str, list[RowLift]]]:
-        """Title and rows of the tables of rows that help and of rows that hurt."""
-        lifts = self.tally.ranked_lifts()
-        helps = [each for each in lifts if each.lift > 0][:_RANKED]
-        hurts = [each for each in reversed(lifts) if each.lift < 0][:_RANKED]
-        return [
-            (title, rows)
-            for title, rows in (("Rows that help", helps), ("Rows that hurt", hurts))
-            if rows
-        ]
-
-    @property
-    def usage_in_words(self) -> Iterator[str]:
-        tally, lifts = self.tally, self.tally.ranked_lifts()
-        pool = None if self.dataset is None else len(self.dataset.pool)
-        shown = len(tally.trials_of_row)
-        yield (
-            f"{shown:,} different rows were shown" + (f", of a pool of {pool:,}." if pool else ".")
-        )
-        if lifts:
-            beyond = sum(each.beyond_chance for each in lifts)
-            yield (
-                f"{len(lifts):,} rows were compared in {FEWEST_QUERIES} queries or more; {beyond:,} "
-                f"of them help or hurt beyond chance (*), with intervals that hold together at "
-                f"{JOINT_LEVEL:.0%}.".replace("%", " %")
-            )
-        if tally.orders:
-            yield (
-                f"{tally.orders:,} pairs of trials show a query the same rows in another order: "
-                f"{tally.orders_differ:,} ({tally.orders_differ / tally.orders:.1%}) differ in "
-                "accuracy.".replace("%", " %")
-            )
-
-    @property
-    def position_rows(self) -> list[tuple[int, int, Mean]]:
-        """(demonstrations, position from 1, accuracy)."""
-        return [
-            (shown, place + 1, mean)
-            for (shown, place), mean in sorted(self.tally.positions.items())
-        ]
-
-    def describe_row(self, row: int) -> str:
-        """Question and answer of a pool row."""
-        example = _at(self.dataset and self.dataset.pool, row)
-        return "" if example is None else f"{example.question} → {example.answer}"
-
-
-def _read_trials(
-    inputs: Sequence[Input],
-    evaluations: Sequence[Evaluation],
-    datasets: _Datasets,
-    most: int,
-) -> list[_Trials]:
-    """Every file of trials; `most` bytes of queries are kept of all together."""
-    by_path = {each.input.path: each for each in evaluations}
-    found: list[_Trials] = []
-    part = most
-    for input in inputs:
-        if input.kind == "training":
-            continue
-        evaluation = by_path.get(input.path)
-        meta = (read_meta(input.path) or {}) if evaluation is None else evaluation.settings
-        number = datasets.number_of(meta.get("dataset"), input)
-        one = _Trials(
-            input=input,
-            meta=meta,
-            dataset_number=number,
-            dataset=None if number is None else datasets.opened[number],
-            tally=Tally(),
-            sample=Sample(input.name),
-            evaluation=evaluation,
-        )
-        one.tally.answers_of = _answers(one.dataset)
-        _read_into(one, part)
-        found.append(one)
-        part = share_out([each.sample for each in found], most)
-    return found
-
-
-def _read_into(one: _Trials, most: int) -> None:
-    try:
-        for trials in read_trials(one.input.path):
-            trials.check(one.input.path)
-            one.tally.add(trials)
-            one.sample.add(trials, most)
-    except InputError as error:
-        if one.evaluation is None or one.tally.queries:
-            raise
-        one.unread = str(error)  # an evaluation of an earlier version, without answers
-    if one.input.kind == "rl":
-        one.validation = validate_file(one.input.path, ValidationConfig(max_findings=_FINDINGS))
-
-
-def _answers(dataset: Dataset | None) -> Any:
-    pool = None if dataset is None else dataset.pool
-
-    def answer_of(row: int) -> str | None:
-        example = _at(pool, row)
-        return None if example is None else example.answer
-
-    return answer_of
-
-
-def _at(examples: Sequence[Example] | None, row: int) -> Example | None:
-    return examples[row] if examples is not None and 0 <= row < len(examples) else None
-
-
-# --- the page ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Block:
-    """JSON that the script reads when it needs it."""
-
-    id: str
-    json: Markup
-
-
-@dataclass(frozen=True)
-class _Problem:
-    title: str
-    lines: Sequence[str]
-
-
-@dataclass(frozen=True)
-class _Provenance:
-    name: str
-    kind: str
-    facts: Sequence[tuple[str, str]]
-    command: str | None = None
+    page = _Page(inputs, evaluations, trials, trainings, datasets, options.max_bytes)
+    text = page.render()
+    write_text(output_path, text)
+    return Written(len(text.encode()), page.left_out)
 
 
 class _Page:
@@ -323,92 +101,83 @@ class _Page:
         self,
         inputs: Sequence[Input],
         evaluations: Sequence[Evaluation],
-        trials: Sequence[_Trials],
+        trials: Sequence[TrialFile],
         trainings: Sequence[Training],
-        datasets: _Datasets,
+        datasets: Datasets,
+        most: int,
     ) -> None:
         self._inputs, self._evaluations = inputs, evaluations
         self._trials, self._trainings, self._datasets = trials, trainings, datasets
+        self._most = most
+        self._shown = [each for each in trials if each.sample.kept]
+        self.left_out: list[str] = []
+        """What the page lacks, in sentences."""
 
-    def render(self, most: int) -> tuple[bytes, list[str]]:
-        """The page in UTF-8, of at most `most` bytes, and what it leaves out."""
-        shown = [each for each in self._trials if each.sample.kept]
-        blocks = [
-            _block(f"queries-{number}", f"[{','.join(each.sample.in_file_order())}]")
-            for number, each in enumerate(shown)
-        ]
-        pairs = [each for each in map(_pairs, shown) if each is not None]
-        blocks.append(_block("pairs", to_json(pairs)))
-        bare = self._fill(shown, blocks, {}, bool(pairs), [])
-        thumbnails = Thumbnails(most - len(bare) - 2_000)
-        tables, notes = self._tables(shown, thumbnails)
-        blocks.append(_block("thumbnails", to_json(thumbnails.encoded)))
-        sampling = [*self._sampling(shown), *notes]
-        return self._fill(shown, blocks, tables, bool(pairs), sampling), sampling
-
-    def _fill(
-        self,
-        shown: Sequence[_Trials],
-        blocks: Sequence[_Block],
-        tables: Mapping[str, Any],
-        has_pairs: bool,
-        sampling: Sequence[str],
-    ) -> bytes:
-        style, script = _resource("page.css"), _resource("page.js")
-        usage = [each for each in self._trials if each.tally.methods]
-        data = [each for each in self._trials if each.input.kind == "rl"]
-        content = {
-            "policy": _policy(style, script),
-            "css": Markup(style),
-            "script": Markup(script),
-            "title": self._title(),
-            "summary": self._summary(),
-            "version": version("pointer-rl"),
-            "evaluations": self._evaluations,
-            "side_by_side": self._side_by_side(),
-            "has_pairs": has_pairs,
-            "curve_groups": group_trainings(self._trainings),
-            "trainings": self._trainings,
-            "data": data,
-            "usage": usage,
-            "has_gallery": bool(shown),
-            "sampling": sampling,
-            "problems": list(self._problems()),
-            "provenance": list(self._provenance()),
-            "page_data": Markup(to_json({"files": [_file(each) for each in shown], **tables})),
-            "blocks": blocks,
+    def render(self) -> str:
+        """The page."""
+        self.left_out = list(self._sampling())
+        blocks = {
+            f"queries-{number}": f"[{','.join(each.sample.in_file_order())}]"
+            for number, each in enumerate(self._shown)
         }
-        content["sections"] = [
-            (id, name)
-            for id, name, present in (
-                ("verdict", "Verdict", self._evaluations),
-                ("arms", "Arms", self._evaluations),
-                ("pairs", "Wins and losses", has_pairs),
-                ("training", "Training", self._trainings),
-                ("data", "Trials", data),
-                ("demonstrations", "Demonstrations", usage),
-                ("gallery", "Queries", shown),
-                ("problems", "Problems", True),
-                ("provenance", "Provenance", True),
-            )
-            if present
-        ]
-        return _template(_resource("page.html")).render(content).encode()
+        blocks["pairs"] = self._pairs()
+        rows = self._rows()
+        blocks["page"] = to_json({"files": list(map(_file, self._shown)), "pools": rows})
+        size = sum(map(_size, blocks.values())) + _size(self._fill({"pairs": blocks["pairs"]}))
+        thumbnails = Thumbnails(self._most - size - _SLACK)
+        blocks["images"] = to_json(self._number_images(thumbnails, rows))
+        blocks["thumbnails"] = to_json(thumbnails.encoded)
+        for name, reason in self._datasets.reasons.items():
+            self.left_out.append(f"{name}: no images, and no questions of demonstrations: {reason}")
+        return self._fill(blocks)
+
+    def _fill(self, blocks: Mapping[str, str]) -> str:
+        style, script = _resource("page.css"), _resource("page.js")
+        data = [each for each in self._trials if each.input.kind == "rl"]
+        usage = [each for each in self._trials if each.tally.methods]
+        present = {
+            ("verdict", "Verdict"): self._evaluations,
+            ("arms", "Arms"): self._evaluations,
+            ("pairs", "Wins and losses"): blocks["pairs"] != "[]",
+            ("training", "Training"): self._trainings,
+            ("data", "Trials"): data,
+            ("demonstrations", "Demonstrations"): usage,
+            ("gallery", "Queries"): self._shown,
+            ("problems", "Problems"): True,
+            ("provenance", "Provenance"): True,
+        }
+        text: str = _template(_resource("page.html")).render(
+            policy=_policy(style, script),
+            css=Markup(style),
+            script=Markup(script),
+            title=self._title(),
+            summary=self._summary(),
+            version=version("pointer-rl"),
+            sections=[section for section, there in present.items() if there],
+            evaluations=self._evaluations,
+            side_by_side=self._side_by_side(),
+            curve_groups=group_trainings(self._trainings),
+            trainings=self._trainings,
+            data=data,
+            usage=usage,
+            left_out=self.left_out,
+            problems=list(self._problems()),
+            provenance=list(self._provenance()),
+            blocks=[(f"json-{id}", Markup(json)) for id, json in blocks.items()],
+        )
+        return text
 
     def _title(self) -> str:
         if len(self._inputs) == 1:
             return self._inputs[0].name
-        shared = {each.path.absolute().parent for each in self._inputs}
-        parents = sorted(shared, key=lambda each: len(each.parts))
-        return parents[0].name or "Report"
+        parents = {each.path.absolute().parent for each in self._inputs}
+        return min(parents, key=lambda each: len(each.parts)).name or "Report"
 
     def _summary(self) -> str:
-        kinds = [each.kind for each in self._inputs]
-        return ", ".join(
-            f"{kinds.count(kind)} {name}{'s' if kinds.count(kind) > 1 and kind in ('evaluation', 'training') else ''}"
-            for kind, name in _KINDS.items()
-            if kind in kinds
-        )
+        """`1 evaluation, 4 files of RL data`."""
+        kinds: Counter[str] = Counter(each.kind for each in self._inputs)
+        counted = [(kinds[kind], names) for kind, names in _KINDS.items() if kind in kinds]
+        return ", ".join(f"{number:,} {names[number > 1]}" for number, names in counted)
 
     def _side_by_side(self) -> list[tuple[str, list[float | None]]]:
         """Arm at its shots → its accuracy in percent in each evaluation; [] for one evaluation."""
@@ -416,162 +185,192 @@ class _Page:
             return []
         columns = [
             {
-                method_name(str(row["arm"]), int(row["shots"])): row["accuracy"]
+                method_name(str(row["arm"]), int(row["shots"])): 100 * row["accuracy"]
                 for row in each.content["rows"]
+                if row["accuracy"] is not None
             }
             for each in self._evaluations
         ]
         names = dict.fromkeys(name for column in columns for name in column)
-        return [
-            (
-                name,
-                [None if (a := column.get(name)) is None else 100 * a for column in columns],
-            )
-            for name in names
-        ]
+        return [(name, [column.get(name) for column in columns]) for name in names]
 
-    # --- the gallery ---
+    # --- what the script reads ---
 
-    def _tables(
-        self, shown: Sequence[_Trials], thumbnails: Thumbnails
-    ) -> tuple[dict[str, Any], list[str]]:
-        """The pool rows and images that the queries refer to, and what is missing."""
+    def _sampling(self) -> Iterator[str]:
+        for each in self._trials:
+            kept, total = each.sample.kept, each.sample.total
+            if each.unread is not None:
+                yield each.unread
+            elif kept < total:
+                yield (
+                    f"{each.input.name}: {kept:,} of {total:,} queries are shown one by one, a "
+                    "random sample that fits the page (--max-mb); all are counted"
+                )
+
+    def _pairs(self) -> str:
+        """The accuracies that arms are compared by."""
+        left, found = int(self._most * _PAIRS_SHARE), []
+        for file in self._shown:
+            text = _accuracies(file)
+            if text is not None and len(text) > left:
+                self.left_out.append(
+                    f"{file.input.name}: arms are not compared query by query; there is no room "
+                    "for their accuracies (--max-mb)"
+                )
+            elif text is not None:
+                left -= len(text)
+                found.append(text)
+        return f"[{','.join(found)}]"
+
+    def _rows(self) -> list[dict[str, list[Any]]]:
+        """For each dataset, row → [id, question, answer, number of its image or null].
+
+        Those of the tables of rows that help and hurt come first, then query by query.
+        """
         pools: list[dict[str, list[Any]]] = [{} for _ in self._datasets.opened]
-        query_images: list[dict[str, int]] = [{} for _ in shown]
+        left, lacking = int(self._most * _ROWS_SHARE), 0
+        for file, row in self._demonstrations():
+            assert file.dataset_number is not None
+            pool, example = pools[file.dataset_number], file.pool_row(row)
+            if str(row) in pool or example is None:
+                continue
+            pool[str(row)] = texts = [
+                printable(each) for each in (example.id, example.question, example.answer)
+            ]
+            left -= _size(to_json(texts)) + len(f'"{row}":,null,')
+            if left < 0:
+                del pool[str(row)]
+                lacking += 1
+        if lacking:
+            self.left_out.append(
+                f"{lacking:,} demonstrations are shown as rows alone; there is no room for their "
+                "questions (--max-mb)"
+            )
+        return pools
+
+    def _demonstrations(self) -> Iterator[tuple[TrialFile, int]]:
+        for file in self._trials:
+            if file.dataset is not None:
+                yield from ((file, each.row) for _, rows in file.ranked for each in rows)
+        for file, query in self._queries():
+            for row in _rows_of(query):
+                yield file, row
+
+    def _queries(self) -> Iterator[tuple[TrialFile, list[Any]]]:
+        """Those whose dataset is known, file by file in turn: first those of a smaller sample."""
+        known = [each for each in self._shown if each.dataset is not None]
+        for of_files in zip_longest(*(each.sample.by_hash() for each in known)):
+            yield from (
+                (file, query)
+                for file, query in zip(known, of_files, strict=True)
+                if query is not None
+            )
+
+    def _number_images(
+        self, thumbnails: Thumbnails, pools: list[dict[str, list[Any]]]
+    ) -> dict[str, Any]:
+        """The images of queries (file → id → number) and of rows (dataset → row → number)."""
+        of_queries: dict[str, dict[str, int]] = {each.input.name: {} for each in self._shown}
+        of_rows: list[dict[str, int]] = [{} for _ in pools]
         whole = number = 0
-        for of_files in zip_longest(*(each.sample.by_hash() for each in shown)):
-            for place, query in enumerate(of_files):
-                if query is not None and shown[place].dataset is not None:
-                    number += 1
-                    whole += self._show(query, shown[place], pools, query_images[place], thumbnails)
-        for each in self._trials:  # the tables of rows that help and hurt
-            for _, rows in each.ranked if each.dataset is not None else ():
-                for row in rows:
-                    self._show_row(each, row.row, pools, thumbnails)
-        notes = []
+
+        def show_row(file: TrialFile, row: int) -> bool:
+            assert file.dataset_number is not None
+            numbers, example = of_rows[file.dataset_number], file.pool_row(row)
+            if str(row) not in numbers and example is not None:
+                image = thumbnails.add(example.image)
+                if image is not None:
+                    numbers[str(row)] = image
+            return str(row) in numbers
+
+        for file in self._trials:
+            for each in (row for _, rows in file.ranked for row in rows if file.dataset):
+                show_row(file, each.row)
+        for file, query in self._queries():
+            id, example = query[0], file.query_row(query[3])
+            image = None
+            if example is not None and printable(example.id) == id:
+                image = thumbnails.add(example.image)
+            if image is not None:
+                of_queries[file.input.name][id] = image
+            shown = [show_row(file, row) for row in _rows_of(query)]
+            whole += image is not None and all(shown)
+            number += 1
         if thumbnails.full:
-            notes.append(
-                f"{whole:,} of {number:,} queries have all their images; there was no room for "
-                "others (--max-mb)."
+            self.left_out.append(
+                f"{whole:,} of {number:,} queries have all their images; there is no room for more "
+                "(--max-mb)"
             )
         if thumbnails.unreadable:
             first = next(iter(thumbnails.unreadable.values()))
-            notes.append(
-                f"{len(thumbnails.unreadable):,} images could not be read (first: {first})."
+            self.left_out.append(
+                f"{len(thumbnails.unreadable):,} images cannot be read (first: {first})"
             )
-        for name, reason in self._datasets.reasons.items():
-            notes.append(f"{name}: no images and no demonstrations' questions: {reason}")
-        return {"pools": pools, "images": query_images}, notes
-
-    def _show(
-        self,
-        query: list[Any],
-        file: _Trials,
-        pools: list[dict[str, list[Any]]],
-        images: dict[str, int],
-        thumbnails: Thumbnails,
-    ) -> bool:
-        """Add a query's image and its demonstrations; returns whether no image is missing."""
-        assert file.dataset is not None
-        id, row = query[0], query[3]
-        example = _at(file.dataset.queries, row)
-        found = [None]
-        if example is not None and printable(example.id) == id:
-            found = [thumbnails.add(example.image)]
-            if found[0] is not None:
-                images[id] = found[0]
-        for shown in dict.fromkeys(row for candidate in query[4] for row in candidate[1]):
-            found.append(self._show_row(file, shown, pools, thumbnails))
-        return None not in found
-
-    def _show_row(
-        self,
-        file: _Trials,
-        row: int,
-        pools: list[dict[str, list[Any]]],
-        thumbnails: Thumbnails,
-    ) -> int | None:
-        """Add a pool row to the table of its dataset; returns the number of its image."""
-        assert file.dataset is not None and file.dataset_number is not None
-        table, example = pools[file.dataset_number], _at(file.dataset.pool, row)
-        if example is None:
-            return None
-        known = table.get(str(row))
-        if known is None:
-            image = thumbnails.add(example.image)
-            texts = map(printable, (example.id, example.question, example.answer))
-            table[str(row)] = known = [*texts, image]
-        number: int | None = known[3]
-        return number
-
-    def _sampling(self, shown: Sequence[_Trials]) -> Iterator[str]:
-        for each in shown:
-            kept, total = each.sample.kept, each.sample.total
-            if kept < total:
-                yield (
-                    f"{each.input.name}: {kept:,} of {total:,} queries are shown, a random sample "
-                    "(--max-mb); everything above this section counts all of them."
-                )
+        return {"queries": list(of_queries.values()), "rows": of_rows}
 
     # --- problems and provenance ---
 
-    def _problems(self) -> Iterator[_Problem]:
-        for each in self._trials:
-            yield from _problems_of(each)
+    def _problems(self) -> Iterator[tuple[str, list[str]]]:
+        """Title and lines of each."""
+        for file in self._trials:
+            yield from _problems_of(file)
         for evaluation in self._evaluations:
             leakage = evaluation.content["leakage"]
             lines = [
                 f"{name} was trained on {number:,} of these queries"
-                for name, number in leakage.get("trained_on", {}).items()
+                for name, number in leakage["trained_on"].items()
                 if number
             ]
-            if leakage.get("shown"):
+            if leakage["shown"]:
                 lines.append(f"{leakage['shown']:,} queries may be shown their own image")
             if lines:
-                yield _Problem(f"{evaluation.input.name}: leaks", lines)
+                yield f"{evaluation.input.name}: leaks", lines
 
-    def _provenance(self) -> Iterator[_Provenance]:
-        for each in self._trials:
-            yield _Provenance(each.input.name, _KINDS[each.input.kind], list(_facts(each.meta)))
+    def _provenance(self) -> Iterator[tuple[Input, str, list[tuple[str, str]]]]:
+        """Each input, its kind, and what it records of itself."""
+        recorded = {each.input.path: each.meta for each in self._trials}
         for training in self._trainings:
-            document = {
+            recorded[training.input.path] = {
                 key: value for key, value in training.document.items() if key != "evaluation"
             }
-            yield _Provenance(training.input.name, _KINDS["training"], list(_facts(document)))
+        for input in self._inputs:
+            yield input, _KINDS[input.kind][0], list(_facts(recorded[input.path]))
 
 
-def _problems_of(file: _Trials) -> Iterator[_Problem]:
+def _problems_of(file: TrialFile) -> Iterator[tuple[str, list[str]]]:
     name, tally = file.input.name, file.tally
+    if file.unsound:
+        number = len(file.unsound)
+        yield (
+            f"{name}: {number:,} queries are left out of this report",
+            [f"Their records do not follow the schema ({_some(file.unsound)})"],
+        )
     if tally.failures:
         most = sorted(tally.failures.items(), key=lambda each: -len(each[1]))
         lines = [
-            f"{len(ids):,} × {reason} (queries {_some(ids)})" for reason, ids in most[:_FINDINGS]
+            f"{len(ids):,} × {reason} (queries {_some(ids)})" for reason, ids in most[:FINDINGS]
         ]
-        if len(most) > _FINDINGS:
-            lines.append(f"and {len(most) - _FINDINGS:,} other reasons")
-        yield _Problem(f"{name}: {tally.failed:,} failed trials", lines)
+        if len(most) > FINDINGS:
+            lines.append(f"and {len(most) - FINDINGS:,} other reasons")
+        yield f"{name}: {tally.failed:,} of {tally.candidates:,} trials failed", lines
     if tally.excluded_shown:
-        yield _Problem(
+        number, some = len(tally.excluded_shown), _some(tally.excluded_shown)
+        yield (
             f"{name}: leaks",
-            [
-                f"{len(tally.excluded_shown):,} trials show a row that is excluded for their query "
-                f"({_some(tally.excluded_shown)})"
-            ],
+            [f"{number:,} trials show a row that is excluded for their query ({some})"],
         )
     if tally.duplicates:
-        yield _Problem(
-            f"{name}: duplicates",
-            [f"{tally.duplicates:,} trials show a query a pointer that it was shown already"],
-        )
-    if file.validation is not None and file.validation.num_findings:
-        found = file.validation
+        line = f"{tally.duplicates:,} trials show a query a pointer that its method showed already"
+        yield f"{name}: duplicates", [line]
+    found = file.validation
+    if found is not None and found.num_findings:
         lines = [
             f"{each.rule} at {each.pointer or 'the file'}: {each.message}; to do: {each.fix}"
             for each in found.findings
         ]
         if found.num_findings > len(found.findings):
             lines.append(f"and {found.num_findings - len(found.findings):,} more")
-        yield _Problem(f"{name}: {found.num_findings:,} findings of validate", lines)
+        yield f"{name}: {found.num_findings:,} findings of validate", lines
 
 
 def _some(ids: Sequence[str]) -> str:
@@ -589,39 +388,42 @@ def _facts(value: Mapping[str, Any], inside: str = "") -> Iterator[tuple[str, st
             yield f"{inside}{key}", each if isinstance(each, str) else to_json(each)
 
 
-def _file(file: _Trials) -> dict[str, Any]:
+def _rows_of(query: list[Any]) -> list[int]:
+    """The rows that a query of the gallery is shown, without repeats."""
+    return list(dict.fromkeys(row for candidate in query[4] for row in candidate[1]))
+
+
+def _file(file: TrialFile) -> dict[str, Any]:
     """What the script knows of a file of trials."""
     return {
-        "name": file.input.name,
+        "name": printable(file.input.name),
         "kind": file.input.kind,
-        "methods": list(file.sample.methods),
-        "highlight": file.highlight,
+        "methods": list(map(printable, file.sample.methods)),
+        "highlight": file.highlight and printable(file.highlight),
         "dataset": file.dataset_number,
-        "total": file.sample.total,
     }
 
 
-def _pairs(file: _Trials) -> dict[str, Any] | None:
-    """The accuracies that arms are compared by; None for fewer than two of them."""
+def _accuracies(file: TrialFile) -> str | None:
+    """The accuracies of a file's arms, query by query; None for fewer than two arms."""
     if file.evaluation is not None:
         ids, by_query = file.evaluation.content["query_ids"], file.evaluation.by_query()
     else:
         ids, by_query = file.tally.ids, file.tally.by_query
     if len(by_query) < 2:
         return None
-    return {
-        "file": file.input.name,
-        "highlight": file.highlight,
-        "ids": [printable(id) for id in ids],
-        "arms": {
-            name: [None if each is None else round(each, 4) for each in values]
-            for name, values in by_query.items()
-        },
+    arms = {
+        printable(name): [None if each is None else round(each, 4) for each in values]
+        for name, values in by_query.items()
     }
+    return to_json({**_file(file), "ids": list(map(printable, ids)), "arms": arms})
 
 
-def _block(id: str, json: str) -> _Block:
-    return _Block(id, Markup(json))
+# --- the template -------------------------------------------------------------------------------
+
+
+def _size(text: str) -> int:
+    return len(text.encode())
 
 
 def _resource(name: str) -> str:
@@ -650,7 +452,7 @@ def _template(text: str) -> Any:
         finalize=lambda value: value if isinstance(value, Markup) else printable(value),
     )
     environment.globals |= {
-        "count": lambda value: "–" if value is None or value == "" else f"{value:,}",
+        "count": lambda value: "–" if value is None else f"{value:,}",
         "short": lambda value: "–" if value is None else f"{value:.3g}",
         "percent": lambda value: "–" if value is None else f"{100 * value:.1f} %",
         "swatch": _swatch,
@@ -659,6 +461,7 @@ def _template(text: str) -> Any:
 
 
 def _swatch(style: int | str) -> Markup:
+    """A piece of a line, for a legend."""
     name = f"s{style % STYLES}" if isinstance(style, int) else style
     return Markup(
         '<svg class="swatch" width="22" height="8" aria-hidden="true">'

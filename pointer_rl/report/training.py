@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,7 +82,7 @@ class Training:
         return [
             (float(index), float(line[key]))
             for index, line in enumerate(self.lines)
-            if isinstance(line.get(key), int | float)
+            if _is_number(line.get(key))
         ]
 
     @cached_property
@@ -125,7 +126,7 @@ class Training:
         return [
             (float(each.calls), float(each.last[key]))
             for each in self.rounds
-            if each.calls is not None and isinstance(each.last.get(key), int | float)
+            if each.calls is not None and _is_number(each.last.get(key))
         ]
 
     def rules(self) -> list[Rule]:
@@ -217,6 +218,10 @@ def group_trainings(trainings: Sequence[Training]) -> list[CurveGroup]:
         CurveGroup(kind, [each for each in trainings if each.lines and each.kept_by == kind])
         for kind in kinds
     ]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _accuracy(tally: Tally) -> float | None:

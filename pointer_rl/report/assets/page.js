@@ -7,6 +7,7 @@
     return () => (made ??= make());
   };
   const page = read("page");
+  const images = read("images");
   const thumbnails = once(() => read("thumbnails"));
   const pairs = once(() => read("pairs"));
   const queries = page.files.map((_, number) => once(() => read(`queries-${number}`)));
@@ -73,7 +74,7 @@
   function demonstration(file, row) {
     const known = pool(file)[row];
     if (!known) return element("li", { class: "demonstration" }, element("span", { class: "row" }, `row ${row}`));
-    const [id, question, answer, place] = known;
+    const [id, question, answer] = known, place = images.rows[file.dataset][row];
     return element("li", { class: "demonstration", title: `row ${row} (${id}): ${question}` },
       image(place, "", "small"),
       element("span", { class: "said" },
@@ -83,8 +84,8 @@
   }
 
   for (const place of document.querySelectorAll(".thumb")) {
-    const known = (page.pools[place.dataset.dataset] || {})[place.dataset.row];
-    if (known && known[3] != null) place.append(image(known[3], "", "small"));
+    const shown = (images.rows[place.dataset.dataset] || {})[place.dataset.row];
+    if (shown != null) place.append(image(shown, "", "small"));
   }
 
   // --- the gallery ---
@@ -224,7 +225,7 @@
       }, `show ${number(rest.length)} more`);
       const asked = query[ANNOTATORS];
       return element("article", { class: "query" },
-        image(page.images[state.file][query[ID]], "image of the query", "large"),
+        image(images.queries[state.file][query[ID]], "image of the query", "large"),
         element("div", {},
           element("h3", {}, query[QUESTION] ? long(query[QUESTION]) : `query ${query[ID]}`),
           asked.length ? element("p", {}, element("span", { class: "key" }, "annotators "),
@@ -278,7 +279,7 @@
   if (document.getElementById("pairs-tool")) makePairs();
 
   function makePairs() {
-    const [fileControl, fileLabel] = select("File", pairs().map((each, n) => [n, each.file]), open);
+    const [fileControl, fileLabel] = select("File", pairs().map((each, n) => [n, each.name]), open);
     const [oneControl, oneLabel] = select("Arm", [], draw);
     const [otherControl, otherLabel] = select("against", [], draw);
     const summary = element("p", { class: "result", role: "status" });
@@ -301,7 +302,7 @@
     }
 
     function draw() {
-      const { file, ids, arms } = pairs()[Number(fileControl.value)];
+      const { name: file, ids, arms } = pairs()[Number(fileControl.value)];
       const one = oneControl.value, other = otherControl.value;
       const groups = [new Set(), new Set(), new Set(), new Set()];
       let total = 0, compared = 0;
