@@ -17,7 +17,7 @@
   const METHODS = 0, ROWS = 1, STATE = 2, ACCURACY = 3, ANSWER = 4, RAW = 5, FURTHER = 6;
   const WRONG = 0, RIGHT = 1, FAILED = 2;
   const STATES = [["wrong", "✗"], ["right", "✓"], ["failed", "!"], ["not judged", "–"]];
-  const PER_PAGE = 12, TRIALS_SHOWN = 6, LONG = 280;
+  const PER_PAGE = 12, TRIALS_SHOWN = 6, LONG = 280, BRIEF = 80;
 
   // --- building elements ---
 
@@ -46,9 +46,9 @@
   }
 
   /** Text that is cut where it is long, with a button that shows the rest. */
-  function long(text) {
-    if (text.length <= LONG) return foreign(text);
-    const shown = foreign(text.slice(0, LONG) + "…");
+  function long(text, most = LONG) {
+    if (text.length <= most) return foreign(text);
+    const shown = foreign(text.slice(0, most) + "…");
     const button = element("button", {
       type: "button", class: "quiet",
       onclick: () => { shown.textContent = text; button.remove(); },
@@ -75,11 +75,11 @@
     const known = pool(file)[row];
     if (!known) return element("li", { class: "demonstration" }, element("span", { class: "row" }, `row ${row}`));
     const [id, question, answer] = known, place = images.rows[file.dataset][row];
-    return element("li", { class: "demonstration", title: `row ${row} (${id}): ${question}` },
+    return element("li", { class: "demonstration", title: `row ${row} (${id}): ${question.slice(0, LONG)}` },
       image(place, "", "small"),
       element("span", { class: "said" },
-        element("span", { class: "asked" }, foreign(question)),
-        foreign(answer),
+        element("span", { class: "asked" }, long(question, BRIEF)),
+        long(answer, BRIEF),
         element("span", { class: "row" }, `row ${row}`)));
   }
 
