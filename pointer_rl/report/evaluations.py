@@ -99,14 +99,36 @@ class Evaluation:
             for each in stream_members(input.path)
             if each.key not in ("records", "pointers")
         }
-        missing = {"verdict", "rows", "comparisons", "settings", "accuracies", "leakage"} - {
-            *content
-        }
-        if missing:
+        found = cls(input, content)
+        try:
+            found._check()
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{input.path}: a damaged evaluation, without {min(missing)}; write it again"
-            )
-        return cls(input, content)
+                f"{input.path}: a damaged evaluation ({type(error).__name__}: {first_line(error)});"
+                " write it again"
+            ) from error
+        return found
+
+    def _check(self) -> None:
+        """Raise any error for content that the page could not show."""
+        rows = [row for table in self.tables() for row in table.rows]
+        numbers = [each.accuracy or 0.0 for each in rows] + [float(each.queries) for each in rows]
+        numbers += [each.mean + each.low + each.high for _, each in self.rivals()[1]]
+        for values in self.by_query().values():
+            if len(values) != len(self.content["query_ids"]):
+                raise ValueError("an arm does not have an accuracy for each query")
+            numbers += [each or 0.0 for each in values]
+        if not math.isfinite(math.fsum(numbers)):
+            raise ValueError("a number is not finite")
+        self.chart()
+        _ = self.sentences, self.warnings
+        for number in (*self.content["leakage"]["trained_on"].values(), self.leaks):
+            int(number)
+
+    @property
+    def leaks(self) -> int:
+        """Queries that may be shown their own image."""
+        return int(self.content["leakage"]["shown"])
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -315,14 +315,14 @@ class _Page:
         for file in self._trials:
             yield from _problems_of(file)
         for evaluation in self._evaluations:
-            leakage = evaluation.content["leakage"]
+            trained_on = evaluation.content["leakage"]["trained_on"]
             lines = [
                 f"{name} was trained on {number:,} of these queries"
-                for name, number in leakage["trained_on"].items()
+                for name, number in trained_on.items()
                 if number
             ]
-            if leakage["shown"]:
-                lines.append(f"{leakage['shown']:,} queries may be shown their own image")
+            if evaluation.leaks:
+                lines.append(f"{evaluation.leaks:,} queries may be shown their own image")
             if lines:
                 yield f"{evaluation.input.name}: leaks", lines
 

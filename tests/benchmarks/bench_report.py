@@ -32,7 +32,7 @@ from pointer_rl.records.records import to_record
 from pointer_rl.types import Candidate, Example, Outcome
 
 PER_QUERY, POOL = 12, 4_000
-WORDS = "yes no two red dog left tennis white man on the table a frisbee surfboard".split()
+WORDS = ("yes", "no", "two", "red", "dog", "left", "tennis", "white", "man on a surfboard", "5:30")
 MAKE = """
 import sys
 from pathlib import Path

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -342,7 +343,7 @@ def test_a_report_is_an_html_file_and_is_not_replaced_unasked(tmp_path):
 def test_ticks_are_in_the_range_and_evenly_spaced(low, width):
     found = ticks(low, low + width)
     assert all(low - 1e-6 * width <= each <= low + width * (1 + 1e-6) for each in found)
-    gaps = {f"{b - a:.6g}" for a, b in zip(found, found[1:], strict=False)}
+    gaps = {f"{b - a:.6g}" for a, b in pairwise(found)}
     assert len(gaps) <= 1 or width < 1e-3 * abs(low)
     assert len(found) <= 8
 
