@@ -40,7 +40,8 @@ $(SITE): $(READY)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile
 
 demo: $(READY)  ## the whole loop on the embedded world: beams, sft, generate, train, evaluate
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh docs/demo.sh demo
+	$(BIN)/pointer-rl run --output-dir demo --test-opt split=test --test-limit 200 --test-shots 1..3 \
+	    --max-calls 14300
 
 test: $(DEV)  ## the default suite, under six minutes on two cores
 	$(PYTEST) -m "not slow"

@@ -20,9 +20,15 @@ if TYPE_CHECKING:
         load_vqa_model,
         sample_pointer_with_temperature,
     )
+    from pointer_rl.datasets.embeddings import load_embeddings
     from pointer_rl.errors import PointerRLError
     from pointer_rl.hookspecs import hookimpl
-    from pointer_rl.records.beam_dataset import BeamDataset, BeamDatasetWithEmbedding
+    from pointer_rl.records.beam_dataset import (
+        BeamDataset,
+        BeamDatasetWithEmbedding,
+        collate_groups,
+    )
+    from pointer_rl.runs import Session
     from pointer_rl.selectors import load_selector
     from pointer_rl.selectors.selecting import Policy
 
@@ -33,14 +39,17 @@ __all__ = [
     "BeamDatasetWithEmbedding",
     "PointerRLError",
     "Policy",
+    "Session",
     "__version__",
     "build_vqa_prompt",
+    "collate_groups",
     "compute_reward_for_candidate",
     "compute_step_logits",
     "compute_vqa_accuracy",
     "evaluate_pointer_candidate",
     "generate_pointer_candidates_for_query",
     "hookimpl",
+    "load_embeddings",
     "load_selector",
     "load_vqa_model",
     "sample_pointer_with_temperature",
@@ -51,7 +60,10 @@ _HOME = {
     "BeamDatasetWithEmbedding": "pointer_rl.records.beam_dataset",
     "PointerRLError": "pointer_rl.errors",
     "Policy": "pointer_rl.selectors.selecting",
+    "Session": "pointer_rl.runs",
+    "collate_groups": "pointer_rl.records.beam_dataset",
     "hookimpl": "pointer_rl.hookspecs",
+    "load_embeddings": "pointer_rl.datasets.embeddings",
     "load_selector": "pointer_rl.selectors",
 }
 """The module of each name that is not in pointer_rl.api."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +31,17 @@ from pointer_rl.types import (
     Outcome,
     Pool,
     Prompt,
+    PromptBuilder,
     QueryBatch,
     VQABackend,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_NO_IMAGE = ImageBytes(b"", "no image")
+"""The image of an example that has none."""
 
 
 def compute_step_logits(
@@ -123,53 +129,89 @@ def _alone(query_emb: Tensor, cand_emb: Tensor, shots: int) -> tuple[QueryBatch,
             f"one query is [d] and its pool [K, d]; these are {list(query_emb.shape)} and "
             f"{list(cand_emb.shape)}"
         )
-    nothing = ImageBytes(b"", "no image")
-    query = Example(id="query", row=0, image=nothing, question="", answers=())
+    query = Example(id="query", row=0, image=_NO_IMAGE, question="", answers=())
     allowed = torch.ones(1, len(cand_emb), dtype=torch.bool)
     return QueryBatch([query], query_emb[None], allowed, shots), Pool([], cand_emb)
 
 
-def load_vqa_model(name: str, device: str = "auto", **options: object) -> VQABackend:
-    """The backend registered as `name` (an alias such as qwen2.5_vl_3B will do), on a device.
+def load_vqa_model(
+    model_name: str, device: str | torch.device = "auto", **options: object
+) -> VQABackend:
+    """The backend registered as `model_name` (an alias such as qwen2.5_vl_3B will do), on a device.
 
     `options` are the backend's own; `pointer-rl plugins show NAME` lists them.
     """
-    if registry().find("backend", name).has_option("device"):
-        options = {"device": device, **options}
-    backend: VQABackend = registry().create("backend", name, options)
+    if registry().find("backend", model_name).has_option("device"):
+        options = {"device": str(device), **options}
+    backend: VQABackend = registry().create("backend", model_name, options)
     return backend
 
 
 def build_vqa_prompt(
-    image: PIL.Image.Image | ImageRef | str | Path,
+    image: PIL.Image.Image | ImageRef | str | Path | None,
     question: str,
     *demonstrations: Example | Mapping[str, Any],
+    ex1: Example | Mapping[str, Any] | None = None,
+    ex2: Example | Mapping[str, Any] | None = None,
 ) -> Prompt:
     """The `short-answer` prompt of a query after any number of demonstrations.
 
-    A demonstration is an Example, or a mapping with image, question and answer. The guide's string
-    is the text of the last message: `Prompt(build_vqa_prompt(…).messages[-1:]).text`.
+    A demonstration is an Example, or a mapping with question, answer and image; without an image
+    it is shown as text alone. `ex1` and `ex2` are the guide's names for two demonstrations. The
+    guide's string is the text of the last message:
+    `Prompt(build_vqa_prompt(…).messages[-1:]).text`.
     """
-    shown = [each if isinstance(each, Example) else _as_example(each) for each in demonstrations]
+    given = [*demonstrations, *(each for each in (ex1, ex2) if each is not None)]
     query = Example(id="query", row=0, image=_as_image(image), question=question, answers=())
-    prompt: Prompt = registry().create("prompt", "short-answer").build(query, shown)
-    return prompt
+    builder = _TextWithoutImage(registry().create("prompt", "short-answer"))
+    return builder.build(query, [_as_example(each, "demonstration") for each in given])
 
 
-def _as_example(value: Mapping[str, Any]) -> Example:
-    missing = [key for key in ("image", "question", "answer") if key not in value]
-    if missing:
-        raise InputError(f"a demonstration has no {missing[0]!r}: give image, question and answer")
+@dataclass(frozen=True)
+class _TextWithoutImage:
+    """A prompt builder that shows examples without an image as text alone."""
+
+    builder: PromptBuilder
+
+    def build(self, query: Example, demonstrations: Sequence[Example]) -> Prompt:
+        messages = self.builder.build(query, demonstrations).messages
+        return Prompt(
+            tuple(
+                replace(each, parts=tuple(part for part in each.parts if part is not _NO_IMAGE))
+                for each in messages
+            )
+        )
+
+    def parse(self, text: str) -> str:
+        return self.builder.parse(text)
+
+
+def _as_example(given: Example | Mapping[str, Any], what: str) -> Example:
+    """An example that a mapping describes; `what` it is, for messages."""
+    if isinstance(given, Example):
+        return given
+    answers = given.get("answers", [given["answer"]] if "answer" in given else None)
+    missing = "question" if "question" not in given else "answer" if answers is None else None
+    if missing is not None:
+        raise InputError(
+            f"a {what} has no {missing!r}: give question, answer (or a list, answers) and image"
+        )
+    if isinstance(answers, str) or not all(isinstance(each, str) for each in answers):
+        raise InputError(
+            f"a {what}: answers is a list, one string for each annotator; this is {answers!r}"
+        )
     return Example(
-        id="demonstration",
+        id=what,
         row=0,
-        image=_as_image(value["image"]),
-        question=value["question"],
-        answers=(value["answer"],),
+        image=_as_image(given.get("image")),
+        question=given["question"],
+        answers=tuple(answers),
     )
 
 
-def _as_image(image: PIL.Image.Image | ImageRef | str | Path) -> ImageRef:
+def _as_image(image: PIL.Image.Image | ImageRef | str | Path | None) -> ImageRef:
+    if image is None:
+        return _NO_IMAGE
     if isinstance(image, (str, Path)):
         return ImageFile(Path(image))
     if not isinstance(image, PIL.Image.Image):
@@ -182,7 +224,11 @@ def _as_image(image: PIL.Image.Image | ImageRef | str | Path) -> ImageRef:
 def compute_vqa_accuracy(
     pred_answer: str, ground_truth_answers: Sequence[str]
 ) -> tuple[int, float]:
-    """(correct, accuracy) by the official VQA evaluation; correct is 1 if accuracy is above 0."""
+    """(correct, accuracy) by the official VQA evaluation; correct is 1 if accuracy is above 0.
+
+    `ground_truth_answers` are the annotators', one string each, at least two. Raises InputError for
+    fewer, and for a string in their place.
+    """
     metric: Metric = registry().create("metric", "vqa")
     judgement = metric.judge(pred_answer, ground_truth_answers)
     return int(judgement.correct), judgement.accuracy
@@ -190,8 +236,8 @@ def compute_vqa_accuracy(
 
 def evaluate_pointer_candidate(
     vqa_model: VQABackend,
-    query: Example,
-    demonstrations: Sequence[Example],
+    query: Example | Mapping[str, Any],
+    demonstrations: Sequence[Example | Mapping[str, Any]],
     *,
     prompt: str = "short-answer",
     metric: str = "vqa",
@@ -199,22 +245,18 @@ def evaluate_pointer_candidate(
 ) -> Outcome:
     """Ask the backend the query with these demonstrations, and judge the answer.
 
-    If that fails, the outcome says why in `failure`; it is never a wrong answer.
+    Each is an Example, or a mapping as in `build_vqa_prompt`; the query's has the annotators'
+    `answers`. If that fails, the outcome says why in `failure`; it is never a wrong answer.
     """
     judge = Judge(
-        prompt=registry().create("prompt", prompt),
+        prompt=_TextWithoutImage(registry().create("prompt", prompt)),
         backend=vqa_model,
         metric=registry().create("metric", metric),
         decoding=decoding,
     )
-    ((_, outcome),) = judge.judge([Trial(query, demonstrations)])
+    shown = [_as_example(each, "demonstration") for each in demonstrations]
+    ((_, outcome),) = judge.judge([Trial(_as_example(query, "query"), shown)])
     return outcome
-
-
-_GUIDE_WEIGHTS = {
-    *("hard_weight", "soft_weight", "rel_weight"),
-    *("alpha", "beta", "correctness_mode", "use_logprob"),
-}
 
 
 def compute_reward_for_candidate(
@@ -230,16 +272,9 @@ def compute_reward_for_candidate(
 ) -> float:
     """The reward `reward_mode` of a candidate's fields, in [-5, 5]; a missing field counts as 0.
 
-    `weights` are the reward's options. Those of the guide (hard_weight, soft_weight, rel_weight,
-    alpha, beta, correctness_mode, use_logprob) are accepted for every mode; a mode ignores those
-    that its formula does not use.
+    `weights` are the reward's options: the guide's `alpha` and `beta` are those of the mode
+    "legacy". Raises InputError for an option that the mode does not have.
     """
-    reward = registry().find("reward", reward_mode)
-    options = {
-        name: value
-        for name, value in weights.items()
-        if name not in _GUIDE_WEIGHTS or reward.has_option(name)
-    }
     outcome = Outcome(
         correct=None if vqa_correct is None else bool(vqa_correct),
         accuracy=vqa_acc_score,
@@ -249,4 +284,4 @@ def compute_reward_for_candidate(
     candidate = Candidate(
         pointer=(), gen_method="", beam_score=beam_score, logprob_score=logprob_score
     )
-    return float(registry().create("reward", reward_mode, options)(outcome, candidate))
+    return float(registry().create("reward", reward_mode, weights)(outcome, candidate))

@@ -13,12 +13,13 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -122,6 +123,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pointer-rl"
 
 
+def embeddings_folder() -> Path:
+    """Where the embeddings are kept that commands made by themselves."""
+    return cache_folder() / "embeddings"
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder that becomes `path` at the end, or is deleted on an exception.
@@ -152,12 +158,13 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, waiting: Callable[[str], object] | None = None) -> Iterator[None]:
     """Until the block ends, no other process may enter it with the same path.
 
     The lock is the file `.NAME.pointer-rl.lock` beside `path`; it holds the process's id and host.
-    A run that writes a folder locks a file in it. Raises InputError, naming the process, if another
-    one has the lock, and if no file can be written there.
+    A run that writes a folder locks a file in it. If another process has the lock, `waiting` is
+    called with a sentence that names it, and then it is waited for. Without `waiting`, raises
+    InputError instead; so it does if no file can be written there.
     """
     check_name(path)
     place = _beside(path, "pointer-rl.lock")
@@ -165,14 +172,17 @@ def locked(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
-        file = _open_locked(place)
-    except BlockingIOError as error:
-        holder = "it has just begun"
-        with suppress(OSError):
-            holder = place.read_text(errors="replace") or holder
-        raise InputError(
-            f"{path}: another process is writing it ({holder}): wait for it, or name another output"
-        ) from error
+        try:
+            file = _open_locked(place)
+        except BlockingIOError as error:
+            holder = "it has just begun"
+            with suppress(OSError):
+                holder = place.read_text(errors="replace") or holder
+            busy = f"{path}: another process is writing it ({holder})"
+            if waiting is None:
+                raise InputError(f"{busy}: wait for it, or name another output") from error
+            waiting(f"{busy}; waiting for it")
+            file = _open_locked(place, math.inf)
     except OSError as error:
         raise cannot_be_written(path, error) from error
     try:
@@ -308,9 +318,12 @@ def cannot_be_written(path: Path, error: BaseException) -> InputError:
     return InputError(f"{path}: cannot be written ({reason})")
 
 
-def _open_locked(place: Path) -> BinaryIO:
-    """Open or create a file, and lock it. Raises BlockingIOError if another process has it."""
-    give_up = time.monotonic() + _PATIENCE
+def _open_locked(place: Path, patience: float = _PATIENCE) -> BinaryIO:
+    """Open or create a file, and lock it.
+
+    Raises BlockingIOError if another process still has it after `patience` seconds.
+    """
+    give_up = time.monotonic() + patience
     while True:
         file = os.fdopen(os.open(place, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         try:

@@ -61,15 +61,21 @@ class Member(NamedTuple):
 def stream_members(path: Path) -> Iterator[Member]:
     """Yield the members of the object in a `.json` file, or one member per line of a `.jsonl` file.
 
-    A line of `.jsonl` is `{"_meta": …}` or a record whose `query_id` becomes the key. Repeated keys
-    are yielded each time. Raises InputError, with line and column, for a file that is not UTF-8,
-    not JSON, or JSON of another form.
+    A line of `.jsonl` is a record whose `query_id` becomes the key, or an object with one member,
+    such as `{"_meta": …}`. A `.json` file may also be a list of such records and objects. Repeated
+    keys are yielded each time. Raises InputError, with line and column, for a file that is not
+    UTF-8, not JSON, or JSON of another form.
     """
     with _open(path) as file:
         if path.suffix == ".jsonl":
             yield from _parse_lines(path, file)
             return
         reader = _Reader(path, file)
+        if reader.peek() == "[":
+            for line in reader.open_items():
+                value, flaws = reader.value()
+                yield _as_member(value, flaws, path, line)
+            return
         for key, line in reader.open_members("an object of query id → record"):
             value, flaws = reader.value()
             yield Member(key, value, line, flaws)
@@ -236,8 +242,16 @@ class _Reader:
             self._take(":", "Expecting ':' delimiter")
             yield key, line
             more = self._take(",}", "Expecting ',' delimiter") == ","
-        if self.peek():
-            raise self._error("not JSON (more text after the object has ended)")
+        self._end("the object")
+
+    def open_items(self) -> Iterator[int]:
+        """Yield the line of each item of the file's list. The caller consumes the item."""
+        more = self._begin("[", "]", "a list")
+        while more:
+            self.peek()
+            yield self._line_here()
+            more = self._take(",]", "Expecting ',' delimiter") == ","
+        self._end("the list")
 
     def items(self) -> Iterator[Any]:
         """Yield each item of a list."""
@@ -325,6 +339,10 @@ class _Reader:
         self._position += 1
         return found
 
+    def _end(self, what: str) -> None:
+        if self.peek():
+            raise self._error(f"not JSON (more text after {what} has ended)")
+
     def _begin(self, opening: str, closing: str, wanted: str) -> bool:
         """Open an object or a list. Returns whether anything is in it."""
         found = self.peek()
@@ -403,13 +421,22 @@ def _parse_lines(path: Path, file: BinaryIO) -> Iterator[Member]:
             raise InputError(f"{where}: cannot parse this line ({error})") from error
         if isinstance(value, dict):
             value.pop("_crc32", None)  # a journal has it in each line
-        if isinstance(value, dict) and value.keys() == {"_meta"}:
-            flaws = tuple(Flaw(kind, place[1:]) for kind, place in flaws)
-            yield Member("_meta", value["_meta"], number, flaws)
-            continue
-        if not isinstance(value, dict) or not isinstance(value.get("query_id"), str):
-            raise InputError(f'{where}: not a record with a string "query_id"')
-        yield Member(value.pop("query_id"), value, number, flaws)
+        yield _as_member(value, flaws, path, number)
+
+
+def _as_member(value: Any, flaws: tuple[Flaw, ...], path: Path, line: int) -> Member:
+    """The member that a line, or an item of a list, stands for."""
+    if isinstance(value, dict):
+        if isinstance(value.get("query_id"), str):
+            return Member(value.pop("query_id"), value, line, flaws)
+        if len(value) == 1:
+            [(key, record)] = value.items()
+            if key == "_meta" or isinstance(record, dict):
+                flaws = tuple(Flaw(kind, place[1:]) for kind, place in flaws)
+                return Member(key, record, line, flaws)
+    raise InputError(
+        f'{path}: line {line}: not a record with a string "query_id", nor {{query id: record}}'
+    )
 
 
 def _space(text: str, position: int) -> int:

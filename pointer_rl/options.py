@@ -1,4 +1,7 @@
-"""Options of plugins: frozen keyword-only dataclasses, given as `key=value` on a command line."""
+"""Options of plugins: frozen keyword-only dataclasses.
+
+They are given as `key=value` on a command line, and with types in a configuration file or Python.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,18 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, Union
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union
 
 from pointer_rl.errors import InputError, did_you_mean
 
 T = TypeVar("T")
+FilePath = Annotated[str, "file"]
+"""The type of an option that is a path. In a configuration file it is relative to that file."""
+FileOrName = Annotated[str, "file or name"]
+"""The same for a path or something else, such as an id on the Hub: a path if there is one."""
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_TYPES = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -29,14 +38,30 @@ class OptionInfo:
     help: str
 
 
-def parse_assignments(pairs: Iterable[str], flag: str) -> dict[str, str]:
+class Assignment(NamedTuple):
+    """An option of a plugin from a configuration file, where values have types."""
+
+    key: str
+    value: object
+
+    def __str__(self) -> str:
+        value = str(self.value).lower() if isinstance(self.value, bool) else self.value
+        return f"{self.key}={value}"
+
+
+def parse_assignments(pairs: Iterable[str | Assignment], flag: str) -> dict[str, object]:
     """`["a=1", "my-plugin.b-c=x=y"]` → `{"a": "1", "my-plugin.b_c": "x=y"}`.
+
+    Assignments keep their values.
 
     Raises InputError, which names `flag`, for text without `=` and for a key given twice.
     """
-    assignments: dict[str, str] = {}
+    assignments: dict[str, object] = {}
     for pair in pairs:
-        key, equals, value = pair.partition("=")
+        value: object
+        key, equals, value = (
+            pair.partition("=") if isinstance(pair, str) else (pair[0], "=", pair[1])
+        )
         owner, dot, option = key.strip().rpartition(".")
         key = owner + dot + option.replace("-", "_")
         if not equals or not option:
@@ -50,30 +75,52 @@ def parse_assignments(pairs: Iterable[str], flag: str) -> dict[str, str]:
 def build_options(cls: type[T], values: Mapping[str, object], owner: str) -> T:
     """Make an instance of an options class.
 
-    Strings are converted to the field's type, and lists, which come from JSON, to tuples; other
-    values are used as they are. Raises InputError, which names `owner` ("backend qwen2vl"), for an
-    unknown key, a string that cannot be converted, a missing required option, and a ValueError of
-    the class itself.
+    Strings are converted to the field's type, and lists to tuples. Raises InputError, which names
+    `owner` ("backend qwen2vl"), for an unknown key, a value of another type, a missing required
+    option, and a ValueError of the class itself.
     """
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
-    converted: dict[str, object] = {}
-    for key, value in values.items():
-        if key not in fields:
-            raise InputError(f"{owner} has no option {key!r}{did_you_mean(key, fields)}")
-        if isinstance(value, list):
-            value = tuple(value)
-        try:
-            converted[key] = convert_text(value, hints[key]) if isinstance(value, str) else value
-        except ValueError as error:
-            raise InputError(f"{owner}, option {key}={value}: {error}") from error
-    missing = [name for name, field in fields.items() if _required(field) and name not in converted]
+    converted = convert_options(cls, values, owner)
+    missing = [
+        field.name
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if _required(field) and field.name not in converted
+    ]
     if missing:
         raise InputError(f"{owner} needs the option {', '.join(missing)} (give key=value)")
     try:
         return cls(**converted)
     except ValueError as error:
         raise InputError(f"{owner}: {error}") from error
+
+
+def convert_options(cls: type, values: Mapping[str, object], owner: str) -> dict[str, object]:
+    """The values with the types of the options class. Raises InputError as `build_options` does."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    hints = typing.get_type_hints(cls)
+    converted: dict[str, object] = {}
+    for key, value in values.items():
+        if key not in names:
+            raise InputError(f"{owner} has no option {key!r}{did_you_mean(key, names)}")
+        try:
+            converted[key] = _convert(value, hints[key])
+        except ValueError as error:
+            raise InputError(f"{owner}, option {key}={value}: {error}") from error
+    return converted
+
+
+def relative_to(folder: Path, cls: type, values: Mapping[str, object]) -> dict[str, object]:
+    """The values, with paths (`FilePath`, `FileOrName`) taken relative to a folder."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+
+    def resolve(value: object, hint: Any) -> object:
+        kinds = {hint, *typing.get_args(hint)}
+        if isinstance(value, str) and (
+            FilePath in kinds or (FileOrName in kinds and (folder / value).exists())
+        ):
+            return str(folder / value)
+        return value
+
+    return {key: resolve(value, hints.get(key)) for key, value in values.items()}
 
 
 def describe_options(cls: type) -> list[OptionInfo]:
@@ -96,6 +143,29 @@ def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING
 
 
+def _convert(value: object, hint: Any) -> object:
+    """The value as an option of that type. Raises ValueError if it is not of this type."""
+    if isinstance(value, str):
+        return convert_text(value, hint)
+    arguments = typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(value, next(each for each in arguments if each is not type(None)))
+    if origin is Literal and value not in arguments:
+        raise ValueError(f"not one of {', '.join(map(str, arguments))}")
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError("not a list")
+        return tuple(_convert(each, arguments[0]) for each in value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint in _TYPES and type(value) is not hint:
+        raise ValueError(f"not {_TYPES[hint]}")
+    return value
+
+
 def convert_text(text: str, hint: Any) -> object:
     """Convert text to the type of an option.
 
@@ -116,13 +186,13 @@ def convert_text(text: str, hint: Any) -> object:
         return tuple(convert_text(part, arguments[0]) for part in text.split(",") if part)
     if hint is bool:
         if text.lower() not in _BOOLEANS:
-            raise ValueError("not true or false")
+            raise ValueError(f"not {_TYPES[bool]}")
         return _BOOLEANS[text.lower()]
     if hint in (int, float):
         try:
             return hint(text)
         except ValueError:
-            raise ValueError(f"not {'an integer' if hint is int else 'a number'}") from None
+            raise ValueError(f"not {_TYPES[hint]}") from None
     if hint is str:
         return text
     raise TypeError(f"an option of type {hint} cannot be given on a command line")

@@ -334,7 +334,17 @@ class Registry:
             if given:
                 raise InputError(f"{owner} takes no options (given: {', '.join(given)})")
             return ConfiguredEntry(entry, None)
+        for option in given:
+            if not entry.has_option(option) and (
+                having := self._having(entry.plugin, kind, option)
+            ):
+                raise InputError(f"{owner} has no option {option!r}; it is one of {having}")
         return ConfiguredEntry(entry, build_options(entry.options, given, owner))
+
+    def _having(self, plugin: PluginRecord, kind: str, option: str) -> str:
+        """What of this kind the plugin registers with that option."""
+        beside = [each for each in self.entries(kind) if each.plugin is plugin]
+        return ", ".join(each.name for each in beside if each.has_option(option))
 
     def create(self, kind: str, name: str, values: Mapping[str, object] | None = None) -> Any:
         """`configure(…).create()`."""
@@ -368,6 +378,7 @@ def _loading(plugin: PluginRecord) -> Iterator[None]:
     )
     late.daemon = True
     late.start()
+    log.debug("loading the plugin %s (%s)", plugin.name, plugin.origin)
     try:
         with redirect_stdout(sys.stderr):
             yield

@@ -60,6 +60,12 @@ class Example:
     question_id: int | str | None = None
     image_id: int | str | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.answers, str):  # would pass for a sequence of letters
+            raise TypeError(
+                f"answers has one string for each annotator; this is the string {self.answers!r}"
+            )
+
     @property
     def answer(self) -> str:
         """The most frequent answer (of equally frequent ones, the first); "" without answers.
@@ -329,6 +335,8 @@ class Pool:
     """[K, d]"""
     encoder: str | None = None
     """Fingerprint of the encoder that they come from; None where it is not known."""
+    encoder_plugin: Mapping[str, Any] | None = None
+    """Its name and options; None where they are not known."""
 
 
 @dataclass(frozen=True)
@@ -393,7 +401,9 @@ class Generator(Protocol):
     """Proposes candidates, batched over queries.
 
     Its pointers have `queries.shots` rows; they may have fewer if `queries.any_length`, or if the
-    policy that proposes them stops. Optional: `any_length = True` if they always may.
+    policy that proposes them stops. Optional: `any_length = True` if they always may, and
+    `needs_embeddings = False` if it uses neither the policy nor embeddings: a run whose generators
+    all say so asks for none, and gives NaN.
     """
 
     def propose(

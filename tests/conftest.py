@@ -22,3 +22,9 @@ def cache_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     os.environ["POINTER_RL_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def untimed(monkeypatch):
+    """However slow the machine is, no line of progress comes because time has passed."""
+    monkeypatch.setattr("pointer_rl.cli.progress._CHECK", 1e6)

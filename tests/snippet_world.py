@@ -78,6 +78,12 @@ def _older_files(folder: Path) -> None:
     beams = {str(row): {"id_list": [[4, 3, row]], "score_list": [0.5]} for row in (0, 1)}
     _write(folder / "lever_beams.json", beams)
     torch.save(torch.randn(6, 4), folder / "embeddings.pt")
+    okvqa = {
+        str(row): {"id_list": [[(row + 1) % 12, (row + 2) % 12, row]], "score_list": [0.5]}
+        for row in range(12)
+    }
+    _write(folder / "okvqa_beams.json", okvqa)
+    torch.save(torch.randn(12, CLIP_DIM), folder / "okvqa_embeddings.pt")
     config = PointerConfig(
         d_model=CLIP_DIM, hidden_dim=8, num_layers=1, num_heads=1, history="gated"
     )
@@ -97,7 +103,7 @@ def _data_and_policies(folder: Path) -> None:
                 f"generate --output-path part{shard}.jsonl --limit 12 --window 4 --shard {shard}/3"
                 for shard in (1, 2, 3)
             ),
-            "train --beam-data rl.json --rce-epochs 2 --grpo-epochs 0 --output-dir policy",
+            "train --rl-data rl.json --rce-epochs 2 --grpo-epochs 0 --output-dir policy",
             "embed --dataset glyphs --dataset-opt train_size=3 --encoder glyphs --split queries"
             " --output-path query_emb.safetensors",
         ):

@@ -132,6 +132,8 @@ class Reader:
         if words[:1] == ["export"]:
             self.monkeypatch.setenv(*words[1].split("=", 1))
             return ""
+        if words[:3] == ["python", "-m", "pointer_rl"]:
+            words[:3] = ["pointer-rl"]
         if words[:1] == ["pointer-rl"] and not {">", "|", "&", "&&"} & set(words):
             return self._program(words[1:])
         programs = str(Path(sys.executable).parent)

@@ -5,19 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pointer_rl.options import FileOrName
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlamingoOptions:
     """Which checkpoint to run, the models it was trained on, device and precision."""
 
-    model: str
+    model: FileOrName
     """Folder or Hugging Face Hub id: an OpenFlamingo checkpoint (checkpoint.pt), a folder with all
     of an OpenFlamingo model, or an IDEFICS-1 model."""
     revision: str | None = None
     """Branch, tag or commit of the Hub repository."""
-    language_model: str | None = None
+    language_model: FileOrName | None = None
     """Folder or Hub id of the MPT or GPT-NeoX model that a checkpoint.pt was trained on."""
-    vision_model: str = "openai/clip-vit-large-patch14"
+    vision_model: FileOrName = "openai/clip-vit-large-patch14"
     """Folder or Hub id of the CLIP model that a checkpoint.pt was trained on."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, …; auto is cuda where there is one, else cpu."""

@@ -5,18 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pointer_rl.options import FileOrName, FilePath
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HFBackendOptions:
     """Which checkpoint to run, its chat template, device and precision."""
 
-    model: str
+    model: FileOrName
     """Checkpoint folder, or Hugging Face Hub id (llava-hf/llava-1.5-7b-hf)."""
     revision: str | None = None
     """Branch, tag or commit of the Hub repository."""
-    adapter: str | None = None
+    adapter: FilePath | None = None
     """Folder of a LoRA adapter (peft) to apply to the model."""
-    chat_template: str | None = None
+    chat_template: FileOrName | None = None
     """Jinja file to use instead of the checkpoint's chat template; plain: texts and images as they
     come, with nothing around them (for models that were not trained on chats)."""
     device: str = "auto"

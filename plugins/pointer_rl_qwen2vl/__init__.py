@@ -24,8 +24,9 @@ ALIASES = {
     "qwen3_vl_2B": "Qwen/Qwen3-VL-2B-Instruct",
     "qwen3_vl_4B": "Qwen/Qwen3-VL-4B-Instruct",
     "qwen3_vl_8B": "Qwen/Qwen3-VL-8B-Instruct",
+    "glyphs": "pointer_rl_glyphs:model",
 }
-"""Short names → Hugging Face Hub ids."""
+"""Short names → Hugging Face Hub ids, and the folder of the glyph model."""
 
 
 def create_backend(options: Qwen2VLOptions) -> Qwen2VLBackend:

@@ -6,16 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from pointer_rl.options import FileOrName, FilePath
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Qwen2VLOptions:
     """Which checkpoint to run, device and precision."""
 
-    model: str
+    model: FileOrName
     """Checkpoint folder, or Hugging Face Hub id (Qwen/Qwen2.5-VL-3B-Instruct)."""
     revision: str | None = None
     """Branch, tag or commit of the Hub repository."""
-    adapter: str | None = None
+    adapter: FilePath | None = None
     """Folder of a LoRA adapter (peft) to apply to the model."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, …; auto is cuda where there is one, else cpu."""

@@ -124,6 +124,7 @@ class SharedEngine:
         `before` are the limits to restore if a row does not fit even alone.
         """
         before = before or replace(self._limits)
+        logger.debug("chunk of %d prompts", len(rows))
         waiting = dict.fromkeys(rows)
         try:
             for result in self._model.run(rows, features.__getitem__, stop):

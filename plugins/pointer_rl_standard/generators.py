@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations, zip_longest
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -80,6 +80,7 @@ class RandomGenerator:
     """
 
     options: RandomOptions
+    needs_embeddings: ClassVar[bool] = False
 
     def propose(self, policy: Policy, queries: QueryBatch, pool: Pool, rngs: Rngs) -> Proposals:
         """`num` different pointers per query, or all of them if there are fewer."""

@@ -10,6 +10,13 @@ from pointer_rl.types import Judgement
 from pointer_rl_standard.vqa_normalisation import clean_whitespace, normalise
 
 
+def _check_list(answers: Sequence[str]) -> None:
+    if isinstance(answers, str):
+        raise InputError(
+            f"the annotators' answers are a list, one string for each annotator, not {answers!r}"
+        )
+
+
 class VQAAccuracy:
     """The official VQA accuracy: the mean of min(matches / 3, 1), leaving out each annotator once.
 
@@ -25,6 +32,7 @@ class VQAAccuracy:
 
     def judge(self, answer: str, answers: Sequence[str]) -> Judgement:
         """Raises InputError for fewer than two annotators: leaving one out would leave none."""
+        _check_list(answers)
         if len(answers) < 2:
             raise InputError(
                 f"the metric vqa needs the answers of two annotators or more, not {len(answers)}: "
@@ -59,6 +67,7 @@ class ExactMatch:
 
     def judge(self, answer: str, answers: Sequence[str]) -> Judgement:
         """Raises InputError if there is no annotator's answer."""
+        _check_list(answers)
         if not answers:
             raise InputError(
                 "the metric exact needs at least one annotator's answer: "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pointer_rl.datasets.images import LIMITS, ImageLimits
+from pointer_rl.options import FileOrName, FilePath
 
 INSTRUCTIONS = (
     "Answer the last question about its image with a single word or a short phrase. "
@@ -156,7 +157,7 @@ class GreedyOptions:
 class ClipOptions:
     """Options of the `clip` encoder."""
 
-    model: str
+    model: FileOrName
     """A CLIP or SigLIP checkpoint: a folder, or an id on the Hugging Face Hub."""
     revision: str | None = None
     """Branch, tag or commit of the Hub repository."""
@@ -197,7 +198,7 @@ class ImageOptions:
 class VQAOptions(ImageOptions):
     """The official files of VQAv2 and OK-VQA."""
 
-    root: str
+    root: FilePath
     """Folder of the files; the other paths are relative to it."""
     questions: str = "v2_OpenEnded_mscoco_train2014_questions.json"
     """Questions file of the queries."""
@@ -234,7 +235,7 @@ class VQAOptions(ImageOptions):
 class HFOptions(ImageOptions):
     """A dataset that the `datasets` library reads."""
 
-    path: str
+    path: FileOrName
     """Hub id, folder made by save_to_disk, or folder of Parquet files."""
     name: str | None = None
     """Configuration of the dataset, if it has several."""
@@ -260,11 +261,11 @@ class HFOptions(ImageOptions):
 class JSONLOptions(ImageOptions):
     """One JSON object per line: image, question, answers (or answer), and optionally ids."""
 
-    path: str
+    path: FilePath
     """File of the queries."""
-    pool: str | None = None
+    pool: FilePath | None = None
     """File of the pool (default: the pool is the queries themselves)."""
-    images: str | None = None
+    images: FilePath | None = None
     """Folder that image paths are relative to, and must lie in. Without it they are relative to the
     folder of the JSON lines file, and may lie anywhere."""
     outside: bool = False
@@ -300,7 +301,7 @@ class SimilarityOptions:
 class PolicyOptions:
     """Options of the arm `policy`."""
 
-    path: str
+    path: FilePath
     """Policy bundle, or selector checkpoint."""
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pointer_rl.options import FileOrName
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VLLMOptions:
     """Which checkpoint to run, and how vLLM runs it. Names are vLLM's own."""
 
-    model: str
+    model: FileOrName
     """Checkpoint folder, or Hugging Face Hub id (Qwen/Qwen2.5-VL-3B-Instruct)."""
     revision: str | None = None
     """Branch, tag or commit of the Hub repository."""
@@ -18,7 +20,7 @@ class VLLMOptions:
     """Precision of weights and activations; auto is float32 on a CPU, else the checkpoint's."""
     quantization: str | None = None
     """Quantise the weights when they are loaded (fp8, …); by default as the checkpoint has them."""
-    chat_template: str | None = None
+    chat_template: FileOrName | None = None
     """Jinja file to use instead of the checkpoint's chat template."""
     min_pixels: int | None = None
     """Smaller images are enlarged to this many pixels (Qwen-VL); the checkpoint's own value by

@@ -11,7 +11,7 @@ from typing import Any
 
 import pointer_rl_schemas
 from pointer_rl.beams.infoscore import AnswerScorer, most_trials, search
-from pointer_rl.beams.sub_pools import Sampler, SubPools, sampler_space
+from pointer_rl.beams.sub_pools import Sampler, SubPool, SubPools, sampler_space
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
 from pointer_rl.records.beams import to_beam_record
@@ -43,8 +43,6 @@ class BeamConfig:
     """How the sub-pool of a query is drawn."""
     sub_pool: int = 64
     """Demonstrations tried for each query."""
-    encoder: PluginRef | None = None
-    """Encoder of the samplers that compare; by default the dataset's companion."""
     seed: int = 0
     """Seed of random sub-pools."""
 
@@ -98,6 +96,7 @@ class BeamJob:
         queries = [self.session.queries[index] for index in window.todo]
         sub_pools = [self.sub_pools.draw(*each) for each in zip(window.todo, queries, strict=True)]
         trials = [_Trials() for _ in queries]
+        self.session.observer.window(len(queries), sum(map(self._most_trials, sub_pools)))
 
         def count(query: int, result: float | BackendError) -> None:
             trials[query].add(result)
@@ -134,7 +133,10 @@ class BeamJob:
     def most_calls(self, window: Window) -> int:
         """The most requests that a window could put to the backend."""
         sub_pools = (self.sub_pools.draw(i, self.session.queries[i]) for i in window.todo)
-        return sum(most_trials(len(each.rows), self.shots, self.beam_size) for each in sub_pools)
+        return sum(map(self._most_trials, sub_pools))
+
+    def _most_trials(self, sub_pool: SubPool) -> int:
+        return most_trials(len(sub_pool.rows), self.shots, self.beam_size)
 
 
 @dataclass
@@ -252,7 +254,7 @@ def _run_beams(run: BeamRun, observer: Observer) -> BeamSummary:
         raise InputError(f"dataset {session.dataset.name}: no query has annotators' answers")
     allowed = AllowedRows(session.dataset.pool)
     allowed.check(queries, config.shots)
-    space = sampler_space(session, queries, config.sampler, config.encoder)
+    space = sampler_space(session, queries, config.sampler)
     job = BeamJob(
         session=session,
         sub_pools=SubPools(allowed, config.sub_pool, config.seed, space),
@@ -266,8 +268,7 @@ def _run_beams(run: BeamRun, observer: Observer) -> BeamSummary:
     )
     budget.check(next(windows_of(range(len(queries)), size)))
     embedded = None if space is None else (space.queries, space.pool)
-    encoder = [] if config.encoder is None else [config.encoder.configure("encoder").entry]
-    described = session.describe(queries, *encoder, embedded=embedded)
+    described = session.describe(queries, embedded=embedded)
     meta = {
         "schema_version": pointer_rl_schemas.version("beams"),
         # No answer is generated or judged here.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError
 from pointer_rl.session.proposing import random_source
-from pointer_rl.session.session import PluginRef, Session
+from pointer_rl.session.session import Session
 from pointer_rl.session.similarity import Space, similarity_spaces
 from pointer_rl.types import Example
 
@@ -21,28 +21,28 @@ Sampler = Literal["random", "image", "text", "mixed"]
 """How a sub-pool is drawn: uniformly, or as the rows most similar to the query."""
 
 
-def sampler_space(
-    session: Session, queries: Sequence[Example], sampler: Sampler, encoder: PluginRef | None
-) -> Space | None:
+def sampler_space(session: Session, queries: Sequence[Example], sampler: Sampler) -> Space | None:
     """The embeddings that the sampler compares; None for random.
 
     Raises InputError without an encoder, or if it cannot embed what the sampler compares.
     """
     if sampler == "random":
-        if encoder is not None:
-            raise InputError("--encoder: the sampler random compares nothing; choose another")
         return None
-    if encoder is None and session.dataset.companions is None:
+    if session.options.encoder is None and session.dataset.companions is None:
         raise InputError(
             f"--sampler {sampler} needs --encoder: one with the option mode, such as clip"
         )
-    known = similarity_spaces(session, queries, encoder)
+    known = similarity_spaces(session, queries)
     if sampler not in known:
         raise InputError(
             f"--sampler {sampler}: the encoder embeds in one way only; name one with the modes "
             "image, text and both, and leave its mode open"
         )
-    return known[sampler]()
+    space = known[sampler]()
+    # Which part of an example the sampler compares is not what a policy is to choose by.
+    plugin = dict(space.pool.encoder_plugin or {})
+    plugin["options"] = {key: each for key, each in plugin["options"].items() if key != "mode"}
+    return replace(space, pool=replace(space.pool, encoder_plugin=plugin))
 
 
 @dataclass(frozen=True)

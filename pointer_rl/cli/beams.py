@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from pointer_rl.cli.common import (
     ACCEPT_CHANGED,
     BACKEND_OPTIONS,
+    ENCODER_OPTIONS,
     EXECUTOR_OPTIONS,
     FILE,
     RESUME,
@@ -17,7 +19,6 @@ from pointer_rl.cli.common import (
     GuideCommand,
     kept_in,
     number_option,
-    plugin_options,
     plugin_ref,
     read_session_options,
     resumable,
@@ -54,15 +55,11 @@ if TYPE_CHECKING:
     metavar="SIZE",
     help="How many are tried for each query; the pool's size: all.",
 )
-@with_options(
-    plugin_options(
-        "encoder", None, "Encoder of image, text and mixed  [default: the dataset's own]."
-    )
-)
+@with_options(ENCODER_OPTIONS)
 @number_option(
     "--max-calls",
-    metavar="N",
-    help="Ask the VLM at most N trials: a window of queries that could take more is not started.",
+    help="Ask the VLM at most N trials: a window of queries that could take more is not started  "
+    "[default: no limit].",
 )
 @seed_option("Of random sub-pools.")
 @with_options([*EXECUTOR_OPTIONS, RESUME, ACCEPT_CHANGED])
@@ -77,14 +74,16 @@ def beams(**given: Any) -> None:
     What is done is kept in NAME.partial.jsonl until the run is finished. However a run ended, the
     same command continues it. Exits 1 if no query has a beam.
     """
-    from pointer_rl.beams.run import run_beams
     from pointer_rl.cli.progress import Progress
     from pointer_rl.cli.tables import format_table
-    from pointer_rl.session.journal import AlreadyFinished
 
-    run = _run(given)
-    with Progress() as progress, resumable(progress, lambda: kept_in(run.output_path, progress)):
-        summary = run_beams(run, progress)
+    with Progress() as progress:
+        from pointer_rl.beams.run import run_beams
+        from pointer_rl.session.journal import AlreadyFinished
+
+        run = _run(given)
+        with resumable(progress, lambda: kept_in(run.output_path, progress)):
+            summary = run_beams(run, progress)
     if summary.queries:
         echo_block(format_table(summary.rows(), numeric=frozenset({0, 1, 2})) + "\n")
     for line in summary.sentences():
@@ -104,13 +103,15 @@ def beams(**given: Any) -> None:
 
 def _run(given: dict[str, Any]) -> BeamRun:
     from pointer_rl.beams.run import BeamConfig, BeamRun
+    from pointer_rl.errors import InputError
 
-    encoder = plugin_ref(given, "encoder")
+    source = click.get_current_context().get_parameter_source("encoder")
+    if given["sampler"] == "random" and source is ParameterSource.COMMANDLINE:
+        raise InputError("--encoder: the sampler random compares nothing; choose another")
     return BeamRun(
         output_path=given["output_path"],
         session=read_session_options(given),
         config=BeamConfig(
-            encoder=given["encoder"] and encoder,
             **{
                 key: given[key]
                 for key in ("shots", "any_length", "beam_size", "sampler", "sub_pool", "seed")

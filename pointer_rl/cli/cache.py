@@ -1,8 +1,9 @@
-"""`pointer-rl cache`: look into the response cache, prune it, export it."""
+"""`pointer-rl cache`: look into what is kept, prune it, export the responses."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pointer_rl.cli.common import FILE, FiniteRange
+from pointer_rl.cli.common import FILE, FiniteRange, GuideGroup
 from pointer_rl.cli.output import echo, echo_block
 from pointer_rl.cli.tables import counted, format_bytes, format_table
 
@@ -27,15 +28,15 @@ _store_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=GuideGroup)
 def cache() -> None:
-    """Look into the response cache, prune it, or export it."""
+    """Look into the kept responses and embeddings, prune them, or export the responses."""
 
 
 @cache.command()
 @_store_option
 def info(store: Path | None) -> None:
-    """Print the file's place and size, and the number of responses of each backend."""
+    """Print place and size of responses, by backend, and of embeddings."""
     opened = _open(store)
     summaries = opened.summaries()
     number = counted(sum(each.responses for each in summaries), "response")
@@ -55,6 +56,11 @@ def info(store: Path | None) -> None:
             ),
         ]
         echo_block("\n" + format_table(rows, numeric=frozenset({0, 1})))
+    embeddings = _embeddings()
+    if embeddings:
+        size = format_bytes(sum(each.stat().st_size for each in embeddings))
+        number = counted(len(embeddings), "file")
+        echo_block(f"\n{embeddings[0].parent}: {size}, {number} of embeddings")
 
 
 @cache.command()
@@ -67,13 +73,27 @@ def info(store: Path | None) -> None:
     help="Remove responses older than this many days.",
 )
 @click.option("--all", "everything", is_flag=True, help="Remove all responses.")
+@click.option(
+    "--embeddings",
+    is_flag=True,
+    help="Remove embeddings, and no responses: all, or those made before --older-than.",
+)
 def prune(
-    store: Path | None, fingerprint: str | None, older_than: float | None, everything: bool
+    store: Path | None,
+    fingerprint: str | None,
+    older_than: float | None,
+    everything: bool,
+    embeddings: bool,
 ) -> None:
-    """Remove responses from the cache.
+    """Remove responses, or embeddings, from the cache.
 
     With both --fingerprint and --older-than, only responses that meet both are removed.
     """
+    if embeddings:
+        if fingerprint is not None or everything:
+            raise click.UsageError("--embeddings goes with --older-than alone")
+        _prune_embeddings(older_than)
+        return
     chosen = fingerprint is not None or older_than is not None
     if chosen == everything:
         raise click.UsageError("say which: --fingerprint, --older-than or both; or --all")
@@ -106,6 +126,25 @@ def export(target: Path, store: Path | None, overwrite: bool) -> None:
                 file.write((json.dumps(row, allow_nan=False) + "\n").encode())
                 count += 1
     echo(f"wrote {target}: {counted(count, 'response')}")
+
+
+def _embeddings() -> list[Path]:
+    from pointer_rl.files import embeddings_folder
+
+    return sorted(embeddings_folder().glob("*.safetensors"))
+
+
+def _prune_embeddings(older_than: float | None) -> None:
+    from pointer_rl.errors import InputError
+
+    before = math.inf if older_than is None else time.time() - older_than * _DAY
+    old = [each for each in _embeddings() if each.stat().st_mtime < before]
+    for path in old:
+        try:
+            path.unlink()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be removed ({error.strerror})") from error
+    echo(f"{counted(len(old), 'file')} of embeddings removed, {len(_embeddings()):,} left")
 
 
 def _open(store: Path | None) -> ResponseCache:

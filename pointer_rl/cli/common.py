@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
+from pointer_rl.cli.configuration import apply_configuration, blame
+from pointer_rl.cli.help import Context, write_commands, write_options
 from pointer_rl.cli.output import echo
+from pointer_rl.cli.params import KeyValue, PluginName
 from pointer_rl.files import check_name
 
 if TYPE_CHECKING:
     from pointer_rl.cli.progress import Progress
+    from pointer_rl.options import Assignment
     from pointer_rl.session.session import PluginRef, SessionOptions
 
 
@@ -48,11 +53,37 @@ Option = Callable[[Any], Any]
 
 
 class GuideCommand(click.Command):
-    """Reads the guide's spellings too: underscores in options."""
+    """Reads the guide's spellings too, underscores in options, and configuration files."""
+
+    context_class = Context
 
     def __init__(self, name: str | None, **options: Any) -> None:
         super().__init__(name, **options)
-        self.context_settings["token_normalize_func"] = lambda token: token.replace("_", "-")
+        self.context_settings.setdefault(
+            "token_normalize_func", lambda token: token.replace("_", "-")
+        )
+        self.context_settings["show_default"] = True
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            rest = super().parse_args(ctx, args)
+        except click.BadParameter as error:
+            raise blame(ctx, error) from error
+        apply_configuration(ctx)
+        return rest
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_options(self, ctx, formatter)
+
+
+class GuideGroup(click.Group):
+    """A group of such commands."""
+
+    command_class = GuideCommand
+    context_class = Context
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_commands(self, ctx, formatter, {})
 
 
 def number_option(
@@ -61,7 +92,7 @@ def number_option(
     *,
     help: str,
     minimum: int = 1,
-    metavar: str | None = None,
+    metavar: str = "N",
 ) -> Option:
     """An option that takes an integer from `minimum` up."""
     return click.option(
@@ -74,20 +105,25 @@ def number_option(
     )
 
 
-def seed_option(help: str | None = None) -> Option:
+def seed_option(help: str = "Random seed.") -> Option:
     """`--seed`, 0 by default."""
     return click.option(
-        "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help=help
+        "--seed", type=click.IntRange(0, 2**63 - 1), default=0, metavar="N", help=help
     )
 
 
 def plugin_options(
     kind: str, default: str | None, help: str, *names: str, owner: str | None = None
 ) -> list[Option]:
-    """`--KIND NAME` and `--KIND-opt KEY=VALUE`; `names` are further spellings of the first."""
+    """`--KIND NAME` and `--KIND-opt KEY=VALUE`; `names` are further spellings of the first.
+
+    owner: whose options they are in the help, if not the kind's.
+    """
+    registered = "backend" if kind == "against" else kind
     return [
         click.option(
             *(f"--{kind}", *names, kind),
+            type=PluginName(registered),
             default=default,
             show_default=True,
             metavar="NAME",
@@ -96,13 +132,13 @@ def plugin_options(
         click.option(
             f"--{kind}-opt",
             multiple=True,
-            metavar="KEY=VALUE",
+            type=KeyValue(registered, kind),
             help=f"Option of the {owner or kind} (repeatable).",
         ),
     ]
 
 
-DEVICE = click.option("--device", help="cpu, cuda, cuda:1, …; by default the first GPU, if any.")
+DEVICE = click.option("--device", help="cpu, cuda, cuda:1, …  [default: the first GPU, if any].")
 BACKEND_OPTIONS = [
     *plugin_options(
         "backend", "qwen2vl", "VQA backend, or an alias such as qwen2.5_vl_3B.", "--vqa-model"
@@ -111,7 +147,8 @@ BACKEND_OPTIONS = [
     *plugin_options("prompt", "short-answer", "Prompt builder."),
     *plugin_options("metric", "vqa", "Accuracy metric."),
     number_option(
-        "--limit", help="Only so many queries: the first (evaluate, doctor: a random subset)."
+        "--limit",
+        help="Only so many queries: the first (evaluate, doctor: a random subset)  [default: all].",
     ),
     DEVICE,
 ]
@@ -120,18 +157,24 @@ STORE_OPTIONS = [
         "--store",
         type=FILE,
         help="Where responses are kept, so that none is paid for twice "
-        "[default: responses.sqlite in the cache folder].",
+        " [default: responses.sqlite in the cache folder].",
     ),
     click.option("--no-store", is_flag=True, help="Keep no responses, and use none that are kept."),
 ]
+ENCODER_OPTIONS = plugin_options(
+    "encoder",
+    None,
+    "Encoder of queries and pool  [default: that of the policy or data, else the dataset's].",
+)
 EMBEDDING_OPTIONS = [
-    click.option("--query-emb", type=FILE, help="Embeddings of the queries."),
-    click.option("--cand-emb", type=FILE, help="Embeddings of the pool."),
+    *ENCODER_OPTIONS,
+    click.option("--query-emb", type=FILE, help="Embeddings of the queries, instead of --encoder."),
+    click.option("--cand-emb", type=FILE, help="Embeddings of the pool, instead of --encoder."),
 ]
 DECODING_OPTION = click.option(
     "--decoding-opt",
     multiple=True,
-    metavar="KEY=VALUE",
+    type=KeyValue("decoding"),
     help="max_new_tokens, num_beams, length_penalty, stop (comma-separated).",
 )
 TRIAL_OPTIONS = [*BACKEND_OPTIONS, *STORE_OPTIONS, *EMBEDDING_OPTIONS, DECODING_OPTION]
@@ -176,8 +219,18 @@ def plugin_ref(given: dict[str, Any], kind: str) -> PluginRef:
     return PluginRef(given[kind], options)
 
 
+def encoder_ref(given: dict[str, Any]) -> PluginRef | None:
+    """The encoder of ENCODER_OPTIONS. One of a configuration gives way to files of embeddings."""
+    encoder = plugin_ref(given, "encoder")
+    source = click.get_current_context().get_parameter_source("encoder")
+    files = given.get("img_emb") or (given.get("query_emb") and given.get("cand_emb"))
+    if given["encoder"] is None or (files and source is not ParameterSource.COMMANDLINE):
+        return None
+    return encoder
+
+
 def plugin_refs(
-    chosen: Mapping[str, Mapping[str, object]], assignments: Sequence[str], flag: str
+    chosen: Mapping[str, Mapping[str, object]], assignments: Sequence[str | Assignment], flag: str
 ) -> list[PluginRef]:
     """Plugins by name with their options, to which `assignments`, NAME.KEY=VALUE each, are added.
 
@@ -188,6 +241,11 @@ def plugin_refs(
     from pointer_rl.session.session import PluginRef
 
     options = {name: dict(values) for name, values in chosen.items()}
+    assignments = [  # a configuration file may have options of plugins that this run does not use
+        each
+        for each in assignments
+        if isinstance(each, str) or each.key.rpartition(".")[0] in options
+    ]
     for key, value in parse_assignments(assignments, flag).items():
         name, dot, option = key.rpartition(".")
         if not dot or name not in options:
@@ -206,7 +264,7 @@ def read_session_options(given: dict[str, Any]) -> SessionOptions:
     from pointer_rl.session.session import SessionOptions
     from pointer_rl.types import Decoding
 
-    given = {"store": None, "no_store": False, **given}
+    given = {"store": None, "no_store": False, "encoder": None, "encoder_opt": (), **given}
     if given["store"] is not None and given["no_store"]:
         raise click.UsageError("--store and --no-store exclude each other")
     decoding = parse_assignments(given.get("decoding_opt", ()), "--decoding-opt")
@@ -216,6 +274,7 @@ def read_session_options(given: dict[str, Any]) -> SessionOptions:
         prompt=plugin_ref(given, "prompt"),
         metric=plugin_ref(given, "metric"),
         decoding=build_options(Decoding, decoding, "decoding"),
+        encoder=encoder_ref(given),
         cache=None if given["no_store"] else given["store"] or default_store(),
         **{key: given.get(key) for key in ("query_emb", "cand_emb", "limit", "device")},
     )

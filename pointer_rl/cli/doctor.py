@@ -21,7 +21,10 @@ from pointer_rl.cli.common import (
 from pointer_rl.cli.output import echo, echo_block
 
 AGAINST = plugin_options(
-    "against", None, "Compare with this backend instead.", owner="second backend"
+    "against",
+    None,
+    "Compare with this backend  [default: with itself, one at a time].",
+    owner="second backend",
 )
 
 

@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
-import sys
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import click
 
-from pointer_rl.cli.common import FILE
+from pointer_rl.cli.common import FILE, GuideCommand
 from pointer_rl.cli.output import echo
+from pointer_rl.cli.params import KeyValue, PluginName
 
 
-@click.command()
-@click.option("--dataset", "dataset_name", required=True, metavar="NAME", help="Dataset loader.")
-@click.option("--dataset-opt", multiple=True, metavar="KEY=VALUE", help="An option of the dataset.")
-@click.option("--encoder", "encoder_name", required=True, metavar="NAME", help="Encoder.")
-@click.option("--encoder-opt", multiple=True, metavar="KEY=VALUE", help="An option of the encoder.")
+@click.command(cls=GuideCommand)
+@click.option(
+    "--dataset",
+    "dataset_name",
+    required=True,
+    type=PluginName("dataset"),
+    metavar="NAME",
+    help="Dataset loader.",
+)
+@click.option(
+    "--dataset-opt",
+    multiple=True,
+    type=KeyValue("dataset", "dataset_name"),
+    help="An option of the dataset.",
+)
+@click.option(
+    "--encoder",
+    "encoder_name",
+    required=True,
+    type=PluginName("encoder"),
+    metavar="NAME",
+    help="Encoder.",
+)
+@click.option(
+    "--encoder-opt",
+    multiple=True,
+    type=KeyValue("encoder", "encoder_name"),
+    help="An option of the encoder.",
+)
 @click.option(
     "--split", type=click.Choice(["queries", "pool"]), required=True, help="Split to embed."
 )
@@ -43,11 +66,13 @@ def embed(
     output_path: Path,
     batch_size: int,
 ) -> None:
-    """Embed the queries or the pool of a dataset.
+    """Embed the queries or the pool of a dataset into a file of your own.
 
-    Run the same command again to resume an interrupted run.
+    The other commands embed what they need by themselves (--encoder) and keep it in the cache
+    folder. Run the same command again to resume an interrupted run.
     """
-    from pointer_rl.datasets.embed import embed_dataset
+    from pointer_rl.cli.progress import Progress
+    from pointer_rl.datasets.embed import describe_encoder, embed_dataset
     from pointer_rl.datasets.identity import ExampleHasher
     from pointer_rl.files import check_writable
     from pointer_rl.options import parse_assignments
@@ -60,19 +85,21 @@ def embed(
     encoder_plugin = registry().configure(
         "encoder", encoder_name, parse_assignments(encoder_opt, "--encoder-opt")
     )
-    encoder = encoder_plugin.create()
     length = len(dataset.queries if split == "queries" else dataset.pool)
-    hasher = ExampleHasher(partial(echo, err=True))
-    with click.progressbar(length=length, label=f"embedding {split}", file=sys.stderr) as bar:
-        embeddings = embed_dataset(
-            dataset,
-            encoder,
-            output_path,
-            split=split,
-            hasher=hasher,
-            encoder_plugin=encoder_plugin.describe(),
-            batch_size=batch_size,
-            on_batch=bar.update,
-        )
+    with Progress() as progress:
+        with progress.activity(f"loading {encoder_name}"):
+            encoder = encoder_plugin.create()
+        hasher = ExampleHasher(progress.say, progress.activity)
+        with progress.activity(f"embedding the {split}", length) as advance:
+            embeddings = embed_dataset(
+                dataset,
+                encoder,
+                output_path,
+                split=split,
+                hasher=hasher,
+                encoder_plugin=describe_encoder(encoder_plugin),
+                batch_size=batch_size,
+                on_batch=advance,
+            )
     rows, dimensions = embeddings.vectors.shape
     echo(f"{output_path}: {rows} rows of {dimensions} dimensions ({encoder.fingerprint})")

@@ -17,7 +17,6 @@ from pointer_rl.cli.common import (
     GuideCommand,
     kept_in,
     number_option,
-    plugin_options,
     plugin_ref,
     plugin_refs,
     read_session_options,
@@ -26,6 +25,7 @@ from pointer_rl.cli.common import (
     with_options,
 )
 from pointer_rl.cli.output import echo, echo_block
+from pointer_rl.cli.params import KeyValue, NamedFile, PluginName
 
 if TYPE_CHECKING:
     from pointer_rl.evaluate.run import EvaluateRun
@@ -34,7 +34,7 @@ _CONFIG = ("shots", "primary", "oracle_random", "oracle_retrieval", "limit", "se
 _SHOTS = re.compile(r"(\d+)(?:(?:\.\.|-)(\d+))?")
 
 
-def _shots(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+def read_shots(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
     """`2,1,4` and `1..4`; 0, which is asked anyway, is left out."""
     found: dict[int, None] = {}
     for part in value.split(","):
@@ -52,16 +52,13 @@ def _shots(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
 
 
 def _policies(
-    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+    ctx: click.Context, param: click.Parameter, values: tuple[tuple[str, Path], ...]
 ) -> dict[str, Path]:
     policies: dict[str, Path] = {}
-    for value in values:
-        name, equals, path = value.partition("=")
-        if not (name and equals and path):
-            raise click.BadParameter(f"{value}: write NAME=FOLDER_OR_CKPT")
+    for name, path in values:
         if name in policies:
             raise click.BadParameter(f"{name}: given twice")
-        policies[name] = Path(path)
+        policies[name] = path
     return policies
 
 
@@ -71,18 +68,23 @@ def _policies(
     "--policy",
     "policies",
     multiple=True,
+    type=NamedFile(),
     callback=_policies,
     metavar="NAME=FOLDER_OR_CKPT",
     help="A policy bundle or selector checkpoint, and what to call it (repeatable).",
 )
 @click.option(
-    "--arm", multiple=True, metavar="NAME", help="A further arm, such as a plugin's (repeatable)."
+    "--arm",
+    multiple=True,
+    type=PluginName("arm"),
+    metavar="NAME",
+    help="A further arm, such as a plugin's (repeatable).",
 )
-@click.option("--arm-opt", multiple=True, metavar="NAME.KEY=VALUE", help="Option of a further arm.")
+@click.option("--arm-opt", multiple=True, type=KeyValue("arm"), help="Option of a further arm.")
 @click.option(
     "--train-opt",
     multiple=True,
-    metavar="KEY=VALUE",
+    type=KeyValue("dataset", "dataset"),
     help="Option of the dataset that differs for the queries that arms may learn from, such as "
     "split=train (repeatable)  [default: they learn from the pool's examples].",
 )
@@ -95,7 +97,7 @@ def _policies(
     "--shots",
     default="2",
     show_default=True,
-    callback=_shots,
+    callback=read_shots,
     metavar="N,…",
     help="Numbers of demonstrations, as 2,1,4 or 1..4. The verdict is at those that the primary "
     "policy's bundle was trained at, else at the first.",
@@ -112,13 +114,6 @@ def _policies(
     8,
     minimum=0,
     help="Pointers of the most similar rows that it chooses from.",
-)
-@with_options(
-    plugin_options(
-        "encoder",
-        None,
-        "Encoder of the similarity arms  [default: the dataset's own, else the embeddings].",
-    )
 )
 @seed_option()
 @click.option("--output-path", type=FILE, help="The .json file to write, query by query.")
@@ -137,33 +132,36 @@ def evaluate(**given: Any) -> None:
     from pointer_rl.cli.progress import Progress
     from pointer_rl.cli.tables import format_table
     from pointer_rl.errors import InputError
-    from pointer_rl.evaluate.run import run_evaluation
-    from pointer_rl.report.files import ReportFiles
-    from pointer_rl.session.journal import AlreadyFinished, partial_path
-
-    files = ReportFiles(**{key: given[key] for key in ("output_path", "plot", "overwrite")})
-    run = _run(given)
 
     def kept() -> str:
         if run.output_path is None or not progress.done:
             return "nothing is written"
         return kept_in(run.output_path, progress)
 
-    try:
-        with Progress() as progress, resumable(progress, kept):
-            evaluation = run_evaluation(run, progress)
-    except AlreadyFinished as finished:
-        if files.plot is not None:
-            raise InputError(
-                f"{files.plot}: not drawn, since {run.output_path} was finished before: give "
-                "--overwrite, which asks only what the response cache lacks"
-            ) from finished
-        echo(finished.content["verdict"])
-        echo(str(finished))
-        return
+    with Progress() as progress:
+        from pointer_rl.evaluate.run import run_evaluation
+        from pointer_rl.report.files import ReportFiles
+        from pointer_rl.session.journal import AlreadyFinished, partial_path
+
+        files = ReportFiles(**{key: given[key] for key in ("output_path", "plot", "overwrite")})
+        run = _run(given)
+        try:
+            with resumable(progress, kept):
+                evaluation = run_evaluation(run, progress)
+        except AlreadyFinished as finished:
+            if files.plot is not None:
+                raise InputError(
+                    f"{files.plot}: not drawn, since {run.output_path} was finished before: give "
+                    "--overwrite, which asks only what the response cache lacks"
+                ) from finished
+            progress.stop()
+            echo(finished.content["verdict"])
+            echo(str(finished))
+            return
     rows = evaluation.rows()
-    numeric = frozenset({0, *range(2, len(rows[0]) - 2)})  # all but the arm and the intervals
-    echo_block(format_table(rows, numeric=numeric) + "\n")
+    intervals = frozenset({len(rows[0]) - 2, len(rows[0]) - 1})
+    numeric = frozenset(range(len(rows[0]))) - intervals - {1}  # all but these and the arm
+    echo_block(format_table(rows, numeric=numeric, keys=2, whole=intervals) + "\n")
     for sentence in evaluation.sentences():
         echo(sentence)
     trials = f"{evaluation.trials:,} trials"
@@ -182,14 +180,12 @@ def _run(given: dict[str, Any]) -> EvaluateRun:
     from pointer_rl.evaluate.run import EvaluateConfig, EvaluateRun
     from pointer_rl.options import parse_assignments
 
-    encoder = plugin_ref(given, "encoder")
     return EvaluateRun(
         session=read_session_options(given),
         policies=given["policies"],
         arms=plugin_refs({name: {} for name in given["arm"]}, given["arm_opt"], "--arm-opt"),
         config=EvaluateConfig(
             random_seeds=given["seeds"],
-            encoder=given["encoder"] and encoder,
             train_options=parse_assignments(given["train_opt"], "--train-opt"),
             **{key: given[key] for key in _CONFIG},
         ),

@@ -27,8 +27,10 @@ from pointer_rl.cli.common import (
     with_options,
 )
 from pointer_rl.cli.output import echo, echo_block
+from pointer_rl.cli.params import KeyValue, PluginName
 
 if TYPE_CHECKING:
+    from pointer_rl.cli.progress import Progress
     from pointer_rl.generate.run import GenerateRun
     from pointer_rl.records.shards import Shard
     from pointer_rl.session.session import PluginRef
@@ -102,10 +104,18 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
 )
 @number_option("--num-random", 1, minimum=0, help="Uniformly drawn pointers for each query.")
 @click.option(
-    "--generator", "more", multiple=True, metavar="NAME", help="A further candidate generator."
+    "--generator",
+    "more",
+    multiple=True,
+    type=PluginName("generator"),
+    metavar="NAME",
+    help="A further candidate generator (repeatable).",
 )
 @click.option(
-    "--generator-opt", multiple=True, metavar="NAME.KEY=VALUE", help="Options of any generator."
+    "--generator-opt",
+    multiple=True,
+    type=KeyValue("generator"),
+    help="Options of any generator.",
 )
 @click.option(
     "--dedup",
@@ -115,7 +125,7 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
     help="Whether the same rows in another order are another candidate.",
 )
 @with_options([SCORE_ANSWERS])
-@seed_option("Random seed.")
+@seed_option()
 @number_option(
     "--window",
     help="Queries asked together: more have more in common, fewer are lost by a kill  [default: "
@@ -123,16 +133,20 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
 )
 @number_option(
     "--max-calls",
-    metavar="N",
-    help="Ask the VLM at most N trials: a window of queries that could take more is not started.",
+    help="Ask the VLM at most N trials: a window of queries that could take more is not started  "
+    "[default: no limit].",
 )
 @click.option(
     "--max-seconds",
     type=FiniteRange(min=0, min_open=True),
-    help="Stop at the end of the queries that are under way then.",
+    metavar="SECONDS",
+    help="Stop at the end of the queries that are under way then  [default: no limit].",
 )
 @click.option(
-    "--shard", callback=_shard, metavar="I/N", help="Only the I-th of N parts (see `merge`)."
+    "--shard",
+    callback=_shard,
+    metavar="I/N",
+    help="Only the I-th of N parts (see `merge`)  [default: all].",
 )
 @click.option("--plan", is_flag=True, help="Say what the run would cost, and stop.")
 @with_options([*EXECUTOR_OPTIONS, RESUME, ACCEPT_CHANGED])
@@ -150,15 +164,17 @@ def generate(**given: Any) -> None:
     """
     from pointer_rl.cli.progress import Progress
     from pointer_rl.cli.tables import format_table
-    from pointer_rl.generate.run import run_generate
-    from pointer_rl.session.journal import AlreadyFinished
 
-    run = _run(given)
-    if given["plan"]:
-        _print_plan(run)
-        return
-    with Progress() as progress, resumable(progress, lambda: kept_in(run.output_path, progress)):
-        summary = run_generate(run, progress)
+    with Progress() as progress:
+        from pointer_rl.generate.run import run_generate
+        from pointer_rl.session.journal import AlreadyFinished
+
+        run = _run(given)
+        if given["plan"]:
+            _print_plan(run, progress)
+            return
+        with resumable(progress, lambda: kept_in(run.output_path, progress)):
+            summary = run_generate(run, progress)
     echo_block(format_table(summary.rows(), numeric=frozenset({1, 2, 3, 4})))
     if summary.from_cache:
         trials = f"{summary.from_cache + summary.asked:,} trials"
@@ -185,11 +201,12 @@ def generate(**given: Any) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _print_plan(run: GenerateRun) -> None:
+def _print_plan(run: GenerateRun, progress: Progress) -> None:
     from pointer_rl.cli.tables import format_table
     from pointer_rl.generate.plan import make_plan
 
-    plan = make_plan(run)
+    plan = make_plan(run, progress)
+    progress.stop()
     echo_block(format_table(plan.rows(), numeric=frozenset({1})))
     for line in plan.sentences():
         echo(line)

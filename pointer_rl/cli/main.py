@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -13,20 +12,28 @@ from typing import Any, NoReturn
 
 import click
 
+from pointer_rl.cli.answer import answer
 from pointer_rl.cli.beams import beams
 from pointer_rl.cli.cache import cache
+from pointer_rl.cli.common import FILE
+from pointer_rl.cli.config import config
+from pointer_rl.cli.configuration import read_configuration
 from pointer_rl.cli.convert import convert
 from pointer_rl.cli.doctor import doctor
 from pointer_rl.cli.embed import embed
 from pointer_rl.cli.evaluate import evaluate
 from pointer_rl.cli.generate import generate
+from pointer_rl.cli.help import COMMANDS, Context, write_commands
+from pointer_rl.cli.logs import log_options, start_logging
 from pointer_rl.cli.merge import merge
-from pointer_rl.cli.output import LineFormatter, echo
+from pointer_rl.cli.output import echo, record
 from pointer_rl.cli.plugins import plugins
 from pointer_rl.cli.report import report
 from pointer_rl.cli.rescore import rescore
+from pointer_rl.cli.run import run
 from pointer_rl.cli.schema import schema
 from pointer_rl.cli.select import select
+from pointer_rl.cli.show import show
 from pointer_rl.cli.train import sft, train
 from pointer_rl.cli.validate import validate
 from pointer_rl.errors import PluginError, PointerRLError
@@ -39,6 +46,7 @@ _interrupts: list[int] = []
 class RootGroup(click.Group):
     """Adds the plugins' commands when they are needed; prints user errors as one line."""
 
+    context_class = Context
     _has_plugin_commands = False
 
     def _add_plugin_commands(self) -> None:
@@ -59,11 +67,15 @@ class RootGroup(click.Group):
             command = super().get_command(ctx, cmd_name)
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_commands(self, ctx, formatter, COMMANDS)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
             error.message = printable_lines(error.message)  # type: ignore[misc]  # quotes arguments
+            record(f"error: {error.format_message()}")
             raise
         except SystemExit as error:
             if self.commands.get(ctx.invoked_subcommand or "") not in _COMMANDS:
@@ -72,8 +84,9 @@ class RootGroup(click.Group):
 
     def main(self, *args: Any, **options: Any) -> Any:
         try:
-            if logging.lastResort is not None:
-                logging.lastResort.setFormatter(LineFormatter())
+            start_logging()
+            if os.environ.get("NO_COLOR"):
+                options.setdefault("color", False)
             return super().main(*args, **options)
         except KeyboardInterrupt:  # before click takes care of it, or after
             _end("interrupted", 130)
@@ -139,10 +152,29 @@ def _plugin_option(*, hidden: bool) -> click.Option:
     )
 
 
+def _config_option(*, hidden: bool) -> click.Option:
+    """`--config FILE`. It is eager, so that --help shows the file's values as defaults."""
+    return click.Option(
+        ["--config"],
+        type=FILE,
+        is_eager=True,
+        expose_value=False,
+        callback=read_configuration,
+        hidden=hidden,
+        metavar="FILE",
+        help="Take options from a TOML file  [default: pointer-rl.toml, if it is in the current "
+        "folder]. It may also follow the command's name.",
+    )
+
+
 @click.group(
     cls=RootGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    params=[_plugin_option(hidden=False)],
+    params=[
+        _plugin_option(hidden=False),
+        _config_option(hidden=False),
+        *log_options(hidden=False),
+    ],
 )
 @click.version_option(package_name="pointer-rl")
 def cli() -> None:
@@ -154,11 +186,15 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(generate, validate, rescore, merge, convert, beams, sft, train, evaluate, report, select),
-    *(embed, cache, schema, plugins, doctor),
+    *(run, generate, validate, show, rescore, merge, convert, beams, sft, train, evaluate),
+    *(report, select, answer, embed, cache, schema, plugins, doctor, config),
 )
 for command in _COMMANDS:
-    command.params.append(_plugin_option(hidden=True))
+    command.params += [
+        _plugin_option(hidden=True),
+        _config_option(hidden=True),
+        *log_options(hidden=True),
+    ]
     cli.add_command(command)
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from pointer_rl.cli.common import FILE
+from pointer_rl.cli.common import FILE, GuideCommand
 from pointer_rl.cli.output import echo
 
 
-@click.command()
+@click.command(cls=GuideCommand)
 @click.argument("files", nargs=-1, required=True, type=FILE)
 @click.option("--output-path", required=True, type=FILE, help="The file to write.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from pointer_rl.cli.common import FILE
+from pointer_rl.cli.common import FILE, GuideGroup
 from pointer_rl.cli.output import echo, echo_block
 from pointer_rl.cli.tables import format_table
 from pointer_rl.errors import PluginError, did_you_mean
@@ -18,7 +18,7 @@ from pointer_rl.options import describe_options, parse_assignments
 from pointer_rl.registry import KINDS, Entry, PluginRecord, registry
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=GuideGroup, invoke_without_command=True)
 @click.option(
     "--format",
     "output_format",
@@ -109,11 +109,17 @@ def check(name: str, opt: tuple[str, ...]) -> None:
 
 @plugins.command()
 @click.argument("name")
-@click.option("--kind", type=click.Choice(list(KINDS)), required=True, help="What it registers.")
+@click.option(
+    "--kind",
+    type=click.Choice(list(KINDS)),
+    required=True,
+    metavar="KIND",
+    help=f"What it registers: {', '.join(KINDS)}.",
+)
 @click.option(
     "--output-dir",
     type=FILE,
-    help="Folder to create [default: pointer-rl-NAME].",
+    help="Folder to create  [default: pointer-rl-NAME].",
 )
 def new(name: str, kind: str, output_dir: Path | None) -> None:
     """Write a small package that registers NAME: module, tests, pyproject.toml, README.

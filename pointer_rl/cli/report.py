@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pointer_rl.cli.common import FILE, FiniteRange, plugin_options, with_options
-from pointer_rl.cli.output import echo
+from pointer_rl.cli.output import echo, note
 from pointer_rl.cli.tables import format_bytes
 
 
@@ -54,6 +54,6 @@ def report(
         overwrite=overwrite,
     )
     written = write_report(paths, output_path, options)
-    for note in written.left_out:
-        echo(f"pointer-rl: {note}", err=True)
+    for sentence in written.left_out:
+        note(f"pointer-rl: {sentence}")
     echo(f"wrote {output_path} ({format_bytes(written.size)})")

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pointer_rl.cli.common import FILE, plugin_options, with_options
+from pointer_rl.cli.common import FILE, GuideCommand, plugin_options, with_options
 from pointer_rl.cli.output import echo
 
 if TYPE_CHECKING:
     from pointer_rl.records.rescore import Rescored
 
 
-@click.command()
+@click.command(cls=GuideCommand)
 @click.argument("source", type=FILE)
 @click.option("--output-path", required=True, type=FILE, help="The file to write.")
 @with_options(

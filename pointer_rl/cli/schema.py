@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
+from pointer_rl.cli.common import GuideCommand
 from pointer_rl.cli.output import echo_block
 
 
-@click.command()
+@click.command(cls=GuideCommand, context_settings={"token_normalize_func": None})
 @click.option(
     "--name",
     type=click.Choice(["pointer_candidates", "beams"]),

@@ -19,6 +19,7 @@ from pointer_rl.cli.common import (
     SCORE_ANSWERS,
     TRIAL_OPTIONS,
     GuideCommand,
+    encoder_ref,
     number_option,
     plugin_options,
     plugin_ref,
@@ -28,6 +29,7 @@ from pointer_rl.cli.common import (
     with_options,
 )
 from pointer_rl.cli.output import echo
+from pointer_rl.cli.params import KeyValue, PluginName
 
 if TYPE_CHECKING:
     from pointer_rl.session.session import PluginRef
@@ -79,8 +81,15 @@ _START = [
         is_flag=True,
         help="Let a query attend to, and choose from, the `pool` of its record alone.",
     ),
-    click.option("--held-out", type=float, help="Share of the images that only choose the policy."),
-    click.option("--seed", type=click.IntRange(0, _LAST_SEED), help="Random seed  [default: 0]."),
+    click.option(
+        "--held-out",
+        type=float,
+        metavar="SHARE",
+        help="Share of the images that only choose the policy  [default: 0.1].",
+    ),
+    click.option(
+        "--seed", type=click.IntRange(0, _LAST_SEED), metavar="N", help="Random seed  [default: 0]."
+    ),
     number_option(
         "--seeds",
         1,
@@ -107,49 +116,70 @@ _LEARNING = [
         minimum=0,
         help="Epochs of GRPO; with --online, in each round too  [default: 5, and 2 per round].",
     ),
-    click.option("--rce-lr", type=float, help="Learning rate of RCE."),
-    click.option("--grpo-lr", type=float, help="Learning rate of GRPO."),
-    click.option("--contrast", type=float, help="Weight of the contrast within groups, in RCE."),
-    click.option("--kl-beta", type=float, help="Weight of the KL term, in GRPO."),
-    click.option("--clip", type=float, help="The ratio's range, 1 ± clip, in GRPO."),
+    click.option("--rce-lr", type=float, help="Learning rate of RCE  [default: 0.001]."),
+    click.option("--grpo-lr", type=float, help="Learning rate of GRPO  [default: 0.0001]."),
+    click.option(
+        "--contrast",
+        type=float,
+        help="Weight of the contrast within groups, in RCE  [default: 3.0].",
+    ),
+    click.option("--kl-beta", type=float, help="Weight of the KL term, in GRPO  [default: 0.3]."),
+    click.option(
+        "--clip", type=float, help="The ratio's range, 1 ± clip, in GRPO  [default: 0.2]."
+    ),
     click.option(
         "--advantage",
         type=click.Choice(["mean", "mean-std"]),
-        help="Reward less its group's mean, over the standard deviation or not.",
+        help="Reward less its group's mean, over the standard deviation or not  [default: "
+        "mean-std].",
     ),
     click.option(
         "--grpo-on",
         type=click.Choice(["all", "sampled"]),
-        help="Candidates that GRPO learns from.",
+        help="Candidates that GRPO learns from  [default: all].",
     ),
-    click.option("--reward-mode", default="hard_plus_soft", show_default=True, metavar="NAME"),
+    click.option(
+        "--reward-mode",
+        type=PluginName("reward"),
+        default="hard_plus_soft",
+        show_default=True,
+        metavar="NAME",
+        help="What a candidate's outcome is worth.",
+    ),
     click.option(
         "--reward-opt",
         multiple=True,
-        metavar="KEY=VALUE",
+        type=KeyValue("reward", "reward_mode"),
         help="Option of the reward (repeatable).",
     ),
     click.option(
         "--demonstration-price",
         type=float,
         metavar="PRICE",
-        help="Taken from a candidate's reward for each demonstration that it shows  [default: 0].",
+        help="Taken from a candidate's reward for each demonstration shown  [default: 0.0].",
     ),
 ]
 _ONLINE = [
     click.option("--online", is_flag=True, help="Ask the backend while learning."),
-    number_option("--max-calls", help="Most trials in all rounds; those in the cache count too."),
+    number_option(
+        "--max-calls",
+        help="Most trials in all rounds; those in the cache count too. --online needs it.",
+    ),
     number_option("--rounds", help="Number of online rounds  [default: 4]."),
     number_option(
         "--pointers", minimum=2, help="Pointers to try per query and round  [default: 4]."
     ),
     click.option(
         "--generator",
+        type=PluginName("generator"),
         metavar="NAME",
         help="Search that proposes in the rounds, such as first-success  [default: probes].",
     ),
     click.option(
-        "--generator-opt", multiple=True, metavar="NAME.KEY=VALUE", help="Option of the search."
+        "--generator-opt",
+        multiple=True,
+        type=KeyValue("generator"),
+        help="Option of the search.",
     ),
     SCORE_ANSWERS,
 ]
@@ -158,19 +188,26 @@ _ONLY_ONLINE = {
     for parameter in click.command()(
         with_options([*_ONLINE, *EXECUTOR_OPTIONS, *TRIAL_OPTIONS])(lambda: None)
     ).params
-} - {"online", "query_emb", "cand_emb", "device"}
+} - {"online", "encoder", "encoder_opt", "query_emb", "cand_emb", "device"}
 """Options that mean nothing to training on logged data."""
 
 
 @click.command(cls=GuideCommand)
-@click.option("--beam-data", type=FILE, help="RL data, as `generate` writes it.")
+@click.option(
+    "--rl-data",
+    "--beam-data",
+    "rl_data",
+    type=FILE,
+    help="RL data, as `generate` writes it.",
+)
 @with_options([*_OUTPUT, *_START, *_LEARNING, *_ONLINE, *EXECUTOR_OPTIONS, *TRIAL_OPTIONS])
 def train(**given: Any) -> None:
     """Train a policy on RL data: reward-weighted cross-entropy (RCE), then GRPO.
 
     Writes a policy bundle, which `evaluate` measures and `select` uses. The policy that is kept is
-    the one with the highest expected reward on held-out queries. Embeddings come from --img-emb,
-    or --query-emb and --cand-emb; data of a dataset that brings its own encoder need neither.
+    the one with the highest expected reward on held-out queries. Embeddings are those of the
+    encoder that the data name, or of --encoder, unless --query-emb and --cand-emb, or --img-emb,
+    give files.
 
     With --online it also asks the backend, in rounds: the policy proposes, the backend answers,
     and it learns from all there is so far. The options of backend, dataset, prompt, metric,
@@ -185,8 +222,8 @@ def train(**given: Any) -> None:
     for name in given.keys() & _ONLY_ONLINE:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise InputError(f"--{name.replace('_', '-')} is for --online")
-    if given["beam_data"] is None:
-        raise InputError("give --beam-data, or --online to ask the backend while learning")
+    if given["rl_data"] is None:
+        raise InputError("give --rl-data, or --online to ask the backend while learning")
     _each_seed(given, lambda given: _train_on_data(given, _config(given), supervised=False))
 
 
@@ -196,7 +233,7 @@ def train(**given: Any) -> None:
 @click.option(
     "--epochs", "rce_epochs", type=click.IntRange(min=1), help="Number of epochs  [default: 20]."
 )
-@click.option("--lr", "rce_lr", type=float, help="Learning rate.")
+@click.option("--lr", "rce_lr", type=float, help="Learning rate  [default: 0.001].")
 @click.option(
     "--temperature",
     type=float,
@@ -312,17 +349,18 @@ def _train_on_data(given: dict[str, Any], config: TrainConfig, supervised: bool)
     from pointer_rl.train.run import TrainRun, run_training
 
     run = TrainRun(
-        data=given["beam_data"],
+        data=given["beam_data" if supervised else "rl_data"],
         supervised=supervised,
         output=_output(given),
         config=config,
         reward=_reward(given),
+        encoder=encoder_ref(given),
         **{
             name: given[name]
             for name in ("shots", "img_emb", "query_emb", "cand_emb", "sft_ckpt", "device")
         },
     )
-    with Progress(_epoch_text) as progress, resumable(progress, lambda: _kept(given)):
+    with Progress(epoch_text) as progress, resumable(progress, lambda: _kept(given)):
         result = run_training(run, progress)
     _tell(result)
 
@@ -345,7 +383,7 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
         output=_output(given),
         online=OnlineConfig(max_calls=given["max_calls"], **more),
         config=config,
-        data=given["beam_data"],
+        data=given["rl_data"],
         search=search,
         reward=_reward(given),
         score_answers=given["score_answers"],
@@ -353,7 +391,7 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
         sft_ckpt=given["sft_ckpt"],
     )
 
-    with Progress(_epoch_text) as progress, resumable(progress, lambda: _kept(given)):
+    with Progress(epoch_text) as progress, resumable(progress, lambda: _kept(given)):
         result = run_online(run, progress)
     _tell(result)
 
@@ -381,10 +419,10 @@ def _tell(result: TrainResult) -> None:
     echo(str(finished) if result.unchanged else f"wrote {result.folder}")
 
 
-def _epoch_text(line: Mapping[str, Any]) -> str:
+def epoch_text(line: Mapping[str, Any]) -> str:
     """A line for people; metrics.jsonl has every number."""
-    shown = ("rce", "contrast", "ppo", "kl", "entropy", "clipped")
-    numbers = [f"{name} {line[name]:.3f}" for name in shown if name in line]
+    shown = ("rce", "cross_entropy", "contrast", "ppo", "kl", "entropy", "clipped")
+    numbers = [f"{name.replace('_', '-')} {line[name]:.3f}" for name in shown if name in line]
     place = f"round {line['round']}  " if line["round"] else ""
     criterion = line["keep_by"]
     worth = f"held-out {criterion.replace('_', '-')} {line[f'held_out_{criterion}']:.3f}"

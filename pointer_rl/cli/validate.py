@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from pointer_rl.cli.common import FILE
+from pointer_rl.cli.common import FILE, GuideCommand
 from pointer_rl.cli.output import echo, echo_block
 from pointer_rl.errors import InputError
 
 
-@click.command()
+@click.command(cls=GuideCommand)
 @click.argument("files", nargs=-1, required=True, type=FILE)
 @click.option(
     "--pool-size", type=int, help="Number of rows in the pool  [default: the number in _meta]."

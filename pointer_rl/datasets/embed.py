@@ -1,4 +1,4 @@
-"""Embed a split of a dataset batch by batch, so that an interrupted run can resume.
+"""Embed examples batch by batch, so that an interrupted run can resume.
 
 Finished batches are kept in the folder `FILE.partial/` next to the output file. Batches depend only
 on the examples and the batch size, so an interrupted run gives a bit-identical file.
@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,11 @@ from pointer_rl.datasets.embeddings import Embeddings, load_embeddings, save_emb
 from pointer_rl.datasets.identity import Contents, ExampleHasher, digest_ids
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.files import locked, write_text
+from pointer_rl.registry import ConfiguredEntry
 from pointer_rl.types import Dataset, Encoder, Example
+
+BATCH_SIZE = 64
+"""Examples that are embedded together."""
 
 
 def embed_dataset(
@@ -29,40 +34,65 @@ def embed_dataset(
     split: Literal["queries", "pool"],
     hasher: ExampleHasher | None = None,
     encoder_plugin: Mapping[str, Any] | None = None,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     on_batch: Callable[[int], object] = lambda rows: None,
 ) -> Embeddings:
-    """Write the embeddings of `dataset.queries` or `dataset.pool` to `output_path` (safetensors).
+    """Write the embeddings of `dataset.queries` or `dataset.pool`, as `embed_examples` does."""
+    examples = dataset.queries if split == "queries" else dataset.pool
+    if not examples:
+        raise InputError(f"dataset {dataset.name} has no {split} to embed")
+    return embed_examples(
+        examples,
+        encoder,
+        output_path,
+        plan={"dataset": dataset.name, "split": split},
+        hasher=hasher,
+        encoder_plugin=encoder_plugin,
+        batch_size=batch_size,
+        on_batch=on_batch,
+    )
+
+
+def embed_examples(
+    examples: Sequence[Example],
+    encoder: Encoder,
+    output_path: Path,
+    *,
+    plan: Mapping[str, str] = MappingProxyType({}),
+    hasher: ExampleHasher | None = None,
+    encoder_plugin: Mapping[str, Any] | None = None,
+    batch_size: int = BATCH_SIZE,
+    on_batch: Callable[[int], object] = lambda rows: None,
+    waiting: Callable[[str], object] | None = None,
+) -> Embeddings:
+    """Write the embeddings of one or more examples to `output_path` (safetensors).
 
     Called again after an interruption, it resumes; called again when the file is complete, it
-    encodes nothing. `hasher` makes the hashes of the examples that are kept next to their
-    vectors. `encoder_plugin` is the encoder's `ConfiguredEntry.describe`, stored next to
-    its fingerprint; `on_batch` is called with the number of rows of each batch, resumed or new.
+    encodes nothing. `plan` says what else an interrupted run must have in common with this one.
+    `hasher` makes the hashes of the examples that are kept next to their vectors. `encoder_plugin`
+    is what `describe_encoder` says, stored next to the fingerprint; `on_batch` is called with the
+    number of rows of each batch, resumed or new; `waiting` is that of `locked`.
     Raises InputError for an unreadable image, naming its example, and if the file or the finished
-    batches at `output_path` belong to another dataset, encoder or batch size.
+    batches at `output_path` belong to other examples, another encoder, plan or batch size.
     """
-    examples = dataset.queries if split == "queries" else dataset.pool
     ids = [example.id for example in examples]
     if output_path.suffix != ".safetensors":
         raise InputError(f"{output_path}: embeddings are written to a .safetensors file; name one")
-    if not examples:
-        raise InputError(f"dataset {dataset.name} has no {split} to embed")
-    with locked(output_path):
-        contents = (hasher or ExampleHasher())(examples)
+    contents = (hasher or ExampleHasher())(examples)
+    with locked(output_path, waiting):
         about = (encoder.fingerprint, tuple(contents.hashes), encoder_plugin)
         partial = output_path.with_name(f"{output_path.name}.partial")
         if output_path.exists():
-            finished = _finished(output_path, contents, encoder)
+            finished = load_finished(output_path, contents, encoder)
             shutil.rmtree(partial, ignore_errors=True)  # left if interrupted at the very end
             return finished
-        plan: dict[str, str | int] = {
-            "dataset": dataset.name,
-            "split": split,
+        decided: dict[str, str | int] = {
+            **plan,
             "examples": digest_ids(ids),
             "encoder": encoder.fingerprint,
             "batch_size": batch_size,
         }
-        _begin_or_resume(partial, plan)
+        _begin_or_resume(partial, decided)
         parts = []
         for start in range(0, len(examples), batch_size):
             rows = slice(start, start + batch_size)
@@ -81,7 +111,15 @@ def embed_dataset(
         return embeddings
 
 
-def _finished(path: Path, contents: Contents, encoder: Encoder) -> Embeddings:
+def describe_encoder(plugin: ConfiguredEntry) -> dict[str, Any]:
+    """Name and options of an encoder, as files record them: without the device that it ran on."""
+    described = plugin.describe()
+    described["options"].pop("device", None)
+    return described
+
+
+def load_finished(path: Path, contents: Contents, encoder: Encoder) -> Embeddings:
+    """The complete file of these examples. Raises InputError if it is another one's."""
     existing = load_embeddings(path)
     if existing.contents != tuple(contents.hashes) or existing.encoder != encoder.fingerprint:
         raise InputError(
@@ -92,10 +130,10 @@ def _finished(path: Path, contents: Contents, encoder: Encoder) -> Embeddings:
     return existing
 
 
-def _begin_or_resume(partial: Path, plan: dict[str, str | int]) -> None:
+def _begin_or_resume(partial: Path, plan: Mapping[str, str | int]) -> None:
     file = partial / "plan.json"
     if not file.exists():
-        write_text(file, json.dumps(plan, indent=1))
+        write_text(file, json.dumps(dict(plan), indent=1))
         return
     try:
         begun = json.loads(file.read_text())

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from pointer_rl.errors import InputError, PointerRLError, first_line
 from pointer_rl.files import write_tensors
 from pointer_rl.json_stream import parse_json
 from pointer_rl.types import Example
+
+log = logging.getLogger(__name__)
 
 TENSOR = "embeddings"
 METADATA = "pointer_rl_embeddings"
@@ -49,6 +52,11 @@ class Embeddings:
     encoder_plugin: Mapping[str, Any] | None = None
     """Name and options of the encoder (`ConfiguredEntry.describe`); None if the file does not say.
     """
+
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.vectors.shape))
+        ids = "no ids" if self.ids is None else "ids"
+        return f"Embeddings({size}, {ids}, encoder={self.encoder!r})"
 
     def match(self, examples: Sequence[Example], what: str) -> Sequence[int]:
         """The row of each example, in the examples' order.
@@ -80,8 +88,7 @@ class Embeddings:
 
     def take(self, rows: Sequence[int]) -> Tensor:
         """The vectors of these rows: [len(rows), d]."""
-        # Not a copy, which may take gigabytes.
-        return self.vectors if rows == range(len(self.vectors)) else self.vectors[list(rows)]
+        return take_rows(self.vectors, rows)
 
     def check_contents(
         self, rows: Sequence[int], examples: Sequence[Example], contents: Contents, what: str
@@ -108,6 +115,12 @@ class Embeddings:
         return True
 
 
+def take_rows(vectors: Tensor, rows: Sequence[int]) -> Tensor:
+    """These rows [len(rows), d] of vectors [N, d]: no copy, which may take gigabytes, of all."""
+    every = range(len(vectors))
+    return vectors if rows == every or rows == list(every) else vectors[list(rows)]
+
+
 def check_dims(query: Tensor, pool: Tensor) -> None:
     """Raise InputError unless queries [B, d] and pool [K, d] have the same size d."""
     if query.shape[1] != pool.shape[1]:
@@ -123,7 +136,7 @@ def digest_vectors(vectors: Tensor) -> str:
 
 
 def save_embeddings(
-    path: Path,
+    path: str | Path,
     vectors: Tensor,
     ids: Sequence[str],
     encoder: str | None = None,
@@ -139,14 +152,15 @@ def save_embeddings(
     if encoder_plugin is not None:
         about["encoder_plugin"] = encoder_plugin
     metadata = {METADATA: json.dumps(about, ensure_ascii=False)}
-    write_tensors(path, {TENSOR: vectors.to(torch.float32).contiguous()}, metadata)
+    write_tensors(Path(path), {TENSOR: vectors.to(torch.float32).contiguous()}, metadata)
 
 
-def load_embeddings(path: Path) -> Embeddings:
+def load_embeddings(path: str | Path) -> Embeddings:
     """Read embeddings from `.safetensors`, `.npy`, `.pt` or `.pth`; no code in them is run.
 
     Raises InputError if the file is missing, unreadable or not a matrix of finite numbers.
     """
+    path = Path(path)
     readers = {".safetensors": _read_safetensors, ".npy": _read_npy, ".pt": _read_pt}
     read = readers.get(".pt" if path.suffix == ".pth" else path.suffix)
     if read is None:
@@ -162,6 +176,7 @@ def load_embeddings(path: Path) -> Embeddings:
         raise InputError(
             f"{path}: cannot be read as {path.suffix} ({first_line(error)})"
         ) from error
+    log.debug("%s: read, %d rows", path, len(vectors))
     ids, plugin = about.get("ids"), about.get("encoder_plugin")
     if ids is not None and not (
         isinstance(ids, list)

@@ -35,9 +35,15 @@ _TOGETHER = 500
 """Files that are looked up, and whose hashes are kept, together."""
 _SETTLED = 2_000_000_000
 """Nanoseconds after which another change of a file surely shows in its times."""
-_SAY_AFTER, _SAY_EVERY = 3.0, 30.0
-"""Seconds."""
 Say = Callable[[str], object]
+Activity = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], object]]]
+"""`Observer.activity`."""
+
+
+@contextlib.contextmanager
+def unseen(what: str, total: int) -> Iterator[Callable[[int], object]]:
+    """For nobody to see."""
+    yield lambda steps: None
 
 
 @dataclass(frozen=True)
@@ -63,14 +69,15 @@ def digest_hashes(hashes: Iterable[bytes]) -> str:
 class ExampleHasher:
     """Hashes examples; the same sequence only once."""
 
-    def __init__(self, say: Say = lambda sentence: None) -> None:
+    def __init__(self, say: Say = lambda sentence: None, activity: Activity = unseen) -> None:
         self._say = say
+        self._activity = activity
         self._done: dict[int, tuple[Sequence[Example], Contents]] = {}
 
     def __call__(self, examples: Sequence[Example]) -> Contents:
         """The hashes. Reads every image that has not been read before, which may take a while."""
         if id(examples) not in self._done:
-            hash_images((each.image for each in examples), self._say)
+            hash_images((each.image for each in examples), self._activity)
             self._done[id(examples)] = (examples, self._hash(examples))
         return self._done[id(examples)][1]
 
@@ -78,14 +85,16 @@ class ExampleHasher:
         hashes: list[bytes] = []
         unreadable: set[int] = set()
         first = ""
-        for index, each in enumerate(examples):
-            try:
-                image = each.image.key
-            except InputError as error:  # its trials fail, and say why
-                image = None
-                unreadable.add(index)
-                first = first or f"{each.id}: {error}"
-            hashes.append(hash_example(each, image))
+        with self._activity("hashing examples", len(examples)) as advance:
+            for index, each in enumerate(examples):
+                try:
+                    image = each.image.key
+                except InputError as error:  # its trials fail, and say why
+                    image = None
+                    unreadable.add(index)
+                    first = first or f"{each.id}: {error}"
+                hashes.append(hash_example(each, image))
+                advance(1)
         if unreadable:
             self._say(f"examples whose image cannot be read: {len(unreadable):,}; first: {first}")
         return Contents(hashes, unreadable)
@@ -119,7 +128,7 @@ def digest_ids(ids: Iterable[object]) -> str:
 # --- images -------------------------------------------------------------------------------------
 
 
-def hash_images(images: Iterable[ImageRef], say: Say = lambda sentence: None) -> None:
+def hash_images(images: Iterable[ImageRef], activity: Activity = unseen) -> None:
     """Give images that lie in files their keys; those that cannot be read get none."""
     by_place: dict[str, list[EncodedImage]] = {}
     for image in {id(each): each for each in images}.values():  # examples share images
@@ -130,8 +139,8 @@ def hash_images(images: Iterable[ImageRef], say: Say = lambda sentence: None) ->
     if not by_place:
         return
     places = list(by_place)
-    said = time.monotonic() - _SAY_EVERY + _SAY_AFTER
     with (
+        activity("looking for changed images", len(places)) as advance,
         _KeptHashes(cache_folder() / "images.sqlite") as kept,
         ThreadPoolExecutor(_THREADS) as pool,
     ):
@@ -146,10 +155,7 @@ def hash_images(images: Iterable[ImageRef], say: Say = lambda sentence: None) ->
                     image.set_key(each.hash)
             new = {place: each for place, each in found.items() if each is not known.get(place)}
             kept.put({place: each for place, each in new.items() if each.settled})
-            done = start + len(some)
-            if done < len(places) and time.monotonic() - said > _SAY_EVERY:
-                said = time.monotonic()
-                say(f"looking for changed images: {done:,} of {len(places):,}")
+            advance(len(some))
 
 
 @dataclass(frozen=True)

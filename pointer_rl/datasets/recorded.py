@@ -1,17 +1,17 @@
-"""The dataset that a file or a bundle was made from, opened again to look at its examples."""
+"""The dataset that a file or a bundle was made from, to open it again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pointer_rl.datasets.identity import digest_ids
 from pointer_rl.errors import InputError
-from pointer_rl.registry import registry
-from pointer_rl.types import Dataset, Example
+from pointer_rl.types import Example
 
 
 def recorded_dataset(
-    described: object,
+    described: Mapping[str, Any],
     owner: object,
     name: str | None = None,
     options: Mapping[str, object] | None = None,
@@ -23,33 +23,14 @@ def recorded_dataset(
     """
     if name is not None:
         return name, dict(options or {})
-    recorded = described if isinstance(described, dict) else {}
-    found, values = recorded.get("name"), recorded.get("options", {})
+    found, values = described.get("name"), described.get("options", {})
     if not isinstance(found, str) or not isinstance(values, dict):
         raise InputError(f"{owner} does not name its dataset: give --dataset and --dataset-opt")
     return found, {**values, **(options or {})}
 
 
-def open_recorded(
-    described: object,
-    owner: object,
-    name: str | None = None,
-    options: Mapping[str, object] | None = None,
-) -> Dataset:
-    """The dataset of `recorded_dataset`, if its pool still is the recorded one.
-
-    Raises PointerRLError if it cannot be opened or has another pool.
-    """
-    dataset: Dataset = registry().create(
-        "dataset", *recorded_dataset(described, owner, name, options)
-    )
-    if isinstance(described, dict) and "pool_sha256" in described:
-        check_pool(dataset.pool, described["pool_sha256"], owner)
-    return dataset
-
-
 def check_pool(pool: Sequence[Example], recorded: object, owner: object) -> None:
-    """Raise InputError if the ids of the pool do not have the recorded hash."""
+    """Raise InputError if the ids of the pool do not have the recorded hash (`pool_sha256`)."""
     if digest_ids(each.id for each in pool) != recorded:
         raise InputError(
             f"{owner}: the dataset's pool ({len(pool):,} examples) has other ids than the recorded "

@@ -117,7 +117,7 @@ class Setting:
     seed: int
     """Seed of random pointers."""
     space: Space
-    """Embeddings in which policies choose."""
+    """Embeddings in which policies choose that bring none of their own."""
     training: Training
     """What arms may learn from."""
     similar: Mapping[str, Space] = field(default_factory=dict)
@@ -259,19 +259,23 @@ class PolicyArm(Arm):
         policies: Sequence[Policy],
         training_calls: int | None = None,
         encoder: EncoderInfo | None = None,
+        space: Space | None = None,
     ) -> None:
-        """encoder: that of the policies, to be compared with the one of the embeddings."""
+        """encoder: that of the policies, to be compared with the one of the embeddings; space: the
+        embeddings in which they choose, by default the setting's."""
         self._policies = policies
         self._encoder = encoder
+        self._space = space
         self.seeds = len(policies)
         self.training_calls = training_calls
 
     def choose(self, setting: Setting) -> Pointers:
+        space = self._space or setting.space
         if self._encoder is not None:
-            self._encoder.check(setting.space.pool.encoder, "arm policy")
+            self._encoder.check(space.pool.encoder, "arm policy")
         chosen: Pointers = []
-        for batch in setting.batches(setting.space):
-            found = (self._likeliest(each, batch, setting.space.pool) for each in self._policies)
+        for batch in setting.batches(space):
+            found = (self._likeliest(each, batch, space.pool) for each in self._policies)
             by_query = zip(*(each.pointers() for each in found), strict=True)
             chosen += (tuple(chain.from_iterable(each)) for each in by_query)
         return chosen
@@ -284,9 +288,13 @@ class NumberArm(PolicyArm):
     """A policy that can stop, made to show a fixed number of demonstrations instead."""
 
     def __init__(
-        self, policies: Sequence[Policy], number: int, training_calls: int | None = None
+        self,
+        policies: Sequence[Policy],
+        number: int,
+        training_calls: int | None = None,
+        space: Space | None = None,
     ) -> None:
-        super().__init__(policies, training_calls)
+        super().__init__(policies, training_calls, space=space)
         self.least_shots = number
 
     def _likeliest(self, policy: Policy, queries: QueryBatch, pool: Pool) -> Decoded:

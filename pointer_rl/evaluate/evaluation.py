@@ -16,6 +16,7 @@ from pointer_rl.evaluate.arms import ATTAINABLE
 from pointer_rl.evaluate.conclusions import Comparison, Conclusions, in_words
 from pointer_rl.evaluate.measure import Measured
 from pointer_rl.evaluate.statistics import Share
+from pointer_rl.records.records import encode_record
 
 MANY_FAILURES = 0.05
 """Share of left-out queries above which the result is not to be trusted."""
@@ -54,6 +55,8 @@ class Evaluation:
     query_ids: tuple[str, ...]
     measured: tuple[Measured, ...]
     """In ascending shots, the first at 0."""
+    records: Sequence[Mapping[str, Any]]
+    """For each query a record as in RL data: a candidate for each pointer that any arm showed."""
     conclusions: Conclusions | None
     """None if nothing is left to compare."""
     leakage: Leakage
@@ -69,6 +72,9 @@ class Evaluation:
     first_failure: str | None
     from_cache: int = 0
     """Trials answered from the response cache; not in the JSON, since the result is the same."""
+
+    def __repr__(self) -> str:
+        return f"Evaluation({self.verdict!r})"
 
     @property
     def verdict(self) -> str:
@@ -216,15 +222,24 @@ class Evaluation:
         return {key: self._content[key] for key in self.SUMMARY}
 
     def to_json(self) -> str:
-        """Everything, one entry per line; the same evaluation gives the same bytes."""
+        """Everything, one entry per line; the same evaluation gives the same bytes.
+
+        `pointers` has what each arm showed each query, by shots; `records` has the answers.
+        """
         lines = [
             f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"
             for key, value in {
                 **self._content,
                 "query_ids": self.query_ids,
                 "accuracies": {str(each.shots): _by_query(each) for each in self.measured},
+                "pointers": {str(each.shots): each.shown for each in self.measured},
             }.items()
         ]
+        records = [
+            f"{json.dumps(id)}: {encode_record(record).decode()}"
+            for id, record in zip(self.query_ids, self.records, strict=True)
+        ]
+        lines.append('"records": {\n' + ",\n".join(records) + "\n}")
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     @cached_property

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointer_rl.errors import PluginError
-from pointer_rl.evaluate.arms import METHOD, Arm, Floats, Pointers, Setting
+from pointer_rl.evaluate.arms import METHOD, ORACLE, Arm, Floats, Pointers, Setting
 from pointer_rl.records.fields import has_failed
 from pointer_rl.records.records import to_record
 from pointer_rl.session.candidates import judge_candidates
@@ -35,8 +35,8 @@ class EvaluationJob:
 
     session: Session
     queries: Sequence[Example]
-    pointers: Sequence[Sequence[Pointer]]
-    """For each query, without repeats."""
+    pointers: Sequence[Mapping[Pointer, Sequence[str]]]
+    """For each query its pointers, with the arms that show them."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}
@@ -49,8 +49,10 @@ class EvaluationJob:
         """The record of every query in `window.todo`, with a candidate for each pointer."""
         queries = [self.queries[index] for index in window.todo]
         candidates = [[Candidate(p, METHOD) for p in self.pointers[i]] for i in window.todo]
+        arms = [names for i in window.todo for names in self.pointers[i].values()]
         pool, observer = self.session.dataset.pool, self.session.observer
-        judged = judge_candidates(self._judge, queries, pool, candidates, observer)
+        observer.window(len(queries), len(arms))
+        judged = judge_candidates(self._judge, queries, pool, candidates, observer, arms)
         return dict(zip(window.todo, map(to_record, queries, judged), strict=True))
 
 
@@ -61,9 +63,12 @@ class Asked:
     accuracies: dict[tuple[int, Pointer], float] = field(default_factory=dict)
     failed: int = 0
     first_failure: str | None = None
+    records: list[Mapping[str, Any]] = field(default_factory=list)
+    """The queries' records, with a candidate for each pointer that was asked."""
 
     def add(self, query: int, record: Mapping[str, Any]) -> None:
         """Take in the record of a query."""
+        self.records.append(record)
         for candidate in record["pointer_candidates"]:
             accuracy = math.nan
             if has_failed(candidate):
@@ -143,12 +148,19 @@ class Measured:
         return f"{different:,} different pointers for {number:,} queries{often}"
 
 
-def pointers_to_ask(settings: Iterable[Setting]) -> list[list[Pointer]]:
-    """For each query, every pointer that any arm shows it in any setting, without repeats."""
-    of_settings = [_shown(each) for each in settings]
-    return [
-        list(dict.fromkeys(chain.from_iterable(mine))) for mine in zip(*of_settings, strict=True)
-    ]
+def pointers_to_ask(settings: Iterable[Setting]) -> list[dict[Pointer, list[str]]]:
+    """For each query, every pointer that any arm shows it in any setting, with these arms.
+
+    The oracle is not named: its accuracy is not the mean of its pointers'.
+    """
+    settings = list(settings)
+    found: list[dict[Pointer, list[str]]] = [{} for _ in settings[0].queries]
+    for setting in settings:
+        for arm, shown in setting.chosen.items():
+            for arms_of, pointers in zip(found, shown, strict=True):
+                for pointer in pointers:
+                    arms_of.setdefault(pointer, []).extend([arm] if arm != ORACLE else [])
+    return found
 
 
 def _shown(setting: Setting) -> list[dict[Pointer, None]]:

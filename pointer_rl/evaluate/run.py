@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from pointer_rl.records.provenance import EARLIER, Change
 from pointer_rl.registry import registry
 from pointer_rl.selectors import SelectorPolicy, load_selector
 from pointer_rl.selectors.bundle import (
+    UNKNOWN,
     BundleInfo,
     EncoderInfo,
     is_bundle,
@@ -83,8 +84,6 @@ class EvaluateConfig:
     """Size of a random subset of the queries; a smaller one is part of a larger one."""
     seed: int = 0
     """Seed of the subset and of random pointers."""
-    encoder: PluginRef | None = None
-    """Encoder of the similarity arms; by default the dataset's companion."""
     train_options: Mapping[str, object] = field(default_factory=dict)
     """Options of the dataset that differ for the queries that arms may learn from. Without any,
     they learn from the pool's own examples."""
@@ -113,7 +112,7 @@ class OpenedPolicy:
     @property
     def encoder(self) -> EncoderInfo:
         """The encoder that it was trained with."""
-        return EncoderInfo(fingerprint=None) if self.info is None else self.info.encoder
+        return UNKNOWN if self.info is None else self.info.encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,13 +238,15 @@ def evaluate(
     session.check_answers(queries)
     AllowedRows(pool).check(queries, max(config.shots))
 
+    recorded = next((each.encoder for each in policies.values() if each.encoder.name), UNKNOWN)
     similar = {
-        name: embed() for name, embed in similarity_spaces(session, queries, config.encoder).items()
+        name: embed() for name, embed in similarity_spaces(session, queries, recorded).items()
     }
     *_, (nearest, space) = similar.items()
-    if policies:
-        space = Space(*session.embeddings(queries))
+    spaces: dict[str, Space] = {}
     for name, opened in policies.items():
+        known = [*similar.values(), *spaces.values()]
+        spaces[name] = space = _space_of(opened, session, queries, known)
         opened.encoder.check(space.pool.encoder, f"policy {name}")
     primary = config.primary or [nearest, *policies][-1]
     named = [each.name for each in more_arms]
@@ -257,8 +258,8 @@ def evaluate(
     configured = [each.configure("arm") for each in more_arms]
     entries = [each.entry for each in configured]
     entries += selector_entries(each for opened in policies.values() for each in opened.policies)
-    if config.encoder is not None:
-        entries.append(config.encoder.configure("encoder").entry)
+    plugins = (each.pool.encoder_plugin for each in (*similar.values(), *spaces.values()))
+    entries += [registry().find("encoder", each["name"]) for each in plugins if each is not None]
     shots = _primary_shots(policies.get(primary), config.shots)
 
     @cache
@@ -270,7 +271,9 @@ def evaluate(
             "primary": primary,
             "primary_shots": shots,
             "similarity": {name: each.pool.encoder for name, each in similar.items()},
-            "policies": {name: _describe(opened, space) for name, opened in policies.items()},
+            "policies": {
+                name: _describe(opened, spaces[name]) for name, opened in policies.items()
+            },
             "oracle": _oracle_definition(config, nearest),
             "intervals": INTERVALS,
         }
@@ -299,23 +302,24 @@ def evaluate(
         _ = training.queries  # options that do not fit are refused, whatever arms run
     relevant = session.dataset.relevant
     optional = {ANSWER_MATCH}.difference([primary, *named])
-    arms = _make_arms(config, similar, policies, more_arms, nearest, relevant is not None)
-    settings = [
-        choose(
-            Setting(
-                queries=queries,
-                shots=each,
-                seed=config.seed,
-                space=space,
-                training=training,
-                similar=similar,
-                relevant=relevant and [relevant[query.row] for query in queries],
-            ),
-            arms,
-            optional=optional,
-        )
-        for each in (0, *sorted(config.shots))
-    ]
+    arms = _make_arms(config, similar, policies, spaces, more_arms, nearest, relevant is not None)
+    with session.observer.activity("choosing what each arm shows"):
+        settings = [
+            choose(
+                Setting(
+                    queries=queries,
+                    shots=each,
+                    seed=config.seed,
+                    space=space,
+                    training=training,
+                    similar=similar,
+                    relevant=relevant and [relevant[query.row] for query in queries],
+                ),
+                arms,
+                optional=optional,
+            )
+            for each in (0, *sorted(config.shots))
+        ]
     decided = decide()
     hits = session.backend.hits
     job = EvaluationJob(session=session, queries=queries, pointers=pointers_to_ask(settings))
@@ -329,6 +333,7 @@ def evaluate(
         settings=decided,
         query_ids=tuple(query.id for query in queries),
         measured=tuple(measured),
+        records=asked.records,
         conclusions=conclude(measured, primary, shots),
         leakage=_leakage(queries, pool, policies),
         training_calls={
@@ -345,6 +350,22 @@ def evaluate(
     )
 
 
+def _space_of(
+    opened: OpenedPolicy, session: Session, queries: Sequence[Example], known: Iterable[Space]
+) -> Space:
+    """The embeddings in which a policy chooses: by its own encoder, unless files were given.
+
+    known: embeddings that there are already.
+    """
+    own, given = opened.encoder, session.options
+    same = next((each for each in known if each.pool.encoder == own.fingerprint), None)
+    if same is not None:
+        return same
+    if own.name is None or given.query_emb is not None or given.cand_emb is not None:
+        return Space(*session.embeddings(queries, own))
+    return Space(*session.encoded(queries, own))
+
+
 def _training(
     session: Session,
     queries: Sequence[Example],
@@ -354,7 +375,6 @@ def _training(
 ) -> Training:
     """What arms may learn from if `queries` are evaluated; `space` is where retrievers compare."""
     pool, dataset = session.dataset.pool, session.options.dataset
-    encoder, companions = config.encoder, session.dataset.companions
 
     def load() -> Sequence[Example]:
         if not config.train_options:
@@ -362,27 +382,41 @@ def _training(
             return pool
         options = {**dataset.options, **config.train_options}
         loaded: Dataset = replace(dataset, options=options).configure("dataset").create()
-        if not loaded.queries:
-            raise InputError("--train-opt: with these options the dataset has no queries")
-        evaluated = {query.id for query in queries}
-        both = [each.id for each in loaded.queries if each.id in evaluated]
-        if both:
-            raise InputError(
-                f"--train-opt: {len(both):,} of these queries are evaluated (such as {both[0]}): "
-                "arms may learn from others only"
-            )
-        _check_apart(loaded.queries, queries, "--train-opt")
+        check_training_queries(loaded.queries, queries, "--train-opt")
         return loaded.queries
 
     def embed(examples: Sequence[Example]) -> Tensor:
         if examples is pool:
             return space.pool.embeddings
-        if encoder is None and companions is None:
-            raise InputError("the queries of --train-opt have no embeddings: give an --encoder")
-        *_, of_nearest = similarity_spaces(session, examples, encoder).values()
-        return of_nearest().queries
+        maker = EncoderInfo.of(space.pool)
+        if maker.name is None:
+            raise InputError(
+                "the queries of --train-opt have no embeddings: give --encoder in place of files"
+            )
+        vectors, of_same = session.encoded(examples, maker)
+        maker.check(of_same.encoder, "--query-emb and --cand-emb")
+        return vectors
 
     return Training(load=load, pool=pool, metric=session.metric, embed=embed, judge=judge)
+
+
+def check_training_queries(
+    learned: Sequence[Example], evaluated: Sequence[Example], option: str
+) -> None:
+    """Raise InputError if there are no queries to learn from, or if one or its image is evaluated.
+
+    option: the option that decides these queries, for messages.
+    """
+    if not learned:
+        raise InputError(f"{option}: with these options the dataset has no queries")
+    ids = {query.id for query in evaluated}
+    both = [each.id for each in learned if each.id in ids]
+    if both:
+        raise InputError(
+            f"{option}: {len(both):,} queries to learn from are evaluated (such as {both[0]}): "
+            "arms may learn from others only"
+        )
+    _check_apart(learned, evaluated, option)
 
 
 def _check_apart(learned: Sequence[Example], queries: Sequence[Example], where: str) -> None:
@@ -400,6 +434,7 @@ def _make_arms(
     config: EvaluateConfig,
     similar: Mapping[str, Space],
     policies: Mapping[str, OpenedPolicy],
+    spaces: Mapping[str, Space],
     more: Sequence[PluginRef],
     nearest: str,
     attainable: bool,
@@ -412,7 +447,7 @@ def _make_arms(
         **{name: create("arm", "similarity", {"of": name}) for name in similar},
         ANSWER_MATCH: create("arm", ANSWER_MATCH),
         **{
-            name: PolicyArm(opened.policies, opened.training_calls)
+            name: PolicyArm(opened.policies, opened.training_calls, space=spaces[name])
             for name, opened in policies.items()
         },
     }
@@ -423,7 +458,9 @@ def _make_arms(
                 always = f"{name} always {number}"
                 if always in policies:
                     raise InputError(f"policy {always!r}: the name of another arm; choose one")
-                arms[always] = NumberArm(opened.policies, number, opened.training_calls)
+                arms[always] = NumberArm(
+                    opened.policies, number, opened.training_calls, space=spaces[name]
+                )
     for each in more:
         if each.name in arms and each.name != ANSWER_MATCH:
             raise InputError(f"arm {each.name}: there is one of that name")
@@ -449,13 +486,14 @@ def _ask(
     size, number = session.window, len(job.queries)
     records: dict[int, Mapping[str, Any]] = {}
     earlier: list[dict[str, Any]] = []
+    start = partial(session.observer.start, number, asked=lambda: session.backend.asked)
     if journal is None:
-        session.observer.start(number)
+        start()
         for found in run_windows(job, size, executor, session, queries=range(number)):
             records.update(found)
     else:
         with journal:
-            session.observer.start(number, len(journal))
+            start(len(journal))
             deque(run_windows(job, size, executor, session, journal), maxlen=0)
             records.update(enumerate(journal.records()))
             earlier = journal.earlier

@@ -19,6 +19,7 @@ from pointer_rl.records.formats import open_writer
 from pointer_rl.session.caching import CachedBackend
 from pointer_rl.session.candidates import CandidateJob
 from pointer_rl.session.journal import Journal, locked_run
+from pointer_rl.session.observer import Observer
 from pointer_rl.session.windows import due_windows
 from pointer_rl.types import BackendError, Count, Request, Window
 
@@ -109,7 +110,7 @@ class Plan:
             said.append(f"{round(self.unaskable * self.scale):,} candidates cannot be asked")
         if self.seconds is not None:
             rate = self.to_ask / self.seconds
-            left = _duration(self.seconds * self.scale)
+            left = format_duration(self.seconds * self.scale)
             said.append(f"about {left}: {rate:,.1f} trials/s, measured on {self.measured:,}")
         elif self.measured:
             said.append(f"no time: none of {self.measured:,} trials was answered")
@@ -118,7 +119,7 @@ class Plan:
         return said
 
 
-def make_plan(run: GenerateRun) -> Plan:
+def make_plan(run: GenerateRun, observer: Observer = Observer()) -> Plan:
     """Propose, count, and ask a few trials. The run's files stay as they are.
 
     (A journal notes a change that `run` accepts.)
@@ -126,14 +127,15 @@ def make_plan(run: GenerateRun) -> Plan:
     """
     open_writer(run.output_path).discard()
     with locked_run(run.output_path):
-        job, meta = prepare(run)
+        job, meta = prepare(run, observer)
         ids = [query.id for query in job.queries]
         with Journal(run.output_path, meta, ids, accept=run.accept_changed) as journal:
             done = sum(map(journal.is_done, range(len(ids))))
             windows = list(due_windows(journal, meta["window"], cached=True))
     rng = np.random.default_rng(run.seed)
     drawn = [windows[i] for i in sorted(rng.permutation(len(windows))[:WINDOWS])]
-    return _counted(job, meta["window"], drawn, done)
+    with observer.activity("counting, and asking a few trials"):
+        return _counted(job, meta["window"], drawn, done)
 
 
 def _counted(job: CandidateJob, size: int, windows: list[Window], done: int) -> Plan:
@@ -192,7 +194,8 @@ def _sum(numbers: list[int | None]) -> int | None:
     return sum(known) if known and len(known) == len(numbers) else None
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """`90 s`, `12 min`, `3.5 h`."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:

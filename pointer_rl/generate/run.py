@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import pointer_rl_schemas
 from pointer_rl.datasets.leakage import AllowedRows
@@ -16,17 +19,21 @@ from pointer_rl.generate.summary import Summary
 from pointer_rl.records.formats import open_writer, stream_records
 from pointer_rl.records.provenance import Change
 from pointer_rl.records.shards import Shard
+from pointer_rl.selectors import SelectorPolicy
 from pointer_rl.selectors.bundle import encoder_of
 from pointer_rl.session.candidates import CandidateJob
 from pointer_rl.session.journal import Journal, earlier_meta, locked_run
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.proposing import Dedup
-from pointer_rl.session.resolve import describe_policy, selector_entries
+from pointer_rl.session.resolve import NoPolicy, describe_policy, selector_entries
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
-from pointer_rl.session.windows import Budget, complete
-from pointer_rl.types import Example
+from pointer_rl.session.windows import Budget, affordable, complete
+from pointer_rl.types import Example, Pool
 
 log = logging.getLogger(__name__)
+
+
+DEFAULT_GENERATORS = tuple(map(PluginRef, ("beam", "retrieval", "sample", "random")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +43,7 @@ class GenerateRun:
     output_path: Path
     """The file to write."""
     session: SessionOptions
-    generators: Sequence[PluginRef]
+    generators: Sequence[PluginRef] = DEFAULT_GENERATORS
     """In order of precedence: of two that propose a pointer, the first keeps it."""
     shots: int = 2
     """Demonstrations in a pointer."""
@@ -60,6 +67,9 @@ class GenerateRun:
     """Only this part of the queries."""
     max_calls: int | None = None
     """Trials that the backend may be asked at most; see `Budget`. Cached ones are free."""
+    trials: int | None = None
+    """Trials that the file may have, cached ones included: it ends with the last query that they
+    suffice for. (`max_calls` ends a run, which is then continued.)"""
     max_seconds: float | None = None
     """No window is started after so many seconds."""
     executor: PluginRef = PluginRef("in-process")
@@ -99,8 +109,20 @@ def prepare(
         queries = _named_by(run.beam_data, session.dataset.queries)[: run.session.limit]
     session.check_answers(queries)
     AllowedRows(session.dataset.pool).check(queries, run.shots)
-    embeddings, pool = session.embeddings(queries)
-    policy = session.policy(run.sft_ckpt, pool, run.seed)
+    needing = [
+        each.entry.name for each in configured if getattr(each.create(), "needs_embeddings", True)
+    ]
+    embedded = None
+    if needing or run.sft_ckpt is not None:
+        embedded = session.embeddings(queries, encoder_of(run.sft_ckpt), ", ".join(needing))
+    policy: SelectorPolicy | NoPolicy = NoPolicy()
+    if embedded is None:
+        # Not numbers, so that whatever uses them in spite of what it says is noticed.
+        pool = Pool(session.dataset.pool, torch.full((len(session.dataset.pool), 1), math.nan))
+        embeddings = torch.full((len(queries), 1), math.nan)
+    else:
+        embeddings, pool = embedded
+        policy = session.policy(run.sft_ckpt, pool, run.seed)
     job = CandidateJob(
         session=session,
         queries=queries,
@@ -123,7 +145,7 @@ def prepare(
             queries,
             *(each.entry for each in configured),
             *selector_entries([policy]),
-            embedded=(embeddings, pool),
+            embedded=embedded,
         ),
         "policy": described_policy,
         "generators": [each.describe() for each in configured],
@@ -173,7 +195,20 @@ def _generate(run: GenerateRun, observer: Observer) -> Summary:
     with Journal(
         run.output_path, meta, ids, overwrite=run.overwrite, accept=run.accept_changed
     ) as journal:
-        done = complete(summary, job, meta["window"], executor, job.session, journal, budget)
+        waves = left = None
+        if (trials := run.trials) is not None:
+            if trials < job.most_trials:
+                raise InputError(
+                    f"{run.trials:,} trials do not suffice for a query, which may take "
+                    f"{job.most_trials:,}"
+                )
+            waves = affordable(journal, trials, job.most_trials)
+
+            def left() -> int:
+                return max(0, trials - backend.asked - backend.hits)
+
+        size = meta["window"]
+        done = complete(summary, job, size, executor, job.session, journal, budget, waves, left)
         deque(done, maxlen=0)
     summary.used, summary.cost = backend.used, backend.cost
     return summary

@@ -196,6 +196,7 @@ class LocalBackend(Generic[P]):
         self, batch: Sequence[_Encoded[P]], decoding: Decoding | None
     ) -> list[tuple[int, Result]]:
         """The results of a batch. If the model refuses it, each half is tried on its own."""
+        logger.debug("batch of %d prompts, the longest of %d tokens", len(batch), batch[0].tokens)
         try:
             generations: Sequence[Generation | None] = [None] * len(batch)
             if decoding is not None:

@@ -101,9 +101,9 @@ class Group:
 class BeamDataset:
     """The candidates of a file of RL data or beam data and their rewards, grouped by query.
 
-    `len` is the number of queries and `dataset[i]` a `Group`, so a torch DataLoader accepts it with
-    a `collate_fn`. Candidates without a reward are left out and counted, and so are queries that
-    have no candidate left.
+    `len` is the number of queries and `dataset[i]` a `Group`, so a torch DataLoader accepts it:
+    `DataLoader(dataset, batch_size=32, collate_fn=collate_groups)`. Candidates without a reward are
+    left out and counted, and so are queries that have no candidate left.
 
     `reward_mode` names the reward and `reward_options` are its options (`pointer-rl plugins`). In
     beam data the scores are the rewards, whatever the mode.
@@ -190,6 +190,12 @@ class BeamDataset:
         """The different lengths of the pointers, ascending."""
         return tuple(np.unique((self.pointers != NO_ROW).sum(axis=1)).tolist())
 
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({str(self.path)!r}: {len(self):,} queries, "
+            f"{len(self.rewards):,} candidates)"
+        )
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -240,7 +246,7 @@ class BeamDataset:
 
 
 class BeamDatasetWithEmbedding(BeamDataset):
-    """A `BeamDataset` with the embeddings of its queries and its pool.
+    """A `BeamDataset` with the embeddings of its queries and its pool, or the files of these.
 
     Queries are found by id or, in embeddings without ids, by `query.row`. If the file has no rows
     and all ids are numbers, as in Lever-LM's files, the ids are the rows. Also raises InputError
@@ -253,19 +259,22 @@ class BeamDatasetWithEmbedding(BeamDataset):
     def __init__(
         self,
         path: Path | str,
-        query_embeddings: Embeddings,
-        candidate_embeddings: Embeddings,
+        query_embeddings: Embeddings | Path | str,
+        candidate_embeddings: Embeddings | Path | str,
         reward_mode: str = "hard_plus_soft",
         reward_options: Mapping[str, object] | None = None,
     ) -> None:
-        from pointer_rl.datasets.embeddings import check_dims
+        from pointer_rl.datasets.embeddings import check_dims, load_embeddings
 
+        queries, candidates = (
+            load_embeddings(each) if isinstance(each, (str, Path)) else each
+            for each in (query_embeddings, candidate_embeddings)
+        )
         super().__init__(path, reward_mode, reward_options)
-        check_dims(query_embeddings.vectors, candidate_embeddings.vectors)
-        self.query_embeddings = query_embeddings
-        self.candidate_embeddings = candidate_embeddings
-        self.query_rows = self._find_queries(query_embeddings)
-        self._check_pool(candidate_embeddings)
+        check_dims(queries.vectors, candidates.vectors)
+        self.query_embeddings, self.candidate_embeddings = queries, candidates
+        self.query_rows = self._find_queries(queries)
+        self._check_pool(candidates)
 
     def _find_queries(self, embeddings: Embeddings) -> Indices:
         if embeddings.ids is not None:
@@ -313,6 +322,29 @@ class BeamDatasetWithEmbedding(BeamDataset):
     def _keep(self, queries: Indices) -> None:
         super()._keep(queries)
         self.query_rows = self.query_rows[queries]
+
+
+def collate_groups(groups: Sequence[Group]) -> dict[str, Any]:
+    """The `collate_fn` of a DataLoader: B groups as one batch, padded to the N of the largest.
+
+    ids: B query ids; pointers: [B, N, S_max] int64, padded with NO_ROW; rewards: [B, N] float32, 0
+    where there is no candidate; valid: [B, N] bool, whether there is one; query_embeddings: [B, d]
+    float32, if the dataset has them.
+    """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    def padded(arrays: Iterable[npt.NDArray[Any]], value: float) -> torch.Tensor:
+        return pad_sequence([torch.tensor(each) for each in arrays], True, value)
+
+    batch = {
+        "ids": [each.id for each in groups],
+        "pointers": padded((each.pointers.astype(np.int64) for each in groups), NO_ROW),
+        "rewards": padded((each.rewards for each in groups), 0.0),
+        "valid": padded((np.ones(len(each.rewards), dtype=bool) for each in groups), False),
+    }
+    vectors = [each.query_embedding for each in groups if each.query_embedding is not None]
+    return {**batch, "query_embeddings": torch.tensor(np.stack(vectors))} if vectors else batch
 
 
 class RowLists:

@@ -6,6 +6,7 @@ write its two functions and its writer, and add it to the table.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from pointer_rl.json_stream import stream_members as stream_json
 from pointer_rl.records.parquet import ParquetWriter, find_parquet_meta, stream_parquet
 from pointer_rl.records.records import Record, as_line, check_query_id, encode_record
 from pointer_rl.records.writer import RecordWriter
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ def stream_records(path: Path) -> Iterator[tuple[str, Any]]:
     Raises InputError for content that cannot be parsed or would have to be guessed: NaN, a
     repeated key, a query that occurs twice, a `_meta` that is not an object.
     """
+    log.debug("%s: reading", path)
     seen: set[str] = set()
     for member in stream_members(path):
         _refuse_flaws(path, member)

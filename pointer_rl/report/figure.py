@@ -43,7 +43,8 @@ def _fill(axes: Axes, evaluation: Evaluation) -> None:
     axes.set_xticks([each.shots for each in evaluation.measured])
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
-    name, number = evaluation.settings["dataset"]["name"], len(evaluation.query_ids)
+    dataset, number = evaluation.settings["dataset"], len(evaluation.query_ids)
+    name = dataset.get("title", dataset["name"])
     axes.set_title(f"{name}: {number:,} queries", loc="left")
     # The legend is next to the lines, ordered by their last accuracy.
     lines = {str(line.get_label()): line for line in axes.get_lines()}

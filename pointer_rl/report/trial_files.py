@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pointer_rl.datasets.recorded import open_recorded
+from pointer_rl.datasets.recorded import check_pool, recorded_dataset
 from pointer_rl.errors import InputError, PointerRLError, first_line
 from pointer_rl.records.formats import read_meta
+from pointer_rl.registry import registry
 from pointer_rl.report.evaluations import Evaluation
 from pointer_rl.report.gallery import Sample, share_out
 from pointer_rl.report.inputs import Input
@@ -38,7 +39,7 @@ class Datasets:
     """The datasets of the files, each opened once; or why one could not be opened."""
 
     def __init__(self, name: str | None, options: Mapping[str, object]) -> None:
-        """`name` and `options` are the user's, if any; see `open_recorded`."""
+        """`name` and `options` are the user's, if any; see `recorded_dataset`."""
         self._name, self._options = name, options
         self._by_description: dict[str, int | None] = {}
         self._reason_of: dict[str, str] = {}
@@ -46,7 +47,7 @@ class Datasets:
         self.reasons: dict[str, str] = {}
         """Name of a file → why its dataset is not known."""
 
-    def number_of(self, described: object, input: Input) -> int | None:
+    def number_of(self, described: Mapping[str, Any], input: Input) -> int | None:
         """The number of the dataset that a file describes; None if it cannot be opened.
 
         Raises PointerRLError if the user named the dataset and it cannot be opened.
@@ -54,8 +55,7 @@ class Datasets:
         key = repr(described)
         if key not in self._by_description:
             try:
-                dataset = open_recorded(described, input.path, self._name, self._options)
-                self.opened.append(dataset)
+                self.opened.append(self._open(described, input))
                 self._by_description[key] = len(self.opened) - 1
             except PointerRLError as error:
                 if self._name is not None or self._options:
@@ -65,6 +65,13 @@ class Datasets:
         if key in self._reason_of:
             self.reasons[input.name] = self._reason_of[key]
         return self._by_description[key]
+
+    def _open(self, described: Mapping[str, Any], input: Input) -> Dataset:
+        named = recorded_dataset(described, input.path, self._name, self._options)
+        dataset: Dataset = registry().create("dataset", *named)
+        if "pool_sha256" in described:
+            check_pool(dataset.pool, described["pool_sha256"], input.path)
+        return dataset
 
 
 @dataclass
@@ -170,7 +177,8 @@ def read_trial_files(
             continue
         evaluation = by_path.get(input.path)
         meta = (read_meta(input.path) or {}) if evaluation is None else evaluation.settings
-        number = datasets.number_of(meta.get("dataset"), input)
+        described = meta.get("dataset")
+        number = datasets.number_of(described if isinstance(described, dict) else {}, input)
         dataset = None if number is None else datasets.opened[number]
         tally, sample = Tally(_answers(dataset)), Sample(input.name)
         one = TrialFile(input, meta, number, dataset, tally, sample, evaluation)

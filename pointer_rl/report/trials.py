@@ -61,10 +61,10 @@ class QueryTrials:
         """Raise InputError if the record does not follow the JSON Schema."""
         checker = _checker("beams" if self.are_beams else "pointer_candidates")
         for fault in checker.faults(self.record, limit=1):
-            place = "/".join(map(str, fault.path))
+            place = "/".join(map(str, (self.id, *fault.path)))
             raise InputError(
-                f"{path}: {self.id!r}: {place}: {fault.message}: {fault.fix} (pointer-rl validate "
-                "lists all that is wrong)"
+                f"{path}: {place}: {fault.message}: {fault.fix} (pointer-rl validate lists "
+                "all that is wrong)"
             )
 
 
@@ -96,12 +96,14 @@ def read_trials(path: Path) -> Iterator[QueryTrials]:
                 raise InputError(f"{path}: {key!r}: {error}") from error
 
 
-def read_dataset_description(path: Path) -> object:
-    """What the file says of its dataset (`_meta.dataset`); None if it says nothing."""
+def read_dataset_description(path: Path) -> Mapping[str, Any]:
+    """What the file says of its dataset (`_meta.dataset`); empty if it says nothing."""
     if _is_evaluation(path):
-        settings = next(each.value for each in stream_members(path) if each.key == "settings")
-        return settings.get("dataset") if isinstance(settings, dict) else None
-    return (read_meta(path) or {}).get("dataset")
+        meta = next((each.value for each in stream_members(path) if each.key == "settings"), None)
+    else:
+        meta = read_meta(path)
+    described = meta.get("dataset") if isinstance(meta, dict) else None
+    return described if isinstance(described, dict) else {}
 
 
 def _is_evaluation(path: Path) -> bool:

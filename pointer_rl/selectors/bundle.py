@@ -40,6 +40,7 @@ from pointer_rl.selectors.card import write_card
 from pointer_rl.selectors.checkpoints import load_selector, save_selector
 from pointer_rl.selectors.policy import SelectorPolicy
 from pointer_rl.selectors.selector import Selector
+from pointer_rl.types import Pool
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +62,14 @@ class EncoderInfo:
     """The encoder's registered name, by which new questions are embedded."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def plugin(self) -> dict[str, Any] | None:
+        """Its name and options; None if they are not known."""
+        return None if self.name is None else {"name": self.name, "options": dict(self.options)}
+
     @classmethod
-    def of(cls, embeddings: Embeddings) -> EncoderInfo:
-        """The encoder that an embeddings file names."""
+    def of(cls, embeddings: Embeddings | Pool) -> EncoderInfo:
+        """The encoder that made these embeddings, as far as their file says."""
         plugin = embeddings.encoder_plugin or {}
         return cls(
             fingerprint=embeddings.encoder,
@@ -85,6 +91,9 @@ class EncoderInfo:
                 f"{owner}: a bundle for another encoder ({own}); these embeddings come from "
                 f"{given}: embed queries and pool with the bundle's"
             )
+
+
+UNKNOWN = EncoderInfo(fingerprint=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,10 +232,10 @@ def is_bundle(path: Path) -> bool:
     return (path / _DOCUMENT).is_file()
 
 
-def encoder_of(path: Path) -> EncoderInfo:
+def encoder_of(path: Path | None) -> EncoderInfo:
     """The encoder that a bundle was trained with; of another checkpoint it is not known."""
-    if not is_bundle(path):
-        return EncoderInfo(fingerprint=None)
+    if path is None or not is_bundle(path):
+        return UNKNOWN
     return _info(_read_document(path), path / _DOCUMENT).encoder
 
 

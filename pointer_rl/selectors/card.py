@@ -10,7 +10,7 @@ from pointer_rl.escaping import markdown
 
 def write_card(document: Mapping[str, Any]) -> str:
     """The card as Markdown, written from the content of bundle.json alone."""
-    dataset, pool = document["dataset"].get("name", "an unnamed dataset"), document["pool"]["size"]
+    dataset, pool = _name(document["dataset"]) or "an unnamed dataset", document["pool"]["size"]
     may_stop = document["policy"].get("can_stop")
     number = f"up to {document['shots']}" if may_stop else document["shots"]
     lines = [
@@ -58,7 +58,7 @@ def _measured(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
 def _origin(document: Mapping[str, Any]) -> dict[str, Any]:
     data, pool = document.get("data"), document["pool"]
     return {
-        "dataset": document["dataset"].get("name"),
+        "dataset": _name(document["dataset"]),
         "queries": document["queries"]["number"],
         "calls": document["training"].get("calls") or "unknown",
         "data": data and f"{data['name']} (SHA-256 {data['sha256']})",
@@ -66,6 +66,10 @@ def _origin(document: Mapping[str, Any]) -> dict[str, Any]:
         "pool": f"{pool['size']:,} examples (SHA-256 of their ids {pool['sha256']})",
         "policy": f"SHA-256 {document['policy']['sha256']}",
     }
+
+
+def _name(dataset: Mapping[str, Any]) -> Any:
+    return dataset.get("title", dataset.get("name"))
 
 
 def _section(title: str, values: object) -> Iterator[str]:

@@ -86,6 +86,7 @@ def load_selector(
                 "seeds that of one, such as seed-0"
             )
         raise InputError(f"{path}: no such checkpoint; give a folder, .safetensors, .ckpt or .pt")
+    _log.debug("%s: reading", file)
     tensors = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
     selector = _saved_selector(file.with_name(_CONFIG)) if file.suffix == ".safetensors" else None
     if selector is None:

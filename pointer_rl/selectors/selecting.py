@@ -59,6 +59,12 @@ class Policy:
         self._encoder_name = encoder
         self._encoder_options = encoder_options
 
+    def __repr__(self) -> str:
+        return (
+            f"Policy({str(self._folder)!r}: {self.info.shots} shots from a pool of "
+            f"{len(self.pool_ids):,})"
+        )
+
     @classmethod
     def load(
         cls,

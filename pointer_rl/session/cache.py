@@ -133,6 +133,7 @@ class ResponseCache:
                 raise
             _set_aside(path, error.reason)
             self._connection = _connect(path)
+        log.debug("%s: opened", path)
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Response]:
         """Return the cached responses of these keys. A row that cannot be decoded is left out."""

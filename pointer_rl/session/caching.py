@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from pointer_rl.types import (
     Usage,
     VQABackend,
 )
+
+log = logging.getLogger(__name__)
 
 Result = Response | BackendError
 
@@ -213,11 +216,18 @@ class CachedBackend:
                 yield index, key
             else:
                 indices.setdefault(key, []).append(index)
-        for key, response in self._cached(indices).items():
+        hits = self._cached(indices)
+        for key, response in hits.items():
             for index in indices.pop(key):
                 self.hits += 1
                 yield index, response
         keys = list(indices)
+        log.debug(
+            "%d requests: %d from the response cache, %d to ask",
+            len(requests),
+            len(hits),
+            len(keys),
+        )
         try:
             for position, result in self._ask([requests[indices[key][0]] for key in keys]):
                 key = keys[position]

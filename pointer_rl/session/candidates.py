@@ -16,7 +16,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from pointer_rl.datasets.leakage import AllowedRows
-from pointer_rl.errors import PluginError
+from pointer_rl.errors import InputError, PluginError
 from pointer_rl.records.records import describe_shots, to_record
 from pointer_rl.session.judge import Judge, Trial
 from pointer_rl.session.observer import Observer
@@ -52,13 +52,18 @@ def judge_candidates(
     pool: Sequence[Example],
     candidates: Sequence[Sequence[Candidate]],
     observer: Observer,
+    methods: Sequence[Sequence[str]] | None = None,
 ) -> list[Judged]:
-    """Each query's candidates with their outcomes, in one call of the backend."""
+    """Each query's candidates with their outcomes, in one call of the backend.
+
+    methods: what each trial is for, which the observer is told; by default its `gen_method`.
+    """
     trials = _trials(queries, pool, candidates)
+    methods = methods or [(each.gen_method,) for mine in candidates for each in mine]
     outcomes: dict[int, Outcome] = {}
     for index, outcome in judge.judge(trials):
         outcomes[index] = outcome
-        observer.trial(outcome)
+        observer.trial(outcome, methods[index])
     ordered = (outcomes[index] for index in range(len(trials)))
     return [[(candidate, next(ordered)) for candidate in mine] for mine in candidates]
 
@@ -112,6 +117,16 @@ class CandidateJob:
         return describe_shots(self.shots, len(self.lengths) > 1)
 
     @property
+    def most_trials(self) -> int:
+        """The most trials of a query. Raises InputError for a generator that is not a search."""
+        most = 0
+        for name, each in self._generators.items():
+            if not isinstance(each, SearchGenerator):
+                raise InputError(f"generator {name}: no search: it has no budget")
+            most += each.budget
+        return most
+
+    @property
     def _shorter(self) -> bool:
         return self.any_length or getattr(self.policy, "can_stop", False)
 
@@ -136,6 +151,8 @@ class CandidateJob:
         rounds = self._first_rounds.pop(window, None) or self._first_round(window)
         with self.session.backend.window():
             while rounds.asked:
+                trials = sum(map(len, rounds.new))
+                self.session.observer.window(len(window.todo), trials, rounds.budget)
                 rounds.tell(
                     judge_candidates(
                         self._judge,
@@ -235,6 +252,8 @@ class _Running:
             self.budget -= len(candidates)
             if self.budget < 0:
                 raise PluginError(f"generator {self.generator} asked for more than its budget")
+            if not candidates:
+                self.budget = 0  # it is over
         return candidates
 
 

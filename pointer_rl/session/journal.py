@@ -201,6 +201,7 @@ class Journal:
                 for index, record in sorted(records.items())
             ]
         )
+        log.debug("%s: %d queries added", self.path, len(records))
         self.changed = True
 
     def _append(self, lines: Sequence[tuple[int, Record, bytes]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pointer_rl.errors import InputError
 from pointer_rl.session.caching import run_checked
@@ -49,6 +49,11 @@ class Judge:
         for index, result in run_checked(self.backend, self._requests(trials)):
             yield index, self._outcome(trials[index].query, result)
 
+    def answer(self, trials: Sequence[Trial]) -> Iterator[tuple[int, Outcome]]:
+        """As `judge`, for queries without annotators' answers: outcomes are not judged."""
+        for index, result in run_checked(self.backend, map(self._request, trials)):
+            yield index, self._answer(result)
+
     def requests(self, trials: Sequence[Trial]) -> list[Request]:
         """What the backend would be asked; trials that cannot be asked are left out."""
         return [each for each in self._requests(trials) if isinstance(each, Request)]
@@ -60,12 +65,14 @@ class Judge:
             if trial.query is not query:  # a query's trials follow one another
                 query, refusal = trial.query, self._refusal(trial.query)
                 scored = () if refusal else self._scored(query)
-            try:
-                prompt = self.prompt.build(trial.query, trial.demonstrations)
-            except InputError as error:
-                yield refusal or error
-            else:
-                yield refusal or Request(prompt, self.decoding, scored)
+            yield refusal or self._request(trial, scored)
+
+    def _request(self, trial: Trial, scored: tuple[str, ...] = ()) -> Request | InputError:
+        try:
+            prompt = self.prompt.build(trial.query, trial.demonstrations)
+        except InputError as error:
+            return error
+        return Request(prompt, self.decoding, scored)
 
     def _refusal(self, query: Example) -> InputError | None:
         """Why the metric could not judge any answer to the query, which is then not asked."""
@@ -80,15 +87,21 @@ class Judge:
             return ()
         return tuple(dict.fromkeys(query.answers))
 
-    def _outcome(self, query: Example, result: Response | BackendError) -> Outcome:
+    def _answer(self, result: Response | BackendError) -> Outcome:
+        """The outcome of a trial before it is judged."""
         if isinstance(result, BackendError):
             return Outcome(failure=result.message)
         assert result.text is not None, "`run_checked` lets no response without text through"
-        answer = self.prompt.parse(result.text)
-        judgement = self.metric.judge(answer, query.answers)
-        return Outcome(
-            raw_generation=result.text,
-            answer=answer,
+        return Outcome(raw_generation=result.text, answer=self.prompt.parse(result.text))
+
+    def _outcome(self, query: Example, result: Response | BackendError) -> Outcome:
+        outcome = self._answer(result)
+        if isinstance(result, BackendError):
+            return outcome
+        assert outcome.answer is not None, "a response has an answer"
+        judgement = self.metric.judge(outcome.answer, query.answers)
+        return replace(
+            outcome,
             correct=judgement.correct,
             accuracy=judgement.accuracy,
             gt_prob=self._gt_prob(query, result.score_logprobs) if self.score_answers else None,

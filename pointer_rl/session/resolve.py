@@ -1,28 +1,31 @@
-"""Embeddings and policies, from the user's files or a dataset's companions.
+"""Embeddings and policies: from the user's files, an encoder, or a dataset's companions.
 
-Companions are made on first use, and never used for a dataset of the user's own.
+Companions are never used for a dataset of the user's own.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pointer_rl.datasets.embed import embed_dataset
-from pointer_rl.datasets.embeddings import check_dims, load_embeddings
+import numpy as np
+
+from pointer_rl.datasets.embed import describe_encoder, embed_examples, load_finished
+from pointer_rl.datasets.embeddings import Embeddings, check_dims, load_embeddings, take_rows
 from pointer_rl.datasets.identity import ExampleHasher
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
-from pointer_rl.files import cache_folder
+from pointer_rl.files import embeddings_folder
 from pointer_rl.registry import ConfiguredEntry, Entry, registry
 from pointer_rl.selectors import PointerConfig, PointerSelector, SelectorPolicy, load_selector
-from pointer_rl.selectors.bundle import encoder_of
-from pointer_rl.types import Dataset, Decoded, Example, Pool
+from pointer_rl.selectors.bundle import UNKNOWN, EncoderInfo, encoder_of
+from pointer_rl.session.observer import Observer
+from pointer_rl.types import NO_ROW, Dataset, Decoded, Encoder, Example, Pool
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,84 +33,159 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Side:
+    """The queries or the pool, and the file of their embeddings if there is one."""
+
+    name: str
+    path: Path | None
+    whole: Sequence[Example]
+    wanted: Sequence[Example]
+    """Some of them."""
+
+    @cached_property
+    def file(self) -> Embeddings | None:
+        return None if self.path is None else load_embeddings(self.path)
+
+    def read(self, hasher: ExampleHasher) -> tuple[Tensor, bool]:
+        """Their vectors in the file, and whether it says of which examples those were made."""
+        assert self.file is not None
+        rows = self.file.match(self.whole, str(self.path))
+        if self.wanted is not self.whole:
+            row_of = {each.id: row for each, row in zip(self.whole, rows, strict=True)}
+            rows = [row_of[each.id] for each in self.wanted]
+        contents = hasher(self.wanted)
+        known = self.file.check_contents(rows, self.wanted, contents, str(self.path))
+        return self.file.take(rows), known
+
+
 def dataset_embeddings(
     dataset: Dataset,
-    hasher: ExampleHasher,
     queries: Sequence[Example],
-    query_emb: Path | None,
-    cand_emb: Path | None,
+    hasher: ExampleHasher,
+    observer: Observer = Observer(),
+    *,
+    query_emb: Path | None = None,
+    cand_emb: Path | None = None,
+    encoder: EncoderInfo = UNKNOWN,
+    recorded: EncoderInfo = UNKNOWN,
+    device: str | None = None,
+    wanted_by: str = "",
 ) -> tuple[Tensor, Pool, list[str]]:
-    """Embeddings of `queries` [N, d], some of the dataset's, and the pool with its own [K, d].
+    """Embeddings of `queries` [N, d], and the dataset's pool with its own [K, d].
 
-    Also returns "queries" or "pool" for files that do not say of which examples they were made.
-    Raises InputError if a file is missing, is of other examples or another encoder, or if none is
-    given and the dataset has no companions.
+    They come from files or, for a side without one, from an encoder, through the cache folder: from
+    `encoder`, else the one that the other side's file names, else the `recorded` one (of a bundle,
+    or of a file of records) or, without any file, the dataset's companion. It runs on `device` if
+    it has that option. Also returns "queries" or "pool" for files that do not say of which examples
+    they were made.
+
+    Raises InputError if a file is missing, is of other examples or another encoder, and if a side
+    has neither a file nor an encoder; `wanted_by` says there what needs embeddings.
     """
-    if query_emb is not None and cand_emb is not None:
-        of_queries, of_pool = load_embeddings(query_emb), load_embeddings(cand_emb)
-        encoders = {each.encoder for each in (of_queries, of_pool) if each.encoder is not None}
-        if len(encoders) > 1:
-            raise InputError(
-                f"{query_emb} and {cand_emb} come from different encoders "
-                f"({' and '.join(sorted(encoders))}): embed both with the same"
-            )
-        rows = of_queries.match(dataset.queries, str(query_emb))
-        if queries is not dataset.queries:
-            row_of = {query.id: row for query, row in zip(dataset.queries, rows, strict=True)}
-            rows = [row_of[query.id] for query in queries]
-        pool_rows = of_pool.match(dataset.pool, str(cand_emb))
-        vectors, pool_vectors = of_queries.take(rows), of_pool.take(pool_rows)
-        check_dims(vectors, pool_vectors)
-        sides = {
-            "queries": (query_emb, of_queries, rows, queries),
-            "pool": (cand_emb, of_pool, pool_rows, dataset.pool),
-        }
-        unknown = {
-            side: path
-            for side, (path, made, of, examples) in sides.items()
-            if not made.check_contents(of, examples, hasher(examples), str(path))
-        }
-        for path in dict.fromkeys(unknown.values()):
-            log.warning(
-                "%s: does not say of which images, questions and answers it was made, so a change "
-                "cannot be noticed; `pointer-rl embed` writes that",
-                path,
-            )
-        return vectors, Pool(dataset.pool, pool_vectors, min(encoders, default=None)), list(unknown)
-    if query_emb is None and cand_emb is None and dataset.companions is not None:
-        encoder = registry().configure("encoder", dataset.companions.encoder)
-        every_query, pool = encoder_embeddings(dataset, hasher, dataset.queries, encoder)
-        if queries is not dataset.queries:
-            row_of = {query.id: row for row, query in enumerate(dataset.queries)}
-            every_query = every_query[[row_of[query.id] for query in queries]]
-        return every_query, pool, []
-    raise InputError(
-        f"the dataset {dataset.name} needs --query-emb and --cand-emb: make them with "
-        "`pointer-rl embed`, --split queries and --split pool"
+    sides = (
+        _Side("queries", query_emb, dataset.queries, queries),
+        _Side("pool", cand_emb, dataset.pool, dataset.pool),
     )
+    files = [(each, each.file) for each in sides if each.file is not None]
+    made_by = {str(each.path): file.encoder for each, file in files if file.encoder is not None}
+    about = EncoderInfo.of(files[-1][1]) if files else UNKNOWN
+    maker: Encoder | None = None
+    if len(files) < len(sides):
+        companion = dataset.companions.encoder if dataset.companions and not files else None
+        choices = (encoder, about, recorded, EncoderInfo(fingerprint=None, name=companion))
+        chosen = next((each for each in choices if each.name is not None), None)
+        if chosen is None:
+            flags = {"--query-emb": query_emb, "--cand-emb": cand_emb}
+            raise InputError(
+                f"no embeddings of the dataset {dataset.name}{wanted_by and f' for {wanted_by}'}: "
+                "give --encoder NAME, such as clip, or "
+                f"{' and '.join(flag for flag, path in flags.items() if path is None)} "
+                "(files that `pointer-rl embed` writes)"
+            )
+        configured = configure_encoder(chosen, device)
+        with observer.activity(f"loading {chosen.name}"):
+            maker = configured.create()
+        about = EncoderInfo(fingerprint=maker.fingerprint, **describe_encoder(configured))
+        made_by[f"the encoder {about.name}"] = maker.fingerprint
+    if len(set(made_by.values())) > 1:
+        raise InputError(
+            f"{' and '.join(made_by)} come from different encoders "
+            f"({' and '.join(made_by.values())}): embed both with the same"
+        )
+    read = {each.name: each.read(hasher) for each, _ in files}
+    unknown = [name for name, (_, known) in read.items() if not known]
+    for path in dict.fromkeys(each.path for each, _ in files if each.name in unknown):
+        log.warning(
+            "%s: does not say of which images, questions and answers it was made, so a change "
+            "cannot be noticed; `pointer-rl embed` writes that",
+            path,
+        )
+    vectors = {name: tensor for name, (tensor, _) in read.items()}
+    if maker is not None:
+        embed = partial(cached_embeddings, maker, about.plugin, hasher, observer)
+        if cand_emb is None:
+            vectors["pool"] = embed(dataset.pool)
+        if query_emb is None:
+            in_pool = None if cand_emb else _rows_in(dataset.pool, queries, hasher)
+            if in_pool is not None:
+                vectors["queries"] = take_rows(vectors["pool"], in_pool)
+            else:  # in the dataset's order, in which other runs find them again
+                order = sorted(range(len(queries)), key=lambda index: queries[index].row)
+                ordered = embed([queries[index] for index in order])
+                vectors["queries"] = take_rows(ordered, np.argsort(order).tolist())
+    check_dims(vectors["queries"], vectors["pool"])
+    fingerprint = next(iter(made_by.values()), None)
+    pool = Pool(dataset.pool, vectors["pool"], fingerprint, about.plugin)
+    return vectors["queries"], pool, unknown
 
 
-def encoder_embeddings(
-    dataset: Dataset,
+def configure_encoder(encoder: EncoderInfo, device: str | None) -> ConfiguredEntry:
+    """A named encoder, on `device` if it has that option and names no device itself."""
+    assert encoder.name is not None
+    options = dict(encoder.options)
+    if device is not None and registry().find("encoder", encoder.name).has_option("device"):
+        options.setdefault("device", device)
+    return registry().configure("encoder", encoder.name, options)
+
+
+def cached_embeddings(
+    encoder: Encoder,
+    plugin: Mapping[str, Any] | None,
     hasher: ExampleHasher,
-    queries: Sequence[Example],
-    encoder_plugin: ConfiguredEntry,
-) -> tuple[Tensor, Pool]:
-    """The same by an encoder; embeddings are made once and kept in the cache folder."""
-    encoder = encoder_plugin.create()
-    some = dataclasses.replace(dataset, queries=queries)
-    about = encoder_plugin.describe()
+    observer: Observer,
+    examples: Sequence[Example],
+) -> Tensor:
+    """The encoder's vectors [N, d] of the examples, mapped from the cache folder.
 
-    def embed(split: Literal["queries", "pool"], examples: Sequence[Example]) -> Tensor:
-        identity = f"{encoder.fingerprint} {hasher(examples).digest}"
-        name = f"{dataset.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-        path = cache_folder() / "embeddings" / f"{name}-{split}.safetensors"
-        return embed_dataset(
-            some, encoder, path, split=split, hasher=hasher, encoder_plugin=about
-        ).vectors
+    If they are not there, they are made and kept; an interruption loses at most a batch. `plugin`
+    is what `describe_encoder` says.
+    """
+    contents = hasher(examples)
+    identity = f"{encoder.fingerprint} {contents.digest}"
+    path = embeddings_folder() / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.safetensors"
+    if not path.exists():
+        what = f"embedding {len(examples):,} examples with {encoder.fingerprint}"
+        with observer.activity(what, len(examples)) as advance:
+            embed_examples(
+                examples,
+                encoder,
+                path,
+                hasher=hasher,
+                encoder_plugin=plugin,
+                on_batch=advance,
+                waiting=observer.say,
+            )
+    return load_finished(path, contents, encoder).vectors
 
-    of_queries = embed("queries", queries)
-    return of_queries, Pool(dataset.pool, embed("pool", dataset.pool), encoder.fingerprint)
+
+def _rows_in(
+    pool: Sequence[Example], queries: Sequence[Example], hasher: ExampleHasher
+) -> list[int] | None:
+    """The pool's row of each query, image and answers included; None if one is not there."""
+    row_of = {content: row for row, content in enumerate(hasher(pool).hashes)}
+    rows = [row_of.get(content, NO_ROW) for content in hasher(queries).hashes]
+    return None if NO_ROW in rows else rows
 
 
 class NoPolicy:

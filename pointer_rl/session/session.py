@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pointer_rl.datasets.embeddings import digest_vectors
 from pointer_rl.datasets.identity import ExampleHasher, digest_ids
+from pointer_rl.datasets.parts import Part
 from pointer_rl.devices import default_window
 from pointer_rl.errors import InputError
 from pointer_rl.records.provenance import (
@@ -31,16 +32,12 @@ from pointer_rl.records.records import check_query_id
 from pointer_rl.records.shards import window_of
 from pointer_rl.registry import ConfiguredEntry, Entry, code_of, registry
 from pointer_rl.selectors import SelectorPolicy
+from pointer_rl.selectors.bundle import UNKNOWN, EncoderInfo
 from pointer_rl.session.cache import ResponseCache
 from pointer_rl.session.caching import Cache, CachedBackend
 from pointer_rl.session.judge import Judge
 from pointer_rl.session.observer import Observer
-from pointer_rl.session.resolve import (
-    NoPolicy,
-    dataset_embeddings,
-    encoder_embeddings,
-    make_policy,
-)
+from pointer_rl.session.resolve import NoPolicy, dataset_embeddings, make_policy
 from pointer_rl.types import Dataset, Decoding, Example, Metric, Pool, VQABackend
 
 
@@ -55,6 +52,11 @@ class PluginRef:
         """The plugin with its options checked. Raises PointerRLError if either is wrong."""
         return registry().configure(kind, self.name, self.options)
 
+    @property
+    def as_encoder(self) -> EncoderInfo:
+        """The encoder of that name."""
+        return EncoderInfo(fingerprint=None, name=self.name, options=self.options)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SessionOptions:
@@ -66,15 +68,31 @@ class SessionOptions:
     metric: PluginRef
     decoding: Decoding = Decoding()
     query_emb: Path | None = None
-    """Embeddings of the queries; a dataset with companions makes them on first use."""
+    """Embeddings of the queries; by default an encoder makes them on first use."""
     cand_emb: Path | None = None
     """Embeddings of the pool, with the same default."""
+    encoder: PluginRef | None = None
+    """What embeds; by default the encoder of a bundle that is used, or the dataset's companion."""
+    part: Part | None = None
+    """Only this side of the dataset, cut in two by image."""
     limit: int | None = None
     """Only the first so many queries."""
     device: str | None = None
     """Device of the backend, if it has that option, and of the selector."""
     cache: Path | None = None
     """Response cache; None: responses are not kept."""
+
+    def __post_init__(self) -> None:
+        check_encoder(self.encoder, self.query_emb, self.cand_emb)
+
+
+def check_encoder(encoder: PluginRef | None, query_emb: Path | None, cand_emb: Path | None) -> None:
+    """Raise InputError for an encoder that has nothing to embed because there are files."""
+    if encoder is not None and query_emb is not None and cand_emb is not None:
+        raise InputError(
+            f"{query_emb} and {cand_emb} have all embeddings: give them, or --encoder "
+            f"{encoder.name}, not both"
+        )
 
 
 class Session:
@@ -96,13 +114,18 @@ class Session:
         self.dataset_plugin = options.dataset.configure("dataset")
         self._prompt_plugin = options.prompt.configure("prompt")
         self._metric_plugin = options.metric.configure("metric")
-        self.dataset: Dataset = self.dataset_plugin.create()
+        if options.encoder is not None:
+            options.encoder.configure("encoder")
+        with observer.activity(f"opening the dataset {options.dataset.name}"):
+            self.dataset: Dataset = self.dataset_plugin.create()
         _check_ids(self.dataset)
+        if options.part is not None:
+            self.dataset = options.part.of(self.dataset, observer.activity)
         limit, queries = options.limit, self.dataset.queries
         self.queries: Sequence[Example] = queries if limit is None else queries[:limit]
         self.metric: Metric = self._metric_plugin.create()
         self._not_compared: list[str] = []
-        self.hasher = ExampleHasher(observer.say)
+        self.hasher = ExampleHasher(observer.say, observer.activity)
         self._window = window_of(earlier) if "window" in earlier else None
         self._backend = self._complete_backend()
         self._backend_plugin = self._backend.configure("backend")
@@ -145,25 +168,43 @@ class Session:
 
     # --- embeddings and policies ---
 
-    def embeddings(self, queries: Sequence[Example]) -> tuple[Tensor, Pool]:
-        """Embeddings [N, d] of some of the dataset's queries, and the pool with its own [K, d]."""
+    def embeddings(
+        self,
+        queries: Sequence[Example],
+        recorded: EncoderInfo = UNKNOWN,
+        wanted_by: str = "",
+    ) -> tuple[Tensor, Pool]:
+        """Embeddings [N, d] of some of the dataset's queries, and the pool with its own [K, d].
+
+        `recorded` is the encoder of the bundle that will use them, for want of files and of
+        `options.encoder`; `wanted_by` names what needs them, should there be none.
+        """
+        given, options = self.options.encoder, self.options
         vectors, pool, self._not_compared = dataset_embeddings(
             self.dataset,
-            self.hasher,
             queries,
-            self.options.query_emb,
-            self.options.cand_emb,
+            self.hasher,
+            self.observer,
+            query_emb=options.query_emb,
+            cand_emb=options.cand_emb,
+            encoder=UNKNOWN if given is None else given.as_encoder,
+            recorded=recorded,
+            device=options.device,
+            wanted_by=wanted_by,
         )
         return vectors, pool
 
-    def encoded(self, queries: Sequence[Example], encoder: PluginRef) -> tuple[Tensor, Pool]:
-        """The same by another encoder, whatever embeddings were given."""
-        options = dict(encoder.options)
-        entry = registry().find("encoder", encoder.name)
-        if self.options.device is not None and entry.has_option("device"):
-            options.setdefault("device", self.options.device)
-        configured = registry().configure("encoder", encoder.name, options)
-        return encoder_embeddings(self.dataset, self.hasher, queries, configured)
+    def encoded(self, queries: Sequence[Example], encoder: EncoderInfo) -> tuple[Tensor, Pool]:
+        """The same by a named encoder, whatever embeddings were given; of any queries."""
+        vectors, pool, _ = dataset_embeddings(
+            self.dataset,
+            queries,
+            self.hasher,
+            self.observer,
+            encoder=encoder,
+            device=self.options.device,
+        )
+        return vectors, pool
 
     def policy(self, checkpoint: Path | None, pool: Pool, seed: int) -> SelectorPolicy | NoPolicy:
         """The selector of a checkpoint; for a dataset with companions, a seeded untrained one."""
@@ -181,7 +222,8 @@ class Session:
         """The backend behind the response cache, loaded when first asked for."""
         cache = self.cache  # first: a folder that cannot be written is found before a model loads
         options = {**self._backend.options, **self.chosen}
-        made: VQABackend = replace(self._backend, options=options).configure("backend").create()
+        with self.observer.activity(f"loading {self._backend.name}"):
+            made: VQABackend = replace(self._backend, options=options).configure("backend").create()
         self.chosen |= getattr(made, "chosen", {})
         return CachedBackend(made, cache)
 
@@ -219,11 +261,14 @@ class Session:
         """Versions, inputs, dataset, backend, prompt, metric and decoding, for `_meta`.
 
         `entries` are what the run uses besides, and `embedded` the embeddings of the queries and of
-        the pool.
+        the pool; if an encoder made them, its name and options are there too, by which `train`
+        embeds again.
         """
         fingerprint = self.backend.fingerprint
         own = (self.dataset_plugin, self._backend_plugin, self._prompt_plugin, self._metric_plugin)
-        code = code_of([*(each.entry for each in own), *entries])
+        plugin = None if embedded is None else embedded[1].encoder_plugin
+        encoders = [] if plugin is None else [registry().find("encoder", plugin["name"])]
+        code = code_of([*(each.entry for each in own), *encoders, *entries])
         return {
             "pointer_rl_version": version("pointer-rl"),
             **({PLUGINS: code} if code else {}),
@@ -246,8 +291,12 @@ class Session:
         if embedded is not None:
             vectors, pool = embedded
             inputs["encoder"] = pool.encoder
-            if self.options.query_emb is not None:  # made here, last digits depend on the machine
+            if self.options.query_emb is None or self.options.cand_emb is None:
+                inputs["encoder_plugin"] = pool.encoder_plugin
+            # Of what is embedded here the last digits depend on the machine.
+            if self.options.query_emb is not None:
                 inputs["query_embeddings_sha256"] = digest_vectors(vectors)
+            if self.options.cand_emb is not None:
                 inputs["pool_embeddings_sha256"] = digest_vectors(pool.embeddings)
         if self._not_compared:
             inputs["not_compared"] = self._not_compared
@@ -255,9 +304,12 @@ class Session:
         return {**inputs, "unreadable_images": unreadable} if any(unreadable.values()) else inputs
 
     def describe_dataset(self, queries: Sequence[Example]) -> dict[str, Any]:
-        """The part of `describe` on the dataset."""
+        """The part of `describe` on the dataset. `title` is what it is called in words."""
+        title = self.dataset.name
         return {
             **self.dataset_plugin.describe(),
+            **({} if title == self.dataset_plugin.entry.name else {"title": title}),
+            **({"part": asdict(self.options.part)} if self.options.part else {}),
             "num_queries": len(queries),
             "pool_size": len(self.dataset.pool),
             "pool_sha256": digest_ids(each.id for each in self.dataset.pool),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pointer_rl.options import describe_options
 from pointer_rl.registry import registry
+from pointer_rl.selectors.bundle import UNKNOWN, EncoderInfo
 from pointer_rl.session.session import PluginRef, Session
 from pointer_rl.types import Example, Pool
 
@@ -27,23 +28,24 @@ class Space:
 
 
 def similarity_spaces(
-    session: Session, queries: Sequence[Example], encoder: PluginRef | None
+    session: Session, queries: Sequence[Example], recorded: EncoderInfo = UNKNOWN
 ) -> dict[str, Callable[[], Space]]:
     """Name of each similarity → how to embed for it. The last one is what a retriever would use.
 
-    The encoder is `encoder`, by default that of the dataset's companions. If it can embed images,
-    texts and both, and its options leave the mode open, there are three similarities: image, text
-    and mixed. Otherwise there is one, similarity; without an encoder it compares the session's own
-    embeddings. Raises PointerRLError for an unknown encoder.
+    If the session's encoder can embed images, texts and both, and its options leave the mode open,
+    there are three similarities: image, text and mixed. Otherwise, and with files, there is one,
+    similarity, which compares the session's embeddings; `recorded` as in `Session.embeddings`.
+    Raises PointerRLError for an unknown encoder.
     """
-    companions = session.dataset.companions
+    given, companions = session.options, session.dataset.companions
+    encoder = given.encoder
     if encoder is None and companions is not None:
         encoder = PluginRef(companions.encoder)
-    if encoder is None:
-        return {"similarity": lambda: Space(*session.embeddings(queries))}
+    if encoder is None or given.query_emb is not None or given.cand_emb is not None:
+        return {"similarity": lambda: Space(*session.embeddings(queries, recorded))}
 
     def embed(encoder: PluginRef) -> Space:
-        return Space(*session.encoded(queries, encoder))
+        return Space(*session.encoded(queries, encoder.as_encoder))
 
     options = registry().find("encoder", encoder.name).options
     modes = {

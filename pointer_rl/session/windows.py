@@ -100,6 +100,10 @@ class Budget:
                 self._reserved[window] = needed
             yield window
 
+    def left(self) -> int | None:
+        """The most trials that may still be put to the backend; None: any number."""
+        return None if self._max_calls is None else max(0, self._max_calls - self._calls())
+
     def check(self, window: Window) -> None:
         """Raise InputError if a window would not be admitted even as the first."""
         if self._max_calls is not None:
@@ -148,6 +152,22 @@ def run_windows(
         yield records
 
 
+def affordable(journal: Journal, trials: int, most: int) -> Iterator[range]:
+    """The queries that so many trials suffice for, in order, if one may take `most`.
+
+    Each range must be done before the next is asked for: the trials that its queries did not take
+    go to further ones. Cached trials count, so that the queries do not depend on the cache.
+    """
+    wave = range(min(trials // most, len(journal.ids)))
+    spent = 0
+    while wave:
+        yield wave
+        which = np.isin(np.arange(len(journal.ids)), wave)
+        spent += sum(len(each["pointer_candidates"]) for each in journal.records(which))
+        more = (trials - spent) // most
+        wave = range(wave.stop, min(wave.stop + more, len(journal.ids)))
+
+
 @dataclass
 class RunSummary:
     """What a run of `generate` or `beams` did, whatever it wrote."""
@@ -179,22 +199,34 @@ def complete(
     session: Session,
     journal: Journal,
     budget: Budget,
+    waves: Iterable[range] | None = None,
+    left: Callable[[], int] | None = None,
 ) -> Iterator[None]:
     """Run what the journal lacks and, if all is done, write the finished file.
 
+    waves: the queries of the file, some at a time (default: all in the journal); left: the most
+    trials that they may still have.
     Every record, old and new, is added to the summary. Yields after each window.
     """
-    session.observer.start(len(journal.ids), len(journal))
+    session.observer.start(
+        len(journal.ids),
+        len(journal),
+        asked=lambda: session.backend.asked,
+        left=left or budget.left,
+    )
     counted = np.zeros(len(journal.ids), dtype=bool)
-    for records in run_windows(job, size, executor, session, journal, budget=budget):
-        for record in records.values():
-            summary.add(record)
-        counted[list(records)] = True
-        yield
+    for wave in waves or [range(len(journal.ids))]:
+        run = run_windows(job, size, executor, session, journal, queries=wave, budget=budget)
+        for records in run:
+            for record in records.values():
+                summary.add(record)
+            counted[list(records)] = True
+            yield
     for record in journal.records(~counted):
         summary.add(record)
-    summary.left, summary.unchanged = journal.left, not journal.changed
-    if not journal.left:
+    summary.unchanged = not journal.changed
+    summary.left = 0 if waves else journal.left
+    if not summary.left:
         journal.finish()
     summary.stopped_by = budget.stopped_by
     summary.asked, summary.from_cache = session.backend.asked, session.backend.hits

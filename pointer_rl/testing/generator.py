@@ -9,12 +9,14 @@ from typing import Any
 from unittest import SkipTest
 
 import numpy as np
+import torch
 
 from pointer_rl.records.records import to_record
 from pointer_rl.session.proposing import check_candidates, check_length
+from pointer_rl.session.resolve import NoPolicy
 from pointer_rl.testing.fakes import batch, fake_policy, pool, tiny_dataset
 from pointer_rl.testing.plugin import BatchTests, check_pointer, explain
-from pointer_rl.types import Candidate, Example, Outcome, QueryBatch, SearchGenerator
+from pointer_rl.types import Candidate, Example, Outcome, Pool, QueryBatch, SearchGenerator
 from pointer_rl.validate.schema import SchemaChecker
 
 Proposals = list[list[Candidate]]
@@ -112,6 +114,24 @@ class GeneratorTests(BatchTests[Any]):
         for shots in (1, 3):
             self.ask(self.made, self.inputs, shots, any_length=True)
             self.ask(self.made, self.inputs, shots, allowed=shots, any_length=True)
+
+    def test_needs_no_embeddings_if_it_says_so(self) -> None:
+        """With `needs_embeddings = False` it may get NaN in place of embeddings, and no policy."""
+        if getattr(self.made, "needs_embeddings", True):
+            raise SkipTest("it needs embeddings")
+        queries = _queries(self.inputs, 2, None)
+        nothing = replace(queries, embeddings=torch.full_like(queries.embeddings, math.nan))
+        examples = Pool(tiny_dataset().pool, torch.full((len(tiny_dataset().pool), 1), math.nan))
+        rngs = [np.random.Generator(np.random.Philox(key=row)) for row in self.inputs]
+        fix = "do without them, or leave out needs_embeddings = False"
+        with explain("without embeddings and policy it", fix):
+            if hasattr(self.made, "start"):
+                self.made.start(NoPolicy(), nothing, examples, rngs)
+                return
+            found = self.made.propose(NoPolicy(), nothing, examples, rngs)
+        assert [list(each) for each in found] == list(self.results.values()), (
+            f"without embeddings it proposes other candidates: {fix}"
+        )
 
     def test_candidates_fit_the_schema(self) -> None:
         """RL data can hold them."""

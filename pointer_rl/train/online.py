@@ -28,13 +28,13 @@ from pointer_rl.records.fields import has_failed
 from pointer_rl.records.provenance import Change, changeable
 from pointer_rl.registry import registry
 from pointer_rl.selectors import SelectorPolicy
-from pointer_rl.selectors.bundle import DataFile
+from pointer_rl.selectors.bundle import DataFile, encoder_of
 from pointer_rl.session.candidates import CandidateJob
 from pointer_rl.session.journal import Journal, earlier_meta
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.resolve import describe_policy, selector_entries
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
-from pointer_rl.session.windows import run_windows
+from pointer_rl.session.windows import affordable, run_windows
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
 from pointer_rl.train.run import (
@@ -49,7 +49,7 @@ from pointer_rl.train.run import (
     recorded_trainer,
     report_left_out,
 )
-from pointer_rl.train.sources import embedded, start_policy
+from pointer_rl.train.sources import embedded, named_queries, start_policy
 from pointer_rl.train.trainer import Trainer, round_stages, split_by_image
 from pointer_rl.types import Example, Executor, SearchGenerator
 
@@ -124,9 +124,11 @@ def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
     session = Session(run.session, observer, earlier)
     executor: Executor = run.executor.configure("executor").create()
     session.check_answers(session.queries)
-    embeddings, pool = session.embeddings(session.dataset.queries)
+    queries = named_queries(run.data, session.dataset.queries, session.queries)
+    embeddings, pool = session.embeddings(queries, encoder_of(run.sft_ckpt), "the policy")
+    row_of = {query.id: row for row, query in enumerate(queries)}
     about = session.describe_dataset(session.queries)
-    source = embedded(session.dataset, session.hasher, embeddings, pool, about)
+    source = embedded(queries, session.hasher, embeddings, pool, about)
     logged = None if run.data is None else source.read(run.data, run.reward)
     images = _images(session)
     groups, price = None, run.config.demonstration_price
@@ -145,7 +147,7 @@ def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
     search = [] if run.search is None else [run.search.configure("generator").entry]
     entries = [*selector_entries([SelectorPolicy(start)]), *search]
     entries.append(run.reward.configure("reward").entry)
-    asked = session.describe(session.queries, *entries)
+    asked = session.describe(session.queries, *entries, embedded=(embeddings, pool))
     decided = identity(
         run.config,
         source,
@@ -163,8 +165,12 @@ def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
             "search": run.search and run.search.configure("generator").describe(),
         },
     )
-    # How many trials a search needs is not known: at least two, or a query teaches nothing.
-    observer.start(run.online.rounds * (run.online.calls // (2 if run.search else most)))
+    resumed = 0  # trials of the rounds that were finished before
+
+    def left() -> int:
+        return max(0, run.online.max_calls - resumed - backend.asked - backend.hits)
+
+    observer.start(None, asked=lambda: backend.asked, left=left)
     with recorded_trainer(
         start, run.config, run.session.device, run.output, decided, observer
     ) as trainer:
@@ -183,7 +189,7 @@ def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
             path = _round_path(run, number)
             before = path.exists()
             if not before:
-                queries = _round_queries(session, run, number, known)
+                asking = _round_queries(session, run, number, known)
                 policy = SelectorPolicy(trainer.best, trainer.device)
                 # A policy that knows nothing yet ranks rows no better than chance.
                 generator = _generator(run, bool(trainer.log) or run.sft_ckpt is not None)
@@ -192,8 +198,8 @@ def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
                     number,
                     CandidateJob(
                         session=session,
-                        queries=queries,
-                        embeddings=embeddings[[query.row for query in queries]],
+                        queries=asking,
+                        embeddings=embeddings[[row_of[query.id] for query in asking]],
                         pool=pool,
                         policy=policy,
                         generators={generator.name: generator},
@@ -216,7 +222,7 @@ def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
             groups = fresh if groups is None else groups.joined(fresh)
             known |= set(fresh.ids)
             if before:
-                observer.finish(len(fresh))
+                resumed += data.trials or 0
             missing = _missing(groups, run.config)
             if fresh.zero_variance.all():
                 observer.say(f"round {number}: every group has zero variance and taught nothing")
@@ -325,7 +331,9 @@ def _ask_round(
     """
     session = job.session
     generators = [each.configure("generator") for each in job.generators.values()]
-    described = session.describe(job.queries, *(each.entry for each in generators))
+    described = session.describe(
+        job.queries, *(each.entry for each in generators), embedded=(job.embeddings, job.pool)
+    )
     del described["dataset"]["num_queries"]  # how many are asked shows as they are asked
     meta = {
         "schema_version": pointer_rl_schemas.version("pointer_candidates"),
@@ -342,17 +350,11 @@ def _ask_round(
     path.parent.mkdir(parents=True, exist_ok=True)
     ids = [query.id for query in job.queries]
     with Journal(path, meta, ids, accept=accept_changed) as journal:
-        asked: list[Mapping[str, Any]] = []
-        wave = range(min(calls // most, len(job.queries)))
-        while wave:
+        for wave in affordable(journal, calls, most):
             deque(
                 run_windows(job, session.window, executor, session, journal, queries=wave), maxlen=0
             )
-            which = np.isin(np.arange(len(job.queries)), wave)
-            for record in journal.records(which):
-                asked += record["pointer_candidates"]
-            more = (calls - len(asked)) // most
-            wave = range(wave.stop, min(wave.stop + more, len(job.queries)))
+        asked = [each for record in journal.records() for each in record["pointer_candidates"]]
         if all(map(has_failed, asked)):
             journal.remove()
             raise InputError(

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from pointer_rl.selectors.bundle import (
     read_query_ids,
     save_bundle,
 )
+from pointer_rl.selectors.selecting import Policy
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.resolve import selector_entries
 from pointer_rl.session.session import PluginRef
@@ -38,6 +39,7 @@ from pointer_rl.train.trainer import (
     ENOUGH_HELD_OUT,
     EpochLine,
     Trainer,
+    imitation,
     round_stages,
 )
 from pointer_rl.types import NO_ROW
@@ -123,6 +125,8 @@ class TrainRun:
     img_emb: Path | None = None
     query_emb: Path | None = None
     cand_emb: Path | None = None
+    encoder: PluginRef | None = None
+    """What embeds, without files; by default the encoder that the data name, or their dataset's."""
     sft_ckpt: Path | None = None
     """Bundle or checkpoint to start from; None starts from a new selector."""
     device: str | None = None
@@ -133,11 +137,15 @@ class TrainResult:
     """The outcome of a training run."""
 
     folder: Path
-    log: list[EpochLine]
-    kept: EpochLine
+    log: list[EpochLine] = field(repr=False)
+    kept: EpochLine = field(repr=False)
     """The metrics of the policy in the bundle."""
     unchanged: bool = False
     """Whether the run was finished before, and nothing was left to do."""
+
+    def policy(self, device: str = "auto") -> Policy:
+        """The policy that was kept, as `Policy.load` reads it from the bundle in the folder."""
+        return Policy.load(self.folder, device)
 
     def sentences(self) -> list[str]:
         """Whether held-out groups say that the policy learned, in words.
@@ -195,16 +203,18 @@ def identity(
     source: Source,
     start: SelectorPolicy,
     entries: Sequence[Entry] = (),
+    *,
+    supervised: bool = False,
     **more: Any,
 ) -> dict[str, Any]:
     """What decides a run, as plain JSON: only the same run can continue a checkpoint.
 
-    entries: what the run uses besides its selector.
+    entries: what the run uses besides its selector. supervised: SFT, which has fewer options.
     """
     code = code_of([*selector_entries([start]), *entries])
     decided = {
         **({PLUGINS: code} if code else {}),
-        **asdict(config),
+        **(_sft_options(config) if supervised else asdict(config)),
         "queries": digest_vectors(source.queries.vectors),
         "pool": digest_vectors(source.pool.vectors),
         "start": start.hash,
@@ -212,6 +222,21 @@ def identity(
     }
     plain: dict[str, Any] = json.loads(json.dumps(decided))
     return plain
+
+
+def _sft_options(config: TrainConfig) -> dict[str, Any]:
+    same = ("batch_size", "per_query_pool", "held_out", "seed", "selector", "selector_options")
+    return {
+        "epochs": config.rce_epochs,
+        "lr": config.rce_lr,
+        "temperature": config.rce_temperatures[0],
+        "keep_by": config.keep_by,
+        **{name: getattr(config, name) for name in same},
+    }
+
+
+def _described_reward(reward: PluginRef) -> dict[str, Any]:
+    return {"reward": reward.name, "reward_options": dict(reward.options)}
 
 
 def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
@@ -225,7 +250,16 @@ def run_training(run: TrainRun, observer: Observer = Observer()) -> TrainResult:
 
 
 def _run_training(run: TrainRun, observer: Observer) -> TrainResult:
-    source = open_source(run.data, run.img_emb, run.query_emb, run.cand_emb, observer.say)
+    source = open_source(
+        run.data,
+        run.img_emb,
+        run.query_emb,
+        run.cand_emb,
+        run.encoder,
+        run.sft_ckpt,
+        run.device,
+        observer,
+    )
     data = source.read(run.data, run.reward)
     not_compared = source.compare(data)
     config = run.config
@@ -255,13 +289,14 @@ def _run_training(run: TrainRun, observer: Observer) -> TrainResult:
         source,
         SelectorPolicy(start),
         [run.reward.configure("reward").entry],
+        supervised=run.supervised,
         data=data.sha256,
-        reward=run.reward.name,
-        reward_options=dict(run.reward.options),
+        **({} if data.kind == "beam" else _described_reward(run.reward)),
         **({"not_compared": not_compared} if not_compared else {}),
     )
     with recorded_trainer(start, config, run.device, run.output, decided, observer) as trainer:
-        trainer.fit(groups, round_stages(config, 0), first=0)
+        stages = imitation(config) if run.supervised else round_stages(config, 0)
+        trainer.fit(groups, stages, first=0)
     file = DataFile(name=run.data.name, sha256=data.sha256)
     written = finish(trainer, source, groups, run.output.folder, file, [data], run.sft_ckpt)
     return TrainResult(run.output.folder, trainer.log, trainer.kept, unchanged=not written)
@@ -327,7 +362,7 @@ def finish(
     seen = read_query_ids(start) if start is not None and is_bundle(start) else ()
     names = ("reward", "random_reward", "best", "cross_entropy", "random_cross_entropy", "queries")
     keys = (*(f"held_out_{name}" for name in names), "zero_variance_groups")
-    metrics = {key: trainer.kept[key] for key in keys}
+    metrics = {key: trainer.kept[key] for key in keys if key in trainer.kept}
     best = trainer.best
     calls = _calls(start, learned_from)
     known = [each for each in calls.values() if each is not None]
@@ -395,7 +430,7 @@ def recorded_trainer(
     They go to `metrics.jsonl` and, if asked for, into TensorBoard events.
     """
 
-    def record(line: EpochLine) -> None:
+    def record(line: EpochLine, of: int) -> None:
         # The whole log is written: the file may be ahead of a resumed run's checkpoint.
         text = "".join(json.dumps(each) + "\n" for each in trainer.log)
         write_text(output.folder / METRICS, text)
@@ -403,7 +438,7 @@ def recorded_trainer(
             for name, value in line.items():
                 if isinstance(value, float):
                     events.add_scalar(name, value, len(trainer.log) - 1)
-        observer.epoch(line)
+        observer.epoch(line, of)
 
     checkpoint = output.folder / CHECKPOINT
     with ExitStack() as stack:

@@ -34,16 +34,24 @@ AT_START = "held_out_reward_at_start"
 """Key in the first log line of later rounds: the starting policy's held-out reward on the current
 validation split."""
 
+REWARDS = ("held_out_reward", "held_out_random_reward", "held_out_best", "zero_variance_groups")
+"""Metrics that are about rewards; imitation of beams has none."""
+
 
 @dataclass(frozen=True)
 class Stage:
     """Some epochs with one objective."""
 
-    kind: Literal["rce", "grpo"]
+    kind: Literal["rce", "sft", "grpo"]
     epochs: int
     lr: float
     round: int
     """The online round; 0 offline."""
+
+
+def imitation(config: TrainConfig) -> list[Stage]:
+    """SFT: RCE on demonstrations of what to do, whose weights are not rewards."""
+    return [Stage("sft", config.rce_epochs, config.rce_lr, 0)]
 
 
 def round_stages(config: TrainConfig, number: int) -> list[Stage]:
@@ -98,11 +106,12 @@ class Trainer:
         device: torch.device,
         checkpoint: Path,
         run: Mapping[str, Any],
-        on_epoch: Callable[[EpochLine], object] = lambda line: None,
+        on_epoch: Callable[[EpochLine, int], object] = lambda line, of: None,
         accept: Collection[Change] = (),
     ) -> None:
         """`run` is JSON that identifies the run. It continues from `checkpoint` if that exists.
 
+        on_epoch: called with an epoch's line, and with the number of epochs of its stage.
         accept: what of the run may have changed since. Both states are then recorded.
         """
         self.config = config
@@ -180,10 +189,12 @@ class Trainer:
         steps = learner.steps_per_epoch
         schedule = Schedule(stage.lr, steps * stage.epochs)
         place = (schedule, steps * state.epoch, self._rng())
-        if stage.kind == "rce":
+        if stage.kind != "grpo":
             first, last = config.rce_temperatures
             progress = state.epoch / max(1, stage.epochs - 1)
             metrics = learner.rce_epoch(state.optimizer, *place, first + (last - first) * progress)
+            if stage.kind == "sft":
+                metrics = {"cross_entropy": metrics["rce"], "entropy": metrics["entropy"]}
         else:
             metrics = learner.grpo_epoch(state.optimizer, *place, *self._references())
         # Broken weights show in the next step's loss or, after the last step, in these.
@@ -235,8 +246,10 @@ class Trainer:
             "held_out_queries": learner.held_out_queries,
             **held_out,
         }
+        if self.config.keep_by == "cross_entropy":  # the scores of beams are not rewards
+            line = {key: each for key, each in line.items() if key not in REWARDS}
         self.state.log.append(line)
-        self._on_epoch(line)
+        self._on_epoch(line, stage.epochs)
 
 
 def _held_out(learner: Learner) -> Metrics:

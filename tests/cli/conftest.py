@@ -10,7 +10,7 @@ from types import ModuleType
 import PIL.Image
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, _NamedTextIOWrapper
 from fakes import CopyBackend
 
 from pointer_rl.datasets.embeddings import save_embeddings
@@ -127,3 +127,12 @@ def world(tmp_path, backends):
 @pytest.fixture
 def cli():
     return run_cli
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Standard output is a terminal of 80 columns that shows no images."""
+    monkeypatch.setattr(_NamedTextIOWrapper, "isatty", lambda self: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("TERM", "TERM_PROGRAM", "KITTY_WINDOW_ID", "TMUX"):
+        monkeypatch.delenv(name, raising=False)

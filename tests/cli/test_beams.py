@@ -241,7 +241,11 @@ def test_a_picture_that_fails_costs_its_query_and_no_other(beams, world):
 def test_a_backend_that_scores_nothing_is_one_line_and_no_file(beams, world):
     for number in range(8):
         (world.folder / f"{number}.png").write_bytes(b"no picture %d" % number)
-    one_line(beams(), "not one of 64 trials has a score", "0.png")
+    result = beams()
+    assert result.exit_code == 2
+    message = result.stderr.splitlines()[-1]
+    assert message.startswith("pointer-rl: error: not one of 64 trials has a score")
+    assert "0.png" in message
     assert not world.output.exists()
 
 
@@ -350,3 +354,6 @@ def test_the_glyph_model_rates_relevant_demonstrations_best(cli, world):
             assert relevant & set(record["beams"][0]["pointer"])
             assert record["beams"][0]["score"] > 1
     assert checked
+    # Training embeds as the encoder would, not as the sampler compares.
+    inputs = content(world.output)[0]["inputs"]
+    assert inputs["encoder_plugin"] == {"name": "glyphs", "options": {}}

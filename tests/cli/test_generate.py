@@ -45,7 +45,7 @@ def test_it_writes_the_seeds_format(world):
             assert candidate["vqa_correct"] == int(answer == "ab"[own % 2])
     assert "random" in result.stdout
     assert "best of each query" in result.stdout
-    assert result.stderr == ""
+    assert all(" queries" in line for line in result.stderr.splitlines())  # progress
 
 
 def test_what_it_writes_is_valid(world, cli):
@@ -192,7 +192,7 @@ class TestRefusals:
             *("generate", "--backend", "copy", "--dataset", "jsonl"),
             *("--dataset-opt", f"path={world.data}", "--output-path", str(world.output)),
         )
-        refused(result, "needs --query-emb and --cand-emb", backends)
+        refused(result, "give --encoder NAME, such as clip, or --query-emb", backends)
 
     def test_a_selector_is_asked_for(self, world, backends):
         refused(world.generate(selector=True), "give --sft-ckpt", backends)

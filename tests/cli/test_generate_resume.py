@@ -95,7 +95,7 @@ def test_failed_trials_are_asked_again_and_no_others(world, backends):
     backends.clear()
     refused(world.generate("--no-store"), "--accept-changed inputs", backends)
     second = world.generate("--no-store", "--accept-changed", "inputs")
-    assert second.stderr == ""
+    assert "again" not in second.stderr
     _, after = records(world.output)
     touched = {
         key

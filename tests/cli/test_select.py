@@ -177,6 +177,46 @@ def test_it_chooses_what_the_policy_does(place):
     assert [tuple(line["pointer"]) for line in printed] == [each.rows for each in chosen]
 
 
+EMB = ("--query-emb", "query_emb.safetensors")
+DATASET = ("--dataset", "jsonl", "--dataset-opt", "path=pool.jsonl")
+
+
+def test_on_a_terminal_it_says_what_it_selected(place, terminal):
+    chosen = place.select("policy", "--queries", "new.jsonl", "--json")[2]
+    done = place.cli("select", "policy", "--queries", "new.jsonl", *DATASET)
+    assert done.exit_code == 0, done.output
+    assert done.stderr == ""
+    lines = done.stdout.split("\n\n")[2].splitlines()
+    assert lines == [
+        "query e2: ??",
+        "  2.png",
+        f"  log-probability {chosen['logprob']:.4g}",
+        *(
+            line
+            for number, row in enumerate(chosen["pointer"], 1)
+            for line in (f"  {number}. row {row} (e{row}): {'?' * row} → yes", f"     {row}.png")
+        ),
+    ]
+
+
+def test_ids_alone_are_said_if_the_pool_is_not_known(place, terminal):
+    [chosen, *_] = place.select("policy", *EMB, "--json")
+    done = place.cli("select", "policy", *EMB)
+    assert done.exit_code == 0, done.output
+    why = "pointer-rl: demonstrations are shown by id alone: unknown dataset 'pool'"
+    assert done.stderr.startswith(why)
+    first = chosen["pointer"][0]
+    assert done.stdout.splitlines()[:3] == [
+        "query e0",
+        f"  log-probability {chosen['logprob']:.4g}",
+        f"  1. row {first} (e{first})",
+    ]
+    lines = (place.folder / "pool.jsonl").read_text().splitlines()
+    (place.folder / "pool.jsonl").write_text("\n".join(lines[::-1]))
+    error = place.refused("policy", *EMB, *DATASET)
+    assert "policy: the dataset's pool (8 examples) has other ids than the recorded one" in error
+
+
 def test_a_policy_that_can_stop_may_choose_fewer_or_none(place):
     with installed():
         place.bundle("stopping", "cand_emb.safetensors", StoppingSelector)
@@ -189,7 +229,7 @@ def test_a_policy_that_can_stop_may_choose_fewer_or_none(place):
 
 
 def test_embed_says_what_embeds_and_the_bundle_keeps_it(place):
-    options = {"model": "here", "scales": [1.0, 0.5], "device": "auto"}
+    options = {"model": "here", "scales": [1.0, 0.5]}  # not its device, which is this machine's
     assert load_bundle("policy").info.encoder == EncoderInfo(
         fingerprint="pixel (1.0, 0.5)", name="pixel", options=options
     )
@@ -202,9 +242,9 @@ def test_what_embeds_a_datasets_companions_is_kept_too(place, monkeypatch, tmp_p
     monkeypatch.setenv("POINTER_RL_CACHE", str(tmp_path / "cache"))
     plugin = resolve.registry().configure("dataset", "jsonl", {"path": "pool.jsonl"})
     dataset = dataclasses.replace(plugin.create(), companions=Companions("none", "pixel"))
-    resolve.dataset_embeddings(dataset, ExampleHasher(), dataset.queries, None, None)
+    resolve.dataset_embeddings(dataset, dataset.queries[:2], ExampleHasher())
     made = [load_embeddings(path) for path in (tmp_path / "cache" / "embeddings").iterdir()]
-    assert [each.encoder_plugin and each.encoder_plugin["name"] for each in made] == ["pixel"] * 2
+    assert [each.encoder_plugin and each.encoder_plugin["name"] for each in made] == ["pixel"]
 
 
 def test_an_option_of_the_encoder_replaces_the_bundles(place, made):
@@ -238,9 +278,6 @@ def test_a_bundle_that_knows_no_encoder_takes_a_named_one_or_embeddings(place):
         assert chosen[0]["demonstrations"] == [f"row{row}" for row in expected[0]]
     error = place.refused("plain", "--queries", "new.jsonl")
     assert "does not name the encoder of its embeddings (unknown): name it (--encoder)" in error
-
-
-EMB = ("--query-emb", "query_emb.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,17 @@ GIVEN = {
     "evaluate": {"runs/sft": "policy", "runs/rl": "policy"},
     "flamingo": OPEN_FLAMINGO,
     "gpus": QWEN,
+    "look-at-trials": {"rl.json": "rl.json"},
+    "guide": {
+        **QWEN,
+        **PICTURES,
+        "results/okvqa/model_cpk/v2/xxx.ckpt": "selector.ckpt",
+        "results/okvqa/generated_data/beam_RandSampler.json": "okvqa_beams.json",
+        **{
+            f"results/okvqa/cache/{name}_embeddings.pt": "okvqa_embeddings.pt"
+            for name in ("query", "candidate", "img")
+        },
+    },
     "merge": {f"part{number}.jsonl": f"part{number}.jsonl" for number in (1, 2, 3)},
     "old-data": {
         "rl_data_k64.json": "k64.json",
@@ -51,6 +62,11 @@ GIVEN = {
         "candidate_embeddings.pt": "embeddings.pt",
     },
     "parquet": {"rl.json": "rl.json"},
+    "python": {
+        **PICTURES,
+        "mine.jsonl": "some.jsonl",
+        "query_emb.safetensors": "query_emb.safetensors",
+    },
     "rescore": {"rl.json": "rl.json"},
     "use-a-policy": {
         **PICTURES,
@@ -73,6 +89,18 @@ GIVEN = {
 INSTALLS = "installs from an index"
 IN_VLLM = "needs vLLM, which has an environment of its own: tests/with_vllm"
 NOT_RUN: dict[str, dict[str, str]] = {
+    "run": {
+        "pointer-rl run --output-dir route --dataset jsonl --dataset-opt path=train.jsonl"
+        " --vqa-model qwen2.5_vl_3B --encoder clip"
+        " --encoder-opt model=openai/clip-vit-large-patch14": (
+            "minutes; tests/cli/test_run.py has such data"
+        ),
+        "pointer-rl run --output-dir route --dataset-opt train_size=300 --dataset-opt pool_size=128"
+        " --test-opt split=test --max-calls 2000 --test-limit 100": (
+            "minutes; tests/e2e/test_glyph_world.py runs it in small"
+        ),
+        "[1/7] beams: route/beams.json": "printed by that",
+    },
     "README": {
         "git clone … pointer-rl && cd pointer-rl": "the address is the reader's",
         "make demo # sets up .venv, and runs the whole loop on the embedded world": "minutes; make",
@@ -81,6 +109,8 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "gpus": {"pytest tests/gpu": "needs a GPU"},
     "long-runs": {
+        "0:00:30 16/60 queries, 163 trials, 22/s, about 21 s left, correct: 29% (sample 11%, beam"
+        " 49%)": "standard error; test_progress.py compares it",
         "pointer-rl: interrupted: 256 queries are in rl.partial.jsonl; the same command continues"
         " from there": "nobody presses Ctrl-C here; test_generate_resume.py does",
     },
@@ -123,6 +153,11 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "the run: held-out expected reward 0.919 → 1.313 (round 4; 34 queries, where a random"
         " choice has 0.868)": "of another run, minutes long",
     },
+    "use-a-policy": {
+        "query 0: What is the filling of the figure?": (
+            "a terminal is shown it; test_answer.py has one"
+        ),
+    },
     "vllm": {
         "pip install 'pointer-rl[vllm]'": INSTALLS,
         "pointer-rl generate --backend vllm --backend-opt model=Qwen/Qwen2.5-VL-3B-Instruct"
@@ -163,7 +198,14 @@ SMALLER: dict[str, dict[str, str]] = {
         "--limit 16": "--limit 4",
         "train --beam": "train --rce-epochs 1 --grpo-epochs 1 --beam",
     },
+    "guide": {"epochs 25": "epochs 2"},
     "long-runs": {"--limit 600": "--limit 60", "--limit 256 --window 64": "--limit 40 --window 20"},
+    "run": {
+        "train_size=300": "train_size=40",
+        "--max-calls 2000": "--max-calls 480",
+        "at most 7,500 calls: about 8 min at 16.4 a second, measured on 256; and some minutes of"
+        " training": "…",  # seconds on another machine
+    },
     "servers": {"--limit 50": "--limit 5"},
     "train": {
         "--limit 300": "--limit 60",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import pointer_rl
 
+ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "PIL", "datasets", "numpy")
 
 
@@ -29,12 +31,16 @@ HEAVY = ("torch", "transformers", "PIL", "datasets", "numpy")
         ["embed", "--help"],
         ["evaluate", "--help"],
         ["select", "--help"],
+        ["answer", "--help"],
+        ["show", str(ROOT / "tests/data/versions/1.0/generated.json")],
         ["train", "--help"],
         ["sft", "--help"],
         ["glyphs", "--help"],
         ["doctor", "--help"],
+        ["config", "--help"],
+        ["config"],
     ],
-    ids=" ".join,
+    ids=lambda args: " ".join(args[:2]) if args[0] != "show" else "show",
 )
 def test_no_heavy_import(args):
     code = (

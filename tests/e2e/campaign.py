@@ -165,6 +165,13 @@ COMMANDS = [
         ),
     ),
     Command(
+        "run",
+        (
+            *("run", *MODEL, "--no-store", "--max-calls", "500", "--test-limit", "6"),
+            *("--shots", "1", "--output-dir", "route"),
+        ),
+    ),
+    Command(
         "embed",
         (
             *("embed", *DATA, "--encoder", "hashed", "--split", "pool", "--batch-size", "4"),
@@ -256,7 +263,7 @@ def make_world(folder: Path) -> None:
         about = {"id": f"e{i}", "image": f"{i}.png", "image_id": i, "question": f"q{i}?"}
         rows.append({**about, "answers": [answers[0]] * 8 + [answers[1]] * 2})
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    vectors = torch.randn(QUERIES, 6, generator=torch.Generator().manual_seed(0))
+    vectors = torch.randn(QUERIES, 8, generator=torch.Generator().manual_seed(0))
     save_embeddings(folder / "emb.safetensors", vectors, [row["id"] for row in rows], "hashed")
 
 

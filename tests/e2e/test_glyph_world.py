@@ -108,6 +108,21 @@ def test_pairs_need_both_rows_and_no_demonstration_for_english(tmp_path):
     assert reached[2, "random"][kinds == 0].mean() < 0.75
 
 
+@pytest.mark.slow
+def test_run_takes_the_whole_route(tmp_path):
+    said = run(
+        *("run", "--output-dir", str(tmp_path / "route"), "--dataset-opt", "train_size=40"),
+        *("--dataset-opt", "pool_size=64", "--test-opt", "split=test", "--max-calls", "480"),
+        *("--test-limit", "5", "--test-shots", "2"),
+    )
+    result = json.loads((tmp_path / "route" / "evaluation.json").read_text())
+    assert said.splitlines()[-1] == result["verdict"]
+    assert {"SFT", "offline", "online", "answer-match", "mixed"} <= set(result["accuracies"]["2"])
+    assert result["settings"]["train_options"] == {"split": "train"}
+    spent = {each["arm"]: each["training_calls"] for each in result["rows"]}
+    assert 0 < spent["SFT"] < spent["offline"] < spent["online"] <= 480
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_model_reads(case):
     """Spot check of the model card, one format a case: 60 episodes, so four errors of slack."""

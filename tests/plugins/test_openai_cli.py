@@ -50,6 +50,15 @@ def candidates(folder) -> list[dict]:
     ]
 
 
+def test_no_log_has_the_key(folder):
+    log = folder / "log.txt"
+    with FaultServer(FAULTS, answer=shown_answer, key="sk-secret-123") as server:
+        done = generate(folder, server, "-v", "--log-file", str(log))  # looks for the key
+    assert done.exit_code == 0, done.output
+    assert "pointer_rl_openai.asking: asking again in" in done.stderr
+    assert "asking again in" in log.read_text()
+
+
 def test_generating_through_all_faults_costs_no_candidate(folder):
     with FaultServer(FAULTS, answer=shown_answer, key="sk-secret-123") as server:
         done = generate(

@@ -12,9 +12,11 @@ import torch
 
 import pointer_rl
 from pointer_rl.errors import InputError, PluginError
+from pointer_rl.registry import registry
 from pointer_rl.selectors import PointerConfig, PointerSelector
 from pointer_rl.testing import FakeBackend, example
-from pointer_rl.types import BackendError
+from pointer_rl.types import BackendError, Prompt
+from pointer_rl_glyphs.dataset import MODEL_DIR
 
 CONFIG = PointerConfig(d_model=8, hidden_dim=8, num_layers=1, num_heads=1, history="gated")
 
@@ -100,10 +102,36 @@ def test_the_prompt_is_the_guides_string():
         pointer_rl.build_vqa_prompt(picture, "?", {"image": picture, "question": "?"})
 
 
+def test_the_prompt_takes_the_guides_keywords_and_demonstrations_without_an_image():
+    picture = PIL.Image.new("RGB", (8, 8))
+    ex1, ex2 = {"question": "What?", "answer": "a cat"}, {"question": "Who?", "answer": "Ann"}
+    prompt = pointer_rl.build_vqa_prompt(image=picture, question="Where?", ex1=ex1, ex2=ex2)
+    assert Prompt(prompt.messages[-1:]).text == (
+        "Question:What? Short answer:a cat Question:Who? Short answer:Ann "
+        "Question:Where? Short answer:"
+    )
+    assert [image.open().size for image in prompt.images] == [(8, 8)]
+    assert prompt == pointer_rl.build_vqa_prompt(picture, "Where?", ex1, ex2)
+    assert not pointer_rl.build_vqa_prompt(None, "Where?", ex2=ex2).images
+
+
 def test_accuracy_is_the_official_one():
     answers = ["a book"] * 2 + ["book", "notebook"] * 4
     assert pointer_rl.compute_vqa_accuracy("Book.", answers) == (1, pytest.approx(1.0))
     assert pointer_rl.compute_vqa_accuracy("lamp", answers) == (0, 0.0)
+
+
+def test_a_string_in_place_of_a_list_of_answers_is_refused():
+    refused = "list, one string for each annotator.* 'blue'"
+    with pytest.raises(InputError, match=refused):
+        pointer_rl.compute_vqa_accuracy("blue", "blue")
+    with pytest.raises(InputError, match=refused):
+        registry().create("metric", "exact").judge("blue", "blue")
+    query = {"question": "?", "answers": "blue"}
+    with pytest.raises(InputError, match=refused):
+        pointer_rl.evaluate_pointer_candidate(FakeBackend("blue"), query, [])
+    with pytest.raises(TypeError, match="the string 'blue'"):
+        example(0, answers="blue")
 
 
 def test_a_candidate_is_evaluated_or_its_failure_told():
@@ -119,11 +147,34 @@ def test_a_candidate_is_evaluated_or_its_failure_told():
     assert failed.correct is None
 
 
+def test_a_candidate_is_evaluated_from_mappings_as_from_examples():
+    def answer(text):
+        return "red" if "Short answer:red" in text else "blue"
+
+    query = {"question": "Which colour?", "answers": ["red"] * 10}
+    shown = {"question": "And this?", "answer": "red"}
+    outcomes = [
+        pointer_rl.evaluate_pointer_candidate(FakeBackend(answer), query, demonstrations)
+        for demonstrations in ([shown], [])
+    ]
+    assert [each.correct for each in outcomes] == [True, False]
+
+
 def test_a_model_that_is_unknown_or_missing_is_one_line(tmp_path):
     with pytest.raises(PluginError, match="unknown backend 'qwen2vll'; did you mean 'qwen2vl'"):
         pointer_rl.load_vqa_model("qwen2vll")
     with pytest.raises(InputError, match="none"):
         pointer_rl.load_vqa_model("qwen2vl", "cpu", model=str(tmp_path / "none"))
+    with pytest.raises(InputError, match="no installed package nowhere"):
+        pointer_rl.load_vqa_model(
+            model_name="qwen2vl", device=torch.device("cpu"), model="nowhere:model"
+        )
+
+
+def test_the_glyph_model_has_a_name():
+    named = pointer_rl.load_vqa_model(model_name="glyphs", device=torch.device("cpu"))
+    by_folder = pointer_rl.load_vqa_model("qwen2vl", "cpu", model=str(MODEL_DIR))
+    assert named.fingerprint == by_folder.fingerprint
 
 
 def test_rewards_of_unknown_modes_and_weights_are_refused():
@@ -132,3 +183,16 @@ def test_rewards_of_unknown_modes_and_weights_are_refused():
         pointer_rl.compute_reward_for_candidate(vqa_correct=1, reward_mode="soft")
     with pytest.raises(InputError, match="no option 'hard'"):
         pointer_rl.compute_reward_for_candidate(vqa_correct=1, hard=2.0)
+
+
+def test_a_weight_that_the_mode_ignores_is_refused_with_the_mode_that_has_it():
+    with pytest.raises(InputError, match="no option 'alpha'; it is one of legacy"):
+        pointer_rl.compute_reward_for_candidate(beam_score=2.13, vqa_correct=1, alpha=0.2)
+    with pytest.raises(InputError, match="no option 'soft_weight'; it is one of hard01"):
+        pointer_rl.compute_reward_for_candidate(
+            vqa_correct=1, reward_mode="hard_only", soft_weight=0.5
+        )
+    combined = pointer_rl.compute_reward_for_candidate(
+        beam_score=2.13, vqa_correct=0, reward_mode="legacy", alpha=0.2, beta=1.0
+    )
+    assert combined == pytest.approx(0.2 * 2.13 - 1.0)

@@ -21,7 +21,8 @@ LAYERS = [
     {"generate", "beams", "evaluate"},
     {"train"},
     {"testing", "scaffold", "report"},
-    {"api"},
+    {"route"},
+    {"api", "runs"},
     {"cli", "__main__"},
 ]
 """Parts of the engine, lowest first. Each may import lower parts, its own, and parts beside it."""

@@ -13,9 +13,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
-from pointer_rl import BeamDataset, BeamDatasetWithEmbedding
-from pointer_rl.datasets.embeddings import Embeddings
+from pointer_rl import BeamDataset, BeamDatasetWithEmbedding, collate_groups
+from pointer_rl.datasets.embeddings import Embeddings, save_embeddings
 from pointer_rl.datasets.identity import digest_ids
 from pointer_rl.errors import InputError, PluginError
 from pointer_rl.records.beams import Beam, to_beam_record
@@ -23,7 +24,7 @@ from pointer_rl.records.formats import open_writer
 from pointer_rl.records.records import to_record
 from pointer_rl.registry import registry
 from pointer_rl.testing import example
-from pointer_rl.types import Candidate, Outcome
+from pointer_rl.types import NO_ROW, Candidate, Outcome
 
 REWARDS = json.loads((Path(__file__).parents[1] / "data" / "rewards.json").read_text())
 OUTCOME = {"vqa_pred_answer": "x", "vqa_correct": 1, "vqa_acc_score": 0.6}
@@ -525,3 +526,31 @@ def test_embeddings_of_another_pool_are_refused(rl, tmp_path):
         BeamDatasetWithEmbedding(path, queries, embeddings(11))
     with pytest.raises(InputError, match="their ids are not those of the file's pool"):
         BeamDatasetWithEmbedding(path, queries, embeddings(10, ids[::-1]))
+
+
+def test_a_dataloader_pads_the_groups_of_a_batch(rl, tmp_path):
+    dataset = BeamDataset(rl)
+    batches = list(DataLoader(dataset, batch_size=2, collate_fn=collate_groups))
+    assert [query for batch in batches for query in batch["ids"]] == dataset.ids
+    for batch, start in zip(batches, range(0, len(dataset), 2), strict=True):
+        groups = [dataset[start + index] for index in range(len(batch["ids"]))]
+        assert batch["valid"].sum(dim=1).tolist() == [len(each.rewards) for each in groups]
+        assert batch["pointers"].dtype == torch.int64
+        for index, group in enumerate(groups):
+            there = batch["valid"][index]
+            assert batch["pointers"][index][there].tolist() == group.pointers.tolist()
+            assert batch["rewards"][index][there].tolist() == group.rewards.tolist()
+            assert (batch["pointers"][index][~there] == NO_ROW).all()
+            assert (batch["rewards"][index][~there] == 0).all()
+        assert "query_embeddings" not in batch
+
+
+def test_embeddings_may_be_files_and_are_in_the_batch(rl, tmp_path):
+    vectors = torch.randn(12, 3)
+    path = str(tmp_path / "embeddings.safetensors")
+    save_embeddings(path, vectors, [*BeamDataset(rl).ids, *map(str, range(12))][:12])
+    dataset = BeamDatasetWithEmbedding(str(rl), path, path)
+    batch = collate_groups(list(dataset))
+    assert batch["query_embeddings"].equal(vectors[dataset.query_rows])
+    assert repr(dataset).startswith(f"BeamDatasetWithEmbedding('{rl}': {len(dataset)} queries, ")
+    assert len(repr(dataset.query_embeddings)) < 80

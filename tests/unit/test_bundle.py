@@ -49,7 +49,7 @@ QUERY_IDS = ("q1", "q2")
 INFO = BundleInfo(
     shots=2,
     encoder=EncoderInfo(fingerprint="toy 1", name="toy", options={"mode": "both"}),
-    dataset={"name": "pets", "options": {"path": "pets.jsonl"}},
+    dataset={"name": "jsonl", "title": "pets", "options": {"path": "pets.jsonl"}},
     data=DataFile(name="rl.json", sha256="ab" * 32),
     training={"options": {"grpo_lr": 1e-4, "seed": 3}, "metrics": {"reward": 0.75}},
 )

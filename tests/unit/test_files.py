@@ -173,6 +173,18 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
         pass
 
 
+def test_one_may_wait_for_the_other(tmp_path):
+    path = tmp_path / "out.json"
+    said = []
+    command = [sys.executable, "-c", LOCKS, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with locked(path, lambda sentence: (said.append(sentence), other.kill())):
+            assert other.wait() != 0
+    assert [each.endswith("; waiting for it") for each in said] == [True]
+    assert f"process {other.pid} on " in said[0]
+
+
 def test_one_process_at_a_time_and_a_dead_ones_lock_is_no_lock(tmp_path):
     path = tmp_path / "new" / "out.json"
     with (

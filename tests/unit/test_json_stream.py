@@ -78,7 +78,9 @@ def test_flaws_have_their_place(tmp_path):
     [
         ("", "line 1, column 1: found nothing, where an object"),
         (" \n ", "line 2, column 2: found nothing"),
-        ("[1]", "line 1, column 1: found a list, where an object of query id"),
+        ("[\n1]", 'line 2: not a record with a string "query_id"'),
+        ('[{"query_id": "a"}', "line 1, column 19: the JSON ends too early"),
+        ("[] 3", "line 1, column 4: not JSON (more text after the list"),
         ("3", "found no JSON object"),
         ("{", "line 1, column 2: the JSON ends too early"),
         ('{"a": {"b": "x', "line 1, column 15: the JSON ends too early"),
@@ -226,6 +228,21 @@ def test_memory_is_bounded_by_the_largest_item(tmp_path):
     assert peak < 2_000_000
 
 
+@pytest.mark.usefixtures("window")
+def test_a_list_of_records_is_read_as_their_lines_are(tmp_path):
+    items = ['{"_meta": {"s": 1}}', '{"query_id": "a", "x": [1]}', '{"b": {"x": 2, "x": 3}}']
+    (tmp_path / "x.json").write_text("[" + ",\n".join(items) + "]")
+    (tmp_path / "x.jsonl").write_text("\n".join(items))
+    members = list(stream_members(tmp_path / "x.json"))
+    assert members == list(stream_members(tmp_path / "x.jsonl"))
+    assert [member[:3] for member in members] == [
+        ("_meta", {"s": 1}, 1),
+        ("a", {"x": [1]}, 2),
+        ("b", {"x": 3}, 3),
+    ]
+    assert members[2].flaws == (Flaw("duplicate-key", ("x",)),)
+
+
 # --- .jsonl ---
 
 
@@ -249,6 +266,8 @@ def test_a_line_is_a_record(tmp_path):
         (b'{"query_id": "a"} {}', r"line 2, column 19: not JSON \(more text"),
         (b'{"query_id": 3}', r'line 2: not a record with a string "query_id"'),
         (b"[]", r'line 2: not a record with a string "query_id"'),
+        (b'{"a": 3}', r"line 2: not a record .*, nor \{query id: record\}"),
+        (b'{"a": {}, "b": {}}', r"line 2: not a record .*, nor \{query id: record\}"),
         (b'"\xff"', r"line 2: not UTF-8"),
         (b"[" * 200_000, r"line 2: cannot parse this line"),
     ],

@@ -321,6 +321,17 @@ class Chooses:
         ]
 
 
+class ClaimsToNeedNothing(Chooses):
+    """Ranks rows by the embeddings."""
+
+    needs_embeddings = False
+
+    def propose(self, policy, queries, pool, rngs):
+        own = queries.embeddings @ pool.embeddings.T
+        ranked = own.masked_fill(~queries.allowed, -torch.inf).sort(descending=True).indices
+        return [[Candidate(tuple(each[: queries.shots].tolist()), "chooses")] for each in ranked]
+
+
 class GlobalRandomness(Chooses):
     def rows(self, queries, query, rng):
         return random.sample(super().rows(queries, query, rng), queries.shots)
@@ -795,6 +806,7 @@ FAULTS = [
     (GeneratorTests, (Forgets,), "asked for .* again: remember its outcome"),
     (GeneratorTests, (TrustsOutcomes,), "told of outcomes, a search raised TypeError .*: check"),
     (GeneratorTests, (Gossips,), "query 1: alone it gives .*: let them depend"),
+    (GeneratorTests, (ClaimsToNeedNothing,), "without embeddings .*: do without them, or leave"),
     (GeneratorTests, (OneSearch,), "start gave 1 searches for 4 queries: give one for each"),
     (ArmTests, (SeesItself,), r"proposed \[0\]; .*: .* choose different rows among"),
     (ArmTests, (LearnsFromItself,), "training query p4 may not be shown row 4"),

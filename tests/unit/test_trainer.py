@@ -28,7 +28,7 @@ class StoppedError(Exception):
 
 
 def run(path, config=CONFIG, about=None, stop_at=math.inf, groups=GROUPS, rounds=(0,)):
-    def line_written(line):
+    def line_written(line, of):
         if len(trainer.log) == stop_at:
             raise StoppedError
 
@@ -153,7 +153,7 @@ def test_a_loss_that_is_no_number_stops_and_the_last_good_epoch_stays(tmp_path, 
     groups = dataclasses.replace(GROUPS, rewards=GROUPS.rewards.copy())
     good = 2 if broken == "rce" else 5
 
-    def spoil(line):
+    def spoil(line, of):
         if len(trainer.log) == good + 1:
             for parameter in trainer.policy.parameters():
                 parameter.data *= torch.inf
@@ -177,7 +177,7 @@ def test_too_high_a_learning_rate_stops_even_when_the_last_step_broke_it(tmp_pat
 
 def test_any_registered_selector_is_resumed(tmp_path):
     def fit(path, stop_at=math.inf):
-        def line_written(line):
+        def line_written(line, of):
             if len(trainer.log) == stop_at:
                 raise StoppedError
 
