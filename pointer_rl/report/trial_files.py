@@ -8,10 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pointer_rl.datasets.recorded import check_pool, recorded_dataset
+from pointer_rl.datasets.recorded import open_recorded
 from pointer_rl.errors import InputError, PointerRLError, first_line
 from pointer_rl.records.formats import read_meta
-from pointer_rl.registry import registry
 from pointer_rl.report.evaluations import Evaluation
 from pointer_rl.report.gallery import Sample, share_out
 from pointer_rl.report.inputs import Input
@@ -55,7 +54,8 @@ class Datasets:
         key = repr(described)
         if key not in self._by_description:
             try:
-                self.opened.append(self._open(described, input))
+                dataset = open_recorded(described, input.path, self._name, self._options)
+                self.opened.append(dataset)
                 self._by_description[key] = len(self.opened) - 1
             except PointerRLError as error:
                 if self._name is not None or self._options:
@@ -65,13 +65,6 @@ class Datasets:
         if key in self._reason_of:
             self.reasons[input.name] = self._reason_of[key]
         return self._by_description[key]
-
-    def _open(self, described: Mapping[str, Any], input: Input) -> Dataset:
-        named = recorded_dataset(described, input.path, self._name, self._options)
-        dataset: Dataset = registry().create("dataset", *named)
-        if "pool_sha256" in described:
-            check_pool(dataset.pool, described["pool_sha256"], input.path)
-        return dataset
 
 
 @dataclass
