@@ -339,11 +339,13 @@ class _Page:
 
 def _problems_of(file: TrialFile) -> Iterator[tuple[str, list[str]]]:
     name, tally = file.input.name, file.tally
-    if file.unsound:
-        number = len(file.unsound)
+    if file.unusable:
+        number = len(file.unusable)
         yield (
             f"{name}: {number:,} queries are left out of this report",
-            [f"Their records do not follow the schema ({_some(file.unsound)})"],
+            [
+                f"Their records lack what is counted, or have it in another form ({_some(file.unusable)})"
+            ],
         )
     if tally.failures:
         most = sorted(tally.failures.items(), key=lambda each: -len(each[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -82,8 +83,8 @@ class TrialFile:
     validation: Validation | None = None
     unread: str | None = None
     """Why an evaluation has no trials; None if it has."""
-    unsound: list[str] = field(default_factory=list)
-    """Ids of queries whose records do not follow the schema: they are in no figure."""
+    unusable: list[str] = field(default_factory=list)
+    """Ids of queries whose records cannot be counted: they are in no figure."""
 
     @property
     def highlight(self) -> str | None:
@@ -185,11 +186,11 @@ def _read_into(one: TrialFile, most: int) -> None:
     path = one.input.path
     try:
         for trials in read_trials(path):
-            if _is_sound(trials, path):
+            if _is_usable(trials):
                 one.tally.add(trials)
                 one.sample.add(trials, most)
             else:
-                one.unsound.append(trials.id)
+                one.unusable.append(trials.id)
     except InputError as error:
         if one.evaluation is None or one.tally.queries:
             raise
@@ -198,13 +199,31 @@ def _read_into(one: TrialFile, most: int) -> None:
         one.validation = validate_file(path, ValidationConfig(max_findings=FINDINGS))
 
 
-def _is_sound(trials: QueryTrials, path: Path) -> bool:
-    """Whether a record follows the schema; what is wrong with it, `validate` says."""
-    try:
-        trials.check(path)
-    except InputError:
+def _is_usable(trials: QueryTrials) -> bool:
+    """Whether a record has what is counted, in the right form; `validate` says what is wrong."""
+    described = trials.record.get("query", {})
+    if not isinstance(described, dict):
         return False
-    return True
+    answers = described.get("gt_answers_raw", [])
+    rows = trials.record.get("excluded", [])
+    return (
+        isinstance(answers, list)
+        and all(isinstance(each, str) for each in answers)
+        and isinstance(rows, list)
+        and all(map(_is_usable_candidate, trials.candidates))
+    )
+
+
+def _is_usable_candidate(candidate: Mapping[str, Any]) -> bool:
+    pointer, accuracy = candidate.get("pointer"), candidate.get("vqa_acc_score", 0)
+    score = candidate.get("score", 0)  # of a beam
+    return (
+        isinstance(pointer, list)
+        and all(isinstance(row, int) and row >= 0 for row in pointer)
+        and (accuracy is None or (isinstance(accuracy, int | float) and 0 <= accuracy <= 1))
+        and isinstance(score, int | float)
+        and math.isfinite(score)
+    )
 
 
 def _answers(dataset: Dataset | None) -> Callable[[int], str | None]:

@@ -105,9 +105,12 @@ def judge(query: int, place: int, rng: random.Random) -> tuple[Candidate, Outcom
     method = ("beam", "sample", "random")[place % 3]
     rows = tuple(row for row in rng.sample(range(POOL), 3) if row != query)[:2]
     score = -rng.random()
-    beam = {"beam_rank": place // 3, "beam_score": score} if method == "beam" else {}
-    drawn = {"temperature": 1.0} if method == "sample" else {}
-    candidate = Candidate(rows, method, logprob_score=score, **beam, **drawn)
+    proposed = {
+        "beam": {"beam_rank": place // 3, "beam_score": score, "logprob_score": score},
+        "sample": {"temperature": 1.0, "logprob_score": score},
+        "random": {},
+    }
+    candidate = Candidate(rows, method, **proposed[method])
     if rng.random() < 0.01:
         return candidate, Outcome(failure="the server did not answer in 60 s")
     answer, accuracy = rng.choice(WORDS), rng.choice([0.0, 0.0, 0.3, 0.6, 1.0])

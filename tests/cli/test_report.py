@@ -88,8 +88,7 @@ def test_evaluations_stand_side_by_side_with_data_and_trainings(world, cli, eval
     trained = cli(
         *("train", "--rl-data", str(world.output), "--cand-emb", str(world.cand_emb)),
         *("--query-emb", str(world.query_emb), "--output-dir", str(world.folder / "policy")),
-        *("--rce-epochs", "2", "--grpo-epochs", "1", "--layers", "1", "--hidden-dim", "4"),
-        *("--dataset", "jsonl", "--dataset-opt", f"path={world.data}"),
+        *("--rce-epochs", "2", "--grpo-epochs", "1", "--layers", "1", "--heads", "1"),
     )
     assert trained.exit_code == 0, trained.output
     page, _ = page_of(cli, world.folder, world.folder)

@@ -215,10 +215,11 @@ def test_groups_orders_positions_duplicates_and_leaks_are_counted():
     assert tally.excluded_shown == ["d"]
 
 
-def test_a_record_that_does_not_follow_the_schema_is_left_out_and_named(tmp_path):
+def test_a_record_that_cannot_be_counted_is_left_out_and_named(tmp_path):
     path = write_world(tmp_path, PLAIN)
     content = json.loads(path.read_text())
     content["q1"]["pointer_candidates"][0]["vqa_acc_score"] = "much"
+    content["q2"]["pointer_candidates"][0]["beam_rank"] = None  # breaks the schema, and no figure
     path.write_text(json.dumps(content))
     page, _ = report(path, at=tmp_path)
     assert "rl.json: 1 queries are left out of this report" in page.text
