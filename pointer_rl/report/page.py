@@ -340,12 +340,10 @@ class _Page:
 def _problems_of(file: TrialFile) -> Iterator[tuple[str, list[str]]]:
     name, tally = file.input.name, file.tally
     if file.unusable:
-        number = len(file.unusable)
+        ids = _some(file.unusable)
         yield (
-            f"{name}: {number:,} queries are left out of this report",
-            [
-                f"Their records lack what is counted, or have it in another form ({_some(file.unusable)})"
-            ],
+            f"{name}: {len(file.unusable):,} queries are left out of this report",
+            [f"Their records lack what is counted, or have it in another form ({ids})"],
         )
     if tally.failures:
         most = sorted(tally.failures.items(), key=lambda each: -len(each[1]))

@@ -94,7 +94,7 @@
 
   function makeGallery() {
     const state = { file: 0, method: -1, answers: "any", text: "", sort: "file", page: 0, pair: null };
-    let found = [], haystacks = [];
+    let found = [], haystacks = [], flat = null;
 
     const update = (change) => { Object.assign(state, { page: 0 }, change); refresh(); };
     const [fileControl, fileLabel] = select("File", page.files.map((each, n) => [n, each.name]),
@@ -133,6 +133,7 @@
       const highlight = file.methods.indexOf(file.highlight);
       Object.assign(state, { file: place, method: highlight, page: 0, pair: null });
       haystacks = [];
+      flat = null;
       fileControl.value = place;
       methodLabel.firstChild.textContent = file.kind === "evaluation" ? "Arm" : "Method";
       fill(methodControl, [[-1, "all"], ...file.methods.map((name, n) => [n, name])], highlight);
@@ -144,42 +145,80 @@
       ...new Set(query[CANDIDATES].map((each) => each[ANSWER])),
     ].join("\n").toLowerCase());
 
-    function matching(query) {
-      const { method, pair } = state;
-      if (pair) return query[CANDIDATES].filter((each) => each[METHODS].some((one) => pair.methods.includes(one)));
-      return method < 0 ? query[CANDIDATES] : query[CANDIDATES].filter((each) => each[METHODS].includes(method));
+    /** States and accuracies of all candidates of a file, and their methods, in flat arrays. */
+    function flatten(all) {
+      const starts = [0], states = [], accuracies = [], methodStarts = [0], methods = [];
+      for (const query of all) {
+        for (const candidate of query[CANDIDATES]) {
+          states.push(candidate[STATE]);
+          accuracies.push(candidate[ACCURACY]);
+          for (const method of candidate[METHODS]) methods.push(method);
+          methodStarts.push(methods.length);
+        }
+        starts.push(states.length);
+      }
+      return {
+        starts: Uint32Array.from(starts), states: Uint8Array.from(states),
+        accuracies: Float32Array.from(accuracies), methodStarts: Uint32Array.from(methodStarts),
+        methods: Uint16Array.from(methods),
+      };
     }
 
-    function passes(candidates) {
-      const has = (wanted) => candidates.some((each) => each[STATE] === wanted);
+    /** Which methods' candidates are shown: by number, 1 if they are. */
+    function wantedMethods() {
+      const wanted = new Uint8Array(page.files[state.file].methods.length);
+      for (const each of state.pair ? state.pair.methods : [state.method]) {
+        if (each >= 0) wanted[each] = 1;
+      }
+      return wanted;
+    }
+
+    const every = () => !state.pair && state.method < 0;
+    const shown = (query, wanted) => (every() ? query[CANDIDATES]
+      : query[CANDIDATES].filter((each) => each[METHODS].some((one) => wanted[one])));
+
+    function passes(counts) {
       switch (state.answers) {
-        case "right": return has(RIGHT);
-        case "wrong": return has(WRONG);
-        case "failed": return has(FAILED);
-        case "flipped": return has(RIGHT) && has(WRONG);
+        case "right": return counts[RIGHT] > 0;
+        case "wrong": return counts[WRONG] > 0;
+        case "failed": return counts[FAILED] > 0;
+        case "flipped": return counts[RIGHT] > 0 && counts[WRONG] > 0;
         default: return true;
       }
     }
 
     function filter() {
+      const all = queries[state.file](), wanted = wantedMethods(), anything = every();
+      const { starts, states, accuracies, methodStarts, methods } = (flat ??= flatten(all));
+      const counts = new Uint32Array(STATES.length);
       found = [];
-      queries[state.file]().forEach((query, place) => {
-        if (state.pair && !state.pair.ids.has(query[ID])) return;
-        if (state.text && !haystack(query, place).includes(state.text)) return;
-        const candidates = matching(query);
-        if ((!candidates.length && state.method >= 0) || !passes(candidates)) return;
-        let total = 0, judged = 0;
-        for (const each of candidates) {
-          if (each[STATE] < FAILED) { total += each[ACCURACY]; judged += 1; }
+      for (let place = 0; place < all.length; place += 1) {
+        if (state.pair && !state.pair.ids.has(all[place][ID])) continue;
+        if (state.text && !haystack(all[place], place).includes(state.text)) continue;
+        counts.fill(0);
+        let total = 0, number = 0;
+        for (let one = starts[place]; one < starts[place + 1]; one += 1) {
+          let counted = anything;
+          for (let each = methodStarts[one]; !counted && each < methodStarts[one + 1]; each += 1) {
+            counted = wanted[methods[each]] === 1;
+          }
+          if (!counted) continue;
+          number += 1;
+          counts[states[one]] += 1;
+          if (states[one] < FAILED) total += accuracies[one];
         }
-        found.push({ query, candidates, mean: judged ? total / judged : NaN });
-      });
+        const judged = counts[RIGHT] + counts[WRONG];
+        if ((number || state.pair || anything) && passes(counts)) {
+          found.push({ query: all[place], mean: judged ? total / judged : NaN });
+        }
+      }
       const mean = (each, missing) => (Number.isNaN(each.mean) ? missing : each.mean);
+      const question = (each) => each.query[QUESTION];
       const orders = {
         low: (a, b) => mean(a, 2) - mean(b, 2),
         high: (a, b) => mean(b, -1) - mean(a, -1),
         divided: (a, b) => Math.abs(mean(a, 9) - 0.5) - Math.abs(mean(b, 9) - 0.5),
-        question: (a, b) => (a.query[QUESTION] < b.query[QUESTION] ? -1 : a.query[QUESTION] > b.query[QUESTION] ? 1 : 0),
+        question: (a, b) => (question(a) < question(b) ? -1 : question(a) > question(b) ? 1 : 0),
       };
       if (state.sort in orders) found.sort(orders[state.sort]);
     }
@@ -202,7 +241,8 @@
       chosen.replaceChildren(...(state.pair
         ? [state.pair.words, " ", element("button", { type: "button", class: "quiet", onclick: () => update({ pair: null }) }, "show all again")]
         : []));
-      list.replaceChildren(...some.map((each) => card(file, each)));
+      const wanted = wantedMethods();
+      list.replaceChildren(...some.map(({ query }) => card(file, query, shown(query, wanted))));
       const turn = (by, name) => element("button", {
         type: "button", disabled: state.page + by < 0 || state.page + by >= pages,
         onclick: () => { state.page += by; draw(); result.focus({ preventScroll: true }); result.scrollIntoView(); },
@@ -212,7 +252,7 @@
         : []));
     }
 
-    function card(file, { query, candidates }) {
+    function card(file, query, candidates) {
       const counts = STATES.map((_, n) => candidates.filter((each) => each[STATE] === n).length);
       const judged = counts.map((count, n) => (count ? `${number(count)} ${STATES[n][0]}` : "")).filter(Boolean).join(", ");
       const what = file.kind === "beams" ? counted(candidates.length, "beam") : judged;
