@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -326,15 +327,16 @@ class _Page:
             if lines:
                 yield f"{evaluation.input.name}: leaks", lines
 
-    def _provenance(self) -> Iterator[tuple[Input, str, list[tuple[str, str]]]]:
-        """Each input, its kind, and what it records of itself."""
+    def _provenance(self) -> Iterator[tuple[Input, str, list[tuple[str, str]], str | None]]:
+        """Each input, its kind, what it records of itself, and commands that make it again."""
         recorded = {each.input.path: each.meta for each in self._trials}
         for training in self._trainings:
             recorded[training.input.path] = {
                 key: value for key, value in training.document.items() if key != "evaluation"
             }
         for input in self._inputs:
-            yield input, _KINDS[input.kind][0], list(_facts(recorded[input.path]))
+            found = recorded[input.path]
+            yield input, _KINDS[input.kind][0], list(_facts(found)), _commands(input, found)
 
 
 def _problems_of(file: TrialFile) -> Iterator[tuple[str, list[str]]]:
@@ -386,6 +388,25 @@ def _facts(value: Mapping[str, Any], inside: str = "") -> Iterator[tuple[str, st
             yield from _facts(each, f"{inside}{key}.")
         elif each is not None:
             yield f"{inside}{key}", each if isinstance(each, str) else to_json(each)
+
+
+def _commands(input: Input, recorded: Mapping[str, Any]) -> str | None:
+    """How to make an input again; None if it does not say how it was made."""
+    command = output = None
+    if input.kind == "evaluation":
+        command, output = "evaluate", "--output-path"
+    elif input.kind == "training" and "training" in recorded:
+        options = recorded["training"].get("options") or {}
+        command, output = "sft" if "epochs" in options else "train", "--output-dir"
+    elif ("generators" in recorded and "round" not in recorded) or "beam_size" in recorded:
+        command, output = "generate" if "generators" in recorded else "beams", "--output-path"
+    if command is None:
+        return None
+    name = shlex.quote(printable(input.name))
+    return (
+        f"pointer-rl config --of {name} > run.toml\n"
+        f"pointer-rl {command} --config run.toml {output} {name}"
+    )
 
 
 def _rows_of(query: list[Any]) -> list[int]:

@@ -21,6 +21,7 @@ _REWARD, _RANDOM, _BEST = "held_out_reward", "held_out_random_reward", "held_out
 _PANELS = {
     _REWARD: "Held-out reward",
     "held_out_cross_entropy": "Held-out cross-entropy (nats)",
+    "cross_entropy": "Cross-entropy in training (nats)",
     "rce": "RCE loss",
     "ppo": "GRPO loss",
     "kl": "KL from the reference (nats)",
@@ -164,8 +165,6 @@ class CurveGroup:
             yield by_calls
         online = [each.rules() for each in self.trainings if each.rules()]
         for key, title in _PANELS.items():
-            if self.kept_by == "cross_entropy" and key == _REWARD:
-                continue  # a sum of InfoScores, nearly constant by construction
             series = [
                 Series(training.input.name, points, style, gap=1.5)
                 for style, training in enumerate(self.trainings)

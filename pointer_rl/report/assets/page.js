@@ -17,7 +17,7 @@
   const METHODS = 0, ROWS = 1, STATE = 2, ACCURACY = 3, ANSWER = 4, RAW = 5, FURTHER = 6;
   const WRONG = 0, RIGHT = 1, FAILED = 2;
   const STATES = [["wrong", "✗"], ["right", "✓"], ["failed", "!"], ["not judged", "–"]];
-  const PER_PAGE = 12, TRIALS_SHOWN = 6, LONG = 280, BRIEF = 80;
+  const PER_PAGE = 10, TRIALS_SHOWN = 4, LONG = 280, BRIEF = 80;
 
   // --- building elements ---
 
@@ -40,7 +40,7 @@
     if (place == null) {
       return element("span", { class: `${css} none`, role: "img", "aria-label": "no image" });
     }
-    const made = element("img", { class: css, alt: description, decoding: "async" });
+    const made = element("img", { class: css, alt: description, loading: "lazy", decoding: "async" });
     made.src = "data:image/webp;base64," + thumbnails()[place];
     return made;
   }
@@ -138,6 +138,7 @@
       methodLabel.firstChild.textContent = file.kind === "evaluation" ? "Arm" : "Method";
       fill(methodControl, [[-1, "all"], ...file.methods.map((name, n) => [n, name])], highlight);
       refresh();
+      setTimeout(() => { if (state.file === place) queries[place]().forEach(haystack); }, 300);
     }
 
     const haystack = (query, place) => (haystacks[place] ??= [
@@ -368,6 +369,7 @@
 
   let folded = [];
   addEventListener("beforeprint", () => {
+    for (const each of document.images) each.loading = "eager";
     folded = [...document.querySelectorAll("details:not([open])")];
     for (const each of folded) each.open = true;
   });
