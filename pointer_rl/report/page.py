@@ -430,7 +430,7 @@ def _accuracies(file: TrialFile) -> str | None:
     if file.evaluation is not None:
         ids, by_query = file.evaluation.content["query_ids"], file.evaluation.by_query()
     else:
-        ids, by_query = file.tally.ids, file.tally.by_query
+        ids, by_query = file.tally.ids, file.tally.by_query()
     if len(by_query) < 2:
         return None
     arms = {

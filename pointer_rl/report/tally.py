@@ -74,8 +74,7 @@ class MethodTally:
     @property
     def share_right(self) -> float | None:
         """Of the judged trials; None without any."""
-        judged = self.candidates - self.failed
-        return self.correct / judged if judged else None
+        return self.correct / self.accuracy.number if self.accuracy.number else None
 
     @property
     def shown(self) -> float:
@@ -143,18 +142,14 @@ class Tally:
     """Trials that show a query what another one of the same method shows it."""
     excluded_shown: list[str] = field(default_factory=list)
     """Ids of queries that were shown a row that is excluded for them."""
-    images: Counter[str] = field(default_factory=Counter)
-    """Image id → number of queries about it."""
     ids: list[str] = field(default_factory=list)
-    by_query: dict[str, list[float | None]] = field(default_factory=dict)
-    """Method → its mean accuracy on each query; None where it was not judged."""
+    _means: dict[str, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
+    """Method → place of a query → its mean accuracy there."""
 
     def add(self, trials: QueryTrials) -> None:
         """Take in the trials of a query."""
         self.queries += 1
         described = trials.record.get("query", {})
-        if described.get("image_id") is not None:
-            self.images[str(described["image_id"])] += 1
         if trials.are_beams:
             self._beams(trials)
             return
@@ -179,8 +174,9 @@ class Tally:
         self.ids.append(trials.id)
         for method in seen_by:
             self.methods[method].queries += 1
-            of_method = self.by_query.setdefault(method, [])
-            of_method += [None] * (self.queries - 1 - len(of_method)) + [means[method].value]
+            mean = means[method].value
+            if mean is not None:
+                self._means[method][len(self.ids) - 1] = mean
         self._group(judged)
         self._positions(judged, described)
 
@@ -257,6 +253,11 @@ class Tally:
             if len(places) == 1 and len(pointer) > 1:
                 self.positions[len(pointer), places[0]].add(accuracy)
 
+    def by_query(self) -> dict[str, list[float | None]]:
+        """Method → its mean accuracy on each of `ids`; None where none of its trials was judged."""
+        places = range(len(self.ids))
+        return {name: [each.get(place) for place in places] for name, each in self._means.items()}
+
     def ranked_lifts(self) -> list[RowLift]:
         """Rows that were compared in FEWEST_QUERIES queries or more, highest lift first."""
         compared = {row: mean for row, mean in self.lifts.items() if mean.number >= FEWEST_QUERIES}
@@ -268,11 +269,6 @@ class Tally:
         ]
         # By the centre of the interval, which is nearer to 0 where few queries speak.
         return sorted(ranked, key=lambda each: (-(each.low + each.high), each.row))
-
-    @property
-    def shared_images(self) -> int:
-        """Queries about an image that another query is about."""
-        return sum(number for number in self.images.values() if number > 1)
 
 
 def methods_of(trials: QueryTrials, candidate: Mapping[str, Any]) -> list[str]:

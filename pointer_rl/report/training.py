@@ -201,8 +201,8 @@ class CurveGroup:
         for style, training in enumerate(self.trainings):
             if points := training.against_calls(_REWARD):
                 series.append(Series(training.input.name, points, style, markers=True))
-                random = training.against_calls(_RANDOM)
-                series.append(Series(f"{training.input.name}: random choice", random, "bound"))
+            if points := training.against_calls(_RANDOM):
+                series.append(Series(f"{training.input.name}: random choice", points, "bound"))
         if self.kept_by != "reward" or len({x for each in series for x, _ in each.points}) < 2:
             return None
         title = "Held-out reward against calls"

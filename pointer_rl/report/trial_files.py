@@ -204,25 +204,27 @@ def _is_usable(trials: QueryTrials) -> bool:
     if not isinstance(described, dict):
         return False
     answers = described.get("gt_answers_raw", [])
-    rows = trials.record.get("excluded", [])
     return (
         isinstance(answers, list)
         and all(isinstance(each, str) for each in answers)
-        and isinstance(rows, list)
+        and _are_rows(trials.record.get("excluded", []))
         and all(map(_is_usable_candidate, trials.candidates))
     )
 
 
 def _is_usable_candidate(candidate: Mapping[str, Any]) -> bool:
-    pointer, accuracy = candidate.get("pointer"), candidate.get("vqa_acc_score", 0)
+    accuracy = candidate.get("vqa_acc_score")
     score = candidate.get("score", 0)  # of a beam
     return (
-        isinstance(pointer, list)
-        and all(isinstance(row, int) and row >= 0 for row in pointer)
+        _are_rows(candidate.get("pointer"))
         and (accuracy is None or (isinstance(accuracy, int | float) and 0 <= accuracy <= 1))
         and isinstance(score, int | float)
         and math.isfinite(score)
     )
+
+
+def _are_rows(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(row, int) and row >= 0 for row in value)
 
 
 def _answers(dataset: Dataset | None) -> Callable[[int], str | None]:

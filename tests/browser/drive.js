@@ -40,6 +40,7 @@ async function look(tab) {
   seen.paint = await tab.evaluate(() => performance.getEntriesByName("first-contentful-paint")[0].startTime);
   seen.width = await tab.evaluate(() => document.documentElement.scrollWidth - innerWidth);
   seen.text = await tab.evaluate(() => document.getElementById("gallery-tool")?.innerText ?? "");
+  seen.counts = await tab.evaluate(countQueries);
   seen.axe = await violations(tab);
   seen.used = await tab.evaluate(useEverything);
   seen.axe.push(...(await violations(tab)));
@@ -51,6 +52,27 @@ async function violations(tab) {
   await tab.evaluate(fs.readFileSync(require.resolve("axe-core/axe.min.js"), "utf8"));
   const found = await tab.evaluate(() => axe.run());
   return found.violations.map((each) => `${each.id}: ${each.nodes.map((node) => node.target.join(" ")).slice(0, 3)}`);
+}
+
+/** Runs in the page. Returns the number of queries for each choice, and those of wins and losses. */
+function countQueries() {
+  const counts = {};
+  const [method, answers] = document.querySelectorAll("#gallery-tool select");
+  const result = document.querySelector("#gallery-tool .result");
+  for (const one of [...method.options]) {
+    for (const other of [...answers.options]) {
+      for (const [control, option] of [[method, one], [answers, other]]) {
+        control.value = option.value;
+        control.dispatchEvent(new Event("change"));
+      }
+      const found = result.textContent.match(/^([\d,]+) quer/);
+      counts[`${one.textContent}: ${other.value}`] = found ? Number(found[1].replace(",", "")) : 0;
+    }
+  }
+  answers.value = "any";
+  answers.dispatchEvent(new Event("change"));
+  counts.cells = [...document.querySelectorAll(".cell strong")].map((each) => Number(each.textContent));
+  return counts;
 }
 
 /** Runs in the page. Returns milliseconds for each control, up to the frame that shows the result. */

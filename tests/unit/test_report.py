@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import math
 import re
 from itertools import pairwise
 
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from report_world import EXAMPLES, HOSTILE, Page, write_world
 
+from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.errors import InputError
 from pointer_rl.escaping import printable
 from pointer_rl.evaluate.statistics import compare
@@ -23,6 +26,8 @@ from pointer_rl.report.inputs import find_inputs
 from pointer_rl.report.page import ReportOptions, write_report
 from pointer_rl.report.svg import Series, line_chart, ticks
 from pointer_rl.report.tally import Mean, Tally
+from pointer_rl.report.thumbnails import Thumbnails
+from pointer_rl.report.training import Training, group_trainings
 from pointer_rl.report.trials import QueryTrials
 
 PLAIN = ("yes", "no", "a dog", "two")
@@ -148,6 +153,20 @@ def test_the_tables_count_every_trial(tmp_path):
         cells = f"{method}{EXAMPLES}{len(mine)}{failed}{right:.1f} %{accuracy:.1f} %"
         assert cells in page.text.replace("\n", "")
     assert "rl.json: 2 of 32 trials failed" in page.text
+    [pairs] = page.data("pairs")
+    assert pairs["ids"] == list(records)
+    for method, accuracies in pairs["arms"].items():
+        assert accuracies == [
+            round(np.mean(judged), 4)
+            for record in records.values()
+            for judged in [
+                [
+                    each["vqa_acc_score"]
+                    for each in record["pointer_candidates"]
+                    if each["gen_method"] == method and "vqa_acc_score" in each
+                ]
+            ]
+        ]
 
 
 @given(
@@ -280,6 +299,36 @@ def test_small_files_stay_whole_when_large_ones_are_cut():
     assert abs(large.size - larger.size) < 100
 
 
+def test_a_method_that_proposed_nothing_for_a_query_has_no_accuracy_there():
+    tally = Tally()
+    for method in ("m", "n", "m"):
+        tally.add(trials(method, ([1], 1.0, method)))
+    assert tally.by_query() == {"m": [1.0, None, 1.0], "n": [None, 1.0, None]}
+
+
+def test_thumbnails_are_made_once_and_stop_at_the_limit():
+    def noise(seed):
+        pixels = np.random.default_rng(seed).integers(0, 255, (200, 300, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        PIL.Image.fromarray(pixels).save(buffer, "png")
+        return ImageBytes(buffer.getvalue(), f"noise {seed}")
+
+    thumbnails = Thumbnails(40_000)
+    numbers = [thumbnails.add(noise(seed)) for seed in (0, 0, *range(1, 12), 0)]
+    shown = len(thumbnails.encoded)
+    assert 1 < shown < 12
+    assert numbers[:3] == [0, 0, 1]
+    assert (numbers[-2], numbers[-1]) == (None, 0)
+    assert thumbnails.full
+    assert sum(map(len, thumbnails.encoded)) == thumbnails.size <= 40_000
+    for text in thumbnails.encoded:
+        with PIL.Image.open(io.BytesIO(base64.b64decode(text))) as image:
+            assert (image.format, image.size) == ("WEBP", (144, 96))
+    broken = Thumbnails(9_999)
+    assert [broken.add(ImageBytes(b"no image", "broken.png")) for _ in range(2)] == [None, None]
+    assert list(broken.unreadable) == ["broken.png"]
+
+
 def test_without_its_dataset_a_report_says_so(tmp_path):
     path = write_world(tmp_path, PLAIN)
     (tmp_path / "data.jsonl").unlink()
@@ -288,6 +337,53 @@ def test_without_its_dataset_a_report_says_so(tmp_path):
     assert page.data("thumbnails") == []
     with pytest.raises(InputError, match=r"data\.jsonl"):
         report(path, at=tmp_path, dataset="jsonl", dataset_options={"path": "data.jsonl"})
+
+
+# --- trainings ------------------------------------------------------------------------------------
+
+
+def write_training(folder, rounds=2):
+    """A folder as `train --online` leaves it: two epochs a round, and 10 calls in each."""
+    (folder / "rounds").mkdir(parents=True)
+    lines, counts = [], {"data": 100}
+    for number in range(rounds + 1):
+        for epoch in range(2):
+            place = {"round": number, "stage": "rce", "epoch": epoch, "keep_by": "reward"}
+            held = {"held_out_reward": number + epoch / 10, "held_out_queries": 20 + number}
+            lines.append({**place, **held, "kl": math.nan, "rce": 1.0})
+        if number:
+            path = folder / "rounds" / f"round-{number:02d}.json"
+            write_world(path.parent, PLAIN, queries=number).replace(path)
+            counts[hashlib.sha256(path.read_bytes()).hexdigest()] = 10
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    training = {"calls": 100 + 10 * rounds, "calls_by_file": counts, "options": {}}
+    (folder / "bundle.json").write_text(json.dumps({"training": training}))
+
+
+def test_rounds_of_a_training_have_their_calls_and_accuracies(tmp_path):
+    write_training(tmp_path / "policy")
+    [where] = [each for each in find_inputs([tmp_path]) if each.kind == "training"]
+    path = tmp_path / "policy" / "rounds" / "round-01.json"
+    tally = Tally()
+    for accuracy in (0.0, 1.0, 1.0):
+        tally.add(trials("q", ([1], accuracy, "m")))
+    training = Training.read(where, {path: tally})
+    assert [each.calls for each in training.rounds] == [100, 110, 120]
+    assert [each.accuracy for each in training.rounds] == [None, pytest.approx(2 / 3), None]
+    assert [each.last["epoch"] for each in training.rounds] == [1, 1, 1]
+    assert training.against_calls("held_out_reward") == [(100, 0.1), (110, 1.1), (120, 2.1)]
+    assert [rule.x for rule in training.rules()] == [2, 4]
+    assert training.points("kl") == []  # not finite
+    [group] = group_trainings([training])
+    titles = [panel.title for panel in group.panels()]
+    assert titles == ["Held-out reward against calls", "Held-out reward", "RCE loss"]
+
+
+def test_calls_that_are_not_known_are_not_guessed(tmp_path):
+    write_training(tmp_path / "policy")
+    (tmp_path / "policy" / "rounds" / "round-02.json").unlink()
+    [where] = [each for each in find_inputs([tmp_path]) if each.kind == "training"]
+    assert [each.calls for each in Training.read(where, {}).rounds] == [None, None, None]
 
 
 # --- inputs ---------------------------------------------------------------------------------------
