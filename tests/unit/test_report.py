@@ -274,6 +274,30 @@ def test_a_page_that_would_be_too_large_has_a_sample_and_says_so(tmp_path):
     assert "beam300600" in page.text.replace("\n", "")  # the tables count all of them
 
 
+def test_images_without_room_are_left_out_and_said(tmp_path):
+    path = write_world(tmp_path, PLAIN)
+    for number in range(EXAMPLES):
+        pixels = np.random.default_rng(number).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    whole, _ = report(path, at=tmp_path)
+    most = len(whole.bytes) - 5_000
+    page, [sentence] = report(path, at=tmp_path, max_bytes=most)
+    assert len(page.bytes) <= most
+    assert 0 < len(page.data("thumbnails")) < EXAMPLES
+    with_all = int(sentence.split()[0])
+    assert sentence == (
+        f"{with_all} of {EXAMPLES} queries have all their images; there is no room for more "
+        "(--max-mb)"
+    )
+    assert sentence in page.text
+    images = page.data("images")
+    assert with_all == sum(
+        query[0] in images["queries"][0]
+        and all(str(row) in images["rows"][0] for one in query[4] for row in one[1])
+        for query in page.data("queries-0")
+    )
+
+
 def test_a_sample_does_not_depend_on_the_order_and_a_smaller_one_is_part_of_it():
     queries = [trials(f"q{number}", ([1], 1.0, "m")) for number in range(200)]
 
@@ -320,6 +344,9 @@ def test_thumbnails_are_made_once_and_stop_at_the_limit():
     assert numbers[:3] == [0, 0, 1]
     assert (numbers[-2], numbers[-1]) == (None, 0)
     assert thumbnails.full
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (8, 8)).save(buffer, "png")
+    assert thumbnails.add(ImageBytes(buffer.getvalue(), "small")) is None  # it would fit
     assert sum(map(len, thumbnails.encoded)) == thumbnails.size <= 40_000
     for text in thumbnails.encoded:
         with PIL.Image.open(io.BytesIO(base64.b64decode(text))) as image:
@@ -396,7 +423,8 @@ def test_folders_are_searched_and_other_files_passed_over(tmp_path):
     (training / "metrics.jsonl").write_text('{"stage": "rce", "epoch": 1, "rce": 2.0}\n')
     (training / "config.json").write_text("{}")
     (tmp_path / "list.json").write_text("[1, 2]")
-    (tmp_path / "rl.partial.jsonl").write_text("{")
+    record = '{"query_id": "q0", "query": {}, "pointer_candidates": []}'
+    (tmp_path / "rl.partial.jsonl").write_text(record)
     (tmp_path / ".hidden.json").write_text("{")
     (tmp_path / "beams.json").write_text('{"q0": {"query": {}, "beams": []}}')
     found = [(each.name, each.kind) for each in find_inputs([tmp_path])]
