@@ -129,16 +129,23 @@
       chosen, result, list, pager);
 
     function open(place) {
+      choose(place);
+      refresh();
+      setTimeout(() => { if (state.file === place) queries[place]().forEach(haystack); }, 300);
+    }
+
+    /** Choose a file, and the method to look at first. */
+    function choose(place) {
       const file = page.files[place];
       const highlight = file.methods.indexOf(file.highlight);
+      if (state.file !== place) {
+        haystacks = [];
+        flat = null;
+      }
       Object.assign(state, { file: place, method: highlight, page: 0, pair: null });
-      haystacks = [];
-      flat = null;
       fileControl.value = place;
       methodLabel.firstChild.textContent = file.kind === "evaluation" ? "Arm" : "Method";
       fill(methodControl, [[-1, "all"], ...file.methods.map((name, n) => [n, name])], highlight);
-      refresh();
-      setTimeout(() => { if (state.file === place) queries[place]().forEach(haystack); }, 300);
     }
 
     const haystack = (query, place) => (haystacks[place] ??= [
@@ -298,7 +305,7 @@
       /** Show the queries of a file that have these ids. */
       show(name, words, ids, arms) {
         const place = page.files.findIndex((each) => each.name === name);
-        open(place);
+        choose(place);
         const methods = arms.map((arm) => page.files[place].methods.indexOf(arm));
         methodControl.value = -1;
         answersControl.value = "any";
