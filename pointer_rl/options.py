@@ -23,6 +23,9 @@ FilePath = Annotated[str, "file"]
 """The type of an option that is a path. In a configuration file it is relative to that file."""
 FileOrName = Annotated[str, "file or name"]
 """The same for a path or something else, such as an id on the Hub: a path if there is one."""
+SecretRoute = Annotated[str, "secret route"]
+"""The type of an option that says which secret is sent, or where to. A configuration file that is
+found in the current folder, and was not named, may not set it."""
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _TYPES = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 
@@ -121,6 +124,12 @@ def relative_to(folder: Path, cls: type, values: Mapping[str, object]) -> dict[s
         return value
 
     return {key: resolve(value, hints.get(key)) for key, value in values.items()}
+
+
+def secret_routes(cls: type) -> set[str]:
+    """Names of the options of type `SecretRoute`."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {name for name, hint in hints.items() if SecretRoute in {hint, *typing.get_args(hint)}}
 
 
 def describe_options(cls: type) -> list[OptionInfo]:

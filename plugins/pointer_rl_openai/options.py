@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
+from pointer_rl.options import SecretRoute
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenAIOptions:
@@ -15,11 +17,11 @@ class OpenAIOptions:
 
     model: str | None = None
     """Model name on the server; by default the only model that it serves."""
-    base_url: str | None = None
+    base_url: SecretRoute | None = None
     """Address of the API, as in http://127.0.0.1:8000/v1; by default OPENAI_BASE_URL, else, with a
     key, https://api.openai.com/v1. Several, separated by commas, share the requests; they must
     serve the same model."""
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: SecretRoute = "OPENAI_API_KEY"
     """Environment variable with the API key. If it is not set, no key is sent."""
     images: Literal["data", "file"] = "data"
     """data sends each image; file sends its path, for a server that may read it there

@@ -20,7 +20,13 @@ from click.core import ParameterSource
 from pointer_rl.cli.output import echo
 from pointer_rl.cli.params import KeyValue, NamedFile, PluginName, long_name
 from pointer_rl.errors import InputError, PointerRLError
-from pointer_rl.options import Assignment, convert_options, parse_assignments, relative_to
+from pointer_rl.options import (
+    Assignment,
+    convert_options,
+    parse_assignments,
+    relative_to,
+    secret_routes,
+)
 
 AUTOMATIC = Path("pointer-rl.toml")
 """Read without being named, if it is in the current folder."""
@@ -283,7 +289,7 @@ def _of_plugin(
             own = {
                 k.removeprefix(f"{each}."): v for k, v in values.items() if k.startswith(f"{each}.")
             }
-            done |= {f"{each}.{k}": v for k, v in _checked(kind, each, own, found.path).items()}
+            done |= {f"{each}.{k}": v for k, v in _checked(kind, each, own, found).items()}
         return done
     plugin = None
     if kind.plugin is not None:
@@ -295,16 +301,19 @@ def _of_plugin(
             return {}
         if plugin is None:
             raise InputError('give plugin = "NAME", whose options these are')
-    return _checked(kind, plugin, values, found.path)
+    return _checked(kind, plugin, values, found)
 
 
 def _checked(
-    kind: KeyValue, plugin: str | None, values: Mapping[str, object], path: Path
+    kind: KeyValue, plugin: str | None, values: Mapping[str, object], found: Configuration
 ) -> dict[str, object]:
     options, owner = kind.options(plugin), f"{kind.kind} {plugin or ''}".strip()
     if options is None:
         raise InputError(f"{owner} takes no options (given: {', '.join(values)})")
-    return convert_options(options, relative_to(path.parent, options, values), owner)
+    barred = secret_routes(options) & set(values) if found.automatic else ()
+    for each in barred:
+        raise InputError(f"{each}: only a file given as --config may say where keys go; {_GIVE}")
+    return convert_options(options, relative_to(found.path.parent, options, values), owner)
 
 
 def blame(context: click.Context, error: click.BadParameter) -> Exception:

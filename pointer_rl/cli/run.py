@@ -24,6 +24,7 @@ from pointer_rl.cli.common import (
 )
 from pointer_rl.cli.evaluate import read_shots
 from pointer_rl.cli.output import echo, echo_block
+from pointer_rl.cli.params import KeyValue
 from pointer_rl.cli.tables import format_table
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _test_shots(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option(
     "--test-opt",
     multiple=True,
-    metavar="KEY=VALUE",
+    type=KeyValue("dataset", "dataset"),
     help="Option of the dataset that differs for the test queries, such as split=test "
     "(repeatable). Nothing is held out then.",
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pointer_rl.cli.common import FILE, number_option, plugin_options, with_options
+from pointer_rl.cli.common import FILE, GuideCommand, number_option, plugin_options, with_options
 from pointer_rl.cli.output import echo, echo_wrapped, on_terminal
 from pointer_rl.cli.tables import counted
 from pointer_rl.cli.trials import Page, ShowImage, format_number, quoted
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _COLOURS = {"correct": "green", "wrong": "red", "failed": "yellow"}
 
 
-@click.command()
+@click.command(cls=GuideCommand)
 @click.argument("file", type=FILE)
 @click.argument("query", required=False)
 @click.option("--wrong", is_flag=True, help="Only candidates whose answer was judged wrong.")

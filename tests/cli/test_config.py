@@ -192,6 +192,17 @@ def test_the_folders_own_file_neither_loads_code_nor_writes(cli, folder, text):
     registry.cache_clear()
 
 
+@pytest.mark.parametrize("option", ["base_url = 'http://127.0.0.1:9/v1'", "api_key_env = 'KEY'"])
+def test_the_folders_own_file_does_not_say_where_a_key_goes(cli, folder, option):
+    path = folder / "pointer-rl.toml"
+    path.write_text(f"[backend]\nplugin = 'openai'\nmodel = 'm'\n{option}\n")
+    done = cli("generate", "--output-path", "rl.json")
+    assert done.exit_code == 2
+    assert "only a file given as --config may say where keys go" in done.output
+    done = cli("config", "generate", "--config", str(path))
+    assert done.exit_code == 0, done.output
+
+
 def test_what_only_online_training_uses_may_stand_in_a_file(cli, config):
     config.write_text(SHARED + "[train]\nrounds = 3\nmax-calls = 10\n")
     done = cli("train", "--config", str(config), "--output-dir", "out")

@@ -90,7 +90,7 @@ def test_a_policy_that_can_stop_is_compared_with_every_fixed_number(evaluate, wo
         assert result.exit_code == 0, result.output
         refused = evaluate("--shots", "3", "--policy", f"RL always 2={world.folder / 'policy'}")
     one_line(refused, "policy 'RL always 2': the name of another arm")
-    assert re.search(r"^shots +arm +shown +queries", result.output)
+    assert re.search(r"^shots +arm +shown +queries", result.stdout)
     content = json.loads((world.folder / "result.json").read_text())
     shown = {row["arm"]: row["demonstrations"] for row in content["rows"]}
     assert {arm: shown[arm] for arm in shown if arm.startswith("RL ")} == {

@@ -56,7 +56,7 @@ def test_a_plugin_that_exits_is_an_error_and_says_where(world, plugin, part):
     path = plugin(code, kind)
     result = world.generate("--plugin", path, f"--{kind}", "mine")
     assert result.exit_code == 2
-    [line] = result.stderr.splitlines()
+    *_, line = result.stderr.splitlines()
     assert line.startswith(f"pointer-rl: error: {path}, line ")
     assert "ended the program (SystemExit: " in line
     assert not world.output.exists()
