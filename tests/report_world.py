@@ -48,7 +48,9 @@ def write_world(folder: Path, texts: tuple[str, ...] = HOSTILE, queries: int = E
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     dataset = {"name": "jsonl", "options": {"path": str(data)}, "pool_size": len(rows)}
     rng = random.Random(0)
-    writer = open_writer(folder / "rl.json", {"dataset": dataset, "note": texts[0]})
+    writer = open_writer(
+        folder / "rl.json", {"dataset": dataset, "note": texts[0], "notes": [texts[0]]}
+    )
     with writer:
         for number in range(queries):
             judged = _trials(number, len(rows), said[number], rng)

@@ -51,8 +51,13 @@ def find_inputs(paths: Sequence[Path]) -> list[Input]:
             raise InputError(f"{path}: neither RL data, beam data, nor an evaluation")
         else:
             found[path] = kind
+    different = {path.resolve(): path for path in reversed(found)}
     base = _base(list(found), paths)
-    return [Input(path, kind, _name(path, base)) for path, kind in found.items()]
+    return [
+        Input(path, kind, _name(path, base))
+        for path, kind in found.items()
+        if different[path.resolve()] is path
+    ]
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -164,7 +165,7 @@ class _Page:
             left_out=self.left_out,
             problems=list(self._problems()),
             provenance=list(self._provenance()),
-            blocks=[(f"json-{id}", Markup(json)) for id, json in blocks.items()],
+            blocks=[(f"json-{id}", Markup(text)) for id, text in blocks.items()],
         )
         return text
 
@@ -224,7 +225,7 @@ class _Page:
         return f"[{','.join(found)}]"
 
     def _rows(self) -> list[dict[str, list[Any]]]:
-        """For each dataset, row → [id, question, answer, number of its image or null].
+        """For each dataset, row → [id, question, answer].
 
         Those of the tables of rows that help and hurt come first, then query by query.
         """
@@ -238,7 +239,7 @@ class _Page:
             pool[str(row)] = texts = [
                 printable(each) for each in (example.id, example.question, example.answer)
             ]
-            left -= _size(to_json(texts)) + len(f'"{row}":,null,')
+            left -= _size(to_json(texts)) + len(f'"{row}":,')
             if left < 0:
                 del pool[str(row)]
                 lacking += 1
@@ -344,25 +345,26 @@ def _problems_of(file: TrialFile) -> Iterator[tuple[str, list[str]]]:
     if file.unusable:
         ids = _some(file.unusable)
         yield (
-            f"{name}: {len(file.unusable):,} queries are left out of this report",
-            [f"Their records lack what is counted, or have it in another form ({ids})"],
+            f"{name}: {_counted(file.unusable, 'query', 'queries')} left out of this report",
+            [f"What is counted is missing or has another form in the records of {ids}"],
         )
     if tally.failures:
         most = sorted(tally.failures.items(), key=lambda each: -len(each[1]))
-        lines = [
-            f"{len(ids):,} × {reason} (queries {_some(ids)})" for reason, ids in most[:FINDINGS]
-        ]
+        lines = [f"{len(ids):,} × {reason} ({_some(ids)})" for reason, ids in most[:FINDINGS]]
         if len(most) > FINDINGS:
             lines.append(f"and {len(most) - FINDINGS:,} other reasons")
         yield f"{name}: {tally.failed:,} of {tally.candidates:,} trials failed", lines
     if tally.excluded_shown:
-        number, some = len(tally.excluded_shown), _some(tally.excluded_shown)
         yield (
             f"{name}: leaks",
-            [f"{number:,} trials show a row that is excluded for their query ({some})"],
+            [
+                f"a row that is excluded for its query is shown in "
+                f"{_counted(tally.excluded_shown, 'trial', 'trials')} "
+                f"({_some(tally.excluded_shown)})"
+            ],
         )
     if tally.duplicates:
-        line = f"{tally.duplicates:,} trials show a query a pointer that its method showed already"
+        line = f"trials that show a query what its method showed it before: {tally.duplicates:,}"
         yield f"{name}: duplicates", [line]
     found = file.validation
     if found is not None and found.num_findings:
@@ -372,7 +374,11 @@ def _problems_of(file: TrialFile) -> Iterator[tuple[str, list[str]]]:
         ]
         if found.num_findings > len(found.findings):
             lines.append(f"and {found.num_findings - len(found.findings):,} more")
-        yield f"{name}: {found.num_findings:,} findings of validate", lines
+        yield f"{name}: findings of validate, {found.num_findings:,} in all", lines
+
+
+def _counted(found: Sequence[object], one: str, many: str) -> str:
+    return f"{len(found):,} {one if len(found) == 1 else many}"
 
 
 def _some(ids: Sequence[str]) -> str:
@@ -387,7 +393,7 @@ def _facts(value: Mapping[str, Any], inside: str = "") -> Iterator[tuple[str, st
         if isinstance(each, Mapping) and each:
             yield from _facts(each, f"{inside}{key}.")
         elif each is not None:
-            yield f"{inside}{key}", each if isinstance(each, str) else to_json(each)
+            yield f"{inside}{key}", each if isinstance(each, str) else json.dumps(each)
 
 
 def _commands(input: Input, recorded: Mapping[str, Any]) -> str | None:
@@ -396,8 +402,8 @@ def _commands(input: Input, recorded: Mapping[str, Any]) -> str | None:
     if input.kind == "evaluation":
         command, output = "evaluate", "--output-path"
     elif input.kind == "training" and "training" in recorded:
-        options = recorded["training"].get("options") or {}
-        command, output = "sft" if "epochs" in options else "train", "--output-dir"
+        command = "sft" if "training.options.epochs" in dict(_facts(recorded)) else "train"
+        output = "--output-dir"
     elif ("generators" in recorded and "round" not in recorded) or "beam_size" in recorded:
         command, output = "generate" if "generators" in recorded else "beams", "--output-path"
     if command is None:
@@ -473,12 +479,16 @@ def _template(text: str) -> Any:
         finalize=lambda value: value if isinstance(value, Markup) else printable(value),
     )
     environment.globals |= {
-        "count": lambda value: "–" if value is None else f"{value:,}",
-        "short": lambda value: "–" if value is None else f"{value:.3g}",
-        "percent": lambda value: "–" if value is None else f"{100 * value:.1f} %",
+        "count": lambda value: f"{value:,}" if _is_number(value) else "–",
+        "short": lambda value: f"{value:.3g}" if _is_number(value) else "–",
+        "percent": lambda value: f"{100 * value:.1f} %" if _is_number(value) else "–",
         "swatch": _swatch,
     }
     return environment.from_string(text)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
 
 
 def _swatch(style: int | str) -> Markup:

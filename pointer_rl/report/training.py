@@ -91,7 +91,7 @@ class Training:
         """Its rounds in order; one, of number 0, if it was offline."""
         by_round: dict[int, Mapping[str, Any]] = {}
         for line in self.lines:
-            by_round[int(line.get("round", 0))] = line
+            by_round[_round_of(line)] = line
         asked = {number: self._calls_of(number) for number in by_round if number > 0}
         known = self.calls is not None and None not in asked.values()
         spent = (self.calls or 0) - sum(each or 0 for each in asked.values())
@@ -134,7 +134,7 @@ class Training:
         """Where rounds begin."""
         starts: dict[int, int] = {}
         for index, line in enumerate(self.lines):
-            starts.setdefault(int(line.get("round", 0)), index)
+            starts.setdefault(_round_of(line), index)
         return [Rule(x, f"round {number}") for number, x in starts.items() if number > 0]
 
 
@@ -217,6 +217,11 @@ def group_trainings(trainings: Sequence[Training]) -> list[CurveGroup]:
         CurveGroup(kind, [each for each in trainings if each.lines and each.kept_by == kind])
         for kind in kinds
     ]
+
+
+def _round_of(line: Mapping[str, Any]) -> int:
+    number = line.get("round")
+    return number if isinstance(number, int) else 0
 
 
 def _is_number(value: object) -> bool:

@@ -111,6 +111,18 @@ def test_an_evaluation_without_answers_is_shown_without_queries(world, cli, eval
     assert "an evaluation without answers, by an earlier version" in result.output
 
 
+def test_an_evaluation_that_measured_nothing_is_shown(world, cli, evaluation):
+    content = json.loads(evaluation.read_text())
+    content |= {"verdict": "nothing measured", "comparisons": [], "sentences": []}
+    for row in content["rows"]:
+        row |= {"accuracy": None, "queries": 0, "gap_recovered": None, "accuracy_by_seed": []}
+    for arms in content["accuracies"].values():
+        arms |= {arm: [None] * len(content["query_ids"]) for arm in arms if "seed" not in arm}
+    evaluation.write_text(json.dumps(content))
+    page, _ = page_of(cli, world.folder, evaluation)
+    assert "nothing measured" in page.text
+
+
 @pytest.mark.parametrize("spoil", ["rows", "leakage", "accuracies", "settings"])
 def test_a_damaged_evaluation_is_one_line(world, cli, evaluation, spoil):
     content = json.loads(evaluation.read_text())

@@ -87,6 +87,7 @@ def test_foreign_text_is_shown_as_text(hostile):
     for text in (HOSTILE[3], HOSTILE[7]):  # the reasons of failures, in the HTML itself
         assert f"the server said: {printable(text)}" in hostile.text
     assert HOSTILE[0] in hostile.text  # `_meta.note`, under provenance
+    assert json.dumps([HOSTILE[0]]) in hostile.text
 
 
 def test_foreign_text_is_escaped_once(hostile):
@@ -241,7 +242,7 @@ def test_a_record_that_cannot_be_counted_is_left_out_and_named(tmp_path):
     content["q2"]["pointer_candidates"][0]["beam_rank"] = None  # breaks the schema, and no figure
     path.write_text(json.dumps(content))
     page, _ = report(path, at=tmp_path)
-    assert "rl.json: 1 queries are left out of this report" in page.text
+    assert "rl.json: 1 query left out of this report" in page.text
     assert "findings of validate" in page.text
     assert [query[0] for query in page.data("queries-0")] == ["q0", *(f"q{n}" for n in range(2, 8))]
 
@@ -406,6 +407,22 @@ def test_rounds_of_a_training_have_their_calls_and_accuracies(tmp_path):
     assert titles == ["Held-out reward against calls", "Held-out reward", "RCE loss"]
 
 
+@pytest.mark.parametrize("line", ['{"round": "x", "rce": "much"}', "[1]", '{"rce": NaN}'])
+def test_a_training_with_odd_metrics_is_shown(tmp_path, line):
+    write_training(tmp_path / "policy")
+    (tmp_path / "policy" / "bundle.json").write_text('{"training": 5}')
+    (tmp_path / "policy" / "metrics.jsonl").write_text(line)
+    page, _ = report(tmp_path / "policy", at=tmp_path)
+    assert "Where each training, or each of its rounds, ended" in page.text
+
+
+def test_a_damaged_training_is_one_line(tmp_path):
+    write_training(tmp_path / "policy")
+    (tmp_path / "policy" / "metrics.jsonl").write_text("{")
+    with pytest.raises(InputError, match=r"metrics\.jsonl: cannot be read"):
+        report(tmp_path / "policy", at=tmp_path)
+
+
 def test_calls_that_are_not_known_are_not_guessed(tmp_path):
     write_training(tmp_path / "policy")
     (tmp_path / "policy" / "rounds" / "round-02.json").unlink()
@@ -429,6 +446,8 @@ def test_folders_are_searched_and_other_files_passed_over(tmp_path):
     (tmp_path / "beams.json").write_text('{"q0": {"query": {}, "beams": []}}')
     found = [(each.name, each.kind) for each in find_inputs([tmp_path])]
     assert found == [("beams.json", "beams"), ("rl.json", "rl"), ("run/policy", "training")]
+    twice = find_inputs([tmp_path, tmp_path / "run" / ".." / "rl.json"])
+    assert [each.path for each in twice] == [each.path for each in find_inputs([tmp_path])]
     assert [each.name for each in find_inputs([training, tmp_path / "rl.json"])] == [
         "run/policy",
         "rl.json",
