@@ -21,6 +21,10 @@ class InputError(PointerRLError):
     """A file, dataset, checkpoint or option that cannot be used."""
 
 
+class NothingToLearnError(InputError):
+    """Data from which no policy can be trained: too few queries, or no difference in reward."""
+
+
 class PluginError(PointerRLError):
     """A plugin that is unknown or broken, or that registers a name that is taken."""
 

@@ -59,6 +59,9 @@ class Example:
     """One string per annotator, repeats included; empty if nobody has answered yet."""
     question_id: int | str | None = None
     image_id: int | str | None = None
+    episode: str | None = None
+    """A query with an episode may only be shown examples of the same one: in others, equal
+    questions have other answers."""
 
     def __post_init__(self) -> None:
         if isinstance(self.answers, str):  # would pass for a sequence of letters

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Collection, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ class Reader:
         ):
             return
         kinds = {"bash": self._shell, "python": self._python, "json": self._json}
-        kinds |= {"yaml": self._yaml}
+        kinds |= {"yaml": self._yaml, "toml": self._toml}
         assert block.language in kinds, f"neither run nor listed:\n{block.body}"
         printed = kinds[block.language](block)
         if block.shown is not None:
@@ -180,6 +181,13 @@ class Reader:
         """RL data."""
         Path("shown.json").write_text(block.body, encoding="utf-8")
         return self._program(["validate", "shown.json"])
+
+    def _toml(self, block: Block) -> str:
+        """A configuration file, saved if its first line is a comment with its name."""
+        tomllib.loads(block.body)
+        if block.head.startswith("# "):
+            Path(block.head[2:]).write_text(self._here(block.body), encoding="utf-8")
+        return ""
 
     def _yaml(self, block: Block) -> str:
         """A pre-commit configuration: its hooks are ours."""

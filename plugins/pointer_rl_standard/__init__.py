@@ -168,6 +168,12 @@ def pointer_rl_register_datasets(register: Register) -> None:
         options="pointer_rl_standard.options:JSONLOptions",
         summary="JSON lines: image, question and answers",
     )
+    register(
+        "vl-icl",
+        "pointer_rl_standard.vl_icl:load_vl_icl",
+        options="pointer_rl_standard.options:VLICLOptions",
+        summary="VL-ICL Bench: tasks that are learned from demonstrations alone",
+    )
 
 
 @hookimpl

@@ -59,7 +59,7 @@ class FixedArm(Arm):
             if pointer is None:
                 raise InputError(
                     f"query {query.id} may be shown none of the {len(ranked)} pointers that were "
-                    "tried, which all have its image: try more, with the option pointers"
+                    "tried (its image, or another episode): try more, with the option pointers"
                 )
             chosen.append((pointer,))
         return chosen

@@ -214,9 +214,13 @@ class VQAOptions(ImageOptions):
     """Annotations file of the pool; required with pool_questions."""
     pool_images: str | None = None
     """Folder of the pool's images; required with pool_questions."""
+    max_examples: int | None = None
+    """Read only the first examples of each questions file (default: all)."""
 
     def __post_init__(self) -> None:
         ImageOptions.__post_init__(self)
+        if self.max_examples is not None and self.max_examples < 1:
+            raise ValueError("max_examples starts at 1")
         try:
             self.image_name.format(data_subtype="train2014", image_id=1)
         except (LookupError, ValueError, AttributeError, TypeError) as error:
@@ -272,6 +276,18 @@ class JSONLOptions(ImageOptions):
     """Accept images outside of the folder `images`."""
     unanswered: bool = False
     """Accept queries without answers; they are then not a pool, so give one if needed."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class VLICLOptions(ImageOptions):
+    """A task of VL-ICL Bench."""
+
+    root: FilePath
+    """Folder of the tasks' folders; image paths are relative to it."""
+    task: Literal["open_mi", "operator_induction", "clevr", "textocr"]
+    """Task. Those whose examples have two images are not read."""
+    split: Literal["query", "support"] = "query"
+    """Split of the queries; the pool is the support."""
 
 
 # --- arms ---

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from pointer_rl.datasets.images import ImageFile
@@ -33,20 +34,16 @@ def load_vqa(options: VQAOptions) -> Dataset:
     files in another format, questions without annotations, and repeated ids.
     """
     root = Path(options.root).expanduser()
-    queries = _read_split(
-        root / options.questions,
-        root / options.annotations,
-        root / options.images,
-        options,
-    )
-    pool = queries
+    files = (root / options.questions, root / options.annotations, root / options.images)
+    pool = queries = _read_split(*files, options)
     if options.pool_questions and options.pool_annotations and options.pool_images:
-        pool = _read_split(
+        of_pool = (
             root / options.pool_questions,
             root / options.pool_annotations,
             root / options.pool_images,
-            options,
         )
+        if of_pool != files:
+            pool = _read_split(*of_pool, options)
     return Dataset(name=Path(options.questions).stem, queries=queries, pool=pool)
 
 
@@ -70,7 +67,7 @@ def _read_split(
 
     image_ids: dict[int | str, int | str] = {}  # one object per image saves memory
     examples: list[Example] = []
-    for row, item in enumerate(stream_items(questions, "questions")):
+    for row, item in enumerate(islice(stream_items(questions, "questions"), options.max_examples)):
         fields = _object(item, where(row))
         question_id = read_id(fields.get("question_id"), "question_id", where(row))
         image_id = read_id(fields.get("image_id"), "image_id", where(row))

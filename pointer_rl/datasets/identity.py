@@ -51,7 +51,7 @@ class Contents:
     """The hashes of some examples."""
 
     hashes: Sequence[bytes]
-    """[N] SHA-256, cut to `HASH_BYTES`, of id, question, answers, ids and image."""
+    """[N] SHA-256, cut to `HASH_BYTES`, of id, question, answers, ids, image and episode."""
     unreadable: Collection[int]
     """The indices of the examples whose image cannot be read, and is not in the hash."""
 
@@ -109,6 +109,7 @@ def hash_example(example: Example, image: str | None) -> bytes:
         example.question_id,
         example.image_id,
         image,
+        *([] if example.episode is None else [example.episode]),
     )
     return hashlib.sha256(json.dumps(content).encode()).digest()[:HASH_BYTES]
 

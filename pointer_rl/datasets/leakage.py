@@ -1,4 +1,4 @@
-"""Which pool rows may be shown to a query: never one with the query's own image."""
+"""Which pool rows may be shown to a query: none with its own image, none of another episode."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pointer_rl.types import Example
 
 
 class AllowedRows:
-    """Masks pool rows that show a query's image, and so the query itself.
+    """Masks rows with a query's image, and so the query itself, and rows of other episodes.
 
     Images are compared by image_id or, if the query or any example of the pool has none, by
     content. (Ids of examples are not compared: a query file and a pool file may both count from 0.)
@@ -31,8 +31,20 @@ class AllowedRows:
     def _by_content(self) -> dict[str, list[int]]:
         return _rows_by_key([image_content(each) for each in self._pool])
 
+    @cached_property
+    def _by_episode(self) -> dict[str, list[int]]:
+        return _rows_by_key([each.episode or "" for each in self._pool])
+
     def excluded(self, query: Example) -> tuple[int, ...]:
         """The rows that may not be shown to the query, ascending."""
+        rows = self.with_image(query)
+        if query.episode is None:
+            return rows
+        allowed = set(self._by_episode.get(query.episode, ())).difference(rows)
+        return tuple(row for row in range(len(self._pool)) if row not in allowed)
+
+    def with_image(self, query: Example) -> tuple[int, ...]:
+        """The rows with the query's image, ascending."""
         if self._have_ids and query.image_id is not None:
             return tuple(self._by_id.get(str(query.image_id), ()))
         return tuple(self._by_content.get(image_content(query), ()))
@@ -44,7 +56,8 @@ class AllowedRows:
             raise InputError(
                 f"{shots} shots need a pool of at least as many examples; this one has {size}"
             )
-        if not self._have_ids or all(query.image_id is not None for query in queries):
+        alike = not self._have_ids or all(query.image_id is not None for query in queries)
+        if alike and all(query.episode is None for query in queries):
             # All are compared alike. No query's image is hashed if no image could exclude so many.
             by_key = self._by_id if self._have_ids else self._by_content
             if size - max(map(len, by_key.values()), default=0) >= shots:
@@ -54,7 +67,8 @@ class AllowedRows:
             if allowed < shots:
                 raise InputError(
                     f"query {query.id} may choose {allowed} of the pool's {size} examples (the "
-                    f"others have its image), fewer than {shots} shots: enlarge the pool"
+                    "others have its image or are of other episodes), fewer than "
+                    f"{shots} shots: enlarge the pool"
                 )
 
     def mask(self, queries: Sequence[Example]) -> Tensor:

@@ -422,7 +422,7 @@ def check_training_queries(
 def _check_apart(learned: Sequence[Example], queries: Sequence[Example], where: str) -> None:
     """Raise InputError if an example that arms may learn from has the image of a query."""
     by_image = AllowedRows(learned)
-    sharing = [query.id for query in queries if by_image.excluded(query)]
+    sharing = [query.id for query in queries if by_image.with_image(query)]
     if sharing:
         raise InputError(
             f"{where}: the images of {len(sharing):,} evaluated queries (such as {sharing[0]}) "

@@ -20,7 +20,7 @@ from pointer_rl.beams.infoscore import AnswerScorer, most_trials
 from pointer_rl.beams.run import BeamConfig, BeamRun, run_beams
 from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.datasets.parts import Part
-from pointer_rl.errors import InputError, MissingExtraError
+from pointer_rl.errors import InputError, MissingExtraError, NothingToLearnError
 from pointer_rl.evaluate.run import (
     EvaluateConfig,
     EvaluateRun,
@@ -34,6 +34,7 @@ from pointer_rl.records.formats import stream_records
 from pointer_rl.records.provenance import Change, differences
 from pointer_rl.report.figure import check_drawable
 from pointer_rl.report.files import ReportFiles
+from pointer_rl.selectors.bundle import is_bundle
 from pointer_rl.session.journal import AlreadyFinished, partial_path
 from pointer_rl.session.judge import Trial
 from pointer_rl.session.observer import Observer
@@ -41,7 +42,7 @@ from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.session.similarity import similarity_spaces
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.online import OnlineConfig, OnlineRun, run_online
-from pointer_rl.train.run import Output, TrainRun, run_training
+from pointer_rl.train.run import Output, TrainResult, TrainRun, run_training
 from pointer_rl.types import BackendError
 from pointer_rl.validate import ValidationConfig, validate_file
 from pointer_rl.validate.report import FORMATS
@@ -432,29 +433,30 @@ class Route:
         return Result(said)
 
     def _offline(self, observer: Observer) -> Result:
-        start = None if self.without_sft else self._folder / SFT
-        return self._train_on(DATA, OFFLINE, start, OFFLINE_TRAINING, observer)
+        return self._train_on(DATA, OFFLINE, self._latest(SFT), OFFLINE_TRAINING, observer)
 
     def _train_on(
         self, data: str, output: str, start: Path | None, config: TrainConfig, observer: Observer
     ) -> Result:
         run, session = self._run, self._train
-        trained = run_training(
-            TrainRun(
-                data=self._folder / data,
-                supervised=data == BEAMS,
-                output=self._output(output),
-                config=replace(config, seed=run.seed),
-                shots=run.shots,
-                query_emb=session.query_emb,
-                cand_emb=session.cand_emb,
-                encoder=session.encoder,
-                sft_ckpt=start,
-                device=session.device,
-            ),
-            observer,
+        training = TrainRun(
+            data=self._folder / data,
+            supervised=data == BEAMS,
+            output=self._output(output),
+            config=replace(config, seed=run.seed),
+            shots=run.shots,
+            query_emb=session.query_emb,
+            cand_emb=session.cand_emb,
+            encoder=session.encoder,
+            sft_ckpt=start,
+            device=session.device,
         )
-        return Result(trained.sentences())
+        return _learned(lambda: run_training(training, observer))
+
+    def _latest(self, *names: str) -> Path | None:
+        """The bundle that was trained last; None if there is none, or nothing was to be learned."""
+        folders = [self._folder / name for name in names]
+        return next((each for each in reversed(folders) if is_bundle(each)), None)
 
     def _output(self, name: str) -> Output:
         return Output(folder=self._folder / name, accept_changed=self._run.accept_changed)
@@ -463,21 +465,18 @@ class Route:
         run = self._run
         asked = [DATA] if self.without_sft else [BEAMS, DATA]
         spent = sum(_trials_in(self._folder / name) for name in asked)
-        trained = run_online(
-            OnlineRun(
-                session=self._train,
-                output=self._output(ONLINE),
-                online=OnlineConfig(max_calls=run.max_calls - spent, rounds=ROUNDS),
-                config=replace(ONLINE_TRAINING, seed=run.seed),
-                data=self._folder / DATA,
-                search=SEARCH,
-                shots=run.shots,
-                sft_ckpt=self._folder / OFFLINE,
-                executor=run.executor,
-            ),
-            observer,
+        training = OnlineRun(
+            session=self._train,
+            output=self._output(ONLINE),
+            online=OnlineConfig(max_calls=run.max_calls - spent, rounds=ROUNDS),
+            config=replace(ONLINE_TRAINING, seed=run.seed),
+            data=self._folder / DATA,
+            search=SEARCH,
+            shots=run.shots,
+            sft_ckpt=self._latest(SFT, OFFLINE),
+            executor=run.executor,
         )
-        return Result(trained.sentences())
+        return _learned(lambda: run_online(training, observer))
 
     def _evaluate(self, observer: Observer) -> Result:
         run, path = self._run, self._folder / EVALUATION
@@ -489,6 +488,9 @@ class Route:
             plot = None
             said.append(f"no {PLOT}: {error}")
         files = ReportFiles(output_path=path, plot=plot)
+        policies = {name: path for name, path in self._policies.items() if is_bundle(path)}
+        if not policies:
+            said.append("nothing was learned, so the verdict is about similar demonstrations")
         described = self.training.dataset_plugin.describe()["options"]
         config = EvaluateConfig(
             shots=self._test_shots,
@@ -500,9 +502,9 @@ class Route:
             evaluation = run_evaluation(
                 EvaluateRun(
                     session=self._test,
-                    policies=self._policies,
+                    policies=policies,
                     config=config,
-                    record=True,
+                    record=bool(policies),
                     output_path=path,
                     executor=run.executor,
                     accept_changed=run.accept_changed,
@@ -568,6 +570,14 @@ def open_route(run: RouteRun, observer: Observer = Observer()) -> Iterator[Route
     """
     with locked(run.output_dir / SETTINGS):
         yield Route(run, observer)
+
+
+def _learned(train: Callable[[], TrainResult]) -> Result:
+    """What a training has to say. That there was nothing to learn is an answer, too."""
+    try:
+        return Result(train().sentences())
+    except NothingToLearnError as error:
+        return Result([f"no policy from this: {error}"])
 
 
 def _trials_in(path: Path) -> int:

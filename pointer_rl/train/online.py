@@ -23,7 +23,7 @@ import numpy as np
 
 import pointer_rl_schemas
 from pointer_rl.datasets.leakage import AllowedRows, image_content
-from pointer_rl.errors import InputError
+from pointer_rl.errors import InputError, NothingToLearnError
 from pointer_rl.records.fields import has_failed
 from pointer_rl.records.provenance import Change, changeable
 from pointer_rl.registry import registry
@@ -235,7 +235,7 @@ def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
             done += len(stages)
     assert groups is not None
     if not trainer.log:
-        raise InputError(
+        raise NothingToLearnError(
             f"nothing was learned in {online.rounds} rounds: {missing}; their trials are in "
             f"{run.output.folder / ROUNDS}: raise --max-calls or --pointers, with --overwrite"
         )
@@ -257,11 +257,11 @@ def _recognise(trainer: Trainer, path: Path, sha256: str) -> None:
         trainer.save()
 
 
-def _missing(groups: Groups, config: TrainConfig) -> InputError | None:
+def _missing(groups: Groups, config: TrainConfig) -> NothingToLearnError | None:
     """Why the groups cannot be learned from yet; None if they can."""
     try:
         split_by_image(groups, config)
-    except InputError as error:
+    except NothingToLearnError as error:
         return error
     return None
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pointer_rl.datasets.embeddings import digest_vectors
 from pointer_rl.devices import resolve_device
-from pointer_rl.errors import InputError, MissingExtraError
+from pointer_rl.errors import InputError, MissingExtraError, NothingToLearnError
 from pointer_rl.files import locked, remove_leftovers, write_text
 from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
 from pointer_rl.records.provenance import PLUGINS, Change
@@ -318,9 +318,9 @@ def report_left_out(data: BeamDatasetWithEmbedding, observer: Observer) -> None:
 
 
 def check_teaches(data: BeamDatasetWithEmbedding, groups: Groups) -> None:
-    """Raise InputError if the rewards of every group are equal: there is nothing to learn."""
+    """Raise NothingToLearnError if the rewards of every group are equal."""
     if groups.zero_variance.all():
-        raise InputError(
+        raise NothingToLearnError(
             f"{data.path}: every group has zero variance: the candidates of each of its "
             f"{len(groups):,} queries all have the same reward, so there is nothing to learn; "
             "propose more, and more different, candidates (retrieval, higher temperatures)"

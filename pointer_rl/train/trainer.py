@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pointer_rl.errors import InputError
+from pointer_rl.errors import InputError, NothingToLearnError
 from pointer_rl.records.provenance import EARLIER, INPUTS, PLUGINS, Change, changeable, earlier_of
 from pointer_rl.selectors.selector import Selector
 from pointer_rl.train.config import TrainConfig
@@ -69,8 +69,8 @@ def split_by_image(
     """Indices of the queries to train on, and of those held out: no image is on both sides.
 
     An image's side depends on the seed and the image alone, so that it stays when groups are added;
-    but at least one query is held out. Raises InputError if a side would have only zero-variance
-    groups (unless these are included).
+    but at least one query is held out. Raises NothingToLearnError if a side would have only
+    zero-variance groups (unless these are included).
     """
     numbers = np.array([_number(f"{seed}/{image}") for image in groups.images], dtype=np.uint64)
     trainable = groups.trainable(config.include_zero_variance)
@@ -78,7 +78,7 @@ def split_by_image(
     held = numbers <= np.uint64(max(int(config.held_out * 2**64) - 1, lowest))
     for side, what in ((held, "hold out"), (~held, "train on")):
         if not (trainable & side).any():
-            raise InputError(
+            raise NothingToLearnError(
                 f"no query is left to {what} whose candidates differ in reward "
                 f"({int(trainable.sum()):,} of {len(groups):,} have such): use more queries"
             )

@@ -134,6 +134,27 @@ def test_a_backend_that_cannot_score_is_said_to_go_without_sft(route, cli, backe
     assert not any(line.startswith(("beams", "sft")) for line in planned.stdout.splitlines())
 
 
+def test_a_model_that_nothing_helps_gets_a_verdict_too(route, cli, backends, monkeypatch):
+    from fakes import CopyBackend
+
+    ask = CopyBackend.run
+
+    def answer_wrongly(self, requests):
+        for index, result in ask(self, requests):
+            yield index, replace(result, text="neither")
+
+    monkeypatch.setattr(CopyBackend, "run", answer_wrongly)
+    result = route(cli, "--no-sft")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("no policy from this:") == 2
+    assert "nothing was learned, so the verdict is about similar demonstrations" in result.stdout
+    verdict = json.loads((route.folder / "evaluation.json").read_text())["verdict"]
+    assert result.stdout.splitlines()[-1] == verdict
+    assert verdict.startswith("similarity, 1 shot: not distinguishable from random")
+    again = route(cli, "--no-sft")
+    assert (again.exit_code, again.stdout.splitlines()[-1]) == (0, verdict)
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [

@@ -35,6 +35,7 @@ GIVEN = {
         **CLIP,
         "selector.ckpt": "selector.ckpt",
         "demo/online": "policy",
+        "demo/rl.json": "rl.json",
         "photo.png": "e0.png",
     },
     "any-model": {"llava-hf/llava-1.5-7b-hf": "llava"},
@@ -88,6 +89,7 @@ GIVEN = {
 """What a page takes for granted: name on the page → in `make_world`'s folder."""
 
 INSTALLS = "installs from an index"
+ROUTE = "takes half an hour; test_own_data.py runs it at a small size"
 IN_VLLM = "needs vLLM, which has an environment of its own: tests/with_vllm"
 NOT_RUN: dict[str, dict[str, str]] = {
     "run": {
@@ -104,7 +106,8 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "README": {
         "git clone … pointer-rl && cd pointer-rl": "the address is the reader's",
-        "make demo # sets up .venv, and runs the whole loop on the embedded world": "minutes; make",
+        "pip install . # or: pip install '.[plot,parquet,openai]'; pyproject.toml has all extras": "installs; wheel_smoke.sh does",
+        "make demo # sets up .venv, and runs the whole route on the embedded world": "minutes; make",
         "make test": "this is it",
         "shots arm queries calls accuracy vs random interval gap recovered": "make demo prints it",
     },
@@ -120,11 +123,26 @@ NOT_RUN: dict[str, dict[str, str]] = {
             "of a damaged file; test_convert.py has one"
         ),
     },
+    "own-data": {
+        "pointer-rl run --config easy-vqa.toml --output-dir runs/easy-vqa": ROUTE,
+        "pointer-rl run --config easy-vqa.toml --output-dir runs/easy-files --dataset vqa"
+        " --dataset-opt root=data --dataset-opt questions=questions.json --dataset-opt"
+        " annotations=annotations.json --dataset-opt images=images --dataset-opt"
+        " image_name={image_id}.png": ROUTE,
+        "pointer-rl run --config easy-vqa.toml --output-dir runs/easy-hf --dataset hf --dataset-opt"
+        " path=data/easy --dataset-opt answers_column=answer": ROUTE,
+        "stage queries calls": ROUTE,
+    },
     "parquet": {
         "pip install 'pointer-rl[parquet]'": INSTALLS,
         "import polars as pl": "polars is not among the packages of the tests",
         "SELECT query_id, unnest(pointer_candidates, recursive := true) FROM 'rl.parquet';": (
             "DuckDB is not among the packages of the tests"
+        ),
+    },
+    "recipes": {
+        "pointer-rl run --config okvqa-qwen2.5-vl-3b.toml --output-dir runs/okvqa --plan": (
+            "needs OK-VQA and the weights; test_recipes.py has stand-ins"
         ),
     },
     "servers": {
@@ -207,6 +225,7 @@ SMALLER: dict[str, dict[str, str]] = {
         "at most 7,500 calls: about 8 min at 16.4 a second, measured on 256; and some minutes of"
         " training": "…",  # seconds on another machine
     },
+    "own-data": {"NUMBER = 1200": "NUMBER = 30"},
     "servers": {"--limit 50": "--limit 5"},
     "train": {
         "--limit 300": "--limit 60",
@@ -239,6 +258,9 @@ def read(world, tmp_path, monkeypatch):
     shutil.copytree(world / "cache", tmp_path / "cache")
 
     def read_page(name, smaller):
+        if name == "own-data":
+            reason = "needs the dataset easy-vqa: pip install easy-vqa"
+            pytest.importorskip("easy_vqa", reason=reason)
         desk = tmp_path / "desk"
         desk.mkdir()
         for given, source in GIVEN.get(name, {}).items():

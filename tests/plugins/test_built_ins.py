@@ -11,6 +11,7 @@ import pytest
 import tiny_flamingo
 import tiny_models
 from fault_server import FaultServer
+from recipe_files import write_vl_icl
 from tiny_clip import make_clip
 
 from pointer_rl.registry import KINDS, registry
@@ -36,6 +37,7 @@ def needed(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
         "dataset:jsonl": "json_lines",
         "dataset:hf": "parquet_files",
         "dataset:vqa": "vqa_files",
+        "dataset:vl-icl": "vl_icl_files",
         "arm:policy": "a_policy",
         "arm:vote": "a_vote",
     }
@@ -220,3 +222,9 @@ def vqa_files(tmp_path: Path) -> dict[str, Any]:
         "images": "images",
         "image_name": "{image_id}.png",
     }
+
+
+@pytest.fixture
+def vl_icl_files(tmp_path: Path) -> dict[str, Any]:
+    write_vl_icl(tmp_path, ["operator_induction"])
+    return {"root": str(tmp_path), "task": "operator_induction"}

@@ -139,6 +139,24 @@ def test_a_pool_is_given_whole(root: Path) -> None:
         load(root, pool_questions=QUESTIONS)
 
 
+def test_files_that_are_both_queries_and_pool_are_read_once(root: Path) -> None:
+    same = {
+        "pool_questions": QUESTIONS,
+        "pool_annotations": ANNOTATIONS,
+        "pool_images": "train2014",
+    }
+    dataset = load(root, **same)
+    assert dataset.pool is dataset.queries
+
+
+def test_only_the_first_examples(root: Path) -> None:
+    dataset = load(root, max_examples=2)
+    assert [each.question_id for each in dataset.pool] == [item[0] for item in ITEMS[:2]]
+    assert all(each.answers for each in dataset.queries)
+    with pytest.raises(InputError, match="max_examples starts at 1"):
+        load(root, max_examples=0)
+
+
 @pytest.mark.parametrize("name", ["{image}.jpg", "{image_id:zz}.jpg", "{}.jpg", "{image_id.x}"])
 def test_image_name_that_makes_no_name(root: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"image_name=.* does not make a file name"):

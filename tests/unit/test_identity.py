@@ -48,6 +48,7 @@ def keys(paths: list[Path]) -> list[str]:
         {"question_id": "7"},
         {"image_id": None},
         {"image": ImageBytes(b"other", "a")},
+        {"episode": "3"},
     ],
 )
 def test_everything_that_an_example_says_is_in_its_hash(change) -> None:

@@ -85,6 +85,20 @@ def test_too_few_rows_are_noticed_however_images_are_compared():
         allowed.check([example(9, image_id=0), example(9, id="q", image=same)], 2)
 
 
+def test_a_query_is_shown_its_own_episode_alone():
+    pool = [example(row, episode=episode) for row, episode in enumerate(["a", "b", "b"])]
+    allowed = AllowedRows(pool)
+    queries = [example(9), example(9, episode="b"), pool[1]]
+    assert allowed.mask(queries).tolist() == [
+        [True, True, True],
+        [False, True, True],
+        [False, False, True],  # not its own image either
+    ]
+    allowed.check(queries[:2], 2)
+    with pytest.raises(InputError, match=r"may choose 1 of the pool's 3 .* other episodes"):
+        allowed.check([example(9, episode="a")], 2)
+
+
 def test_an_unreadable_image_masks_nothing(tmp_path):
     missing = ImageFile(tmp_path / "none.png")
     allowed = AllowedRows([example(0, image=missing), example(1)])

@@ -17,7 +17,7 @@
   const METHODS = 0, ROWS = 1, STATE = 2, ACCURACY = 3, ANSWER = 4, RAW = 5, FURTHER = 6;
   const WRONG = 0, RIGHT = 1, FAILED = 2;
   const STATES = [["wrong", "✗"], ["right", "✓"], ["failed", "!"], ["not judged", "–"]];
-  const PER_PAGE = 10, TRIALS_SHOWN = 4, LONG = 280, BRIEF = 80;
+  const PER_PAGE = 10, AT_ONCE = 3, TRIALS_SHOWN = 4, LONG = 280, BRIEF = 80;
 
   // --- building elements ---
 
@@ -94,7 +94,7 @@
 
   function makeGallery() {
     const state = { file: 0, method: -1, answers: "any", text: "", sort: "file", page: 0, pair: null };
-    let found = [], haystacks = [], flat = null;
+    let found = [], haystacks = [], flat = null, drawn = 0;
 
     const update = (change) => { Object.assign(state, { page: 0 }, change); refresh(); };
     const [fileControl, fileLabel] = select("File", page.files.map((each, n) => [n, each.name]),
@@ -249,8 +249,11 @@
       chosen.replaceChildren(...(state.pair
         ? [state.pair.words, " ", element("button", { type: "button", class: "quiet", onclick: () => update({ pair: null }) }, "show all again")]
         : []));
-      const wanted = wantedMethods();
-      list.replaceChildren(...some.map(({ query }) => card(file, query, shown(query, wanted))));
+      // The first ones at once, the others after they are painted.
+      const wanted = wantedMethods(), current = (drawn += 1);
+      const cards = (part) => part.map(({ query }) => card(file, query, shown(query, wanted)));
+      list.replaceChildren(...cards(some.slice(0, AT_ONCE)));
+      setTimeout(() => { if (current === drawn) list.append(...cards(some.slice(AT_ONCE))); });
       const turn = (by, name) => element("button", {
         type: "button", disabled: state.page + by < 0 || state.page + by >= pages,
         onclick: () => { state.page += by; draw(); result.focus({ preventScroll: true }); result.scrollIntoView(); },
