@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-faults test-oldest test-newest test-vllm lint format bench bench-gpu bench-vllm bench-learning docs site wheel-smoke clean help
+.PHONY: demo test test-all test-browser test-faults test-oldest test-newest test-vllm lint format bench bench-gpu bench-vllm bench-learning docs site wheel-smoke clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -48,6 +48,15 @@ test: $(DEV)  ## the default suite, under six minutes on two cores
 
 test-all: $(DEV)  ## the default suite with the slow tests
 	$(PYTEST)
+
+# A browser, for the report: Debian's chromium, driven by puppeteer from npm.
+build/browser/.ready:
+	command -v chromium >/dev/null || apt-get install --yes --no-install-recommends chromium
+	npm install --silent --no-audit --no-fund --prefix build/browser puppeteer-core@24 axe-core@4
+	touch $@
+
+test-browser: $(DEV) build/browser/.ready  ## the report in headless Chromium (needs node; installs chromium)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser
 
 test-faults: $(DEV)  ## attacks on every command: kills, full disks, damaged files, failing servers (20 minutes; see docs)
 	$(BIN)/python tests/e2e/campaign.py "$$(mktemp -d)/campaign" --kills 30 --fresh 2 --disks 6 --damages 25

@@ -17,7 +17,7 @@ COMMANDS = {
     "Get going": ("run", "doctor", "plugins", "config"),
     "Data": ("embed", "beams", "generate", "validate", "show"),
     "Learning": ("sft", "train"),
-    "Using": ("evaluate", "select", "answer"),
+    "Using": ("evaluate", "report", "select", "answer"),
     "Files": ("convert", "merge", "rescore", "schema", "cache"),
 }
 PLUGINS = "Commands of plugins"
@@ -44,7 +44,16 @@ TOPICS = {
     ),
     "Asking while learning": ("online", "rounds", "pointers"),
     "Output": (
-        *("output-path", "output-dir", "plot", "record", "tensorboard", "json", "overwrite"),
+        *(
+            "output-path",
+            "output-dir",
+            "max-mb",
+            "plot",
+            "record",
+            "tensorboard",
+            "json",
+            "overwrite",
+        ),
     ),
     "Running": (
         *("plan", "parity", "max-calls", "max-seconds", "seed", "seeds", "window", "shard"),

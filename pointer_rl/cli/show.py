@@ -143,18 +143,13 @@ class _View:
     @cached_property
     def _dataset(self) -> Dataset | None:
         """The dataset of the file; if it cannot be opened, says why, and None."""
-        from pointer_rl.datasets.recorded import check_pool, recorded_dataset
+        from pointer_rl.datasets.recorded import open_recorded
         from pointer_rl.errors import PointerRLError
-        from pointer_rl.registry import registry
         from pointer_rl.report.trials import read_dataset_description
 
         described = read_dataset_description(self._file)
         try:
-            named = recorded_dataset(described, self._file, self._named, self._options)
-            dataset: Dataset = registry().create("dataset", *named)
-            if "pool_sha256" in described:
-                check_pool(dataset.pool, described["pool_sha256"], self._file)
-            return dataset
+            return open_recorded(described, self._file, self._named, self._options)
         except PointerRLError as error:
             if self._named is not None or self._options:
                 raise

@@ -7,7 +7,8 @@ from typing import Any
 
 from pointer_rl.datasets.identity import digest_ids
 from pointer_rl.errors import InputError
-from pointer_rl.types import Example
+from pointer_rl.registry import registry
+from pointer_rl.types import Dataset, Example
 
 
 def recorded_dataset(
@@ -27,6 +28,23 @@ def recorded_dataset(
     if not isinstance(found, str) or not isinstance(values, dict):
         raise InputError(f"{owner} does not name its dataset: give --dataset and --dataset-opt")
     return found, {**values, **(options or {})}
+
+
+def open_recorded(
+    described: Mapping[str, Any],
+    owner: object,
+    name: str | None = None,
+    options: Mapping[str, object] | None = None,
+) -> Dataset:
+    """The dataset of `recorded_dataset`, whose pool is still the recorded one.
+
+    Raises PointerRLError if it cannot be opened or has another pool.
+    """
+    named = recorded_dataset(described, owner, name, options)
+    dataset: Dataset = registry().create("dataset", *named)
+    if "pool_sha256" in described:
+        check_pool(dataset.pool, described["pool_sha256"], owner)
+    return dataset
 
 
 def check_pool(pool: Sequence[Example], recorded: object, owner: object) -> None:

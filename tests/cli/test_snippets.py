@@ -68,6 +68,7 @@ GIVEN = {
         "mine.jsonl": "some.jsonl",
         "query_emb.safetensors": "query_emb.safetensors",
     },
+    "report": {"rl.json": "rl.json", "demo": "policy"},
     "rescore": {"rl.json": "rl.json"},
     "use-a-policy": {
         **PICTURES,

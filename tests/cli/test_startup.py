@@ -30,6 +30,7 @@ HEAVY = ("torch", "transformers", "PIL", "datasets", "numpy")
         ["schema"],
         ["embed", "--help"],
         ["evaluate", "--help"],
+        ["report", "--help"],
         ["select", "--help"],
         ["answer", "--help"],
         ["show", str(ROOT / "tests/data/versions/1.0/generated.json")],

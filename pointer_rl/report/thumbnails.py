@@ -1,0 +1,60 @@
+"""Small versions of images, each once, up to a number of bytes."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass, field
+
+from pointer_rl.errors import InputError
+from pointer_rl.types import ImageRef
+
+SIDE = 144
+"""Largest width and height of a thumbnail, in pixels."""
+_QUALITY = 60
+_DRAWN = 64
+"""Width and height up to which an image is kept without loss: it was drawn, not photographed."""
+
+
+@dataclass
+class Thumbnails:
+    """Images as WebP in base64, by the number that the page uses."""
+
+    most: int
+    """Characters that all of them may take."""
+    encoded: list[str] = field(default_factory=list)
+    size: int = 0
+    full: bool = False
+    """Whether there was no room for an image. There is none for any other one then: a smaller one
+    would fit, but what is shown would be a sample of small images."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """The key of an image, or the name of one without → why it could not be opened."""
+    _numbers: dict[str, int] = field(default_factory=dict)
+
+    def add(self, image: ImageRef) -> int | None:
+        """The number of the image's thumbnail; None if it has none."""
+        try:
+            key = image.key
+            if key not in self._numbers and not self.full and key not in self.unreadable:
+                self._encode(image)
+        except InputError as error:
+            self.unreadable[str(getattr(image, "name", error))] = str(error)
+            return None
+        return self._numbers.get(key)
+
+    def _encode(self, image: ImageRef) -> None:
+        text = _webp(image)
+        self.full = self.size + len(text) > self.most
+        if not self.full:
+            self.size += len(text)
+            self._numbers[image.key] = len(self.encoded)
+            self.encoded.append(text)
+
+
+def _webp(image: ImageRef) -> str:
+    opened = image.open()
+    lossless = max(opened.size) <= _DRAWN
+    opened.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    opened.save(buffer, "webp", quality=_QUALITY, method=2, lossless=lossless)
+    return base64.b64encode(buffer.getvalue()).decode()
