@@ -199,6 +199,9 @@ class Registry:
         self.plugins: list[PluginRecord] = []
         self.files: list[Path] = []
         """Plugin files that were loaded. Another process loads them with `load_file`."""
+        points = list(points)
+        for name in sorted((only or frozenset()) - {point.name for point in points}):
+            log.warning("POINTER_RL_PLUGINS: no plugin %s is installed", name)
         for point in sorted(points, key=_built_in_first):
             distribution = point.dist.name if point.dist else ""
             if point.name in blocked or (

@@ -39,7 +39,8 @@ def draw(evaluation: Evaluation, path: Path) -> None:
 
 def _fill(axes: Axes, evaluation: Evaluation) -> None:
     ends = [(_line(axes, evaluation, arm, style), arm) for arm, style in _styles(evaluation)]
-    axes.set(xlabel="demonstrations", ylabel="accuracy (%)", ylim=(-2, 102))
+    axes.set(xlabel="demonstrations", ylabel="accuracy (%)")
+    axes.set_ylim(-2, min(102, max(10, 1.08 * axes.dataLim.y1)))
     axes.set_xticks([each.shots for each in evaluation.measured])
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
@@ -53,22 +54,30 @@ def _fill(axes: Axes, evaluation: Evaluation) -> None:
 
 
 def _styles(evaluation: Evaluation) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Arm → its style: the primary arm is thickest, a vote is dotted in its arm's colour."""
-    colours = itertools.cycle(f"C{number}" for number in range(10))
-    of_arm: dict[str, Any] = {ZERO_SHOT: "0.2", RANDOM: "0.45", ORACLE: "black", ATTAINABLE: "0.6"}
+    """Arm → its style: the primary arm is thickest, a vote is dotted in its arm's colour.
+
+    Arms differ by colour and by marker, so that they can be told apart without colours.
+    """
+    styles = itertools.cycle((f"C{number}", "os^DvPX<>p"[number]) for number in range(10))
+    of_arm: dict[str, tuple[str, str]] = {
+        **{ZERO_SHOT: ("0.2", "s"), RANDOM: ("0.45", "o")},
+        **{ORACLE: ("black", ""), ATTAINABLE: ("0.6", "")},
+    }
     for arm in dict.fromkeys(arm for each in evaluation.measured for arm in each.accuracies):
         chooser = arm.removeprefix(VOTE)
         if chooser not in of_arm:
-            of_arm[chooser] = next(colours)
-        style = {"color": of_arm[chooser], "linewidth": 1.5, "marker": "o", "markersize": 4}
+            of_arm[chooser] = next(styles)
+        colour, marker = of_arm[chooser]
+        style: dict[str, Any] = {"color": colour, "marker": marker, "linewidth": 1.5}
+        style["markersize"] = 5
         if arm in (ORACLE, ATTAINABLE):
-            style |= {"linestyle": "--", "marker": ""}
+            style |= {"linestyle": "--"}
         elif arm == ZERO_SHOT:
-            style |= {"linestyle": "", "marker": "s", "markersize": 6, "zorder": 4}
+            style |= {"linestyle": "", "markersize": 6, "zorder": 4}
         elif arm != chooser:
-            style |= {"linestyle": ":", "marker": "x"}
+            style |= {"linestyle": ":", "linewidth": 1, "markerfacecolor": "none"}
         elif arm == evaluation.settings["primary"]:
-            style |= {"linewidth": 3, "markersize": 6, "zorder": 3}
+            style |= {"linewidth": 3, "markersize": 7, "zorder": 3}
         yield arm, style
 
 
