@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from pointer_rl.cli.common import FILE, FiniteRange, plugin_options, with_options
+from pointer_rl.cli.common import FILE, FiniteRange, GuideCommand, plugin_options, with_options
 from pointer_rl.cli.output import echo, note
 from pointer_rl.cli.tables import format_bytes
 
 
-@click.command()
+@click.command(cls=GuideCommand)
 @click.argument("paths", nargs=-1, required=True, type=FILE, metavar="FILE|FOLDER…")
 @click.option("--output-path", required=True, type=FILE, help="The .html file to write.")
 @click.option(

@@ -88,6 +88,7 @@ GIVEN = {
 }
 """What a page takes for granted: name on the page → in `make_world`'s folder."""
 
+CONFIGURATION = "needs a study of the reader's; tests/cli/test_config.py has one"
 INSTALLS = "installs from an index"
 ROUTE = "takes half an hour; test_own_data.py runs it at a small size"
 IN_VLLM = "needs vLLM, which has an environment of its own: tests/with_vllm"
@@ -112,6 +113,13 @@ NOT_RUN: dict[str, dict[str, str]] = {
         " world": "minutes; make demo does",
         "make test": "this is it",
         "shots arm queries calls accuracy vs random interval gap recovered": "make demo prints it",
+    },
+    "configuration": {
+        "shots = 2 # an option of every command that has it": CONFIGURATION,
+        "pointer-rl generate --config study.toml --output-path rl.json": CONFIGURATION,
+        "pointer-rl evaluate --config study.toml --policy rl=out --output-path"
+        " evaluation.json": CONFIGURATION,
+        "pointer-rl config --of rl.json # the configuration of a past run, as TOML": CONFIGURATION,
     },
     "gpus": {"pytest tests/gpu": "needs a GPU"},
     "long-runs": {

@@ -30,7 +30,7 @@ REGISTERED = {
         "separated",
         "soft_only",
     ],
-    "dataset": ["hf", "jsonl", "vqa"],
+    "dataset": ["hf", "jsonl", "vl-icl", "vqa"],
     "encoder": ["clip"],
 }
 
