@@ -113,7 +113,12 @@ def seed_option(help: str = "Random seed.") -> Option:
 
 
 def plugin_options(
-    kind: str, default: str | None, help: str, *names: str, owner: str | None = None
+    kind: str,
+    default: str | None,
+    help: str,
+    *names: str,
+    owner: str | None = None,
+    required: bool = False,
 ) -> list[Option]:
     """`--KIND NAME` and `--KIND-opt KEY=VALUE`; `names` are further spellings of the first.
 
@@ -125,6 +130,7 @@ def plugin_options(
             *(f"--{kind}", *names, kind),
             type=PluginName(registered),
             default=default,
+            required=required,
             show_default=True,
             metavar="NAME",
             help=help,

@@ -3,68 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from pointer_rl.cli.common import FILE, GuideCommand
+from pointer_rl.cli.common import (
+    FILE,
+    GuideCommand,
+    number_option,
+    plugin_options,
+    plugin_ref,
+    with_options,
+)
 from pointer_rl.cli.output import echo
-from pointer_rl.cli.params import KeyValue, PluginName
+
+if TYPE_CHECKING:
+    from pointer_rl.types import Dataset
 
 
 @click.command(cls=GuideCommand)
-@click.option(
-    "--dataset",
-    "dataset_name",
-    required=True,
-    type=PluginName("dataset"),
-    metavar="NAME",
-    help="Dataset loader.",
-)
-@click.option(
-    "--dataset-opt",
-    multiple=True,
-    type=KeyValue("dataset", "dataset_name"),
-    help="An option of the dataset.",
-)
-@click.option(
-    "--encoder",
-    "encoder_name",
-    required=True,
-    type=PluginName("encoder"),
-    metavar="NAME",
-    help="Encoder.",
-)
-@click.option(
-    "--encoder-opt",
-    multiple=True,
-    type=KeyValue("encoder", "encoder_name"),
-    help="An option of the encoder.",
+@with_options(
+    [
+        *plugin_options("dataset", None, "Dataset loader.", required=True),
+        *plugin_options("encoder", None, "Encoder.", required=True),
+    ]
 )
 @click.option(
     "--split", type=click.Choice(["queries", "pool"]), required=True, help="Split to embed."
 )
-@click.option(
-    "--output-path",
-    type=FILE,
-    required=True,
-    help="The .safetensors file to write.",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Examples per batch.",
-)
+@click.option("--output-path", type=FILE, required=True, help="The .safetensors file to write.")
+@number_option("--batch-size", 64, help="Examples per batch.")
 def embed(
-    dataset_name: str,
-    dataset_opt: tuple[str, ...],
-    encoder_name: str,
-    encoder_opt: tuple[str, ...],
-    split: Literal["queries", "pool"],
-    output_path: Path,
-    batch_size: int,
+    split: Literal["queries", "pool"], output_path: Path, batch_size: int, **given: Any
 ) -> None:
     """Embed the queries or the pool of a dataset into a file of your own.
 
@@ -75,19 +45,13 @@ def embed(
     from pointer_rl.datasets.embed import describe_encoder, embed_dataset
     from pointer_rl.datasets.identity import ExampleHasher
     from pointer_rl.files import check_writable
-    from pointer_rl.options import parse_assignments
-    from pointer_rl.registry import registry
 
     check_writable(output_path, overwrite=True)  # an existing file may be this run's
-    dataset = registry().create(
-        "dataset", dataset_name, parse_assignments(dataset_opt, "--dataset-opt")
-    )
-    encoder_plugin = registry().configure(
-        "encoder", encoder_name, parse_assignments(encoder_opt, "--encoder-opt")
-    )
+    dataset: Dataset = plugin_ref(given, "dataset").configure("dataset").create()
+    encoder_plugin = plugin_ref(given, "encoder").configure("encoder")
     length = len(dataset.queries if split == "queries" else dataset.pool)
     with Progress() as progress:
-        with progress.activity(f"loading {encoder_name}"):
+        with progress.activity(f"loading {given['encoder']}"):
             encoder = encoder_plugin.create()
         hasher = ExampleHasher(progress.say, progress.activity)
         with progress.activity(f"embedding the {split}", length) as advance:

@@ -159,7 +159,7 @@ class Estimate:
             return None
         totals, here = self._totals, self._asked() - self._asked_before
         share = totals.asked / totals.trials if totals.trials else 1.0
-        # Cache hits come first: once the backend is asked, it is asked all that is due.
+        # The cache answers first: once the backend is asked, all that is due goes to the backend.
         in_window = self._due * (1.0 if here else share) + self._further() * share
         if totals.trials:
             per_query = totals.asked / totals.queries
