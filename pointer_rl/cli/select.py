@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pointer_rl.cli.common import FILE, GuideCommand, plugin_options, with_options
+from pointer_rl.cli.common import (
+    DEVICE,
+    FILE,
+    GuideCommand,
+    number_option,
+    plugin_options,
+    with_options,
+)
 from pointer_rl.cli.output import echo, echo_wrapped, on_terminal
-from pointer_rl.cli.params import KeyValue, PluginName
 from pointer_rl.cli.trials import Page, format_number
 
 if TYPE_CHECKING:
@@ -30,23 +36,12 @@ QUESTION_OPTIONS = [
     ),
 ]
 SELECTION_OPTIONS = [
-    click.option(
+    number_option(
         "--shots",
-        type=click.IntRange(min=1),
-        help="Demonstrations for each question (default: the number that the policy was trained "
-        "for).",
+        help="Demonstrations for each question  [default: as many as the policy was trained for].",
     ),
-    click.option(
-        "--encoder",
-        type=PluginName("encoder"),
-        metavar="NAME",
-        help="Encoder of the questions, if the bundle does not name it.",
-    ),
-    click.option(
-        "--encoder-opt",
-        multiple=True,
-        type=KeyValue("encoder", "encoder"),
-        help="An option of the encoder, in place of the bundle's (repeatable).",
+    *plugin_options(
+        "encoder", None, "Encoder of the questions  [default: the one that BUNDLE names]."
     ),
     *plugin_options(
         "dataset", None, "Dataset with the policy's pool  [default: the one that BUNDLE names]."
@@ -62,13 +57,7 @@ JSON_OPTION = click.option(
 @with_options(QUESTION_OPTIONS)
 @click.option("--query-emb", type=FILE, help="Embeddings of questions, by the bundle's encoder.")
 @with_options(SELECTION_OPTIONS)
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    help="cpu, cuda, cuda:1, …; auto is the first GPU, if any.",
-)
-@with_options([JSON_OPTION])
+@with_options([DEVICE, JSON_OPTION])
 def select(bundle: Path, as_json: bool, **given: Any) -> None:
     """Choose demonstrations for new questions, with the policy in the folder BUNDLE.
 
