@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os.path import commonpath
@@ -15,6 +16,8 @@ from pointer_rl.records.formats import FORMATS, stream_members
 from pointer_rl.records.layouts import BEAM_LAYOUTS, detect_layout
 
 Kind = Literal["evaluation", "rl", "beams", "training"]
+log = logging.getLogger(__name__)
+
 METRICS, DOCUMENT = "metrics.jsonl", "bundle.json"
 """What `train` writes into its folder: a line for each epoch, and the bundle's description."""
 
@@ -79,7 +82,8 @@ def _kind_if_any(path: Path) -> Kind | None:
     """The kind of a file in a folder, where there may be JSON of any other form."""
     try:
         return _kind(path)
-    except InputError:
+    except (InputError, OSError) as error:
+        log.warning("%s: left out, since it cannot be read (%s)", path, error)
         return None
 
 

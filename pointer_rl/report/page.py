@@ -230,7 +230,8 @@ class _Page:
         Those of the tables of rows that help and hurt come first, then query by query.
         """
         pools: list[dict[str, list[Any]]] = [{} for _ in self._datasets.opened]
-        left, lacking = int(self._most * _ROWS_SHARE), 0
+        left = int(self._most * _ROWS_SHARE)
+        lacking: set[tuple[int, int]] = set()
         for file, row in self._demonstrations():
             assert file.dataset_number is not None
             pool, example = pools[file.dataset_number], file.pool_row(row)
@@ -242,11 +243,10 @@ class _Page:
             left -= _size(to_json(texts)) + len(f'"{row}":,')
             if left < 0:
                 del pool[str(row)]
-                lacking += 1
+                lacking.add((file.dataset_number, row))
         if lacking:
             self.left_out.append(
-                f"{lacking:,} demonstrations are shown as rows alone; there is no room for their "
-                "questions (--max-mb)"
+                f"the questions of {len(lacking):,} rows are left out; there is no room (--max-mb)"
             )
         return pools
 

@@ -28,17 +28,20 @@ class Thumbnails:
     """Whether there was no room for an image. There is none for any other one then: a smaller one
     would fit, but what is shown would be a sample of small images."""
     unreadable: dict[str, str] = field(default_factory=dict)
-    """The key of an image, or the name of one without → why it could not be opened."""
+    """The name of an image → why it could not be opened."""
     _numbers: dict[str, int] = field(default_factory=dict)
 
     def add(self, image: ImageRef) -> int | None:
         """The number of the image's thumbnail; None if it has none."""
+        name = str(getattr(image, "name", ""))
+        if name in self.unreadable:
+            return None
         try:
             key = image.key
-            if key not in self._numbers and not self.full and key not in self.unreadable:
+            if key not in self._numbers and not self.full:
                 self._encode(image)
         except InputError as error:
-            self.unreadable[str(getattr(image, "name", error))] = str(error)
+            self.unreadable[name or str(error)] = str(error)
             return None
         return self._numbers.get(key)
 
