@@ -28,6 +28,7 @@ from pointer_rl.cli.select import (
     describe_selection,
     load_policy,
     pool_dataset,
+    pool_part,
     read_questions,
 )
 from pointer_rl.cli.tables import counted
@@ -71,7 +72,8 @@ def answer(bundle: Path, as_json: bool, **given: Any) -> None:
     policy = load_policy(bundle, given)
     unjudged = {**given, "dataset_opt": (), "metric": "vqa", "metric_opt": ()}
     options = read_session_options(unjudged)
-    session = Session(replace(options, dataset=pool_dataset(bundle, policy, given)))
+    dataset, part = pool_dataset(bundle, policy, given), pool_part(policy, given)
+    session = Session(replace(options, dataset=dataset, part=part))
     pool = session.dataset.pool
     check_policys_pool(bundle, policy, pool)
     judge = session.judge()

@@ -37,6 +37,8 @@ _INPUTS = {"beam-data", "cand-emb", "image", "img-emb", "queries", "query-emb", 
 _INPUTS |= {"sft-ckpt"}
 """The paths that a file may name that is read without being named: a folder that someone else made
 must not decide what is written."""
+_NEVER_AUTOMATIC = {"overwrite", "record", "accept-changed", "all", "embeddings"}
+"""Flags that such a file may not set either: they delete, write or switch off a check."""
 _ALTERNATIVES = [("store", "no_store"), ("no_store", "store")]
 """If the first is given on the command line, the second of a file does not count."""
 _OF_THEIR_FILE = {"rescore", "show", "select", "answer"}
@@ -147,7 +149,7 @@ class Configuration:
     def _check_option(self, place: str, option: click.Option, value: object) -> None:
         key = long_name(option)
         if self.automatic and (
-            key == "overwrite" or (isinstance(option.type, click.Path) and key not in _INPUTS)
+            key in _NEVER_AUTOMATIC or (isinstance(option.type, click.Path) and key not in _INPUTS)
         ):
             raise self.fault(
                 place, f"only a file given as --config may say what is written; {_GIVE}"

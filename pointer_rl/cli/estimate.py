@@ -158,11 +158,12 @@ class Estimate:
         if self.total is None:
             return None
         totals, here = self._totals, self._asked() - self._asked_before
+        queries = self._queries  # once: another thread may set it to 0
         share = totals.asked / totals.trials if totals.trials else 1.0
         # The cache answers first: once the backend is asked, all that is due goes to the backend.
         in_window = self._due * (1.0 if here else share) + self._further() * share
         if totals.trials:
             per_query = totals.asked / totals.queries
         else:
-            per_query = (here + in_window) / self._queries if self._queries else 0.0
-        return in_window + (self.total - self.done - self._queries) * per_query
+            per_query = (here + in_window) / queries if queries else 0.0
+        return in_window + (self.total - self.done - queries) * per_query

@@ -35,7 +35,12 @@ def configuration_of_run(path: Path) -> str:
 
     Raises InputError for a file that says nothing of its run.
     """
-    command, run, shared, own = _described(path)
+    try:
+        command, run, shared, own = _described(path)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: what it says of its run is damaged, or of another version ({error!r})"
+        ) from error
     tables: dict[str, Table] = {}
     for kind in _SHARED:
         described = shared.get(kind)

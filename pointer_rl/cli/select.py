@@ -22,6 +22,7 @@ from pointer_rl.cli.trials import Page, format_number
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pointer_rl.datasets.parts import Part
     from pointer_rl.selectors.selecting import Policy, Selection
     from pointer_rl.session.session import PluginRef
     from pointer_rl.types import Dataset, Example
@@ -146,6 +147,13 @@ def pool_dataset(bundle: Path, policy: Policy, given: dict[str, Any]) -> PluginR
     return PluginRef(*recorded_dataset(policy.info.dataset, bundle, given["dataset"], options))
 
 
+def pool_part(policy: Policy, given: dict[str, Any]) -> Part | None:
+    """The part of that dataset, which `pointer-rl run` held images out of."""
+    from pointer_rl.datasets.parts import part_of
+
+    return part_of(policy.info.dataset) if given["dataset"] is None else None
+
+
 def check_policys_pool(bundle: Path, policy: Policy, pool: Sequence[Example]) -> None:
     """Raise InputError if these are not the examples that the policy's rows stand for."""
     from pointer_rl.datasets.identity import digest_ids
@@ -160,6 +168,8 @@ def _page(bundle: Path, policy: Policy, given: dict[str, Any]) -> Page:
 
     try:
         dataset: Dataset = pool_dataset(bundle, policy, given).configure("dataset").create()
+        part = pool_part(policy, given)
+        dataset = dataset if part is None else part.of(dataset)
         check_policys_pool(bundle, policy, dataset.pool)
         return Page(dataset.pool)
     except PointerRLError as error:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pointer_rl.datasets.identity import digest_ids
+from pointer_rl.datasets.parts import part_of
 from pointer_rl.errors import InputError
 from pointer_rl.registry import registry
 from pointer_rl.types import Dataset, Example
@@ -42,6 +43,9 @@ def open_recorded(
     """
     named = recorded_dataset(described, owner, name, options)
     dataset: Dataset = registry().create("dataset", *named)
+    part = part_of(described) if name is None else None
+    if part is not None:
+        dataset = part.of(dataset)
     if "pool_sha256" in described:
         check_pool(dataset.pool, described["pool_sha256"], owner)
     return dataset

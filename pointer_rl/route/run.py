@@ -206,13 +206,13 @@ class Route:
         """
         outputs = [self._folder / name for name in OUTPUTS]
         if self._run.overwrite:
+            self._path.unlink(missing_ok=True)  # first: what is left after a kill is not this run's
             for each in outputs:
                 partial_path(each).unlink(missing_ok=True)
                 if each.is_dir():
                     Output(folder=each, overwrite=True).prepare()
                 else:
                     each.unlink(missing_ok=True)
-            self._path.unlink(missing_ok=True)
         if self._path.exists():
             return
         found = next((each for each in outputs if each.exists()), None)
