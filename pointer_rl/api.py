@@ -190,13 +190,18 @@ def _as_example(given: Example | Mapping[str, Any], what: str) -> Example:
     """An example that a mapping describes; `what` it is, for messages."""
     if isinstance(given, Example):
         return given
+    if not isinstance(given, Mapping):
+        raise InputError(f"a {what} is an Example or a mapping, not {given!r}")
+    unknown = sorted(given.keys() - {"image", "question", "answer", "answers"})
+    if unknown:  # a misspelt image would otherwise be a question without one
+        raise InputError(f"a {what} has no {unknown[0]!r}: give question, answers and image")
     answers = given.get("answers", [given["answer"]] if "answer" in given else None)
     missing = "question" if "question" not in given else "answer" if answers is None else None
     if missing is not None:
         raise InputError(
             f"a {what} has no {missing!r}: give question, answer (or a list, answers) and image"
         )
-    if isinstance(answers, str) or not all(isinstance(each, str) for each in answers):
+    if not isinstance(answers, (list, tuple)) or not all(isinstance(e, str) for e in answers):
         raise InputError(
             f"a {what}: answers is a list, one string for each annotator; this is {answers!r}"
         )

@@ -424,6 +424,10 @@ def _parse_lines(path: Path, file: BinaryIO) -> Iterator[Member]:
         yield _as_member(value, flaws, path, number)
 
 
+_IN_RECORDS = {"query_id", "query", "pointer_candidates", "beams"}
+"""Members of records, which are no query ids."""
+
+
 def _as_member(value: Any, flaws: tuple[Flaw, ...], path: Path, line: int) -> Member:
     """The member that a line, or an item of a list, stands for."""
     if isinstance(value, dict):
@@ -431,7 +435,7 @@ def _as_member(value: Any, flaws: tuple[Flaw, ...], path: Path, line: int) -> Me
             return Member(value.pop("query_id"), value, line, flaws)
         if len(value) == 1:
             [(key, record)] = value.items()
-            if key == "_meta" or isinstance(record, dict):
+            if key == "_meta" or (isinstance(record, dict) and key not in _IN_RECORDS):
                 flaws = tuple(Flaw(kind, place[1:]) for kind, place in flaws)
                 return Member(key, record, line, flaws)
     raise InputError(

@@ -83,6 +83,8 @@ class SessionOptions:
     """Response cache; None: responses are not kept."""
 
     def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"limit is {self.limit}: at least one query")
         check_encoder(self.encoder, self.query_emb, self.cand_emb)
 
 
