@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -92,14 +93,22 @@ def run(**given: Any) -> None:
 
     However a run ended, the same command continues it. --limit counts training queries.
     """
+    from pointer_rl.cli.progress import Progress
     from pointer_rl.route.run import open_route
 
-    with open_route(_run(given)) as route:
-        if not given["plan"]:
-            route.begin()
-        _print_plan(route)
-        if given["plan"]:
-            echo(route.time())
+    if given["plan"] and given["overwrite"]:
+        raise click.UsageError("--plan changes nothing: give it without --overwrite")
+    with ExitStack() as opened:
+        with Progress() as progress:
+            route = opened.enter_context(open_route(_run(given), progress))
+            if not given["plan"]:
+                route.begin()
+            rows, time = route.rows(), route.time() if given["plan"] else None
+        echo_block(format_table(rows, numeric=frozenset({1, 2})))
+        if route.without_sft is not None:
+            echo(f"without beams and SFT: {route.without_sft}")
+        if time is not None:
+            echo(time)
             return
         for number, stage in enumerate(route.stages, start=1):
             heading = f"[{number}/{len(route.stages)}] {stage.name}"
@@ -122,12 +131,6 @@ def _complete(route: Route, stage: Stage) -> None:
         echo_block(format_table(result.rows, numeric=result.numeric) + "\n")
     for sentence in result.sentences:
         echo(sentence)
-
-
-def _print_plan(route: Route) -> None:
-    echo_block(format_table(route.rows(), numeric=frozenset({1, 2})))
-    if route.without_sft is not None:
-        echo(f"without beams and SFT: {route.without_sft}")
 
 
 def _run(given: dict[str, Any]) -> RouteRun:

@@ -30,8 +30,10 @@ from pointer_rl.evaluate.run import (
 from pointer_rl.files import locked, write_text
 from pointer_rl.generate.plan import format_duration, make_plan
 from pointer_rl.generate.run import GenerateRun, run_generate
+from pointer_rl.options import convert_options
 from pointer_rl.records.formats import stream_records
 from pointer_rl.records.provenance import Change, differences
+from pointer_rl.registry import registry
 from pointer_rl.report.figure import check_drawable
 from pointer_rl.report.files import ReportFiles
 from pointer_rl.selectors.bundle import is_bundle
@@ -122,6 +124,11 @@ class RouteRun:
             del decided[name]
         for name in ("cache", "device", "part"):
             del decided["session"][name]
+        for kind in ("dataset", "backend", "prompt", "metric", "encoder"):
+            plugin = getattr(self.session, kind)
+            decided["session"][kind] = None if plugin is None else _typed(kind, plugin)
+        test = PluginRef(self.session.dataset.name, self.test_options)
+        decided["test_options"] = _typed("dataset", test)["options"]
         plain: dict[str, Any] = json.loads(json.dumps(decided, default=str))
         return plain
 
@@ -158,7 +165,7 @@ class Route:
         """Raises PointerRLError for anything that is missing or does not fit."""
         self._run = run
         self._folder = run.output_dir
-        train = test = run.session
+        train, test = run.session, replace(run.session, limit=None)
         if run.test_options:
             options = {**run.session.dataset.options, **run.test_options}
             test = replace(test, dataset=replace(test.dataset, options=options))
@@ -274,15 +281,18 @@ class Route:
             return self._state["without_sft"]  # type: ignore[no-any-return]
         if self._run.sft is not None:
             return None if self._run.sft else "--no-sft"
-        session = Session(self._train)  # one that does not keep the model in memory
+        # A session of its own, so that the model does not stay in memory.
+        session = Session(self._train, self.training.observer)
         judge = session.judge()
         scorer = AnswerScorer(judge.prompt, judge.backend)
-        reason = "no query has answers"
+        reason, asked = "no query has answers", None
         for query in islice((each for each in session.queries if each.answers), 4):
             [(_, found)] = scorer.score([Trial(query, [])])
             if not isinstance(found, BackendError):
                 return None
-            reason = found.message
+            reason, asked = found.message, query
+        if asked is not None and all(each.failure for _, each in judge.answer([Trial(asked, [])])):
+            raise InputError(f"the backend does not answer ({reason}): put that right, or --no-sft")
         return f"the backend does not score answers ({reason})"
 
     @cached_property
@@ -550,9 +560,10 @@ class Route:
     def time(self) -> str:
         """How long all calls would take, in words. Asks some trials of `generate`."""
         by_name = {each.name: each for each in self.stages}
-        plan = make_plan(self._generate_run(by_name["generate"].calls or 0))
+        run = self._generate_run(by_name["generate"].calls or 0)
+        plan = make_plan(run, self.training.observer)
         if plan.seconds is None:
-            return "no time was measured: the first trials are done, or were not answered"
+            return "no time was measured: too few trials are left to ask, or none was answered"
         calls = self._run.max_calls + (by_name["evaluate"].calls or 0)
         rate = plan.to_ask / plan.seconds
         return (
@@ -570,6 +581,16 @@ def open_route(run: RouteRun, observer: Observer = Observer()) -> Iterator[Route
     """
     with locked(run.output_dir / SETTINGS):
         yield Route(run, observer)
+
+
+def _typed(kind: str, plugin: PluginRef) -> dict[str, Any]:
+    """Name and given options of a plugin, the same from a command line and from a file."""
+    entry = registry().find(kind, plugin.name)
+    given = {**entry.aliases.get(plugin.name, {}), **plugin.options}
+    given.pop("device", None)
+    owner = f"{kind} {plugin.name}"
+    options = {} if entry.options is None else convert_options(entry.options, given, owner)
+    return {"name": entry.name, "options": options}
 
 
 def _learned(train: Callable[[], TrainResult]) -> Result:
