@@ -105,7 +105,7 @@ def convert_options(cls: type, values: Mapping[str, object], owner: str) -> dict
         if key not in names:
             raise InputError(f"{owner} has no option {key!r}{did_you_mean(key, names)}")
         try:
-            converted[key] = _convert(value, hints[key])
+            converted[key] = convert_value(value, hints[key])
         except ValueError as error:
             raise InputError(f"{owner}, option {key}={value}: {error}") from error
     return converted
@@ -152,7 +152,7 @@ def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING
 
 
-def _convert(value: object, hint: Any) -> object:
+def convert_value(value: object, hint: Any) -> object:
     """The value as an option of that type. Raises ValueError if it is not of this type."""
     if isinstance(value, str):
         return convert_text(value, hint)
@@ -161,13 +161,13 @@ def _convert(value: object, hint: Any) -> object:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _convert(value, next(each for each in arguments if each is not type(None)))
+        return convert_value(value, next(each for each in arguments if each is not type(None)))
     if origin is Literal and value not in arguments:
         raise ValueError(f"not one of {', '.join(map(str, arguments))}")
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ValueError("not a list")
-        return tuple(_convert(each, arguments[0]) for each in value)
+        return tuple(convert_value(each, arguments[0]) for each in value)
     if hint is float and type(value) is int:
         return float(value)
     if hint in _TYPES and type(value) is not hint:

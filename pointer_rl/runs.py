@@ -21,7 +21,7 @@ from pointer_rl.evaluate.evaluation import Evaluation
 from pointer_rl.evaluate.run import EvaluateConfig, EvaluateRun, run_evaluation
 from pointer_rl.generate.run import GenerateRun, run_generate
 from pointer_rl.generate.summary import Summary
-from pointer_rl.options import build_options
+from pointer_rl.options import build_options, convert_value
 from pointer_rl.records.formats import stream_records
 from pointer_rl.records.shards import Shard
 from pointer_rl.report.files import ReportFiles
@@ -89,6 +89,7 @@ class Session(engine.Session):
         `options` are the fields of `SessionOptions`: encoder, query_emb, cand_emb, limit, device,
         decoding. Raises PointerRLError for what does not exist or does not fit.
         """
+        _check_given(options)
         cache = default_store() if store is True else None if store is False else Path(store)
         named = {"dataset": dataset, "backend": backend, "prompt": prompt, "metric": metric}
         [given] = _share({**options, **named, "cache": cache}, SessionOptions)
@@ -108,14 +109,13 @@ class Session(engine.Session):
         any plugin), `shots`, `seed`, `sft_ckpt` and `max_calls`. Without `output_path` the records
         are only in memory. An interrupted run is continued by the same call.
         """
+        _check_given(options)
         if output_path is None:
+            for name in ("max_calls", "max_seconds"):
+                if options.get(name) is not None:
+                    raise InputError(f"{name}: give an output_path, to continue from there")
             with TemporaryDirectory() as folder:
                 made = self.generate(Path(folder) / "rl.jsonl", **options)
-                if made.summary.left:
-                    left = (
-                        f"stopped by {made.summary.stopped_by}, {made.summary.left:,} queries left"
-                    )
-                    raise InputError(f"{left}: give an output_path, to continue from there")
                 _, made.path = made.records, None  # read before the file is gone
                 return made
         [given] = _share({**options, "output_path": output_path}, GenerateRun)
@@ -137,6 +137,7 @@ class Session(engine.Session):
         `OnlineConfig` (which needs `max_calls`) and `OnlineRun`. The result has the bundle's
         `folder` and `policy()`; `sentences()` says whether it learned.
         """
+        _check_given(options)
         if recipe not in RECIPES:
             raise InputError(f"recipe {recipe!r}: one of {', '.join(RECIPES)}")
         given = {**options, "data": rl_data, "folder": output_dir}
@@ -176,6 +177,7 @@ class Session(engine.Session):
         table, `rows()`, and its conclusions, `sentences()`. Raises AlreadyFinished if `output_path`
         has this evaluation already; its `content` says what came of it.
         """
+        _check_given(options)
         given = {"limit": self.options.limit, **options, "policies": policies or {}}
         config, more, files = _share(
             {**given, "output_path": output_path, "plot": plot},
@@ -200,6 +202,17 @@ class _Logged(Observer):
 # --- from plain values to options ---
 
 
+_RESERVED = {"session", "config", "output", "folder", "data", "cache", "part"}
+"""Fields of the runs' dataclasses that the methods fill in themselves."""
+
+
+def _check_given(options: Mapping[str, object]) -> None:
+    """Raise InputError for a field that is not the caller's to set."""
+    for name in options:
+        if name in _RESERVED:
+            raise InputError(f"no option {name!r}: it follows from the other arguments")
+
+
 def _share(values: Mapping[str, Any], *classes: type) -> list[dict[str, Any]]:
     """The values that each options class has a field for, converted to the field's type.
 
@@ -211,7 +224,7 @@ def _share(values: Mapping[str, Any], *classes: type) -> list[dict[str, Any]]:
             raise InputError(f"no option {name!r}{did_you_mean(name, known)}")
     return [
         {
-            name: _convert(values[name], hint)
+            name: _option(name, values[name], hint)
             for name, hint in _hints(each).items()
             if name in values
         }
@@ -224,12 +237,19 @@ def _hints(options: type) -> dict[str, Any]:
     return {each.name: hints[each.name] for each in fields(options)}
 
 
+def _option(name: str, value: Any, hint: Any) -> Any:
+    try:
+        return _convert(value, hint)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{name}={value!r}: {error}") from error
+
+
 def _convert(value: Any, hint: Any) -> Any:
     """Paths from strings, plugins from names and mappings, tuples from lists and single values."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if value is None:
-        return None
     if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
         [hint] = [each for each in arguments if each is not type(None)]
         return _convert(value, hint)
     if hint in _FROM_PLAIN:
@@ -241,7 +261,7 @@ def _convert(value: Any, hint: Any) -> Any:
     if origin in (Collection, Sequence, tuple):
         several = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
         return tuple(_convert(each, arguments[0]) for each in several)
-    return value
+    return convert_value(value, hint)
 
 
 def _as_plugin(value: object) -> PluginRef:

@@ -186,7 +186,10 @@ class Configuration:
             if name is not None and chooses is not None:
                 values[str(chooses.name)] = name
             if table:
-                values[str(option.name)] = _assignments(table)
+                values[str(option.name)] = [
+                    *values.get(str(option.name), []),
+                    *_assignments(table),
+                ]
         more = named_option(command)
         if more is not None:
             pairs = [
@@ -396,9 +399,11 @@ def _mismatch(option: click.Option, value: object) -> str | None:
 def _merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
     """A later table adds to an earlier one, or replaces it if it names another plugin."""
     merged: dict[str, Any] = {}
-    for table in tables:
-        other = merged.get("plugin") != table.get("plugin", merged.get("plugin"))
-        merged = dict(table) if other else {**merged, **table}
+    for each in tables:
+        table = {key.replace("-", "_"): value for key, value in each.items()}
+        before = merged.get("plugin")
+        other = before is not None and table.get("plugin", before) != before
+        merged = table if other else {**merged, **table}
     return merged
 
 

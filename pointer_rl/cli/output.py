@@ -80,6 +80,7 @@ def echo_wrapped(text: object, *, indent: int = 0, hanging: int = 0, **style: An
     for line in lines:
         styled = click.style(line, **style) if style else line
         click.echo(styled, color=False if os.environ.get("NO_COLOR") else None)
+        record(line)
 
 
 def echo_escapes(codes: str) -> None:

@@ -15,6 +15,7 @@ import math
 import os
 import sqlite3
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -101,6 +102,11 @@ class BackendSummary:
     newest: str
 
 
+def _close(connection: sqlite3.Connection) -> None:
+    with contextlib.suppress(sqlite3.Error):  # of another thread, say
+        connection.close()
+
+
 class ResponseCache:
     """Responses by `request_key`, in one SQLite file.
 
@@ -133,6 +139,8 @@ class ResponseCache:
                 raise
             _set_aside(path, error.reason)
             self._connection = _connect(path)
+        # Also at the program's end, when what __del__ would need is gone.
+        weakref.finalize(self, _close, self._connection)
         log.debug("%s: opened", path)
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Response]:
@@ -242,10 +250,6 @@ class ResponseCache:
     def close(self) -> None:
         """Close the file. This also happens when the cache is garbage-collected."""
         self._connection.close()
-
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError, sqlite3.Error):
-            self.close()
 
     @contextlib.contextmanager
     def _reporting_errors(self) -> Iterator[sqlite3.Connection]:

@@ -177,6 +177,10 @@ def test_the_folders_own_file_is_announced(cli, config, folder, world):
         "[train]\noutput-dir = 'x'",
         "[evaluate]\nplot = 'x.png'",
         "[generate]\noverwrite = true",
+        "[evaluate]\nrecord = true",
+        "accept-changed = ['inputs']",
+        "[cache.prune]\nembeddings = true",
+        "[cache.prune]\nall = true",
     ],
 )
 def test_the_folders_own_file_neither_loads_code_nor_writes(cli, folder, text):
@@ -214,6 +218,22 @@ def test_no_store_on_the_command_line_replaces_the_files_store(cli, config, fold
     done = cli("generate", "--config", str(config), "--output-path", "rl.json", "--no-store")
     assert done.exit_code == 0, done.output
     assert not (config.parent / "s.sqlite").exists()
+
+
+def test_tables_add_up_key_by_key(cli, config):
+    config.write_text(
+        "[dataset]\nmax-image-bytes = 1\nplugin = 'jsonl'\n"
+        "[backend]\ndtype = 'bfloat16'\n"
+        "[generate]\nprompt-opt = ['a=1']\n"
+        "[generate.backend]\nplugin = 'qwen2vl'\n"
+        "[generate.dataset]\nmax_image_bytes = 2\n"
+        "[generate.prompt]\nb = 2\n"
+    )
+    done = cli("config", "generate", "--config", str(config))
+    values = {line.split()[0]: line.split()[1:-1] for line in done.output.splitlines() if line}
+    assert values["dataset-opt"] == ["max_image_bytes=2"]
+    assert values["backend-opt"] == ["dtype=bfloat16"]
+    assert values["prompt-opt"] == ["a=1", "b=2"]
 
 
 def test_config_says_where_each_value_comes_from(cli, config):

@@ -256,6 +256,10 @@ def test_a_log_file_has_everything_with_its_time(world, cli, tmp_path):
     for printed in (result.stdout + result.stderr).splitlines():
         assert printed in messages
     assert "DEBUG" not in result.stderr
+    shown = cli("show", str(world.output), "--log-file", str(tmp_path / "show.txt"))
+    assert shown.exit_code == 0, shown.output
+    logged = (tmp_path / "show.txt").read_text()
+    assert all(line in logged for line in shown.stdout.splitlines())
     failed = cli("--log-file", str(log), "rescore", "none.json", "--output-path", "x.json")
     assert failed.exit_code == 2
     longer = log.read_text().splitlines()

@@ -129,13 +129,26 @@ def test_what_does_not_fit_is_one_line(session, world):
         pointer_rl.Session(limits=3)
     with pytest.raises(InputError, match="generator random has no option 'nun'"):
         session.generate(generators=[{"plugin": "random", "nun": 3}])
+    for wrong in ({"dedup": "x"}, {"shots": "two"}, {"accept_changed": "x"}):
+        with pytest.raises(InputError, match=f"{next(iter(wrong))}="):
+            session.generate(**wrong)
+    with pytest.raises(InputError, match="keep_by='x': not one of reward, cross_entropy"):
+        session.train("runs/rl", world.output, keep_by="x")
+    for reserved in ("cache", "session"):
+        with pytest.raises(InputError, match=f"no option '{reserved}'"):
+            pointer_rl.Session(**{reserved: "x"})
+    for reserved in ("config", "output", "folder", "data"):
+        with pytest.raises(InputError, match=f"no option '{reserved}'"):
+            session.train("runs/rl", world.output, **{reserved: "x"})
+    with pytest.raises(InputError, match="limit is -3"):
+        pointer_rl.Session(limit=-3)
     with pytest.raises(InputError, match="a plugin is a name, or"):
         pointer_rl.Session({"name": "jsonl"})
     with pytest.raises(PluginError, match="unknown backend 'copi'"):
         pointer_rl.Session(backend="copi")
     with pytest.raises(InputError, match="'runs/rl': give a mapping, from names"):
         session.evaluate("runs/rl")
-    with pytest.raises(InputError, match="8 queries left: give an output_path"):
+    with pytest.raises(InputError, match="max_seconds: give an output_path"):
         session.generate(generators="random", max_seconds=1e-9)
     with pytest.raises(InputError, match="give rl_data, or online=True"):
         session.train("runs")
