@@ -126,6 +126,9 @@ class _Page:
         rows = self._rows()
         blocks["page"] = to_json({"files": list(map(_file, self._shown)), "pools": rows})
         size = sum(map(_size, blocks.values())) + _size(self._fill({"pairs": blocks["pairs"]}))
+        # Where images are named: an id or a row, and a number.
+        size += sum(_size(to_json(query[0])) + 10 for _, query in self._queries())
+        size += sum(len(row) + 10 for pool in rows for row in pool)
         thumbnails = Thumbnails(self._most - size - _SLACK)
         blocks["images"] = to_json(self._number_images(thumbnails, rows))
         blocks["thumbnails"] = to_json(thumbnails.encoded)
@@ -279,7 +282,8 @@ class _Page:
         def show_row(file: TrialFile, row: int) -> bool:
             assert file.dataset_number is not None
             numbers, example = of_rows[file.dataset_number], file.pool_row(row)
-            if str(row) not in numbers and example is not None:
+            known = str(row) in pools[file.dataset_number]
+            if known and str(row) not in numbers and example is not None:
                 image = thumbnails.add(example.image)
                 if image is not None:
                     numbers[str(row)] = image

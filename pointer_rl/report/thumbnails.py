@@ -47,9 +47,10 @@ class Thumbnails:
 
     def _encode(self, image: ImageRef) -> None:
         text = _webp(image)
-        self.full = self.size + len(text) > self.most
+        size = len(text) + 3  # quotes and a comma
+        self.full = self.size + size > self.most
         if not self.full:
-            self.size += len(text)
+            self.size += size
             self._numbers[image.key] = len(self.encoded)
             self.encoded.append(text)
 
