@@ -215,7 +215,7 @@ class _Page:
     def _pairs(self) -> str:
         """The accuracies that arms are compared by."""
         left, found = int(self._most * _PAIRS_SHARE), []
-        for file in self._shown:
+        for file in self._trials:
             text = _accuracies(file)
             if text is not None and len(text) > left:
                 self.left_out.append(

@@ -109,6 +109,8 @@ def test_an_evaluation_without_answers_is_shown_without_queries(world, cli, eval
     assert content["verdict"] in page.text
     assert "json-queries-0" not in page.raw
     assert "an evaluation without answers, by an earlier version" in result.output
+    assert "an evaluation without answers, by an earlier version" in page.text
+    assert page.data("pairs")  # wins and losses need accuracies alone
 
 
 def test_an_evaluation_that_measured_nothing_is_shown(world, cli, evaluation):

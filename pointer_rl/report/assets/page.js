@@ -305,6 +305,7 @@
 
     open(Math.max(0, page.files.findIndex((each) => each.kind === "evaluation")));
     return {
+      has: (name) => page.files.some((each) => each.name === name),
       /** Show the queries of a file that have these ids. */
       show(name, words, ids, arms) {
         const place = page.files.findIndex((each) => each.name === name);
@@ -366,7 +367,7 @@
       });
       const names = [`${one} wins`, "the same, above 0", "the same, 0", `${other} wins`];
       cells.replaceChildren(...groups.map((group, n) => element("button", {
-        type: "button", class: `cell cell-${n}`, disabled: !group.size || !gallery,
+        type: "button", class: `cell cell-${n}`, disabled: !group.size || !gallery?.has(file),
         onclick: () => gallery.show(file, `${names[n]}: ${counted(group.size, "query", "queries")}`, group, [one, other]),
       }, element("strong", {}, number(group.size)), element("span", {}, names[n]))));
       const points = compared ? (100 * total / compared).toFixed(1) : "–";
