@@ -124,7 +124,7 @@ def cache_folder() -> Path:
 
 
 def embeddings_folder() -> Path:
-    """Where the embeddings are kept that commands made by themselves."""
+    """The folder of the embeddings that commands keep."""
     return cache_folder() / "embeddings"
 
 
@@ -163,8 +163,8 @@ def locked(path: Path, waiting: Callable[[str], object] | None = None) -> Iterat
 
     The lock is the file `.NAME.pointer-rl.lock` beside `path`; it holds the process's id and host.
     A run that writes a folder locks a file in it. If another process has the lock, `waiting` is
-    called with a sentence that names it, and then it is waited for. Without `waiting`, raises
-    InputError instead; so it does if no file can be written there.
+    called with a sentence that names that process, and this one waits. Raises InputError if there
+    is no `waiting`, and if no file can be written there.
     """
     check_name(path)
     place = _beside(path, "pointer-rl.lock")

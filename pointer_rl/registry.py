@@ -341,7 +341,7 @@ class Registry:
             if not entry.has_option(option) and (
                 having := self._having(entry.plugin, kind, option)
             ):
-                raise InputError(f"{owner} has no option {option!r}; it is one of {having}")
+                raise InputError(f"{owner} has no option {option!r}, which is one of {having}")
         return ConfiguredEntry(entry, build_options(entry.options, given, owner))
 
     def _having(self, plugin: PluginRecord, kind: str, option: str) -> str:

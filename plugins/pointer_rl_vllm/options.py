@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pointer_rl.options import FileOrName
+from pointer_rl.options import FileOrName, FilePath
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +20,7 @@ class VLLMOptions:
     """Precision of weights and activations; auto is float32 on a CPU, else the checkpoint's."""
     quantization: str | None = None
     """Quantise the weights when they are loaded (fp8, …); by default as the checkpoint has them."""
-    chat_template: FileOrName | None = None
+    chat_template: FilePath | None = None
     """Jinja file to use instead of the checkpoint's chat template."""
     min_pixels: int | None = None
     """Smaller images are enlarged to this many pixels (Qwen-VL); the checkpoint's own value by

@@ -3,9 +3,9 @@
     seconds left = trials still to be asked × seconds per asked trial
     trials still to be asked = those of the open window + queries after it × asked trials per query
 
-Trials that the response cache answers take no time worth mentioning and say nothing of those that
-are asked. Both figures are therefore of windows in which the backend was asked at all, the time
-for proposing and judging included.
+Trials that the response cache answers take almost no time, and say nothing about those that are
+asked. Both figures therefore come only from windows in which the backend was asked; they include
+the time for proposing and judging.
 """
 
 from __future__ import annotations

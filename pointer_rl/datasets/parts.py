@@ -55,7 +55,7 @@ class Part:
         ids = {str(each.image_id) for each in held_out if each.image_id is not None}
 
         def apart(example: Example) -> bool:
-            """Whether it shares an image with no held-out query, by content or by image_id."""
+            """Whether it shares no image with any held-out query, by content or by image_id."""
             return image_content(example) not in drawn and str(example.image_id) not in ids
 
         rows = [row for row, example in enumerate(dataset.pool) if apart(example)]

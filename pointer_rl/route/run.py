@@ -327,7 +327,7 @@ class Route:
                 lambda observer: self._generate(generate_calls, observer),
                 queries=number,
                 calls=generate_calls,
-                note="as many queries as they suffice for",
+                note="until these calls are spent",
             ),
             Stage("validate", folder / DATA, self._validate),
             Stage("train", folder / OFFLINE, self._offline, note="from these trials"),

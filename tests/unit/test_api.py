@@ -186,9 +186,9 @@ def test_rewards_of_unknown_modes_and_weights_are_refused():
 
 
 def test_a_weight_that_the_mode_ignores_is_refused_with_the_mode_that_has_it():
-    with pytest.raises(InputError, match="no option 'alpha'; it is one of legacy"):
+    with pytest.raises(InputError, match="no option 'alpha', which is one of legacy"):
         pointer_rl.compute_reward_for_candidate(beam_score=2.13, vqa_correct=1, alpha=0.2)
-    with pytest.raises(InputError, match="no option 'soft_weight'; it is one of hard01"):
+    with pytest.raises(InputError, match="no option 'soft_weight', which is one of hard01"):
         pointer_rl.compute_reward_for_candidate(
             vqa_correct=1, reward_mode="hard_only", soft_weight=0.5
         )
