@@ -46,6 +46,15 @@ def unseen(what: str, total: int) -> Iterator[Callable[[int], object]]:
     yield lambda steps: None
 
 
+def image_content(example: Example) -> str:
+    """A key of the example's image: equal for equal content."""
+    try:
+        return example.image.key
+    except InputError:
+        # An unreadable image equals no other. The example's trials fail and say why.
+        return f"unreadable {example.row}"
+
+
 @dataclass(frozen=True)
 class Contents:
     """The hashes of some examples."""

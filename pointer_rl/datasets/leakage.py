@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pointer_rl.datasets.identity import image_content
 from pointer_rl.errors import InputError
 from pointer_rl.types import Example
 
@@ -84,12 +85,3 @@ def _rows_by_key(keys: Sequence[str]) -> dict[str, list[int]]:
     for row, key in enumerate(keys):
         rows.setdefault(key, []).append(row)
     return rows
-
-
-def image_content(example: Example) -> str:
-    """A key of the example's image: equal for equal content."""
-    try:
-        return example.image.key
-    except InputError:
-        # An unreadable image equals no other. The example's trials fail and say why.
-        return f"unreadable {example.row}"

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal
 
-from pointer_rl.datasets.identity import Activity, hash_images, unseen
-from pointer_rl.datasets.leakage import image_content
+from pointer_rl.datasets.identity import Activity, hash_images, image_content, unseen
 from pointer_rl.errors import InputError
 from pointer_rl.types import Dataset, Example
 

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 import pointer_rl_schemas
-from pointer_rl.datasets.leakage import AllowedRows, image_content
+from pointer_rl.datasets.identity import image_content
+from pointer_rl.datasets.leakage import AllowedRows
 from pointer_rl.errors import InputError, NothingToLearnError
 from pointer_rl.records.fields import has_failed
 from pointer_rl.records.provenance import Change, changeable
