@@ -7,10 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pointer_rl.errors import InputError
 from pointer_rl.types import Window
 
 PATIENCE = 2
 """Workers that may die of the same thing before it is blamed."""
+_DEATHS = 6
+"""Workers that may die of a query before they ask anything."""
 
 
 @dataclass(eq=False)
@@ -21,7 +24,7 @@ class Task:
     part: Window
     """The same queries, of which these are still to be done."""
     deaths: int = 0
-    """Workers that died while they ran it."""
+    """Workers that died while they ran it, over no request that is known."""
     alone: bool = False
     """Whether its requests are asked one by one, to find the one that kills."""
     asking: bytes | None = None
@@ -85,14 +88,19 @@ class Schedule:
 
     def lost(self, task: Task) -> str:
         """Its worker died. Returns what happens now, in words."""
-        task.deaths += 1
         if task.asking is not None:
             task.killed[task.asking] += 1
             gone = task.killed[task.asking] >= PATIENCE
             task.asking = None
             self._again.append(task)
-            return "gives up a trial that killed its worker twice" if gone else "are asked again"
-        if task.deaths < PATIENCE:
+            return "a trial that killed two workers is given up" if gone else "are asked again"
+        task.deaths += 1
+        if task.deaths >= _DEATHS:
+            raise InputError(
+                f"{task}: {task.deaths} workers died, none of them over a trial: see what killed "
+                "them (the machine's memory, say)"
+            )
+        if task.deaths < PATIENCE or task.alone:
             self._again.append(task)
             return "go to another worker"
         todo = task.part.todo
