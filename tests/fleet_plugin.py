@@ -1,4 +1,4 @@
-"""A fleet of processes in place of Ray's actors, and a backend that can kill the process it runs in.
+"""A fleet of processes in place of Ray's actors, and a backend that can kill its process.
 
 Loaded as a plugin file: `--plugin tests/fleet_plugin.py`, or `registry().load_file`.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -23,6 +24,7 @@ from pointer_rl_ray.worker import Worker
 
 log = logging.getLogger(__name__)
 
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _VARIABLES = ("POINTER_RL_PLUGINS", "POINTER_RL_BLOCK_PLUGINS")
 _LOOK = 5.0
 """Seconds between looks at what the cluster has."""
@@ -224,8 +226,10 @@ def _start(options: RayOptions) -> Any:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     here: dict[str, Any] = {}
     if options.address is None:
-        # Before the import: Ray would listen on every interface.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # Ray reads this when it is imported. Otherwise it would listen on other addresses too.
+        if "ray" in sys.modules and os.environ.get(_LOOPBACK) != "0":
+            log.warning("Ray is imported already: to keep it to loopback, set %s=0", _LOOPBACK)
+        os.environ[_LOOPBACK] = "0"
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         here = {
             "num_cpus": max(os.cpu_count() or 1, options.num_workers or 1),

@@ -5,18 +5,21 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from pointer_rl.datasets.images import ImageFile, ImageLimits
 from pointer_rl.errors import PluginError, first_line
 from pointer_rl.types import Dataset, Example, Pool
 from pointer_rl_ray.line import ImageWanted, line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -115,12 +118,13 @@ class _Pickler(pickle.Pickler):
             self.used |= self._packer.needs(name[1])
         return name
 
-    def reducer_override(self, obj: object) -> Any:
+    def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, ImageFile):
             key = obj.key if obj.has_key else None
             return SentFile, (obj.name, obj.limits, os.path.abspath(obj.name), key)
         if (
-            type(obj) is torch.Tensor
+            (torch := sys.modules.get("torch")) is not None
+            and type(obj) is torch.Tensor
             and obj.device.type == "cpu"
             and obj.dtype is not torch.bfloat16  # which numpy does not know
             and not obj.requires_grad
@@ -129,7 +133,9 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
+def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    import torch
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the memory is shared, and not written to
         return torch.from_numpy(array)

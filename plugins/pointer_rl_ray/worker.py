@@ -1,4 +1,7 @@
-"""A worker: it keeps the backend, and runs the tasks that it is given. Knows nothing of Ray."""
+"""A worker: it keeps the backend, and runs the tasks that it is given. Knows nothing of Ray.
+
+torch is imported by what needs it: a worker that does not is small, and ready at once.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,13 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pointer_rl.errors import InputError, PointerRLError, first_line
 from pointer_rl.registry import registry
 from pointer_rl.session.cache import request_key
 from pointer_rl.session.caching import Result, run_checked
 from pointer_rl.session.observer import Observer
-from pointer_rl.session.session import PluginRef, Session, device_window
 from pointer_rl.session.windows import InProcess
 from pointer_rl.types import (
     BackendError,
@@ -30,6 +32,9 @@ from pointer_rl.types import (
 )
 from pointer_rl_ray.line import Alone, Done, Failed, Report, ResponsesWanted, line
 from pointer_rl_ray.sharing import Packed, Parcel, Unpacker
+
+if TYPE_CHECKING:
+    from pointer_rl.session.session import PluginRef, Session
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +152,8 @@ class Worker:
             line().end(what)
 
     def _describe(self, backend: PluginRef) -> Described:
+        from pointer_rl.session.session import device_window
+
         guarded = self.backend(backend)
         made = guarded.made
         methods = {"cost": PricedBackend, "count": CountingBackend}
@@ -163,8 +170,8 @@ class Worker:
         if self._job is None or self._job[0] != order.job:
             self._job = None  # two may not fit
             job = self._unpacker.unpack(order.parcel)
-            if isinstance(session := getattr(job, "session", None), Session):
-                self._take_over(session, keeps=order.keeps)
+            if hasattr(job, "session"):
+                self._take_over(job.session, keeps=order.keeps)
             self._job = (order.job, job)
         job = self._job[1]
         if isinstance(job, Ask):
@@ -214,6 +221,8 @@ class _Here(InProcess):
         self._worker = worker
 
     def load(self, backend: str, options: Mapping[str, object]) -> VQABackend:
+        from pointer_rl.session.session import PluginRef
+
         return self._worker.backend(PluginRef(backend, options))
 
 

@@ -11,15 +11,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pointer_rl.errors import InputError
 from pointer_rl.records.shards import windows
 from pointer_rl.session.journal import Journal
-from pointer_rl.session.session import Session
 from pointer_rl.types import Job, Window
+
+if TYPE_CHECKING:
+    from pointer_rl.session.session import Session
 
 
 class InProcess:
