@@ -175,6 +175,12 @@ class _Run:
             self._tasks[worker] = task
             self._tallies.setdefault(worker, _Tally()).begin()
             self._fleet.call(worker, *self._call(task))
+        died = sum(tally.died for tally in self._tallies.values())
+        number = len(self._tallies) - died
+        self._observer.workers(
+            f"{number} {'worker' if number == 1 else 'workers'}"
+            + (f", {died} died" if died else "")
+        )
 
     def _heed(self, worker: int, report: Report | None) -> Iterator[tuple[Window, Any]]:
         task = self._tasks.get(worker)
@@ -190,7 +196,9 @@ class _Run:
         what = report.what
         if isinstance(what, Done):
             del self._tasks[worker]
-            self._tallies[worker].end()
+            tally = self._tallies[worker]
+            tally.end()
+            log.info("%s: %s in %.1f s", self._fleet.name(worker), task, tally.last)
             records = self._schedule.done(task, what.result)
             if records is not None:
                 yield task.window, records
@@ -244,6 +252,8 @@ class _Tally:
     trials: int = 0
     seconds: float = 0.0
     """Time in which it had something to do."""
+    last: float = 0.0
+    """Of these, those of the last window."""
     died: bool = False
     _began: float = 0.0
 
@@ -252,7 +262,8 @@ class _Tally:
 
     def end(self) -> None:
         self.windows += 1
-        self.seconds += time.monotonic() - self._began
+        self.last = time.monotonic() - self._began
+        self.seconds += self.last
 
     def __str__(self) -> str:
         rate = f", {self.trials / self.seconds:.1f}/s" if self.trials and self.seconds else ""

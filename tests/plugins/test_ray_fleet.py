@@ -55,7 +55,7 @@ class Heard(Observer):
     """What is said, and what is done when a window is finished or something is said."""
 
     def __init__(self, at_finish=lambda: None, at_say=lambda: None):
-        self.said, self.trials = [], 0
+        self.said, self.trials, self.fleet = [], 0, ""
         self.at_finish, self.at_say = at_finish, at_say
 
     def say(self, sentence):
@@ -67,6 +67,9 @@ class Heard(Observer):
 
     def finish(self, queries):
         self.at_finish()
+
+    def workers(self, said):
+        self.fleet = said
 
 
 def interrupt():
@@ -113,6 +116,7 @@ def test_same_bytes_with_more_workers(world, tmp_path, sways):
     done = generate(world, tmp_path / "b.json", backend=backend, score_answers=True, observer=heard)
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert done.asked == heard.trials == done.all.candidates
+    assert heard.fleet in ("1 worker", "2 workers", "3 workers")
 
 
 def test_answers_are_kept_here_and_asked_once(world, tmp_path):
@@ -159,6 +163,7 @@ def test_a_trial_that_kills_its_worker_fails_alone(world, tmp_path):
     assert all("given up" in each["eval_error"] for each in trials)
     assert done.all.failed == len(trials)
     assert "given up" in heard.said[-1]
+    assert heard.fleet.endswith(f", {len(heard.said)} died")
 
 
 def test_a_backend_that_cannot_be_made_is_one_line(world, tmp_path):
