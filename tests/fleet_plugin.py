@@ -38,12 +38,14 @@ class TouchyOptions:
     """Time that a request takes."""
     needs: str = ""
     """A file without which the backend is not made."""
+    answers: str = "yes,no"
+    """One of these is drawn by a hash of the prompt."""
     sways: bool = False
     """Log-probabilities depend on the batch, so a call that is cut off is repeated whole."""
 
 
 class Touchy:
-    """Answers with a hash of its prompt."""
+    """Answers at random, and to the same prompt the same."""
 
     def __init__(self, options: TouchyOptions) -> None:
         if options.needs and not os.path.exists(options.needs):
@@ -53,6 +55,7 @@ class Touchy:
         self.fingerprint = "touchy"
         self.batch_invariant = not options.sways
         self._options = options
+        self._answers = options.answers.split(",")
 
     def run(self, requests):
         for index, request in enumerate(requests):
@@ -70,8 +73,8 @@ class Touchy:
             except Exception as error:
                 yield index, BackendError(str(error))
                 continue
-            answer = hashlib.sha256(text.encode()).digest()[0] % 2
-            yield index, Response("yes" if answer else "no", (-1.0,) * len(request.score))
+            drawn = self._answers[hashlib.sha256(text.encode()).digest()[0] % len(self._answers)]
+            yield index, Response(drawn, (-1.0,) * len(request.score))
 
 
 @dataclass(frozen=True, kw_only=True)

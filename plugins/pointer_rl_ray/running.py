@@ -190,7 +190,9 @@ class _Run:
             del self._tasks[worker]
             self._tallies[worker].died = True
             now = self._schedule.lost(task)
-            self._observer.say(f"{self._fleet.name(worker)} died: {task} {now}")
+            said = f"{self._fleet.name(worker)} died: {task} {now}"
+            # Where there is no session, the worker was loading, or asked by an arm that learns.
+            log.warning(said) if self._session is None else self._observer.say(said)
             return
         self._keep(worker, report)
         what = report.what
