@@ -15,8 +15,6 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from pointer_rl.testing import ExecutorTests
-
 if find_spec("ray") is None:  # and not imported here: see `_start`
     pytest.skip("Ray is not installed", allow_module_level=True)
 
@@ -88,14 +86,6 @@ def test_two_workers_write_the_bytes_of_one_process(world, tmp_path):
     run(world, tmp_path / "a.json", "--no-store")
     run(world, tmp_path / "b.json", "--no-store", *here(2))
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
-
-
-class TestRay(ExecutorTests):
-    name = "ray"
-
-    @pytest.fixture(autouse=True)
-    def two_workers(self):
-        self.options = {"num_workers": 2}
 
 
 def test_only_loopback_is_used(world, tmp_path):
