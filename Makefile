@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-browser test-faults test-oldest test-newest test-vllm lint format bench bench-gpu bench-vllm bench-learning docs site wheel-smoke clean help
+.PHONY: demo test test-all test-browser test-faults test-ray test-oldest test-newest test-vllm lint format bench bench-gpu bench-vllm bench-learning docs site wheel-smoke clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -62,6 +62,9 @@ test-faults: $(DEV)  ## attacks on every command: kills, full disks, damaged fil
 	$(BIN)/python tests/e2e/campaign.py "$$(mktemp -d)/campaign" --kills 30 --fresh 2 --disks 6 --damages 25
 	POINTER_RL_TRIALS=1000 POINTER_RL_FUZZ=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q \
 	    tests/e2e/test_train_kills.py tests/e2e/test_server_faults.py tests/fuzz
+
+test-ray: $(DEV)  ## the executor ray on clusters whose workers, nodes and drivers are killed (10 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/with_ray
 
 # The suites of what runs a model here, in .venv-oldest with the oldest transformers that
 # pyproject.toml allows (whose own warnings are no faults of ours), or in .venv-newest.

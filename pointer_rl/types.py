@@ -505,6 +505,19 @@ class Executor(Protocol):
         ...
 
 
+@runtime_checkable
+class LoadingExecutor(Executor, Protocol):
+    """An executor whose workers load the backend, so that the process that leads does not."""
+
+    def load(self, backend: str, options: Mapping[str, object]) -> VQABackend:
+        """The backend of this name, with these options, as it is asked from here.
+
+        `window` of what is returned, if it is there, is how many queries a worker should be asked
+        together.
+        """
+        ...
+
+
 # --- registering --------------------------------------------------------------------------------
 
 

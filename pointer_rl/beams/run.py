@@ -20,7 +20,7 @@ from pointer_rl.records.provenance import Change
 from pointer_rl.records.records import describe_query, describe_shots
 from pointer_rl.session.journal import RUN, Journal, earlier_meta, locked_run
 from pointer_rl.session.observer import Observer
-from pointer_rl.session.session import PluginRef, Session, SessionOptions
+from pointer_rl.session.session import Session, SessionOptions
 from pointer_rl.session.windows import Budget, RunSummary, complete, windows_of
 from pointer_rl.types import BackendError, Window
 
@@ -63,7 +63,6 @@ class BeamRun:
     config: BeamConfig = BeamConfig()
     max_calls: int | None = None
     """Trials that the backend may be asked at most; see `Budget`."""
-    executor: PluginRef = PluginRef("in-process")
     overwrite: bool = False
     """Start over, whatever there is."""
     accept_changed: Collection[Change] = ()
@@ -246,7 +245,6 @@ def run_beams(run: BeamRun, observer: Observer = Observer()) -> BeamSummary:
 
 
 def _run_beams(run: BeamRun, observer: Observer) -> BeamSummary:
-    executor = run.executor.configure("executor").create()
     earlier = earlier_meta(run.output_path, overwrite=run.overwrite)
     session = Session(run.session, observer, earlier)
     config, queries = run.config, session.queries
@@ -283,7 +281,7 @@ def _run_beams(run: BeamRun, observer: Observer) -> BeamSummary:
         run.output_path, meta, ids, overwrite=run.overwrite, accept=run.accept_changed
     ) as journal:
         fresh = not len(journal)
-        for _ in complete(summary, job, size, executor, session, journal, budget):
+        for _ in complete(summary, job, size, session, journal, budget):
             if fresh and summary.failed == summary.trials:
                 raise InputError(
                     f"not one of {summary.trials:,} trials has a score, and beams are made of "

@@ -19,7 +19,6 @@ from pointer_rl.cli.common import (
     GuideCommand,
     kept_in,
     number_option,
-    plugin_ref,
     read_session_options,
     resumable,
     seed_option,
@@ -118,7 +117,6 @@ def _run(given: dict[str, Any]) -> BeamRun:
             },
         ),
         max_calls=given["max_calls"],
-        executor=plugin_ref(given, "executor"),
         overwrite=given["overwrite"],
         accept_changed=given["accept_changed"],
     )

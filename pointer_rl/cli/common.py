@@ -184,7 +184,8 @@ DECODING_OPTION = click.option(
     help="max_new_tokens, num_beams, length_penalty, stop (comma-separated).",
 )
 TRIAL_OPTIONS = [*BACKEND_OPTIONS, *STORE_OPTIONS, *EMBEDDING_OPTIONS, DECODING_OPTION]
-EXECUTOR_OPTIONS = plugin_options("executor", "in-process", "What runs the windows of queries.")
+_IN_PROCESS = "in-process"
+EXECUTOR_OPTIONS = plugin_options("executor", _IN_PROCESS, "What runs the windows of queries.")
 RESUME = click.option(
     "--resume", is_flag=True, help="Accepted: an interrupted run is always continued."
 )
@@ -270,7 +271,8 @@ def read_session_options(given: dict[str, Any]) -> SessionOptions:
     from pointer_rl.session.session import SessionOptions
     from pointer_rl.types import Decoding
 
-    given = {"store": None, "no_store": False, "encoder": None, "encoder_opt": (), **given}
+    missing = {"store": None, "no_store": False, "encoder": None, "encoder_opt": ()}
+    given = {**missing, "executor": _IN_PROCESS, "executor_opt": (), **given}
     if given["store"] is not None and given["no_store"]:
         raise click.UsageError("--store and --no-store exclude each other")
     decoding = parse_assignments(given.get("decoding_opt", ()), "--decoding-opt")
@@ -281,6 +283,7 @@ def read_session_options(given: dict[str, Any]) -> SessionOptions:
         metric=plugin_ref(given, "metric"),
         decoding=build_options(Decoding, decoding, "decoding"),
         encoder=encoder_ref(given),
+        executor=plugin_ref(given, "executor"),
         cache=None if given["no_store"] else given["store"] or default_store(),
         **{key: given.get(key) for key in ("query_emb", "cand_emb", "limit", "device")},
     )

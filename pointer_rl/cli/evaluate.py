@@ -17,7 +17,6 @@ from pointer_rl.cli.common import (
     GuideCommand,
     kept_in,
     number_option,
-    plugin_ref,
     plugin_refs,
     read_session_options,
     resumable,
@@ -189,6 +188,5 @@ def _run(given: dict[str, Any]) -> EvaluateRun:
             train_options=parse_assignments(given["train_opt"], "--train-opt"),
             **{key: given[key] for key in _CONFIG},
         ),
-        executor=plugin_ref(given, "executor"),
         **{key: given[key] for key in ("record", "output_path", "overwrite", "accept_changed")},
     )

@@ -19,7 +19,6 @@ from pointer_rl.cli.common import (
     GuideCommand,
     kept_in,
     number_option,
-    plugin_ref,
     plugin_refs,
     read_session_options,
     resumable,
@@ -231,7 +230,6 @@ def _run(given: dict[str, Any]) -> GenerateRun:
     return GenerateRun(
         session=read_session_options(given),
         generators=_generators(given),
-        executor=plugin_ref(given, "executor"),
         **{name: given[name] for name in names},
     )
 

@@ -17,7 +17,6 @@ from pointer_rl.cli.common import (
     FiniteRange,
     GuideCommand,
     number_option,
-    plugin_ref,
     read_session_options,
     resumable,
     seed_option,
@@ -141,6 +140,5 @@ def _run(given: dict[str, Any]) -> RouteRun:
     return RouteRun(
         session=read_session_options(given),
         test_options=parse_assignments(given["test_opt"], "--test-opt"),
-        executor=plugin_ref(given, "executor"),
         **{name: given[name] for name in (*names, "seed", "overwrite", "accept_changed")},
     )

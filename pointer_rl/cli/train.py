@@ -22,7 +22,6 @@ from pointer_rl.cli.common import (
     encoder_ref,
     number_option,
     plugin_options,
-    plugin_ref,
     plugin_refs,
     read_session_options,
     resumable,
@@ -379,7 +378,6 @@ def _train_online(given: dict[str, Any], config: TrainConfig) -> None:
     more = {name: given[name] for name in names if given[name] is not None}
     run = OnlineRun(
         session=read_session_options(given),
-        executor=plugin_ref(given, "executor"),
         output=_output(given),
         online=OnlineConfig(max_calls=given["max_calls"], **more),
         config=config,

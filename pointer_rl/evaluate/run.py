@@ -61,7 +61,7 @@ from pointer_rl.session.resolve import describe_policy, selector_entries
 from pointer_rl.session.session import PluginRef, Session, SessionOptions
 from pointer_rl.session.similarity import MODES, Space, similarity_spaces
 from pointer_rl.session.windows import run_windows
-from pointer_rl.types import Dataset, Example, Executor, Outcome, Policy
+from pointer_rl.types import Dataset, Example, Outcome, Policy
 
 RESERVED = {ZERO_SHOT, RANDOM, ANSWER_MATCH, ORACLE, ATTAINABLE, "similarity", *MODES}
 
@@ -131,7 +131,6 @@ class EvaluateRun:
     """Write the verdict into the primary policy's bundle and on its card."""
     output_path: Path | None = None
     """The JSON file that will be written. With it, an interrupted evaluation can be continued."""
-    executor: PluginRef = PluginRef("in-process")
     overwrite: bool = False
     """Start over, whatever there is."""
     accept_changed: Collection[Change] = ()
@@ -162,7 +161,6 @@ def _run_evaluation(run: EvaluateRun, observer: Observer) -> Evaluation:
             run.config,
             run.arms,
             output_path=run.output_path,
-            executor=run.executor,
             overwrite=run.overwrite,
             accept_changed=run.accept_changed,
         )
@@ -219,7 +217,6 @@ def evaluate(
     more_arms: Sequence[PluginRef] = (),
     *,
     output_path: Path | None = None,
-    executor: PluginRef = PluginRef("in-process"),
     overwrite: bool = False,
     accept_changed: Collection[Change] = (),
 ) -> Evaluation:
@@ -323,9 +320,8 @@ def evaluate(
     decided = decide()
     hits = session.backend.hits
     job = EvaluationJob(session=session, queries=queries, pointers=pointers_to_ask(settings))
-    made: Executor = executor.configure("executor").create()
     journal = None if output_path is None else open_journal(output_path)
-    asked, earlier = _ask(job, made, journal)
+    asked, earlier = _ask(job, journal)
     if earlier:
         decided = {**decided, EARLIER: earlier}
     measured = [measure(each, arms, asked, session.metric) for each in settings]
@@ -475,9 +471,7 @@ def _make_arms(
     return arms
 
 
-def _ask(
-    job: EvaluationJob, executor: Executor, journal: Journal | None
-) -> tuple[Asked, list[dict[str, Any]]]:
+def _ask(job: EvaluationJob, journal: Journal | None) -> tuple[Asked, list[dict[str, Any]]]:
     """Ask every query, or what an interrupted evaluation left.
 
     Also returns the plugins and inputs before changes that were accepted.
@@ -489,12 +483,12 @@ def _ask(
     start = partial(session.observer.start, number, asked=lambda: session.backend.asked)
     if journal is None:
         start()
-        for found in run_windows(job, size, executor, session, queries=range(number)):
+        for found in run_windows(job, size, session, queries=range(number)):
             records.update(found)
     else:
         with journal:
             start(len(journal))
-            deque(run_windows(job, size, executor, session, journal), maxlen=0)
+            deque(run_windows(job, size, session, journal), maxlen=0)
             records.update(enumerate(journal.records()))
             earlier = journal.earlier
     asked = Asked()

@@ -72,7 +72,6 @@ class GenerateRun:
     suffice for. (`max_calls` ends a run, which is then continued.)"""
     max_seconds: float | None = None
     """No window is started after so many seconds."""
-    executor: PluginRef = PluginRef("in-process")
     overwrite: bool = False
     """Start over, whatever there is."""
     accept_changed: Collection[Change] = ()
@@ -180,7 +179,6 @@ def run_generate(run: GenerateRun, observer: Observer = Observer()) -> Summary:
 
 
 def _generate(run: GenerateRun, observer: Observer) -> Summary:
-    executor = run.executor.configure("executor").create()
     job, meta = prepare(run, observer)
     backend = job.session.backend
     budget = Budget(
@@ -208,7 +206,7 @@ def _generate(run: GenerateRun, observer: Observer) -> Summary:
                 return max(0, trials - backend.asked - backend.hits)
 
         size = meta["window"]
-        done = complete(summary, job, size, executor, job.session, journal, budget, waves, left)
+        done = complete(summary, job, size, job.session, journal, budget, waves, left)
         deque(done, maxlen=0)
     summary.used, summary.cost = backend.used, backend.cost
     return summary

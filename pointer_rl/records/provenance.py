@@ -40,13 +40,14 @@ def differences(
 ) -> Iterator[tuple[str, Any, Any]]:
     """(dotted key, first value, second value) of each difference; None for a missing value.
 
-    It makes no difference what a backend chose by its machine, nor whether it was given instead,
-    nor what was different before a change that was accepted.
+    It makes no difference on which device a plugin ran, what a backend chose by its machine, nor
+    whether it was given instead, nor what was different before a change that was accepted.
     """
     chosen = {f"backend.options.{name}" for each in (first, second) for name in choices_of(each)}
     for change in _differences(first, second):
         name = change[0]
-        if name not in chosen and name.partition(".")[0] not in (CHOICES, EARLIER):
+        of_machine = name in chosen or name.endswith(".options.device")
+        if not of_machine and name.partition(".")[0] not in (CHOICES, EARLIER):
             yield change
 
 

@@ -100,7 +100,6 @@ class RouteRun:
     sft: bool | None = None
     """Whether to begin with beams and SFT; None: if the backend scores answers."""
     seed: int = 0
-    executor: PluginRef = PluginRef("in-process")
     overwrite: bool = False
     """Start over, whatever there is."""
     accept_changed: tuple[Change, ...] = ()
@@ -120,9 +119,9 @@ class RouteRun:
     def settings(self) -> dict[str, Any]:
         """What decides the run, as plain JSON: not where it runs, nor where it keeps things."""
         decided = asdict(self)
-        for name in ("output_dir", "executor", "overwrite", "accept_changed"):
+        for name in ("output_dir", "overwrite", "accept_changed"):
             del decided[name]
-        for name in ("cache", "device", "part"):
+        for name in ("cache", "device", "executor", "part"):
             del decided["session"][name]
         for kind in ("dataset", "backend", "prompt", "metric", "encoder"):
             plugin = getattr(self.session, kind)
@@ -397,7 +396,6 @@ class Route:
                     sub_pool=self._sub_pool,
                     seed=run.seed,
                 ),
-                executor=run.executor,
                 accept_changed=run.accept_changed,
             ),
             observer,
@@ -431,7 +429,6 @@ class Route:
             shots=run.shots,
             seed=run.seed,
             trials=trials,
-            executor=run.executor,
             accept_changed=run.accept_changed,
         )
 
@@ -484,7 +481,6 @@ class Route:
             search=SEARCH,
             shots=run.shots,
             sft_ckpt=self._latest(SFT, OFFLINE),
-            executor=run.executor,
         )
         return _learned(lambda: run_online(training, observer))
 
@@ -516,7 +512,6 @@ class Route:
                     config=config,
                     record=bool(policies),
                     output_path=path,
-                    executor=run.executor,
                     accept_changed=run.accept_changed,
                 ),
                 observer,

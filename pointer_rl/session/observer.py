@@ -49,6 +49,9 @@ class Observer:
     def finish(self, queries: int) -> None:
         """So many more queries are done: a window, in this process or another."""
 
+    def workers(self, said: str) -> None:
+        """How many workers the run has and what became of them, in a few words."""
+
     def epoch(self, metrics: Mapping[str, Any], of: int) -> None:
         """A training epoch has ended, with these metrics; its stage has `of` epochs."""
 

@@ -1,14 +1,14 @@
 """A session: a run's plugins, dataset, embeddings, policy, cached backend and judge.
 
 Plugins, their options and the dataset are checked at once, everything expensive when it is first
-asked for; the backend comes last. Pickling a session keeps its options alone: another process
-loads what it needs of it.
+asked for; the backend comes last. Pickling a session keeps its options and the dataset: another
+process loads what else it needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -38,7 +38,16 @@ from pointer_rl.session.caching import Cache, CachedBackend
 from pointer_rl.session.judge import Judge
 from pointer_rl.session.observer import Observer
 from pointer_rl.session.resolve import NoPolicy, dataset_embeddings, make_policy
-from pointer_rl.types import Dataset, Decoding, Example, Metric, Pool, VQABackend
+from pointer_rl.types import (
+    Dataset,
+    Decoding,
+    Example,
+    Executor,
+    LoadingExecutor,
+    Metric,
+    Pool,
+    VQABackend,
+)
 
 
 @dataclass(frozen=True)
@@ -81,11 +90,20 @@ class SessionOptions:
     """Device of the backend, if it has that option, and of the selector."""
     cache: Path | None = None
     """Response cache; None: responses are not kept."""
+    executor: PluginRef = PluginRef("in-process")
+    """What runs the windows of queries, and the backend."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise InputError(f"limit is {self.limit}: at least one query")
         check_encoder(self.encoder, self.query_emb, self.cand_emb)
+
+
+def device_window(backend: PluginRef) -> int:
+    """Queries that a backend should be asked together, on the device that it has here."""
+    has_device = registry().find("backend", backend.name).has_option("device")
+    device = backend.options.get("device") if has_device else None
+    return default_window(str(device or "auto"))
 
 
 def check_encoder(encoder: PluginRef | None, query_emb: Path | None, cand_emb: Path | None) -> None:
@@ -109,8 +127,12 @@ class Session:
         options: SessionOptions,
         observer: Observer = Observer(),
         earlier: Mapping[str, Any] = MappingProxyType({}),
+        dataset: Dataset | None = None,
     ) -> None:
-        """earlier: `_meta` of the run that is continued; what its machine decided holds again."""
+        """earlier: `_meta` of the run that is continued; what its machine decided holds again.
+
+        dataset: the dataset that the options name, if it is open already.
+        """
         self.options = options
         self.observer = observer
         self.dataset_plugin = options.dataset.configure("dataset")
@@ -118,11 +140,8 @@ class Session:
         self._metric_plugin = options.metric.configure("metric")
         if options.encoder is not None:
             options.encoder.configure("encoder")
-        with observer.activity(f"opening the dataset {options.dataset.name}"):
-            self.dataset: Dataset = self.dataset_plugin.create()
-        _check_ids(self.dataset)
-        if options.part is not None:
-            self.dataset = options.part.of(self.dataset, observer.activity)
+        self._executor_plugin = options.executor.configure("executor")
+        self.dataset: Dataset = dataset or self._open_dataset()
         limit, queries = options.limit, self.dataset.queries
         self.queries: Sequence[Example] = queries if limit is None else queries[:limit]
         self.metric: Metric = self._metric_plugin.create()
@@ -140,7 +159,14 @@ class Session:
         began. A copy of the session uses the same ones."""
 
     def __reduce__(self) -> tuple[type[Session], tuple[Any, ...]]:
-        return Session, (self.options, Observer(), {CHOICES: self.chosen})
+        return Session, (self.options, Observer(), {CHOICES: self.chosen}, self.dataset)
+
+    def _open_dataset(self) -> Dataset:
+        observer, part = self.observer, self.options.part
+        with observer.activity(f"opening the dataset {self.options.dataset.name}"):
+            opened: Dataset = self.dataset_plugin.create()
+        _check_ids(opened)
+        return opened if part is None else part.of(opened, observer.activity)
 
     def _complete_backend(self) -> PluginRef:
         """With the model of the dataset's companions if the backend needs one and none is named."""
@@ -163,10 +189,9 @@ class Session:
         """Queries asked together if the user does not say: as the run began, or by the device."""
         if self._window is not None:
             return self._window
-        device = None
-        if self._backend_plugin.entry.has_option("device"):
-            device = self._backend.options.get("device", self.options.device)
-        return default_window(str(device or "auto"))
+        if isinstance(self.executor, LoadingExecutor):  # its workers may have other devices
+            return getattr(self._loaded, "window", default_window("cpu"))
+        return device_window(self._backend)
 
     # --- embeddings and policies ---
 
@@ -220,14 +245,29 @@ class Session:
         return None if self.options.cache is None else ResponseCache(self.options.cache)
 
     @cached_property
+    def executor(self) -> Executor:
+        """What runs windows; a worker process puts something else in its place."""
+        made: Executor = self._executor_plugin.create()
+        return made
+
+    @cached_property
     def backend(self) -> CachedBackend:
         """The backend behind the response cache, loaded when first asked for."""
         cache = self.cache  # first: a folder that cannot be written is found before a model loads
+        return CachedBackend(self._loaded, cache)
+
+    @cached_property
+    def _loaded(self) -> VQABackend:
+        executor, name = self.executor, self._backend.name
         options = {**self._backend.options, **self.chosen}
-        with self.observer.activity(f"loading {self._backend.name}"):
-            made: VQABackend = replace(self._backend, options=options).configure("backend").create()
+        with self.observer.activity(f"loading {name}"):
+            made: VQABackend = (
+                executor.load(name, options)
+                if isinstance(executor, LoadingExecutor)
+                else registry().create("backend", name, options)
+            )
         self.chosen |= getattr(made, "chosen", {})
-        return CachedBackend(made, cache)
+        return made
 
     def judge(self, *, score_answers: bool = False) -> Judge:
         """How trials become outcomes. Loads the backend."""

@@ -11,15 +11,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pointer_rl.errors import InputError
 from pointer_rl.records.shards import windows
 from pointer_rl.session.journal import Journal
-from pointer_rl.session.session import Session
-from pointer_rl.types import Executor, Job, Window
+from pointer_rl.types import Job, Window
+
+if TYPE_CHECKING:
+    from pointer_rl.session.session import Session
 
 
 class InProcess:
@@ -125,7 +127,6 @@ class Budget:
 def run_windows(
     job: Job,
     size: int,
-    executor: Executor,
     session: Session,
     journal: Journal | None = None,
     *,
@@ -144,7 +145,7 @@ def run_windows(
         assert queries is not None
         wanted = windows_of(queries, size)
     budget = budget or Budget()
-    for window, records in executor.run(job, budget.admit(wanted)):
+    for window, records in session.executor.run(job, budget.admit(wanted)):
         if journal is not None:
             journal.append(records)
         budget.release(window)
@@ -195,7 +196,6 @@ def complete(
     summary: RunSummary,
     job: Job,
     size: int,
-    executor: Executor,
     session: Session,
     journal: Journal,
     budget: Budget,
@@ -216,7 +216,7 @@ def complete(
     )
     counted = np.zeros(len(journal.ids), dtype=bool)
     for wave in waves or [range(len(journal.ids))]:
-        run = run_windows(job, size, executor, session, journal, queries=wave, budget=budget)
+        run = run_windows(job, size, session, journal, queries=wave, budget=budget)
         for records in run:
             for record in records.values():
                 summary.add(record)

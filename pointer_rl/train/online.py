@@ -52,7 +52,7 @@ from pointer_rl.train.run import (
 )
 from pointer_rl.train.sources import embedded, named_queries, start_policy
 from pointer_rl.train.trainer import Trainer, round_stages, split_by_image
-from pointer_rl.types import Example, Executor, SearchGenerator
+from pointer_rl.types import Example, SearchGenerator
 
 PROBE = "probe"
 """The generator of online rounds, unless a search is named. Its pointers differ in one row, so that
@@ -103,7 +103,6 @@ class OnlineRun:
     shots: int | None = None
     """Demonstrations in a pointer; None takes the number in `data`, or 2 without data."""
     sft_ckpt: Path | None = None
-    executor: PluginRef = PluginRef("in-process")
 
 
 def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
@@ -123,7 +122,6 @@ def run_online(run: OnlineRun, observer: Observer = Observer()) -> TrainResult:
 def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
     earlier = earlier_meta(_round_path(run, 1), overwrite=run.output.overwrite)
     session = Session(run.session, observer, earlier)
-    executor: Executor = run.executor.configure("executor").create()
     session.check_answers(session.queries)
     queries = named_queries(run.data, session.dataset.queries, session.queries)
     embeddings, pool = session.embeddings(queries, encoder_of(run.sft_ckpt), "the policy")
@@ -212,7 +210,6 @@ def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
                     online.calls,
                     most,
                     describe_policy(policy),
-                    executor,
                     run.output.accept_changed,
                 )
             data = source.read(path, run.reward)
@@ -322,7 +319,6 @@ def _ask_round(
     calls: int,
     most: int,
     policy: Mapping[str, Any] | None,
-    executor: Executor,
     accept_changed: Collection[Change],
 ) -> None:
     """Write a round's RL data, of as many of the job's queries as the calls suffice for.
@@ -352,9 +348,7 @@ def _ask_round(
     ids = [query.id for query in job.queries]
     with Journal(path, meta, ids, accept=accept_changed) as journal:
         for wave in affordable(journal, calls, most):
-            deque(
-                run_windows(job, session.window, executor, session, journal, queries=wave), maxlen=0
-            )
+            deque(run_windows(job, session.window, session, journal, queries=wave), maxlen=0)
         asked = [each for record in journal.records() for each in record["pointer_candidates"]]
         if all(map(has_failed, asked)):
             journal.remove()

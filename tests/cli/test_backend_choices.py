@@ -39,6 +39,7 @@ class Machine:
 class SizedOptions:
     memory: int | None = None
     """By default, what the machine has."""
+    device: str = "auto"
 
 
 class Sized:
@@ -121,7 +122,7 @@ def test_a_resumed_run_uses_what_the_first_machine_chose(run, machine, command):
     assert result.exit_code == 0, result.output
     meta = meta_of(command, whole)
     assert meta["backend_choices"] == {"memory": 64}
-    assert meta["backend"]["options"] == {"memory": None}
+    assert meta["backend"]["options"] == {"memory": None, "device": "auto"}
     assert meta.get("window") == {"generate": 3, "train": 3}.get(command)
     default_store().unlink(missing_ok=True)
     # After the first window, or in the second round.
@@ -147,7 +148,7 @@ def test_an_option_given_by_the_user_wins_and_the_run_goes_on(run, machine):
     assert result.exit_code == 0, result.output
     assert machine.made[-1].given == 16
     assert "backend_choices" not in content["_meta"]
-    assert content["_meta"]["backend"]["options"] == {"memory": 16}
+    assert content["_meta"]["backend"]["options"] == {"memory": 16, "device": "auto"}
 
 
 def test_a_finished_run_is_the_same_run_on_another_machine(run, machine):
@@ -209,10 +210,12 @@ def test_a_copy_of_the_session_is_given_what_was_chosen(world, machine):
 
 
 def test_shards_of_machines_that_chose_otherwise_merge(run, machine, world):
+    """On other devices, too."""
     made = []
     for number, memory in ((1, 64), (2, 8)):
         machine.memory = memory
-        run("generate", "--window", "3", "--shard", f"{number}/2", output=f"part{number}")
+        shard = ("--window", "3", "--shard", f"{number}/2")
+        run("generate", *shard, "--backend-opt", f"device={number}", output=f"part{number}")
         made.append(world.folder / f"part{number}" / "made.json")
     target = world.folder / "merged.json"
     merge_files(made, target)

@@ -40,6 +40,7 @@ def needed(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
         "dataset:vl-icl": "vl_icl_files",
         "arm:policy": "a_policy",
         "arm:vote": "a_vote",
+        "executor:ray": "two_workers",
     }
     name = request.node.callspec.params["name"]
     options: dict[str, Any] = request.getfixturevalue(makers[name]) if name in makers else {}
@@ -152,6 +153,12 @@ def a_policy(tmp_path: Path) -> dict[str, Any]:
     config = PointerConfig(d_model=4, hidden_dim=4, num_layers=1, num_heads=1, history="static")
     save_selector(tmp_path, PointerSelector.seeded(config, seed=0))
     return {"path": str(tmp_path)}
+
+
+@pytest.fixture
+def two_workers() -> dict[str, Any]:
+    pytest.importorskip("ray")
+    return {"num_workers": 2}
 
 
 @pytest.fixture

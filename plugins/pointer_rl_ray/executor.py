@@ -1,0 +1,254 @@
+"""The executor `ray`: a fleet of Ray actors, on this machine or on a cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from pointer_rl.errors import InputError, PluginError, first_line
+from pointer_rl.registry import registry
+from pointer_rl_ray.line import Report
+from pointer_rl_ray.options import RayOptions
+from pointer_rl_ray.running import FleetExecutor
+from pointer_rl_ray.sharing import Packed
+from pointer_rl_ray.worker import Worker
+
+log = logging.getLogger(__name__)
+
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_VARIABLES = ("POINTER_RL_PLUGINS", "POINTER_RL_BLOCK_PLUGINS")
+_LOOK = 5.0
+"""Seconds between looks at what the cluster has."""
+_LONG = 30.0
+"""Seconds without any worker after which the user hears why."""
+_DEATHS = 3
+"""Workers that may die before they can be called, one after the other."""
+
+
+class RayExecutor(FleetExecutor):
+    """Runs windows on Ray. All executors of a process with the same options share their workers."""
+
+    def __init__(self, options: RayOptions) -> None:
+        """Starts or joins Ray. Raises InputError if that fails or if there is no GPU."""
+        super().__init__(_fleet(options))
+
+
+@cache
+def _fleet(options: RayOptions) -> RayFleet:
+    return RayFleet(options)
+
+
+class _Actor:
+    """A `Worker` as a Ray actor."""
+
+    def __init__(
+        self, plugin_files: Sequence[Path], variables: Mapping[str, str], says_where: bool
+    ) -> None:
+        import ray
+
+        os.environ.update(variables)
+        for file in plugin_files:
+            registry().load_file(file)
+        self._worker = Worker(ray.get, says_where=says_where)
+
+    def hello(self) -> tuple[str, str]:
+        """Where this is, and the version of pointer-rl there."""
+        import ray
+
+        gpus = ray.get_gpu_ids()
+        gpu = f", GPU {', '.join(map(str, gpus))}" if gpus else ""
+        return f"{socket.gethostname()}{gpu}", version("pointer-rl")
+
+    def call(self, method: str, args: Sequence[Any]) -> Report:
+        """Call a method of the worker."""
+        report: Report = getattr(self._worker, method)(*args)
+        return report
+
+
+class RayFleet:
+    """See `pointer_rl_ray.running.Fleet`."""
+
+    def __init__(self, options: RayOptions) -> None:
+        self._options = options
+        self._ray = _start(options)
+        self._gpus = options.gpus_per_worker or 0.0
+        if options.gpus_per_worker is None:
+            self._gpus = min(1.0, self._cluster_gpus())
+        if not self._gpus and options.num_workers is None:
+            where = "this machine has" if options.address is None else "the cluster has"
+            raise InputError(f"{where} no GPU: give --executor-opt num_workers=N")
+        self._numbers = count(1)
+        self._actors: dict[int, Any] = {}
+        self._calls: dict[Any, int] = {}
+        """The worker of each call that is under way, by the reference to its result."""
+        self._free: list[int] = []
+        self._where: dict[int, str] = {}
+        """Where each worker is that could be called once."""
+        self._died_early = 0
+        self._began = self._looked = time.monotonic()
+        self._patience = 1.0
+
+    # --- the fleet ---
+
+    def free(self) -> Sequence[int]:
+        self._fill_up()
+        return list(self._free)
+
+    def call(self, worker: int, method: str, *args: Any) -> None:
+        self._free.remove(worker)
+        reference = self._actors[worker].call.remote(method, [*args, self._patience])
+        self._calls[reference] = worker
+
+    def wait(self, seconds: float) -> Iterator[tuple[int, Report | None]]:
+        if not self._calls:
+            return
+        self._complain()
+        waiting = list(self._calls)
+        ready, _ = self._ray.wait(waiting, num_returns=1, timeout=seconds)
+        if ready:
+            ready, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        for reference in ready:
+            worker = self._calls.pop(reference, None)
+            if worker is None:  # abandoned while others were heard
+                continue
+            new = worker not in self._where
+            try:
+                said = self._ray.get(reference)
+            except self._ray.exceptions.RayTaskError as error:
+                raise PluginError(f"{self.name(worker)}: {first_line(error.cause)}") from error
+            except self._ray.exceptions.RayError as error:
+                log.info("%s died: %s", self.name(worker), first_line(error))
+                self._end(worker)
+                if new:
+                    self._note_early_death(error)
+                else:
+                    yield worker, None
+                continue
+            self._free.append(worker)
+            if new:
+                self._welcome(worker, *said)
+            else:
+                yield worker, said
+
+    def put(self, packed: Packed) -> Any:
+        return self._ray.put(packed)
+
+    def name(self, worker: int) -> str:
+        return f"worker {worker} ({self._where.get(worker, 'starting')})"
+
+    def abandon(self, workers: Iterable[int]) -> None:
+        for worker in workers:
+            self._end(worker)
+        gone = set(workers)
+        self._calls = {ref: each for ref, each in self._calls.items() if each not in gone}
+
+    # --- who is there ---
+
+    def _fill_up(self) -> None:
+        """Start workers for those that died, and for GPUs that are new."""
+        wanted = self._options.num_workers
+        if wanted is None:
+            now = time.monotonic()
+            if self._actors and now - self._looked < _LOOK:
+                return
+            self._looked = now
+            wanted = max(1, int(self._cluster_gpus() / self._gpus))
+        while len(self._actors) < wanted:
+            self._start_worker()
+        # Together they should not say more than some hundred times a second that they go on.
+        self._patience = max(1.0, len(self._actors) / 100)
+
+    def _start_worker(self) -> None:
+        worker = next(self._numbers)
+        remote = self._ray.remote(
+            num_gpus=self._gpus,
+            num_cpus=0 if self._gpus else 1,
+            max_restarts=0,
+            scheduling_strategy="SPREAD",
+        )(_Actor)
+        variables = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+        far = self._options.address is not None
+        actor = remote.remote(registry().files, variables, far)
+        self._actors[worker] = actor
+        self._calls[actor.hello.remote()] = worker
+
+    def _welcome(self, worker: int, where: str, its_version: str) -> None:
+        ours = version("pointer-rl")
+        if its_version != ours:
+            raise InputError(
+                f"{where} has pointer-rl {its_version}, and this process {ours}: install the same "
+                "version on all machines"
+            )
+        self._where[worker] = where
+        self._died_early = 0
+        log.info("%s is ready", self.name(worker))
+
+    def _end(self, worker: int) -> None:
+        actor = self._actors.pop(worker, None)
+        if actor is not None:
+            self._ray.kill(actor)
+        if worker in self._free:
+            self._free.remove(worker)
+
+    def _note_early_death(self, error: Exception) -> None:
+        self._died_early += 1
+        if self._died_early == _DEATHS:
+            raise InputError(f"no worker starts: {first_line(error)}")
+
+    def _complain(self) -> None:
+        """Say it if no worker can start."""
+        if not self._where and self._began and time.monotonic() - self._began > _LONG:
+            self._began = 0.0
+            each = f"{self._gpus:g} GPUs" if self._gpus else "1 CPU"
+            has = self._ray.cluster_resources()
+            log.warning(
+                "no worker has started yet: each needs %s, and the cluster has %g GPUs and %g CPUs",
+                each,
+                has.get("GPU", 0),
+                has.get("CPU", 0),
+            )
+
+    def _cluster_gpus(self) -> float:
+        return float(self._ray.cluster_resources().get("GPU", 0))
+
+
+def _start(options: RayOptions) -> Any:
+    """Start Ray on this machine, or join a cluster. Returns the module."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    here: dict[str, Any] = {}
+    if options.address is None:
+        # Ray reads this when it is imported. Otherwise it would listen on other addresses too.
+        if "ray" in sys.modules and os.environ.get(_LOOPBACK) != "0":
+            log.warning("Ray is imported already: to keep it to loopback, set %s=0", _LOOPBACK)
+        os.environ[_LOOPBACK] = "0"
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        here = {
+            "num_cpus": max(os.cpu_count() or 1, options.num_workers or 1),
+            "include_dashboard": options.dashboard,
+            "dashboard_host": "127.0.0.1",
+            "_node_ip_address": "127.0.0.1",
+        }
+    import ray
+
+    if ray.is_initialized():
+        return ray
+    try:
+        ray.init(
+            options.address or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **here,
+        )
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        where = "Ray does not start" if options.address is None else f"no Ray at {options.address}"
+        raise InputError(f"{where}: {first_line(error)}") from error
+    return ray

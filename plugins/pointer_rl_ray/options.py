@@ -1,0 +1,30 @@
+"""Options of the executor `ray`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pointer_rl.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """Where the workers are, and how many."""
+
+    address: str | None = None
+    """The cluster to join: `auto`, or the HOST:PORT of its head. By default Ray starts on this
+    machine, on loopback, and ends with the run."""
+    num_workers: int | None = None
+    """Workers. By default one for each share of the GPUs, also of nodes that join later."""
+    gpus_per_worker: float | None = None
+    """GPUs that a worker has: 1 by default, or none with `num_workers` where there is no GPU."""
+    dashboard: bool = False
+    """Start Ray's dashboard too, on loopback; only where Ray is started here."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers is not None and self.num_workers < 1:
+            raise InputError(f"num_workers is {self.num_workers}: at least one worker")
+        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
+            raise InputError(f"gpus_per_worker is {self.gpus_per_worker}: it starts at 0")
+        if self.gpus_per_worker == 0 and self.num_workers is None:
+            raise InputError("gpus_per_worker=0: give num_workers too")

@@ -1,0 +1,293 @@
+"""Runs windows on a fleet of workers, whatever these are: Ray's actors, or a test's processes."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from types import FrameType
+from typing import Any, Protocol
+
+from pointer_rl.datasets.images import ImageFile
+from pointer_rl.errors import InputError
+from pointer_rl.session.caching import Result
+from pointer_rl.session.observer import Observer
+from pointer_rl.session.session import PluginRef, Session
+from pointer_rl.session.windows import windows_of
+from pointer_rl.types import Count, Job, Request, Usage, VQABackend, Window
+from pointer_rl_ray.line import Alone, Done, Failed, ImageWanted, Report, ResponsesWanted
+from pointer_rl_ray.schedule import Schedule, Task
+from pointer_rl_ray.sharing import Packed, Packer
+from pointer_rl_ray.worker import Ask, Described, Order
+
+log = logging.getLogger(__name__)
+
+_TOGETHER = 512
+"""Requests that go to a worker together where there are no windows."""
+_WAIT = 1.0
+"""Seconds to wait for a report before looking for new workers."""
+
+
+class Fleet(Protocol):
+    """Workers that come and go. At most one call of each is under way."""
+
+    def free(self) -> Sequence[int]:
+        """The workers that wait for a call."""
+        ...
+
+    def call(self, worker: int, method: str, *args: Any) -> None:
+        """Call a method of a `Worker`, whose `patience` the fleet adds."""
+        ...
+
+    def wait(self, seconds: float) -> Iterable[tuple[int, Report | None]]:
+        """The reports that come within so many seconds; None from a worker that died."""
+        ...
+
+    def put(self, packed: Packed) -> Any:
+        """Keep something where every worker finds it. Returns the reference."""
+        ...
+
+    def name(self, worker: int) -> str:
+        """What to call a worker: its number, and where it is."""
+        ...
+
+    def abandon(self, workers: Iterable[int]) -> None:
+        """End these workers, whatever they do. Others take their place when they are needed."""
+        ...
+
+
+class FleetExecutor:
+    """Runs windows on a fleet; see `pointer_rl.types.LoadingExecutor`."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._packer = Packer(fleet.put)
+        self._jobs = count()
+
+    def run(
+        self, job: Job | Ask, windows: Iterable[Window]
+    ) -> Iterator[tuple[Window, Mapping[int, Any]]]:
+        """See `pointer_rl.types.Executor`. A window's responses are kept before it is yielded."""
+        session: Session | None = getattr(job, "session", None)
+        number, parcel = next(self._jobs), self._packer.pack(job)
+        keeps = session is not None and session.cache is not None
+
+        def call(task: Task) -> tuple[Any, ...]:
+            order = Order(number, parcel, task.part, keeps, task.alone, task.given_up)
+            return ("run", order)
+
+        return _Run(self._fleet, Schedule(windows), call, session).results()
+
+    def load(self, backend: str, options: Mapping[str, object]) -> VQABackend:
+        """The workers' backend, as it is asked from here. One worker loads it at once."""
+        ref = PluginRef(backend, options)
+        return FarBackend(self, ref, self.ask("load", ref))
+
+    def ask(self, *call: Any) -> Any:
+        """What a method of a `Worker` returns with these arguments, from any of them."""
+        one = Schedule([Window(range(1), (0,))])
+        [(_, results)] = _Run(self._fleet, one, lambda task: call).results()
+        return results[0]
+
+
+class FarBackend:
+    """The backend that workers loaded; see `pointer_rl.types.VQABackend`."""
+
+    def __init__(self, executor: FleetExecutor, backend: PluginRef, described: Described) -> None:
+        self.fingerprint = described.fingerprint
+        self.batch_invariant = described.batch_invariant
+        self.chosen = described.chosen
+        self.window = described.window
+        self._executor = executor
+        self._backend = backend
+        # It is a priced or counting backend if that of the workers is one.
+        if "cost" in described.methods:
+            self.cost: Callable[[Usage], float | None] = self._caller("cost")
+        if "count" in described.methods:
+            self.count: Callable[[Sequence[Request]], Count] = self._caller("count")
+
+    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
+        """See `pointer_rl.types.VQABackend`."""
+        job = Ask(self._backend, requests)
+        for _, results in self._executor.run(job, windows_of(range(len(requests)), _TOGETHER)):
+            yield from results.items()
+
+    def _caller(self, method: str) -> Callable[..., Any]:
+        return lambda *args: self._executor.ask("call", self._backend, method, args)
+
+
+class _Run:
+    """One call of an executor."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        schedule: Schedule,
+        call: Callable[[Task], tuple[Any, ...]],
+        session: Session | None = None,
+    ) -> None:
+        """call: how a worker is called for a task."""
+        self._fleet = fleet
+        self._schedule = schedule
+        self._call = call
+        self._session = session
+        self._observer = Observer() if session is None else session.observer
+        self._tasks: dict[int, Task] = {}
+        """What each worker is doing."""
+        self._tallies: dict[int, _Tally] = {}
+
+    def results(self) -> Iterator[tuple[Window, Any]]:
+        """Each window with the result of its call, in any order."""
+        interrupted = False
+
+        def interrupt() -> None:
+            nonlocal interrupted
+            interrupted = self._schedule.stopped = True
+            if self._tasks:
+                self._observer.say(
+                    f"finishing what is under way on {len(self._tasks)} workers; Ctrl-C again stops"
+                )
+
+        try:
+            with _first_interrupt(interrupt):
+                while True:
+                    self._hand_out()
+                    if self._schedule.over:
+                        break
+                    for worker, report in self._fleet.wait(_WAIT):
+                        yield from self._heed(worker, report)
+            if interrupted:
+                raise KeyboardInterrupt
+        finally:
+            self._fleet.abandon(list(self._tasks))
+            self._sum_up()
+
+    def _hand_out(self) -> None:
+        for worker in self._fleet.free():
+            task = self._schedule.next()
+            if task is None:
+                break
+            self._tasks[worker] = task
+            self._tallies.setdefault(worker, _Tally()).begin()
+            self._fleet.call(worker, *self._call(task))
+        died = sum(tally.died for tally in self._tallies.values())
+        number = len(self._tallies) - died
+        self._observer.workers(
+            f"{number} {'worker' if number == 1 else 'workers'}"
+            + (f", {died} died" if died else "")
+        )
+
+    def _heed(self, worker: int, report: Report | None) -> Iterator[tuple[Window, Any]]:
+        task = self._tasks.get(worker)
+        if task is None:  # it died while it had nothing to do
+            return
+        if report is None:
+            del self._tasks[worker]
+            self._tallies[worker].died = True
+            now = self._schedule.lost(task)
+            said = f"{self._fleet.name(worker)} died: {task} {now}"
+            # Where there is no session, the worker was loading, or asked by an arm that learns.
+            log.warning(said) if self._session is None else self._observer.say(said)
+            return
+        self._keep(worker, report)
+        what = report.what
+        if isinstance(what, Done):
+            del self._tasks[worker]
+            tally = self._tallies[worker]
+            tally.end()
+            log.info("%s: %s in %.1f s", self._fleet.name(worker), task, tally.last)
+            records = self._schedule.done(task, what.result)
+            if records is not None:
+                yield task.window, records
+        elif isinstance(what, Failed):
+            del self._tasks[worker]
+            raise what.error
+        elif what is None:
+            self._fleet.call(worker, "go_on")
+        else:
+            if isinstance(what, Alone):
+                task.asking = what.key
+            self._fleet.call(worker, "answer", self._answer(what))
+
+    def _keep(self, worker: int, report: Report) -> None:
+        """What a worker has said besides: the responses first, so that none is lost."""
+        if self._session is not None:
+            backend = self._session.backend
+            if report.responses and self._session.cache is not None:
+                self._session.cache.put(backend.fingerprint, report.responses)
+            backend.asked += report.asked
+            backend.hits += report.hits
+            backend.used += report.used
+        self._tallies[worker].trials += report.asked
+        for method, args in report.seen:
+            getattr(self._observer, method)(*args)
+        for logger, level, message in report.logged:
+            logging.getLogger(logger).log(level, "%s: %s", self._fleet.name(worker), message)
+
+    def _answer(self, wanted: ResponsesWanted | ImageWanted | Alone) -> Any:
+        if isinstance(wanted, ResponsesWanted):
+            assert self._session is not None
+            cache = self._session.cache
+            return {} if cache is None else cache.get(wanted.keys)
+        if isinstance(wanted, ImageWanted):
+            try:
+                return ImageFile(wanted.name, wanted.limits).read()
+            except InputError as error:
+                return error
+        return None
+
+    def _sum_up(self) -> None:
+        for worker, tally in sorted(self._tallies.items()):
+            log.info("%s: %s", self._fleet.name(worker), tally)
+
+
+@dataclass
+class _Tally:
+    """What a worker did in a run."""
+
+    windows: int = 0
+    trials: int = 0
+    seconds: float = 0.0
+    """Time in which it had something to do."""
+    last: float = 0.0
+    """Of these, those of the last window."""
+    died: bool = False
+    _began: float = 0.0
+
+    def begin(self) -> None:
+        self._began = time.monotonic()
+
+    def end(self) -> None:
+        self.windows += 1
+        self.last = time.monotonic() - self._began
+        self.seconds += self.last
+
+    def __str__(self) -> str:
+        rate = f", {self.trials / self.seconds:.1f}/s" if self.trials and self.seconds else ""
+        died = ", died" if self.died else ""
+        return f"{self.windows:,} windows, {self.trials:,} trials{rate}{died}"
+
+
+@contextmanager
+def _first_interrupt(react: Callable[[], None]) -> Iterator[None]:
+    """Call this at the first Ctrl-C inside; the second one is an ordinary KeyboardInterrupt."""
+    usual = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not main or usual is not signal.default_int_handler:
+        yield
+        return
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, usual)
+        react()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)

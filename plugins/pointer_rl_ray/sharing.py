@@ -1,0 +1,199 @@
+"""Jobs as bytes: what many jobs share is sent once, and tensors are not copied by workers."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pointer_rl.datasets.images import ImageFile, ImageLimits
+from pointer_rl.errors import PluginError, first_line
+from pointer_rl.types import Dataset, Example, Pool
+from pointer_rl_ray.line import ImageWanted, line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An object as bytes. Ray maps the buffers into a worker's memory instead of copying them."""
+
+    data: bytes
+    buffers: tuple[np.ndarray[Any, Any], ...]
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A job as it is sent: its own bytes, and references to what it shares with other jobs."""
+
+    packed: Any
+    """A reference to a `Packed`."""
+    shared: dict[int, Any]
+    """References to a `Packed` each, by number."""
+
+
+class Packer:
+    """Packs jobs. Datasets and pools are put into the store once, whatever jobs have them."""
+
+    def __init__(self, put: Callable[[Packed], Any]) -> None:
+        """put: stores an object and returns a reference to it."""
+        self._put = put
+        self._numbers: dict[int, int] = {}
+        self._kept: list[tuple[object, Any, set[int]]] = []
+        """Every shared object, so that no other has its id, its reference and what it shares."""
+        self._datasets: list[tuple[int, Dataset]] = []
+
+    def pack(self, job: object) -> Parcel:
+        """Raises PluginError if the job has something that cannot be pickled."""
+        pickler = _Pickler(self)
+        packed = self._put(pickler.pack(job))
+        return Parcel(packed, {number: self._kept[number][1] for number in sorted(pickler.used)})
+
+    def needs(self, number: int) -> set[int]:
+        """A shared object's number, and those of what it shares."""
+        return {number, *self._kept[number][2]}
+
+    def name(self, obj: object) -> tuple[Any, ...] | None:
+        """How a shared object is called in a pickle; None if it is not shared."""
+        if isinstance(obj, Dataset | Pool):
+            return ("all", self._number(obj))
+        if isinstance(obj, list | tuple):
+            for number, dataset in self._datasets:
+                if obj is dataset.queries or obj is dataset.pool:
+                    return ("queries" if obj is dataset.queries else "pool", number)
+        elif isinstance(obj, Example):
+            for number, dataset in self._datasets:
+                for split in ("queries", "pool"):
+                    examples = getattr(dataset, split)
+                    if (
+                        isinstance(examples, list | tuple)
+                        and obj.row < len(examples)
+                        and examples[obj.row] is obj
+                    ):
+                        return (split, number, obj.row)
+        return None
+
+    def _number(self, obj: Dataset | Pool) -> int:
+        number = self._numbers.get(id(obj))
+        if number is None:
+            pickler = _Pickler(self, apart_from=obj)
+            packed = self._put(pickler.pack(obj))
+            number = self._numbers[id(obj)] = len(self._kept)
+            self._kept.append((obj, packed, pickler.used))
+            if isinstance(obj, Dataset):
+                self._datasets.append((number, obj))
+        return number
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, packer: Packer, apart_from: object = None) -> None:
+        self._file = io.BytesIO()
+        self._buffers: list[pickle.PickleBuffer] = []
+        super().__init__(self._file, protocol=5, buffer_callback=self._buffers.append)
+        self._packer = packer
+        self._itself = apart_from
+        self.used: set[int] = set()
+
+    def pack(self, obj: object) -> Packed:
+        try:
+            self.dump(obj)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise PluginError(f"cannot be sent to workers: {first_line(error)}") from error
+        arrays = (np.frombuffer(each.raw(), dtype=np.uint8) for each in self._buffers)
+        return Packed(self._file.getvalue(), tuple(arrays))
+
+    def persistent_id(self, obj: object) -> tuple[Any, ...] | None:
+        if obj is self._itself or not isinstance(obj, Dataset | Pool | Example | list | tuple):
+            return None
+        name = self._packer.name(obj)
+        if name is not None:
+            self.used |= self._packer.needs(name[1])
+        return name
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, ImageFile):
+            key = obj.key if obj.has_key else None
+            return SentFile, (obj.name, obj.limits, os.path.abspath(obj.name), key)
+        if (
+            (torch := sys.modules.get("torch")) is not None
+            and type(obj) is torch.Tensor
+            and obj.device.type == "cpu"
+            and obj.dtype is not torch.bfloat16  # which numpy does not know
+            and not obj.requires_grad
+        ):
+            return _tensor, (obj.contiguous().numpy(),)
+        return NotImplemented
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the memory is shared, and not written to
+        return torch.from_numpy(array)
+
+
+class SentFile(ImageFile):
+    """An image file of the machine that leads: read from the same path, or else sent from there."""
+
+    __slots__ = ("_path",)
+    _path: str
+
+    def __init__(self, name: str, limits: ImageLimits, path: str, key: str | None) -> None:
+        super().__init__(name, limits)
+        object.__setattr__(self, "_path", path)
+        if key is not None:
+            self.set_key(key)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        key = self.key if self.has_key else None
+        return SentFile, (self.name, self.limits, self._path, key)
+
+    @property
+    def place(self) -> str:
+        return self._path
+
+    def read(self) -> bytes:
+        """The file's content. Raises InputError if it can be read neither here nor there."""
+        if os.path.exists(self._path):
+            return ImageFile(self._path, self.limits).read()
+        data = line().ask(ImageWanted(self.name, self.limits))
+        assert isinstance(data, bytes)
+        return data
+
+
+class Unpacker:
+    """Opens parcels in a worker. What jobs share is opened once, and kept while jobs need it."""
+
+    def __init__(self, fetch: Callable[[Any], Packed]) -> None:
+        self._fetch = fetch
+        self._shared: dict[int, Any] = {}
+
+    def unpack(self, parcel: Parcel) -> Any:
+        """The job."""
+        self._shared = {n: each for n, each in self._shared.items() if n in parcel.shared}
+        for number, reference in parcel.shared.items():
+            if number not in self._shared:
+                self._shared[number] = self._open(self._fetch(reference))
+        return self._open(self._fetch(parcel.packed))
+
+    def _open(self, packed: Packed) -> Any:
+        unpickler = pickle.Unpickler(io.BytesIO(packed.data), buffers=packed.buffers)
+        unpickler.persistent_load = self._named  # type: ignore[method-assign]
+        return unpickler.load()
+
+    def _named(self, name: tuple[Any, ...]) -> Any:
+        kind, number, *row = name
+        shared = self._shared[number]
+        if kind == "all":
+            return shared
+        examples = getattr(shared, kind)
+        return examples[row[0]] if row else examples

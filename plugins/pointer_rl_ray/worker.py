@@ -1,0 +1,270 @@
+"""A worker: it keeps the backend, and runs the tasks that it is given. Knows nothing of Ray.
+
+torch is imported by what needs it: a worker that does not is small, and ready at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pointer_rl.errors import InputError, PointerRLError, first_line
+from pointer_rl.registry import registry
+from pointer_rl.session.cache import request_key
+from pointer_rl.session.caching import Result, run_checked
+from pointer_rl.session.observer import Observer
+from pointer_rl.session.windows import InProcess
+from pointer_rl.types import (
+    BackendError,
+    CountingBackend,
+    Outcome,
+    PricedBackend,
+    Request,
+    Response,
+    VQABackend,
+    Window,
+)
+from pointer_rl_ray.line import Alone, Done, Failed, Report, ResponsesWanted, line
+from pointer_rl_ray.sharing import Packed, Parcel, Unpacker
+
+if TYPE_CHECKING:
+    from pointer_rl.session.session import PluginRef, Session
+
+log = logging.getLogger(__name__)
+
+GIVEN_UP = "the trial was given up: the workers that asked it alone died"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A job for the backend alone: the record of a query is the result of the request there."""
+
+    backend: PluginRef
+    requests: Sequence[Request]
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a worker's backend is like."""
+
+    fingerprint: str
+    batch_invariant: bool
+    chosen: Mapping[str, Any]
+    """Options that it chose itself."""
+    window: int
+    """Queries that it should be asked together."""
+    methods: Sequence[str]
+    """What else it can be asked: `cost`, `count`."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A window to run, and how."""
+
+    job: int
+    """Jobs are counted; a worker keeps the last one."""
+    parcel: Parcel
+    window: Window
+    keeps: bool
+    """Whether there is a response cache."""
+    alone: bool = False
+    """Whether requests are asked one by one."""
+    given_up: frozenset[bytes] = frozenset()
+    """Keys of requests that are not asked."""
+
+
+class Worker:
+    """Runs one task at a time in a thread of its own. Every method returns the next report.
+
+    A task's result has records by index, that of `load` and `call` one, at 0. patience: seconds
+    after which a worker reports that its task goes on.
+    """
+
+    def __init__(self, fetch: Callable[[Any], Packed], *, says_where: bool = False) -> None:
+        """fetch: the object behind a reference; says_where: whether errors name this machine."""
+        self._unpacker = Unpacker(fetch)
+        self._where = f"on {socket.gethostname()}: " if says_where else ""
+        self._tasks: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
+        self._loaded: tuple[PluginRef, Guarded] | None = None
+        self._job: tuple[int, Any] | None = None
+        self.alone = False
+        """Whether requests are asked one by one."""
+        self.given_up: frozenset[bytes] = frozenset()
+        """Keys of requests that are not asked."""
+        logging.getLogger("pointer_rl").addHandler(_Relay(logging.WARNING))
+        # One thread for all: what torch sets for a thread holds for all that it runs.
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def load(self, backend: PluginRef, patience: float) -> Report:
+        """Load the backend, and return what it is like, a `Described`."""
+        return self._begin(lambda: {0: self._describe(backend)}, patience)
+
+    def call(self, backend: PluginRef, method: str, args: Sequence[Any], patience: float) -> Report:
+        """Call a method of the backend itself."""
+        return self._begin(
+            lambda: {0: getattr(self.backend(backend).made, method)(*args)}, patience
+        )
+
+    def run(self, order: Order, patience: float) -> Report:
+        """Run a window of a job."""
+        return self._begin(lambda: self._run(order), patience)
+
+    def answer(self, value: Any, patience: float) -> Report:
+        """Go on with the answer to what was wanted."""
+        line().answer(value)
+        return line().report(patience)
+
+    def go_on(self, patience: float) -> Report:
+        """Go on."""
+        return line().report(patience)
+
+    def backend(self, backend: PluginRef) -> Guarded:
+        """The backend, loaded if another was before. Raises InputError, saying where."""
+        if self._loaded is None or self._loaded[0] != backend:
+            self._loaded = None  # two may not fit
+            try:
+                made = registry().create("backend", backend.name, backend.options)
+            except InputError as error:
+                raise InputError(f"{self._where}{error}") from error
+            self._loaded = (backend, Guarded(made, self))
+        return self._loaded[1]
+
+    # --- in the thread ---
+
+    def _begin(self, task: Callable[[], Any], patience: float) -> Report:
+        self._tasks.put(task)
+        return line().report(patience)
+
+    def _serve(self) -> None:
+        while True:
+            task = self._tasks.get()
+            try:
+                what: Done | Failed = Done(task())
+            except BaseException as error:
+                log.debug("a task failed", exc_info=True)
+                what = Failed(_sendable(error))
+            line().end(what)
+
+    def _describe(self, backend: PluginRef) -> Described:
+        from pointer_rl.session.session import device_window
+
+        guarded = self.backend(backend)
+        made = guarded.made
+        methods = {"cost": PricedBackend, "count": CountingBackend}
+        return Described(
+            fingerprint=guarded.fingerprint,
+            batch_invariant=guarded.batch_invariant,
+            chosen=dict(getattr(made, "chosen", {})),
+            window=device_window(backend),
+            methods=[name for name, kind in methods.items() if isinstance(made, kind)],
+        )
+
+    def _run(self, order: Order) -> Any:
+        self.alone, self.given_up = order.alone, order.given_up
+        if self._job is None or self._job[0] != order.job:
+            self._job = None  # two may not fit
+            job = self._unpacker.unpack(order.parcel)
+            if hasattr(job, "session"):
+                self._take_over(job.session, keeps=order.keeps)
+            self._job = (order.job, job)
+        job = self._job[1]
+        if isinstance(job, Ask):
+            return self._answer(job, order.window)
+        return job.run(order.window)
+
+    def _answer(self, job: Ask, window: Window) -> dict[int, Result]:
+        requests = [job.requests[index] for index in window.todo]
+        results = run_checked(self.backend(job.backend), requests)
+        return {window.todo[position]: result for position, result in results}
+
+    def _take_over(self, session: Session, *, keeps: bool) -> None:
+        """Let a session use this worker's backend, and the cache of the process that leads."""
+        session.executor = _Here(self)
+        session.cache = _FarCache() if keeps else None
+        session.observer = _Relayed()
+        line().count(session.backend)
+
+
+class Guarded:
+    """A worker's backend. If a request may kill the worker, it is asked alone, and announced."""
+
+    def __init__(self, made: VQABackend, worker: Worker) -> None:
+        self.made = made
+        self.fingerprint = made.fingerprint
+        self.batch_invariant = bool(getattr(made, "batch_invariant", False))
+        self._worker = worker
+
+    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
+        """See `pointer_rl.types.VQABackend`."""
+        return self._run_alone(requests) if self._worker.alone else self.made.run(requests)
+
+    def _run_alone(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
+        for index, request in enumerate(requests):
+            key = request_key(self.fingerprint, request)
+            if key in self._worker.given_up:
+                yield index, BackendError(GIVEN_UP)
+                continue
+            line().ask(Alone(key))
+            yield from ((index, result) for _, result in self.made.run([request]))
+
+
+class _Here(InProcess):
+    """The executor of a worker's session: its backend is the worker's."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def load(self, backend: str, options: Mapping[str, object]) -> VQABackend:
+        from pointer_rl.session.session import PluginRef
+
+        return self._worker.backend(PluginRef(backend, options))
+
+
+class _FarCache:
+    """The response cache of the process that leads; see `pointer_rl.session.caching.Cache`."""
+
+    def get(self, keys: Sequence[bytes]) -> Mapping[bytes, Response]:
+        found: Mapping[bytes, Response] = line().ask(ResponsesWanted(list(keys))) if keys else {}
+        return found
+
+    def put(self, fingerprint: str, responses: Sequence[tuple[bytes, Response]]) -> None:
+        line().responses.extend(responses)
+
+
+class _Relayed(Observer):
+    """What the run's observer should hear, for the next report."""
+
+    def window(self, queries: int, trials: int, more: int = 0) -> None:
+        line().seen.append(("window", (queries, trials, more)))
+
+    def trial(self, outcome: Outcome | None, methods: Sequence[str] = ()) -> None:
+        line().seen.append(("trial", (outcome, tuple(methods))))
+
+    def say(self, sentence: str) -> None:
+        line().seen.append(("say", (sentence,)))
+
+
+class _Relay(logging.Handler):
+    """Log records, for the next report."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line().logged.append((record.name, record.levelno, record.getMessage()))
+
+
+def _sendable(error: BaseException) -> BaseException:
+    """The error, or one that says the same if it cannot be pickled."""
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+    except Exception:
+        copy = None
+    if type(copy) is type(error):
+        return error
+    if isinstance(error, PointerRLError):
+        return PointerRLError(str(error))
+    return RuntimeError(f"{type(error).__name__}: {first_line(error)}")

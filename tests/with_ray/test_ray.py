@@ -1,0 +1,178 @@
+"""The executor `ray` on Ray itself: on this machine, and on a cluster whose parts are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+if find_spec("ray") is None:  # and not imported here: see `_start`
+    pytest.skip("Ray is not installed", allow_module_level=True)
+
+PLUGIN = Path(__file__).parents[1] / "fleet_plugin.py"
+RUNS = int(os.environ.get("POINTER_RL_RAY_RUNS", "20"))
+"""Runs of the test that kills; the campaign has 200."""
+QUERIES = 48
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    rows = []
+    for number in range(QUERIES):
+        PIL.Image.new("RGB", (4, 4), (number, 0, 0)).save(folder / f"{number}.png")
+        answers = ["yes" if number % 2 else "no"] * 10
+        row = {"id": f"e{number}", "image": f"{number}.png", "question": f"q{number}?"}
+        rows.append(json.dumps({**row, "answers": answers}) + "\n")
+    (folder / "data.jsonl").write_text("".join(rows))
+    return folder
+
+
+def command(world, output, *more):
+    return [
+        *(sys.executable, "-m", "pointer_rl", "--plugin", str(PLUGIN), "generate"),
+        *("--dataset", "jsonl", "--dataset-opt", f"path={world / 'data.jsonl'}"),
+        *("--backend", "touchy", "--backend-opt", "seconds=0.01"),
+        *("--num-beams", "0", "--num-samples-per-temp", "0", "--num-retrieval", "0"),
+        *("--num-random", "4", "--window", "4", "--output-path", str(output), *more),
+    ]
+
+
+def run(*args, **options):
+    done = subprocess.run(command(*args), capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def here(workers, **options):
+    given = {"num_workers": workers, **options}
+    return ("--executor", "ray", *(f"--executor-opt={key}={each}" for key, each in given.items()))
+
+
+def listening(driver):
+    """The addresses other than loopback on which this process or one of Ray's listens."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                found.add((fields[1].split(":")[0], fields[9]))
+    ours = set()
+    for process in Path("/proc").iterdir():
+        try:
+            name = (process / "cmdline").read_bytes()
+            if not (name.startswith(b"ray::") or b"ray/core" in name or process.name == driver):
+                continue
+            for each in (process / "fd").iterdir():
+                target = os.readlink(each)
+                if target.startswith("socket:["):
+                    ours.add(target[8:-1])
+        except OSError:
+            continue
+    loopback = {"0100007F", "0" * 24 + "01000000", "0000000000000000FFFF00000100007F"}
+    return {address for address, inode in found if inode in ours} - loopback
+
+
+def test_two_workers_write_the_bytes_of_one_process(world, tmp_path):
+    run(world, tmp_path / "a.json", "--no-store")
+    run(world, tmp_path / "b.json", "--no-store", *here(2))
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_only_loopback_is_used(world, tmp_path):
+    process = subprocess.Popen(command(world, tmp_path / "a.json", "--no-store", *here(1)))
+    seen = set()
+    while process.poll() is None:
+        seen |= listening(str(process.pid))
+        time.sleep(0.2)
+    assert process.returncode == 0
+    assert not seen
+
+
+def test_a_machine_without_gpu_needs_a_number(world, tmp_path):
+    done = subprocess.run(
+        command(world, tmp_path / "a.json", "--executor", "ray"), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("this machine has no GPU: give --executor-opt num_workers=N\n")
+
+
+def test_no_cluster_is_one_line(world, tmp_path):
+    done = subprocess.run(
+        command(world, tmp_path / "a.json", *here(1, address="127.0.0.1:1")),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "no Ray at 127.0.0.1:1" in done.stderr.splitlines()[-1]
+
+
+# --- a cluster that is killed -----------------------------------------------------------------
+
+
+def actors():
+    """The processes of our workers."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            if (process / "cmdline").read_bytes().startswith(b"ray::_Actor"):
+                found.append(int(process.name))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_a_cluster_is_killed_at_random(world, tmp_path):
+    """Workers, nodes and drivers are killed at random instants, and the bytes are the same."""
+    from ray.cluster_utils import Cluster
+
+    run(world, tmp_path / "a.json", "--no-store")
+    node = {"num_cpus": 2, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    nodes = [cluster.add_node(**node) for _ in range(2)]
+    rng = random.Random(0)
+    killed = {"worker": 0, "node": 0, "driver": 0}
+    try:
+        for number in range(RUNS):
+            output = tmp_path / f"{number}.json"
+            store = ("--store", str(tmp_path / f"{number}.sqlite"))
+            while True:
+                driver = subprocess.Popen(
+                    command(world, output, *store, *here(4, address=cluster.address)),
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+                for _ in range(rng.randrange(3)):
+                    while driver.poll() is None and not actors():
+                        time.sleep(0.05)
+                    time.sleep(rng.random() * 3)
+                    victim = rng.choice(["worker", "worker", "worker", "node", "driver"])
+                    if driver.poll() is not None:
+                        break
+                    killed[victim] += 1
+                    if victim == "driver":
+                        driver.kill()
+                    elif victim == "node":
+                        cluster.remove_node(nodes.pop(0), allow_graceful=False)
+                        nodes.append(cluster.add_node(**node))
+                    elif alive := actors():
+                        os.kill(rng.choice(alive), signal.SIGKILL)
+                _, said = driver.communicate(timeout=300)
+                if driver.returncode == 0:
+                    break
+                assert driver.returncode == -signal.SIGKILL, said
+            assert output.read_bytes() == (tmp_path / "a.json").read_bytes(), number
+    finally:
+        cluster.shutdown()
+        print(f"\n{RUNS} runs, killed: {killed}")
+    assert min(killed.values()) > 0 or RUNS < 20
