@@ -13,8 +13,11 @@ from pointer_rl.types import Response, Usage
 
 app = pytest.importorskip("datasette.app", reason="needs datasette: make test-tools")
 
-KEYS = [hashlib.sha256(bytes([number])).digest() for number in range(25)]
-RESPONSES = [Response(f"answer {number}", (-0.5, -math.inf), Usage(7, 2, 1)) for number in range(25)]
+NUMBERS = range(25)
+KEYS = [hashlib.sha256(bytes([number])).digest() for number in NUMBERS]
+RESPONSES = [
+    Response(f"answer {number}", (-0.5, -math.inf), Usage(7, 2, 1)) for number in range(25)
+]
 
 
 @pytest.fixture
