@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from pointer_rl.cli.common import FILE, GuideCommand, number_option, plugin_options, with_options
-from pointer_rl.cli.output import echo
-from pointer_rl.cli.tables import format_bytes
+from pointer_rl.cli.output import echo, note
+from pointer_rl.cli.tables import counted, format_bytes
 
 
 @click.command(cls=GuideCommand)
@@ -70,3 +70,19 @@ def export(
         )
         for path in write_inspect_logs(file, output_path, options):
             echo(f"wrote {path} ({format_bytes(path.stat().st_size)})")
+        return
+    from pointer_rl.export.dataset_folder import write_dataset_folder
+
+    written = write_dataset_folder(
+        file,
+        output_path,
+        dataset=dataset,
+        dataset_options=dataset_options,
+        overwrite=overwrite,
+    )
+    counts = [counted(written.records.queries, "query", "queries")]
+    counts += [f"{number:,} examples in {name}" for name, number in written.examples.items()]
+    if written.unreadable:
+        number = counted(written.unreadable, "image")
+        note(f"pointer-rl: {number} cannot be read and left out; validate the dataset's files")
+    echo(f"wrote {output_path}: {', '.join(counts)}")
