@@ -135,12 +135,12 @@ def test_the_card_describes_the_tables_and_leaves_the_license_open(rl_data, tmp_
 
 
 def test_large_tables_have_several_files_and_an_image_once_in_each_group(tmp_path, monkeypatch):
-    rl_data = write_world(tmp_path, TEXTS, queries=40)
+    rl_data = write_world(tmp_path, TEXTS, queries=24)
     noise = PIL.Image.effect_noise((1100, 1100), 90)  # larger than a page
     for number in range(8):
         noise.rotate(90 * (number % 2)).save(tmp_path / f"{number}.png", compress_level=1)
     image = (tmp_path / "0.png").stat().st_size
-    monkeypatch.setattr(dataset_folder, "_GROUP_ROWS", 20)
+    monkeypatch.setattr(dataset_folder, "_GROUP_ROWS", 12)
     write_dataset_folder(rl_data, tmp_path / "one")
     [file] = (tmp_path / "one" / "pool").iterdir()
     assert file.stat().st_size < 5 * image  # two different ones in each of two groups
@@ -149,7 +149,7 @@ def test_large_tables_have_several_files_and_an_image_once_in_each_group(tmp_pat
     names = sorted(each.name for each in (tmp_path / "two" / "pool").iterdir())
     assert names == ["00000.parquet", "00001.parquet"]
     rows = datasets.load_dataset(str(tmp_path / "two"), "examples", split="pool")
-    assert rows["id"] == [f"q{number}" for number in range(40)]
+    assert rows["id"] == [f"q{number}" for number in range(24)]
 
 
 def test_an_image_that_cannot_be_read_is_left_out_and_counted(rl_data, tmp_path):
