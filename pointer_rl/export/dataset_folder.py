@@ -23,8 +23,9 @@ from pointer_rl.errors import InputError, MissingExtraError
 from pointer_rl.escaping import markdown
 from pointer_rl.files import AtomicFile, cannot_be_written, check_writable, locked, write_text
 from pointer_rl.records.convert import Converted, convert_file
-from pointer_rl.records.formats import read_meta, stream_records
-from pointer_rl.report.inputs import find_inputs
+from pointer_rl.records.formats import stream_records
+from pointer_rl.report.inputs import kind_of
+from pointer_rl.report.trials import read_dataset_description
 from pointer_rl.types import Dataset, Example, ImageRef
 
 try:
@@ -84,17 +85,16 @@ def write_dataset_folder(
     call wrote into the folder is replaced. Raises InputError for another file, for a dataset that
     is unknown or another one, and for a folder that has a card or cannot be written.
     """
-    [input] = find_inputs([path])
-    if input.kind not in ("rl", "beams"):
+    kind = kind_of(path)
+    if kind not in ("rl", "beams"):
         raise InputError(f"{path}: neither RL data nor beam data")
-    described = (read_meta(path) or {}).get("dataset", {})
-    opened = open_recorded(described, path, dataset, dataset_options)
+    opened = open_recorded(read_dataset_description(path), path, dataset, dataset_options)
     card = folder / CARD
     with locked(card):
         check_writable(card, overwrite=overwrite)
         for old in (card, *folder.glob("queries/*.parquet"), *folder.glob("pool/*.parquet")):
             old.unlink(missing_ok=True)
-        name = "beams" if input.kind == "beams" else "candidates"
+        name = "beams" if kind == "beams" else "candidates"
         converted = convert_file(path, folder / f"{name}.parquet", overwrite=True)
         tables = {"pool": _Table(folder / "pool")}
         tables["pool"].write(opened.pool)

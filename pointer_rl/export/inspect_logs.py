@@ -27,7 +27,7 @@ from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import Any
 
 from pointer_rl.datasets.recorded import open_recorded
 from pointer_rl.errors import InputError, MissingExtraError
@@ -38,7 +38,7 @@ from pointer_rl.local.lru import LRUCache
 from pointer_rl.records.fields import CANDIDATE, has_failed
 from pointer_rl.records.formats import read_meta
 from pointer_rl.registry import registry
-from pointer_rl.report.inputs import find_inputs
+from pointer_rl.report.inputs import Kind, kind_of
 from pointer_rl.report.tally import method_name
 from pointer_rl.report.thumbnails import encode_webp
 from pointer_rl.report.trials import QueryTrials, read_trials
@@ -105,10 +105,10 @@ def write_inspect_logs(
     RL data may also become the file `output_path`, if that ends in .eval. Raises InputError for
     beam data, a damaged file, a dataset that is unknown or another one, and logs that exist.
     """
-    [input] = find_inputs([path])
-    if input.kind not in ("rl", "evaluation"):
-        raise InputError(f"{path}: is no RL data and no evaluation: they alone have answers")
-    about = _About.read(path, input.kind)
+    kind = kind_of(path)
+    if kind not in ("rl", "evaluation"):
+        raise InputError(f"{path}: neither RL data nor an evaluation, which alone have answers")
+    about = _About.read(path, kind)
     if output_path.suffix == ".eval" and about.arms is not None:
         raise InputError(f"{output_path}: an evaluation has a log for each arm: name a folder")
     source = _Source(about, options)
@@ -163,7 +163,7 @@ class _About:
     """The arms that asked the model, in the evaluation's order. None: the file is RL data."""
 
     @classmethod
-    def read(cls, path: Path, kind: Literal["rl", "evaluation"]) -> _About:
+    def read(cls, path: Path, kind: Kind) -> _About:
         if kind == "rl":
             return cls(path, read_meta(path) or {}, {})
         found = {each.key: each.value for each in stream_members(path) if each.key != "records"}
@@ -288,7 +288,7 @@ def _prompt_builder(about: _About, options: InspectOptions) -> PromptBuilder:
     name, values = options.prompt, dict(options.prompt_options)
     if name is None:
         recorded = about.described("prompt")
-        name, values = recorded.get("name"), {**recorded.get("options", {}), **values}
+        name, values = recorded.get("name"), {**(recorded.get("options") or {}), **values}
     if not isinstance(name, str):
         raise InputError(f"{about.path} does not name its prompt builder: give --prompt")
     made: PromptBuilder = registry().create("prompt", name, values)

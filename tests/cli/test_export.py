@@ -53,3 +53,9 @@ def test_a_file_that_is_no_data_is_one_line(world, cli, content):
     assert done.exit_code == 2
     [line] = done.output.strip().splitlines()
     assert str(path) in line
+
+
+def test_a_folder_is_no_data(world, cli):
+    done = cli("export", str(world.folder), "--to", "hub", "--output-path", str(world.folder / "x"))
+    assert done.exit_code == 2
+    assert "is a folder; name a file" in done.output
