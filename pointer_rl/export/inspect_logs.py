@@ -15,11 +15,12 @@ from __future__ import annotations
 import base64
 import math
 import re
+import shutil
 import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -35,7 +36,7 @@ from pointer_rl.escaping import printable
 from pointer_rl.files import AtomicFile, cannot_be_written, check_writable, locked
 from pointer_rl.json_stream import stream_members
 from pointer_rl.local.lru import LRUCache
-from pointer_rl.records.fields import CANDIDATE, has_failed
+from pointer_rl.records.fields import FAILED, has_failed
 from pointer_rl.records.formats import read_meta
 from pointer_rl.registry import registry
 from pointer_rl.report.inputs import Kind, kind_of
@@ -75,8 +76,11 @@ _IMAGES_KEPT = 64 * 2**20
 _COMPRESSION = 3
 """Of zlib, 1 to 9."""
 _ROLES = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
-_ANSWER = ("vqa_pred_answer", "vqa_correct", "vqa_acc_score", "vqa_raw_generation")
-"""What a sample has in its output and its scores; other fields of a candidate are metadata."""
+_ELSEWHERE = {
+    *("vqa_pred_answer", "vqa_correct", "vqa_acc_score", "vqa_raw_generation"),
+    *(FAILED, "eval_error"),
+}
+"""What a sample has as output, scores or error; other fields of a candidate are metadata."""
 _Arm = tuple[str, int]
 """An arm and its number of shots."""
 
@@ -334,17 +338,18 @@ class _Log:
             self._queries += 1
         self._epoch += 1
         sample = self._sample(query, question, candidate)
-        self._write(f"samples/{sample.id}_epoch_{sample.epoch}.json", _json(sample))
-        self._summaries.write(b"," if self._samples else b"[")
-        self._summaries.write(_json(sample.summary()))
+        with self._writing():
+            self._write(f"samples/{sample.id}_epoch_{sample.epoch}.json", _json(sample))
+            self._summaries.write(b"," if self._samples else b"[")
+            self._summaries.write(_json(sample.summary()))
         self._samples += 1
 
     def _sample(self, query: str, question: _Question, candidate: Mapping[str, Any]) -> EvalSample:
         id = printable(query)  # the name of a file in an archive, too
         proposed = {
-            key: candidate[key]
-            for key in (*CANDIDATE, *(key for key in candidate if key not in CANDIDATE))
-            if candidate.get(key) is not None and key not in (*_ANSWER, "eval_failed", "eval_error")
+            key: value
+            for key, value in candidate.items()
+            if value is not None and key not in _ELSEWHERE
         }
         messages, output, scores, error = list(question.messages), ModelOutput(), None, None
         if has_failed(candidate):
@@ -390,13 +395,6 @@ class _Log:
 
     def finish(self) -> None:
         """Write what stands at the end of a log, and put it in its place."""
-        if not self._samples:
-            self._summaries.write(b"[")
-        self._summaries.write(b"]")
-        self._summaries.seek(0)
-        with self._zip.open(_member("summaries.json"), "w") as target:
-            while part := self._summaries.read(2**20):
-                target.write(part)
         log = EvalLog(
             status="success",
             eval=self._spec(),
@@ -407,8 +405,13 @@ class _Log:
             ),
             stats=EvalStats(started_at=self._created, completed_at=self._created),
         )
-        self._write("header.json", _json(log, exclude={"samples", "reductions"}))
-        self._zip.close()
+        with self._writing():
+            self._summaries.write(b"]" if self._samples else b"[]")
+            self._summaries.seek(0)
+            with self._zip.open(_member("summaries.json"), "w") as target:
+                shutil.copyfileobj(self._summaries, target)
+            self._write("header.json", _json(log, exclude={"samples", "reductions"}))
+            self._zip.close()
         self._file.commit()
 
     def _score(self, name: str) -> EvalScore:
@@ -471,8 +474,12 @@ class _Log:
         )
 
     def _write(self, name: str, data: bytes) -> None:
+        self._zip.writestr(_member(name), data, compresslevel=_COMPRESSION)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            self._zip.writestr(_member(name), data, compresslevel=_COMPRESSION)
+            yield
         except OSError as error:
             raise cannot_be_written(self.path, error) from error
 
