@@ -18,7 +18,7 @@ COMMANDS = {
     "Data": ("embed", "beams", "generate", "validate", "show"),
     "Learning": ("sft", "train"),
     "Using": ("evaluate", "report", "select", "answer"),
-    "Files": ("convert", "merge", "rescore", "schema", "cache"),
+    "Files": ("convert", "export", "merge", "rescore", "schema", "cache"),
 }
 PLUGINS = "Commands of plugins"
 TOPICS = {
@@ -45,8 +45,10 @@ TOPICS = {
     "Asking while learning": ("online", "rounds", "pointers"),
     "Output": (
         *(
+            "to",
             "output-path",
             "output-dir",
+            "image-side",
             "max-mb",
             "plot",
             "record",

@@ -22,6 +22,7 @@ from pointer_rl.cli.convert import convert
 from pointer_rl.cli.doctor import doctor
 from pointer_rl.cli.embed import embed
 from pointer_rl.cli.evaluate import evaluate
+from pointer_rl.cli.export import export
 from pointer_rl.cli.generate import generate
 from pointer_rl.cli.help import COMMANDS, Context, write_commands
 from pointer_rl.cli.logs import log_options, start_logging
@@ -187,7 +188,7 @@ def cli() -> None:
 
 _COMMANDS = (
     *(run, generate, validate, show, rescore, merge, convert, beams, sft, train, evaluate),
-    *(report, select, answer, embed, cache, schema, plugins, doctor, config),
+    *(report, export, select, answer, embed, cache, schema, plugins, doctor, config),
 )
 for command in _COMMANDS:
     command.params += [

@@ -63,6 +63,14 @@ def find_inputs(paths: Sequence[Path]) -> list[Input]:
     ]
 
 
+def kind_of(path: Path) -> Kind:
+    """The kind of a file. Raises InputError for a folder, and for a file that is no input."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file")
+    [found] = find_inputs([path])
+    return found.kind
+
+
 def _walk(folder: Path) -> Iterator[Path]:
     """The folder and what is below it, in order, as far as it can be an input."""
     try:

@@ -46,7 +46,7 @@ class Thumbnails:
         return self._numbers.get(key)
 
     def _encode(self, image: ImageRef) -> None:
-        text = _webp(image)
+        text = base64.b64encode(encode_webp(image, SIDE)).decode()
         size = len(text) + 3  # quotes and a comma
         self.full = self.size + size > self.most
         if not self.full:
@@ -55,10 +55,14 @@ class Thumbnails:
             self.encoded.append(text)
 
 
-def _webp(image: ImageRef) -> str:
+def encode_webp(image: ImageRef, side: int) -> bytes:
+    """The image as WebP, at most `side` pixels wide and high.
+
+    Raises InputError if it cannot be opened.
+    """
     opened = image.open()
     lossless = max(opened.size) <= _DRAWN
-    opened.thumbnail((SIDE, SIDE))
+    opened.thumbnail((side, side))
     buffer = io.BytesIO()
     opened.save(buffer, "webp", quality=_QUALITY, method=2, lossless=lossless)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()

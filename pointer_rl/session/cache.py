@@ -1,6 +1,7 @@
 """The response cache: an SQLite file of responses, so that no trial is paid for twice.
 
-It has one row per response, in columns that Datasette or the sqlite3 shell can show. Several
+It has one row per response, in columns that Datasette and the sqlite3 shell show: hence a key in
+hex digits, and a reference that names its column, without which Datasette shows no page. Several
 processes may share a file (it uses a write-ahead log, WAL). A process that is killed loses only
 what it had not yet put.
 """
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 APPLICATION_ID = 0x70725253
 """Marks an SQLite file as a response cache, in the file's header."""
 _MAGIC = b"SQLite format 3\0"
-VERSION = 2
+VERSION = 3
 """Version of the keys and the tables. A cache of an older version is set aside."""
 BUSY_SECONDS = 60.0
 """How long to wait for another process that has locked the file."""
@@ -42,8 +43,8 @@ _CHUNK = 256
 _SCHEMA = """
 CREATE TABLE backends (id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL UNIQUE);
 CREATE TABLE responses (
-    key BLOB PRIMARY KEY,
-    backend INTEGER NOT NULL REFERENCES backends,
+    key TEXT PRIMARY KEY,
+    backend INTEGER NOT NULL REFERENCES backends (id),
     created TEXT NOT NULL,
     text TEXT,
     score_logprobs TEXT NOT NULL,
@@ -149,12 +150,12 @@ class ResponseCache:
         damaged = 0
         with self._reporting_errors() as connection:
             for start in range(0, len(keys), _CHUNK):
-                chunk = keys[start : start + _CHUNK]
+                chunk = {key.hex(): key for key in keys[start : start + _CHUNK]}
                 marks = ",".join("?" * len(chunk))
                 query = f"SELECT key, {_RESPONSE} FROM responses WHERE key IN ({marks})"
-                for key, *columns in connection.execute(query, chunk):
+                for key, *columns in connection.execute(query, tuple(chunk)):
                     try:
-                        found[key] = _decode(*columns)
+                        found[chunk[key]] = _decode(*columns)
                     except (TypeError, ValueError):
                         damaged += 1
         if damaged:
@@ -167,7 +168,7 @@ class ResponseCache:
         They are added in one transaction: all of them or none.
         """
         now = _timestamp(time.time())
-        rows = [(key, now, *_encode(response), fingerprint) for key, response in responses]
+        rows = [(key.hex(), now, *_encode(response), fingerprint) for key, response in responses]
         with self._reporting_errors() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(
@@ -211,7 +212,7 @@ class ResponseCache:
                     each if math.isfinite(each) else None for each in response.score_logprobs
                 ]
                 yield {
-                    "key": key.hex(),
+                    "key": key,
                     "backend": fingerprint,
                     "created": created,
                     "text": response.text,

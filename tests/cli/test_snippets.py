@@ -42,6 +42,7 @@ GIVEN = {
     "check-data": {"data/rl.json": "rl.json", "data/more.jsonl": "part1.jsonl"},
     "check-your-setup": {**QWEN, **PICTURES, "data.jsonl": "some.jsonl"},
     "evaluate": {"runs/sft": "policy", "runs/rl": "policy"},
+    "export": {"rl.json": "rl.json"},
     "flamingo": OPEN_FLAMINGO,
     "gpus": QWEN,
     "look-at-trials": {"rl.json": "rl.json"},
@@ -91,6 +92,7 @@ GIVEN = {
 CONFIGURATION = "needs a study of the reader's; tests/cli/test_config.py has one"
 INSTALLS = "installs from an index"
 ROUTE = "takes half an hour; test_own_data.py runs it at a small size"
+IN_TOOLS = "needs tools that are not among the packages of the tests: tests/tools"
 IN_VLLM = "needs vLLM, which has an environment of its own: tests/with_vllm"
 NOT_RUN: dict[str, dict[str, str]] = {
     "run": {
@@ -121,7 +123,27 @@ NOT_RUN: dict[str, dict[str, str]] = {
         " evaluation.json": CONFIGURATION,
         "pointer-rl config --of rl.json # the configuration of a past run, as TOML": CONFIGURATION,
     },
+    "export": {
+        "pip install 'pointer-rl[inspect]'": INSTALLS,
+        "pip install 'pointer-rl[hf]'": INSTALLS,
+        "pointer-rl export result.json --to inspect --output-path logs": IN_TOOLS,
+        "wrote logs/result-zero-shot.eval (15.8 kB)": IN_TOOLS,
+        "inspect view --log-dir logs": IN_TOOLS,
+        'correct == "I"': "typed into Inspect's viewer",
+        "from inspect_ai.log import read_eval_log_sample_summaries": IN_TOOLS,
+    },
     "gpus": {"pytest tests/gpu": "needs a GPU"},
+    "kept-responses": {
+        "pip install datasette": INSTALLS,
+        "datasette ~/.cache/pointer-rl/responses.sqlite --open": IN_TOOLS,
+        "datasette ~/.cache/pointer-rl/responses.sqlite --get '/responses.json?sql=SELECT text,"
+        " count(*) AS n FROM responses GROUP BY text ORDER BY n DESC LIMIT 3&_shape=array'": (
+            IN_TOOLS
+        ),
+        '[{"text": "dage", "n": 20}, {"text": "bife", "n": 15}, {"text": "noli", "n": 14}]': (
+            IN_TOOLS
+        ),
+    },
     "long-runs": {
         "0:00:30 16/60 queries, 163 trials, 22/s, about 21 s left, correct: 29% (sample 11%, beam"
         " 49%)": "standard error; test_progress.py compares it",

@@ -31,6 +31,7 @@ HEAVY = ("torch", "transformers", "PIL", "datasets", "numpy")
         ["embed", "--help"],
         ["evaluate", "--help"],
         ["report", "--help"],
+        ["export", "--help"],
         ["select", "--help"],
         ["answer", "--help"],
         ["show", str(ROOT / "tests/data/versions/1.0/generated.json")],

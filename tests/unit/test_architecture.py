@@ -20,7 +20,7 @@ LAYERS = [
     {"session"},
     {"generate", "beams", "evaluate"},
     {"train"},
-    {"testing", "scaffold", "report"},
+    {"testing", "scaffold", "report", "export"},
     {"route"},
     {"api", "runs"},
     {"cli", "__main__"},

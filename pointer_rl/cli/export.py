@@ -1,0 +1,88 @@
+"""`pointer-rl export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pointer_rl.cli.common import FILE, GuideCommand, number_option, plugin_options, with_options
+from pointer_rl.cli.output import echo, note
+from pointer_rl.cli.tables import counted, format_bytes
+
+
+@click.command(cls=GuideCommand)
+@click.argument("file", type=FILE)
+@click.option(
+    "--to",
+    type=click.Choice(["inspect", "hub"]),
+    required=True,
+    help="inspect: logs of Inspect, of RL data or an evaluation. hub: a folder for the Hugging "
+    "Face Hub, of RL data or beam data.",
+)
+@click.option("--output-path", required=True, type=FILE, help="The folder to write into.")
+@number_option(
+    "--image-side",
+    192,
+    minimum=0,
+    help="inspect: largest width and height of images, in pixels; 0 leaves them out. The hub gets "
+    "them as they are.",
+)
+@with_options(
+    [
+        *plugin_options("dataset", None, "Dataset of FILE  [default: the one that it names]."),
+        *plugin_options(
+            "prompt", None, "inspect: prompt builder of FILE  [default: the one that it names]."
+        ),
+    ]
+)
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier export wrote.")
+def export(
+    file: Path,
+    to: str,
+    output_path: Path,
+    image_side: int,
+    dataset: str | None,
+    dataset_opt: tuple[str, ...],
+    prompt: str | None,
+    prompt_opt: tuple[str, ...],
+    overwrite: bool,
+) -> None:
+    """Write FILE, with its images, in a form that other tools read.
+
+    `--to inspect` writes logs for `inspect view`: one of RL data, and one for each arm and number
+    of shots of an evaluation. `--to hub` writes Parquet and a dataset card, which
+    `datasets.load_dataset` reads.
+    """
+    from pointer_rl.options import parse_assignments
+
+    dataset_options = parse_assignments(dataset_opt, "--dataset-opt")
+    if to == "inspect":
+        from pointer_rl.export.inspect_logs import InspectOptions, write_inspect_logs
+
+        options = InspectOptions(
+            image_side=image_side,
+            dataset=dataset,
+            dataset_options=dataset_options,
+            prompt=prompt,
+            prompt_options=parse_assignments(prompt_opt, "--prompt-opt"),
+            overwrite=overwrite,
+        )
+        for path in write_inspect_logs(file, output_path, options):
+            echo(f"wrote {path} ({format_bytes(path.stat().st_size)})")
+        return
+    from pointer_rl.export.dataset_folder import write_dataset_folder
+
+    written = write_dataset_folder(
+        file,
+        output_path,
+        dataset=dataset,
+        dataset_options=dataset_options,
+        overwrite=overwrite,
+    )
+    counts = [counted(written.records.queries, "query", "queries")]
+    counts += [f"{number:,} examples in {name}" for name, number in written.examples.items()]
+    if written.unreadable:
+        number = counted(written.unreadable, "image")
+        note(f"pointer-rl: {number} cannot be read and left out; validate the dataset's files")
+    echo(f"wrote {output_path}: {', '.join(counts)}")
