@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-browser test-faults test-oldest test-newest test-vllm lint format bench bench-gpu bench-vllm bench-learning docs site wheel-smoke clean help
+.PHONY: demo test test-all test-browser test-faults test-oldest test-newest test-tools test-vllm lint format bench bench-gpu bench-vllm bench-learning docs site wheel-smoke clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -81,6 +81,16 @@ test-newest:  ## the same on the newest
 test-oldest test-newest: test-%: .venv-%/.ready
 	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q --numprocesses auto --maxprocesses 8 \
 	    --dist loadfile -m "not slow" -W ignore::FutureWarning $(LOCAL_SUITES)
+
+# Extras for other tools, in a folder of their own: trackio, say, wants an older pillow than ours.
+TOOLS := tensorboard|trackio
+build/tools/.ready: pyproject.toml $(DEV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(@D) \
+	    $$(sed -nE 's/^($(TOOLS)) = \["(.*)"\]/\2/p' pyproject.toml)
+	touch $@
+
+test-tools: build/tools/.ready  ## what we write for other tools, read by those tools
+	PYTHONPATH=$(<D) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/tools
 
 # An environment of its own: vLLM pins another version of transformers. Warnings are vLLM's.
 VLLM := .venv-vllm

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 from click.core import ParameterSource
@@ -16,6 +16,7 @@ from pointer_rl.cli.help import Context, write_commands, write_options
 from pointer_rl.cli.output import echo
 from pointer_rl.cli.params import KeyValue, PluginName
 from pointer_rl.files import check_name
+from pointer_rl.train.trackers import TrackerName
 
 if TYPE_CHECKING:
     from pointer_rl.cli.progress import Progress
@@ -194,6 +195,12 @@ ACCEPT_CHANGED = click.option(
     multiple=True,
     help="Continue a run although the code of its plugins, or its inputs (images, questions, "
     "answers, embeddings), changed since it began. Both states are recorded.",
+)
+LOG_TO = click.option(
+    "--log-to",
+    type=click.Choice(get_args(TrackerName)),
+    multiple=True,
+    help="Show the metrics of a training there, too (repeatable).",
 )
 SCORE_ANSWERS = click.option(
     "--score-answers",

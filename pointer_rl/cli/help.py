@@ -44,16 +44,7 @@ TOPICS = {
     ),
     "Asking while learning": ("online", "rounds", "pointers"),
     "Output": (
-        *(
-            "output-path",
-            "output-dir",
-            "max-mb",
-            "plot",
-            "record",
-            "tensorboard",
-            "json",
-            "overwrite",
-        ),
+        *("output-path", "output-dir", "max-mb", "plot", "record", "log-to", "json", "overwrite"),
     ),
     "Running": (
         *("plan", "parity", "max-calls", "max-seconds", "seed", "seeds", "window", "shard"),

@@ -15,6 +15,7 @@ from pointer_rl.cli.common import (
     EMBEDDING_OPTIONS,
     EXECUTOR_OPTIONS,
     FILE,
+    LOG_TO,
     RESUME,
     SCORE_ANSWERS,
     TRIAL_OPTIONS,
@@ -47,9 +48,7 @@ _OUTPUT = [
     RESUME,
     ACCEPT_CHANGED,
     click.option("--overwrite", is_flag=True, help="Start over in a folder that holds a run."),
-    click.option(
-        "--tensorboard", is_flag=True, help="Write the metrics as TensorBoard events too."
-    ),
+    LOG_TO,
 ]
 _START = [
     click.option("--img-emb", type=FILE, help="One file of embeddings for queries and pool alike."),
@@ -340,7 +339,7 @@ def _output(given: dict[str, Any]) -> Output:
 
     return Output(
         folder=given["output_dir"],
-        **{name: given[name] for name in ("overwrite", "tensorboard", "accept_changed")},
+        **{name: given[name] for name in ("overwrite", "log_to", "accept_changed")},
     )
 
 
