@@ -17,7 +17,7 @@ COMMANDS = {
     "Get going": ("run", "doctor", "plugins", "config"),
     "Data": ("embed", "beams", "generate", "validate", "show"),
     "Learning": ("sft", "train"),
-    "Using": ("evaluate", "report", "select", "answer"),
+    "Using": ("evaluate", "report", "select", "answer", "push"),
     "Files": ("convert", "merge", "rescore", "schema", "cache"),
 }
 PLUGINS = "Commands of plugins"

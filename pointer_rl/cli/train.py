@@ -30,7 +30,7 @@ from pointer_rl.cli.common import (
     with_options,
 )
 from pointer_rl.cli.output import echo
-from pointer_rl.cli.params import KeyValue, PluginName
+from pointer_rl.cli.params import BUNDLE, KeyValue, PluginName
 
 if TYPE_CHECKING:
     from pointer_rl.session.session import PluginRef
@@ -52,7 +52,11 @@ _OUTPUT = [
 ]
 _START = [
     click.option("--img-emb", type=FILE, help="One file of embeddings for queries and pool alike."),
-    click.option("--sft-ckpt", type=FILE, help="Policy bundle or checkpoint to start from."),
+    click.option(
+        "--sft-ckpt",
+        type=BUNDLE,
+        help="Policy bundle (also hub:OWNER/NAME) or checkpoint to start from.",
+    ),
     number_option("--shots", help="Demonstrations in a pointer  [default: the data's]."),
     *plugin_options(
         "selector",

@@ -317,7 +317,7 @@ def test_an_evaluation_is_written_in_and_nothing_else_changes(folder: Path) -> N
     update_evaluation(folder, evaluation)
     assert load_bundle(folder).info.evaluation == evaluation
     after = json.loads((folder / "bundle.json").read_text())
-    assert {**before, "evaluation": evaluation} == after
+    assert {**before, "evaluation": evaluation, "sha256": after["sha256"]} == after
     card = (folder / "README.md").read_text()
     assert "**not distinguishable from random**" in card
     assert "- questions: 1,000" in card
