@@ -27,6 +27,8 @@ def push(repository: str, folder: Path) -> None:
 
     if not re.fullmatch(REPOSITORY, repository):
         raise InputError(f"{repository}: no repository; write OWNER/NAME")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
     if is_bundle(folder) or seed_folders(folder):
         if check_bundle(folder).info.evaluation is None:
             echo("pointer-rl: not measured, says its card (evaluate --record)", err=True)

@@ -317,7 +317,9 @@ def pull_bundle(repository: str) -> Path:
     try:
         check_bundle(folder)
     except InputError as error:
-        raise InputError(f"{repository}: {error}") from error
+        raise InputError(
+            f"{repository}: {error}; delete {folder.parents[1]} to download it again"
+        ) from error
     return folder
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from fake_hub import LARGE, TOKEN, FakeHub, Repository
+from fake_hub import LARGE, TOKEN, Repository
 
 import pointer_rl
 from pointer_rl.datasets.embeddings import save_embeddings
@@ -26,23 +26,6 @@ from pointer_rl.selectors.bundle import (
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
 NAME = "me/policy"
 SIZE, DIM = 40, 32
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """What huggingface_hub read from the environment when it was imported says: this Hub."""
-    with FakeHub() as hub:
-        constants = "huggingface_hub.constants"
-        monkeypatch.setattr(f"{constants}.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(f"{constants}.ENDPOINT", hub.url)
-        template = "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
-        monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(f"{constants}.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(f"{constants}.HF_HUB_DISABLE_PROGRESS_BARS", True)
-        monkeypatch.setattr(f"{constants}.HF_TOKEN_PATH", str(tmp_path / "none"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield hub
 
 
 @pytest.fixture
@@ -187,6 +170,7 @@ def test_what_is_no_bundle_or_damaged_is_neither_pushed_nor_pulled(hub, policy, 
     one_line(cli("push", NAME, str(policy)), "damaged", "query_ids.txt")
     (policy / "bundle.json").unlink()
     one_line(cli("push", NAME, str(policy)), "neither a policy bundle nor Parquet files")
+    one_line(cli("push", NAME, str(tmp_path / "none")), "none: no such folder")
     one_line(cli("push", "policy", str(policy)), "policy: no repository")
     one_line(cli("push", f"{NAME}@v1", str(policy)), "no repository; write OWNER/NAME")
     assert hub.seen == []
