@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from pointer_rl.errors import InputError, first_line
+from pointer_rl.errors import InputError
 
 REPOSITORY = r"[\w-][\w.-]*/[\w.-]+"
 """Pattern of OWNER/NAME."""
@@ -95,4 +95,5 @@ def _reason(error: Exception) -> str:
         )
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "the Hub is not asked while HF_HUB_OFFLINE is set"
-    return f"the Hub cannot be used ({type(error).__name__}: {first_line(error)})"
+    # Its messages have several lines, and the Hub's own words in the last.
+    return f"the Hub cannot be used ({type(error).__name__}: {' '.join(str(error).split())})"

@@ -80,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.seen.append(f"{self.command} {path}")
         if self.hub.refuses is not None:
             status, message = self.hub.refuses
-            self._send(status, {"error": message}, **{"X-Error-Message": message})
+            self._send(status, {"error": message})
             return
         parts = path.strip("/").split("/")
         if parts[0] == "api":
