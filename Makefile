@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-browser test-faults test-oldest test-newest test-tools test-vllm lint format bench bench-gpu bench-vllm bench-learning docs site wheel-smoke clean help
+.PHONY: demo test test-all test-browser test-tools test-faults test-oldest test-newest test-vllm lint format bench bench-gpu bench-vllm bench-learning docs site wheel-smoke clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -58,6 +58,20 @@ build/browser/.ready:
 test-browser: $(DEV) build/browser/.ready  ## the report in headless Chromium (needs node; installs chromium)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser
 
+# The tools that we write for, over the packages of .venv, in which they could change versions.
+TOOLS := build/tools
+$(TOOLS)/.ready: $(DEV)
+	$(BIN)/python -m venv $(TOOLS)
+	where='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	    echo "import site; site.addsitedir('$$($(BIN)/python -c "$$where")')" \
+	    >"$$($(TOOLS)/bin/python -c "$$where")/venv.pth"
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade $(GROUPS_PIP)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[tensorboard,trackio]'
+	touch $@
+
+test-tools: $(TOOLS)/.ready  ## what TensorBoard and Trackio read, with these tools themselves
+	OMP_NUM_THREADS=1 $(TOOLS)/bin/python -m pytest -q tests/tools
+
 test-faults: $(DEV)  ## attacks on every command: kills, full disks, damaged files, failing servers (20 minutes; see docs)
 	$(BIN)/python tests/e2e/campaign.py "$$(mktemp -d)/campaign" --kills 30 --fresh 2 --disks 6 --damages 25
 	POINTER_RL_TRIALS=1000 POINTER_RL_FUZZ=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q \
@@ -81,16 +95,6 @@ test-newest:  ## the same on the newest
 test-oldest test-newest: test-%: .venv-%/.ready
 	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q --numprocesses auto --maxprocesses 8 \
 	    --dist loadfile -m "not slow" -W ignore::FutureWarning $(LOCAL_SUITES)
-
-# Extras for other tools, in a folder of their own: trackio, say, wants an older pillow than ours.
-TOOLS := tensorboard|trackio
-build/tools/.ready: pyproject.toml $(DEV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(@D) \
-	    $$(sed -nE 's/^($(TOOLS)) = \["(.*)"\]/\2/p' pyproject.toml)
-	touch $@
-
-test-tools: build/tools/.ready  ## what we write for other tools, read by those tools
-	PYTHONPATH=$(<D) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/tools
 
 # An environment of its own: vLLM pins another version of transformers. Warnings are vLLM's.
 VLLM := .venv-vllm
