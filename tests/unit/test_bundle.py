@@ -39,6 +39,7 @@ from pointer_rl.selectors.bundle import (
     BundleInfo,
     DataFile,
     EncoderInfo,
+    check_bundle,
     load_bundle,
     read_query_ids,
     save_bundle,
@@ -400,6 +401,11 @@ def test_a_foreign_name_does_not_break_the_cards_metadata(name: str) -> None:
 def test_of_an_older_bundle_the_calls_are_unknown(folder: Path) -> None:
     assert load_bundle(folder).info.training_calls is None
     assert "- calls: unknown" in (folder / "README.md").read_text()
+
+
+def test_an_older_bundle_which_has_fewer_hashes_is_checked_by_those() -> None:
+    older = Path(__file__).parents[1] / "data" / "versions" / "policies" / "bundle"
+    assert check_bundle(older).info.shots == 2
 
 
 def test_an_evaluation_is_written_in_and_nothing_else_changes(folder: Path) -> None:
