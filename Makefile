@@ -66,10 +66,10 @@ $(TOOLS)/.ready: $(DEV)
 	    echo "import site; site.addsitedir('$$($(BIN)/python -c "$$where")')" \
 	    >"$$($(TOOLS)/bin/python -c "$$where")/venv.pth"
 	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade $(GROUPS_PIP)
-	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[inspect]' --group tools
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[inspect,tensorboard,trackio]' --group tools
 	touch $@
 
-test-tools: $(TOOLS)/.ready  ## what Inspect and Datasette read, with these tools themselves
+test-tools: $(TOOLS)/.ready  ## what we write for Inspect, Datasette, TensorBoard and Trackio, with these tools themselves
 	OMP_NUM_THREADS=1 $(TOOLS)/bin/python -m pytest -q tests/tools
 
 test-faults: $(DEV)  ## attacks on every command: kills, full disks, damaged files, failing servers (20 minutes; see docs)

@@ -12,7 +12,6 @@ import click
 from pointer_rl.cli.common import (
     DECODING_OPTION,
     DEVICE,
-    FILE,
     STORE_OPTIONS,
     GuideCommand,
     plugin_options,
@@ -20,6 +19,7 @@ from pointer_rl.cli.common import (
     with_options,
 )
 from pointer_rl.cli.output import echo, echo_wrapped, on_terminal
+from pointer_rl.cli.params import BUNDLE
 from pointer_rl.cli.select import (
     JSON_OPTION,
     QUESTION_OPTIONS,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=GuideCommand)
-@click.argument("bundle", type=FILE)
+@click.argument("bundle", type=BUNDLE)
 @with_options(
     [
         *QUESTION_OPTIONS,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 from click.core import ParameterSource
@@ -14,25 +14,13 @@ from click.core import ParameterSource
 from pointer_rl.cli.configuration import apply_configuration, blame
 from pointer_rl.cli.help import Context, write_commands, write_options
 from pointer_rl.cli.output import echo
-from pointer_rl.cli.params import KeyValue, PluginName
-from pointer_rl.files import check_name
+from pointer_rl.cli.params import FilePath, KeyValue, PluginName
+from pointer_rl.train.trackers import TrackerName
 
 if TYPE_CHECKING:
     from pointer_rl.cli.progress import Progress
     from pointer_rl.options import Assignment
     from pointer_rl.session.session import PluginRef, SessionOptions
-
-
-class _FileType(click.Path):
-    """A path that is not empty: pathlib takes an empty one for the current folder."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        if not str(value):
-            self.fail("is empty: name a file or a folder", param, ctx)
-        super().convert(value, param, ctx)
-        path = Path(value)
-        check_name(path)
-        return path
 
 
 class FiniteRange(click.FloatRange):
@@ -47,7 +35,7 @@ class FiniteRange(click.FloatRange):
         return number
 
 
-FILE = _FileType(path_type=Path)
+FILE = FilePath(path_type=Path)
 Function = TypeVar("Function", bound=Callable[..., Any])
 Option = Callable[[Any], Any]
 
@@ -195,6 +183,12 @@ ACCEPT_CHANGED = click.option(
     multiple=True,
     help="Continue a run although the code of its plugins, or its inputs (images, questions, "
     "answers, embeddings), changed since it began. Both states are recorded.",
+)
+LOG_TO = click.option(
+    "--log-to",
+    type=click.Choice(get_args(TrackerName)),
+    multiple=True,
+    help="Show the metrics of a training there, too (repeatable).",
 )
 SCORE_ANSWERS = click.option(
     "--score-answers",

@@ -18,7 +18,7 @@ import click
 from click.core import ParameterSource
 
 from pointer_rl.cli.output import echo
-from pointer_rl.cli.params import KeyValue, NamedFile, PluginName, long_name
+from pointer_rl.cli.params import HUB, BundlePath, KeyValue, NamedBundle, PluginName, long_name
 from pointer_rl.errors import InputError, PointerRLError
 from pointer_rl.options import (
     Assignment,
@@ -157,6 +157,11 @@ class Configuration:
         wanted = _mismatch(option, value)
         if wanted is not None:
             raise self.fault(place, f"must be {wanted}")
+        bundle = isinstance(option.type, (BundlePath, NamedBundle))
+        if self.automatic and bundle and HUB in str(value):
+            raise self.fault(
+                place, f"only a file given as --config may say what is downloaded; {_GIVE}"
+            )
 
     # --- values ---
 
@@ -205,14 +210,16 @@ class Configuration:
         return {key: each for key, each in values.items() if each not in ({}, [])}
 
     def _value(self, option: click.Option, value: Any) -> Any:
-        folder = self.path.parent
+        def placed(path: str) -> str:
+            return path if path.startswith(HUB) else str(self.path.parent / path)
+
         if isinstance(option.type, KeyValue):
             return _assignments(value) if isinstance(value, dict) else value
-        if isinstance(option.type, NamedFile):
+        if isinstance(option.type, NamedBundle):
             pairs = value.items() if isinstance(value, dict) else (e.split("=", 1) for e in value)
-            return [f"{name}={folder / path}" for name, path in pairs]
+            return [f"{name}={placed(path)}" for name, path in pairs]
         if isinstance(option.type, click.Path):
-            return [str(folder / e) for e in value] if option.multiple else str(folder / value)
+            return [placed(each) for each in value] if option.multiple else placed(value)
         return value
 
 
@@ -377,7 +384,7 @@ def _mismatch(option: click.Option, value: object) -> str | None:
         return None if isinstance(value, bool) else "true or false"
     if isinstance(option.type, KeyValue) and isinstance(value, dict):
         return None
-    if isinstance(option.type, NamedFile):
+    if isinstance(option.type, NamedBundle):
         if isinstance(value, dict) and all(isinstance(each, str) for each in value.values()):
             return None
         texts = isinstance(value, list) and all("=" in str(each) for each in value)

@@ -24,7 +24,7 @@ from pointer_rl.cli.common import (
     with_options,
 )
 from pointer_rl.cli.output import echo, echo_block
-from pointer_rl.cli.params import KeyValue, NamedFile, PluginName
+from pointer_rl.cli.params import KeyValue, NamedBundle, PluginName
 
 if TYPE_CHECKING:
     from pointer_rl.evaluate.run import EvaluateRun
@@ -67,10 +67,11 @@ def _policies(
     "--policy",
     "policies",
     multiple=True,
-    type=NamedFile(),
+    type=NamedBundle(),
     callback=_policies,
     metavar="NAME=FOLDER_OR_CKPT",
-    help="A policy bundle or selector checkpoint, and what to call it (repeatable).",
+    help="A policy bundle (also hub:OWNER/NAME) or selector checkpoint, and what to call it "
+    "(repeatable).",
 )
 @click.option(
     "--arm",

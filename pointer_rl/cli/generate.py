@@ -26,7 +26,7 @@ from pointer_rl.cli.common import (
     with_options,
 )
 from pointer_rl.cli.output import echo, echo_block
-from pointer_rl.cli.params import KeyValue, PluginName
+from pointer_rl.cli.params import BUNDLE, KeyValue, PluginName
 
 if TYPE_CHECKING:
     from pointer_rl.cli.progress import Progress
@@ -76,7 +76,11 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
     "--output-path", required=True, type=FILE, help="The .json, .jsonl or .parquet file to write."
 )
 @with_options(TRIAL_OPTIONS)
-@click.option("--sft-ckpt", type=FILE, help="Selector checkpoint that proposes beams and samples.")
+@click.option(
+    "--sft-ckpt",
+    type=BUNDLE,
+    help="Policy bundle (also hub:OWNER/NAME) or checkpoint that proposes beams and samples.",
+)
 @click.option("--beam-data", type=FILE, help="Only the queries that this beam file has.")
 @with_options([SHOTS])
 @click.option(

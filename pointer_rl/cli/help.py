@@ -17,7 +17,7 @@ COMMANDS = {
     "Get going": ("run", "doctor", "plugins", "config"),
     "Data": ("embed", "beams", "generate", "validate", "show"),
     "Learning": ("sft", "train"),
-    "Using": ("evaluate", "report", "select", "answer"),
+    "Using": ("evaluate", "report", "select", "answer", "push"),
     "Files": ("convert", "export", "merge", "rescore", "schema", "cache"),
 }
 PLUGINS = "Commands of plugins"
@@ -44,18 +44,8 @@ TOPICS = {
     ),
     "Asking while learning": ("online", "rounds", "pointers"),
     "Output": (
-        *(
-            "to",
-            "output-path",
-            "output-dir",
-            "image-side",
-            "max-mb",
-            "plot",
-            "record",
-            "tensorboard",
-            "json",
-            "overwrite",
-        ),
+        *("to", "output-path", "output-dir", "image-side", "max-mb", "plot", "record", "log-to"),
+        *("json", "overwrite"),
     ),
     "Running": (
         *("plan", "parity", "max-calls", "max-seconds", "seed", "seeds", "window", "shard"),

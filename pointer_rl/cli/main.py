@@ -29,6 +29,7 @@ from pointer_rl.cli.logs import log_options, start_logging
 from pointer_rl.cli.merge import merge
 from pointer_rl.cli.output import echo, record
 from pointer_rl.cli.plugins import plugins
+from pointer_rl.cli.push import push
 from pointer_rl.cli.report import report
 from pointer_rl.cli.rescore import rescore
 from pointer_rl.cli.run import run
@@ -188,7 +189,7 @@ def cli() -> None:
 
 _COMMANDS = (
     *(run, generate, validate, show, rescore, merge, convert, beams, sft, train, evaluate),
-    *(report, export, select, answer, embed, cache, schema, plugins, doctor, config),
+    *(report, export, select, answer, push, embed, cache, schema, plugins, doctor, config),
 )
 for command in _COMMANDS:
     command.params += [

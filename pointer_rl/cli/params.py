@@ -102,8 +102,38 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]  # generic in new ver
         ]
 
 
-class NamedFile(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
-    """NAME=FILE."""
+class FilePath(click.Path):
+    """A path that is not empty: pathlib takes an empty one for the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if not str(value):
+            self.fail("is empty: name a file or a folder", param, ctx)
+        super().convert(value, param, ctx)
+        path = Path(value)
+        check_name(path)
+        return path
+
+
+HUB = "hub:"
+"""Before the name of a repository that a bundle is downloaded from."""
+
+
+class BundlePath(FilePath):
+    """A policy bundle, or a checkpoint; `hub:OWNER/NAME` is downloaded."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if not str(value).startswith(HUB):
+            return super().convert(value, param, ctx)
+        from pointer_rl.selectors.bundle import pull_bundle
+
+        return pull_bundle(str(value).removeprefix(HUB))
+
+
+BUNDLE = BundlePath(path_type=Path)
+
+
+class NamedBundle(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
+    """NAME=BUNDLE."""
 
     name = "name=file"
 
@@ -113,8 +143,7 @@ class NamedFile(click.ParamType):  # type: ignore[type-arg]  # generic in new ve
         name, equals, path = value.partition("=")
         if not (name and equals and path):
             self.fail(f"{value}: write NAME=FOLDER_OR_CKPT", param, ctx)
-        check_name(Path(path))
-        return name, Path(path)
+        return name, BUNDLE.convert(path, param, ctx)
 
 
 def long_name(option: click.Option) -> str:

@@ -11,6 +11,7 @@ from pointer_rl.cli.common import (
     ACCEPT_CHANGED,
     EXECUTOR_OPTIONS,
     FILE,
+    LOG_TO,
     RESUME,
     SHOTS,
     TRIAL_OPTIONS,
@@ -81,7 +82,7 @@ def _test_shots(ctx: click.Context, param: click.Parameter, value: str | None) -
 )
 @seed_option()
 @click.option("--plan", is_flag=True, help="Say what the run would cost, and stop.")
-@with_options([*EXECUTOR_OPTIONS, RESUME, ACCEPT_CHANGED])
+@with_options([LOG_TO, *EXECUTOR_OPTIONS, RESUME, ACCEPT_CHANGED])
 @click.option("--overwrite", is_flag=True, help="Start over in a folder that holds a run.")
 def run(**given: Any) -> None:
     """Find out whether choosing demonstrations pays off: the whole route in one folder.
@@ -140,5 +141,5 @@ def _run(given: dict[str, Any]) -> RouteRun:
     return RouteRun(
         session=read_session_options(given),
         test_options=parse_assignments(given["test_opt"], "--test-opt"),
-        **{name: given[name] for name in (*names, "seed", "overwrite", "accept_changed")},
+        **{name: given[name] for name in (*names, "seed", "overwrite", "log_to", "accept_changed")},
     )

@@ -17,6 +17,7 @@ from pointer_rl.cli.common import (
     with_options,
 )
 from pointer_rl.cli.output import echo, echo_wrapped, on_terminal
+from pointer_rl.cli.params import BUNDLE
 from pointer_rl.cli.trials import Page, format_number
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ JSON_OPTION = click.option(
 
 
 @click.command(cls=GuideCommand)
-@click.argument("bundle", type=FILE)
+@click.argument("bundle", type=BUNDLE)
 @with_options(QUESTION_OPTIONS)
 @click.option("--query-emb", type=FILE, help="Embeddings of questions, by the bundle's encoder.")
 @with_options(SELECTION_OPTIONS)
@@ -66,6 +67,8 @@ def select(bundle: Path, as_json: bool, **given: Any) -> None:
     pointer (rows of the pool), demonstrations (their ids), in the order in which they are shown,
     and logprob. A policy that can stop chooses up to --shots demonstrations; an empty pointer
     shows none.
+
+    BUNDLE may also be hub:OWNER/NAME or hub:OWNER/NAME@REVISION, from the Hugging Face Hub.
     """
     from pointer_rl.datasets.embeddings import load_embeddings
     from pointer_rl.errors import InputError

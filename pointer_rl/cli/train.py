@@ -15,6 +15,7 @@ from pointer_rl.cli.common import (
     EMBEDDING_OPTIONS,
     EXECUTOR_OPTIONS,
     FILE,
+    LOG_TO,
     RESUME,
     SCORE_ANSWERS,
     TRIAL_OPTIONS,
@@ -28,7 +29,7 @@ from pointer_rl.cli.common import (
     with_options,
 )
 from pointer_rl.cli.output import echo
-from pointer_rl.cli.params import KeyValue, PluginName
+from pointer_rl.cli.params import BUNDLE, KeyValue, PluginName
 
 if TYPE_CHECKING:
     from pointer_rl.session.session import PluginRef
@@ -46,13 +47,15 @@ _OUTPUT = [
     RESUME,
     ACCEPT_CHANGED,
     click.option("--overwrite", is_flag=True, help="Start over in a folder that holds a run."),
-    click.option(
-        "--tensorboard", is_flag=True, help="Write the metrics as TensorBoard events too."
-    ),
+    LOG_TO,
 ]
 _START = [
     click.option("--img-emb", type=FILE, help="One file of embeddings for queries and pool alike."),
-    click.option("--sft-ckpt", type=FILE, help="Policy bundle or checkpoint to start from."),
+    click.option(
+        "--sft-ckpt",
+        type=BUNDLE,
+        help="Policy bundle (also hub:OWNER/NAME) or checkpoint to start from.",
+    ),
     number_option("--shots", help="Demonstrations in a pointer  [default: the data's]."),
     *plugin_options(
         "selector",
@@ -339,7 +342,7 @@ def _output(given: dict[str, Any]) -> Output:
 
     return Output(
         folder=given["output_dir"],
-        **{name: given[name] for name in ("overwrite", "tensorboard", "accept_changed")},
+        **{name: given[name] for name in ("overwrite", "log_to", "accept_changed")},
     )
 
 

@@ -42,10 +42,12 @@ class Evaluation:
         "verdict",
         "not_beaten",
         "sentences",
+        "warnings",
         "queries",
         "trials",
         "failed",
         "rows",
+        "comparisons",
         "settings",
     )
     """What a policy's card says of an evaluation."""

@@ -34,6 +34,7 @@ from pointer_rl.evaluate.arms import (
 from pointer_rl.evaluate.conclusions import conclude
 from pointer_rl.evaluate.evaluation import Evaluation, Leakage
 from pointer_rl.evaluate.measure import Asked, EvaluationJob, measure, pointers_to_ask
+from pointer_rl.hub import is_snapshot
 from pointer_rl.records.provenance import EARLIER, Change
 from pointer_rl.registry import registry
 from pointer_rl.selectors import SelectorPolicy, load_selector
@@ -181,6 +182,11 @@ def _primary_bundles(run: EvaluateRun) -> list[Path]:
     if not bundles or not all(map(is_bundle, bundles)):
         raise InputError(
             "record: the primary arm is not a policy bundle; name the one that is meant"
+        )
+    if is_snapshot(bundles[0]):
+        raise InputError(
+            "record: the primary arm's bundle is a copy of the Hub's; copy its folder, "
+            f"{bundles[0]}, and name that"
         )
     return bundles
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from pointer_rl.errors import InputError, first_line
+from pointer_rl.errors import InputError
+from pointer_rl.hub import REPOSITORY, download
 
 
 def checkpoint_folder(model: str, revision: str | None, patterns: Sequence[str]) -> Path:
@@ -17,23 +18,17 @@ def checkpoint_folder(model: str, revision: str | None, patterns: Sequence[str])
     installed Python package, which is not imported. All files of a snapshot belong to one commit.
     Raises InputError if the model is none of these, or if the download fails.
     """
-    from huggingface_hub import snapshot_download
-
     folder = _in_package(model) or Path(model).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise InputError(f"{folder}: a folder has no revision {revision!r}; leave it out")
         return folder
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
+    if not re.fullmatch(REPOSITORY, model):
         raise InputError(f"{model}: no such checkpoint folder, and not a Hub id (owner/name)")
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
-    except (OSError, ValueError) as error:
-        at = f" at revision {revision}" if revision else ""
-        raise InputError(
-            f"{model}{at}: neither a folder nor available from the Hugging Face Hub; check the"
-            f" name, the network and the login (hf auth login) ({first_line(error)})"
-        ) from error
+        return download(model, revision, patterns)
+    except InputError as error:
+        raise InputError(f"{error}; nor is there such a folder") from error
 
 
 def _in_package(model: str) -> Path | None:

@@ -45,6 +45,7 @@ from pointer_rl.session.similarity import similarity_spaces
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.online import OnlineConfig, OnlineRun, run_online
 from pointer_rl.train.run import Output, TrainResult, TrainRun, run_training
+from pointer_rl.train.trackers import TrackerName, check_trackers
 from pointer_rl.types import BackendError
 from pointer_rl.validate import ValidationConfig, validate_file
 from pointer_rl.validate.report import FORMATS
@@ -102,6 +103,8 @@ class RouteRun:
     seed: int = 0
     overwrite: bool = False
     """Start over, whatever there is."""
+    log_to: tuple[TrackerName, ...] = ()
+    """Trackers that show its trainings."""
     accept_changed: tuple[Change, ...] = ()
 
     def __post_init__(self) -> None:
@@ -119,7 +122,7 @@ class RouteRun:
     def settings(self) -> dict[str, Any]:
         """What decides the run, as plain JSON: not where it runs, nor where it keeps things."""
         decided = asdict(self)
-        for name in ("output_dir", "overwrite", "accept_changed"):
+        for name in ("output_dir", "overwrite", "log_to", "accept_changed"):
             del decided[name]
         for name in ("cache", "device", "executor", "part"):
             del decided["session"][name]
@@ -185,6 +188,7 @@ class Route:
             self._state = self._read()
 
     def _check(self) -> None:
+        check_trackers(self._run.log_to)
         training, testing = self.training, self.testing
         pools = [each.hasher(each.dataset.pool).digest for each in (training, testing)]
         if pools[0] != pools[1]:
@@ -466,7 +470,10 @@ class Route:
         return next((each for each in reversed(folders) if is_bundle(each)), None)
 
     def _output(self, name: str) -> Output:
-        return Output(folder=self._folder / name, accept_changed=self._run.accept_changed)
+        run = self._run
+        return Output(
+            folder=self._folder / name, log_to=run.log_to, accept_changed=run.accept_changed
+        )
 
     def _online(self, observer: Observer) -> Result:
         run = self._run

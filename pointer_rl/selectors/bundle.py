@@ -14,9 +14,11 @@ Shapes: K pool rows, d embedding size.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -35,6 +37,7 @@ from pointer_rl.datasets.embeddings import (
 from pointer_rl.datasets.identity import digest_ids
 from pointer_rl.errors import InputError, first_line
 from pointer_rl.files import write_text
+from pointer_rl.hub import REPOSITORY, download
 from pointer_rl.json_stream import parse_json
 from pointer_rl.selectors.card import write_card
 from pointer_rl.selectors.checkpoints import load_selector, save_selector
@@ -193,8 +196,15 @@ def update_evaluation(folder: Path, evaluation: Mapping[str, Any] | None) -> Non
 
 
 def _write_documents(folder: Path, document: dict[str, Any]) -> None:
+    document = {**document, "sha256": _digest(document)}
     write_text(folder / _CARD, write_card(document))
     write_text(folder / _DOCUMENT, json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    """SHA-256 of the content of bundle.json, without this very entry."""
+    content = {key: value for key, value in document.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:
@@ -277,6 +287,40 @@ def read_query_ids(folder: str | Path) -> tuple[str, ...]:
     if digest_ids(ids) != document["queries"]["sha256"]:
         raise _damaged(folder, f"{_QUERY_IDS} is not what it was saved with")
     return ids
+
+
+def check_bundle(folder: Path) -> Bundle:
+    """`load_bundle`, and raise InputError unless all that is read of it is what was saved.
+
+    `load_bundle` accepts a bundle.json that was edited. The card, which nothing reads, may be.
+    """
+    bundle = load_bundle(folder)
+    read_query_ids(folder)
+    document = _read_document(folder)
+    if document.get("sha256", _digest(document)) != _digest(document):  # not in older bundles
+        raise _damaged(folder, f"{_DOCUMENT} is not what was saved")
+    return bundle
+
+
+def pull_bundle(repository: str) -> Path:
+    """The folder of a bundle from the Hugging Face Hub, OWNER/NAME or OWNER/NAME@REVISION.
+
+    It is a snapshot in the Hub's cache: files that no bundle has are not downloaded. Raises
+    InputError if it cannot be had, and if it is not what was saved.
+    """
+    match = re.fullmatch(f"({REPOSITORY})(?:@(.+))?", repository)
+    if match is None:
+        raise InputError(f"{repository}: no repository; write OWNER/NAME or OWNER/NAME@REVISION")
+    folder = download(match[1], match[2], BUNDLE_FILES)
+    if not is_bundle(folder):
+        raise InputError(f"{repository}: not a policy bundle (no {_DOCUMENT})")
+    try:
+        check_bundle(folder)
+    except InputError as error:
+        raise InputError(
+            f"{repository}: {error}; delete {folder.parents[1]} to download it again"
+        ) from error
+    return folder
 
 
 _LAYOUT: dict[str, Any] = {

@@ -1,11 +1,13 @@
-"""The card of a policy bundle: bundle.json as a README for people."""
+"""The card of a policy bundle: bundle.json as a README for people, and metadata for the Hub."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pointer_rl.escaping import markdown
+from pointer_rl.escaping import markdown, printable
 
 
 def write_card(document: Mapping[str, Any]) -> str:
@@ -14,6 +16,10 @@ def write_card(document: Mapping[str, Any]) -> str:
     may_stop = document["policy"].get("can_stop")
     number = f"up to {document['shots']}" if may_stop else document["shots"]
     lines = [
+        "---",
+        *_metadata(document),
+        "---",
+        "",
         f"# A policy that chooses demonstrations: {markdown(dataset)}",
         "",
         "A vision-language model answers a question about an image better or worse depending on",
@@ -24,6 +30,10 @@ def write_card(document: Mapping[str, Any]) -> str:
         "## Evaluation",
         "",
         *_measured(document["evaluation"]),
+        "",
+        "## Limits",
+        "",
+        *_limits(document["evaluation"]),
         "",
         "## Trained on",
         "",
@@ -41,18 +51,107 @@ def write_card(document: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _metadata(document: Mapping[str, Any]) -> Iterator[str]:
+    """Lines of YAML, as the Hub's model cards have them."""
+    yield "library_name: pointer-rl"
+    yield "pipeline_tag: visual-question-answering"
+    yield "tags: [in-context-learning, demonstration-selection, reinforcement-learning]"
+    evaluation = document["evaluation"] or {}
+    settings = evaluation.get("settings", {})
+    primary = settings.get("primary"), settings.get("primary_shots")
+    rows = evaluation.get("rows") or ()
+    row = next((each for each in rows if (each["arm"], each["shots"]) == primary), None)
+    if row is None or row["accuracy"] is None:
+        return
+    dataset = settings["dataset"]
+    measured = f"accuracy in percent, {row['shots']} shots, {row['queries']} queries"
+    yield from (
+        "model-index:",
+        f"- name: {_yaml(row['arm'])}",
+        "  results:",
+        "  - task:",
+        "      type: visual-question-answering",
+        "    dataset:",
+        f"      type: {_yaml(dataset['name'])}",
+        f"      name: {_yaml(_name(dataset))}",
+        "    metrics:",
+        "    - type: accuracy",
+        f"      name: {_yaml(measured)}",
+        f"      value: {100 * row['accuracy']:.1f}",
+    )
+
+
+def _yaml(text: object) -> str:
+    """A string in YAML: one in JSON, without the two noncharacters that YAML does not have."""
+    allowed = re.sub("[\ufffe\uffff]", "\ufffd", printable(text))
+    return json.dumps(allowed, ensure_ascii=False)
+
+
 def _measured(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
     if not evaluation:
         yield "Not measured: it is not known whether this policy helps."
         return
     verdict, sentences = (evaluation.get(key) for key in ("verdict", "sentences"))
-    bullets = [f"- {markdown(each)}" for each in sentences or () if each != verdict]
-    bullets += _bullets({key: each for key, each in evaluation.items() if key != "verdict"})
-    if isinstance(verdict, str):
-        yield f"**{markdown(verdict)}**"
-    if isinstance(verdict, str) and bullets:
-        yield ""
-    yield from bullets
+    facts = {**_settings(evaluation), **evaluation, "verdict": None}
+    parts = [
+        [f"**{markdown(verdict)}**"] if isinstance(verdict, str) else [],
+        list(_table(evaluation)),
+        [*(f"- {markdown(each)}" for each in sentences or () if each != verdict), *_bullets(facts)],
+    ]
+    for index, part in enumerate(each for each in parts if each):
+        yield from ["", *part] if index else part
+
+
+def _settings(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Dataset, backend, prompt and metric, in a few words each."""
+    settings = evaluation.get("settings", {})
+    found = {
+        name: _name(settings[name]) for name in ("dataset", "prompt", "metric") if name in settings
+    }
+    backend = settings.get("backend")
+    if backend:
+        model = backend["options"].get("model")
+        found["backend"] = f"{backend['name']}, {model}" if model else backend["name"]
+    return found
+
+
+def _table(evaluation: Mapping[str, Any]) -> Iterator[str]:
+    """The arms, in the order of the evaluation."""
+    rows = evaluation.get("rows")
+    if not rows:
+        return
+    intervals = {
+        (each["shots"], each["arm"]): each
+        for each in evaluation.get("comparisons", ())
+        if each["reference"] == "random"
+    }
+    yield "| shots | arm | queries | calls | accuracy | against random |"
+    yield "|--:|---|--:|--:|--:|--:|"
+    for row in rows:
+        difference, trained = "", row["training_calls"]
+        if found := intervals.get((row["shots"], row["arm"])):
+            mean, low, high = (100 * found[key] for key in ("mean", "low", "high"))
+            difference = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+        before = "unknown + " if trained is None else f"{trained:,} + " if trained else ""
+        accuracy = "–" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}"
+        yield (
+            f"| {row['shots']} | {markdown(row['arm'])} | {row['queries']:,} | "
+            f"{before}{row['calls']:,} | {accuracy} | {difference} |"
+        )
+    yield ""
+    yield "Accuracy in percent; calls to train an arm + in this evaluation; differences in points."
+    if level := evaluation.get("settings", {}).get("intervals", {}).get("joint_level"):
+        yield f"All intervals hold together at {level:.0%}."
+
+
+def _limits(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
+    if evaluation:
+        yield "- Measured with one model, one wording and one set of questions, not with others."
+        yield "  The intervals do not say by how much another training would differ."
+        yield from (f"- {markdown(each)}" for each in evaluation.get("warnings") or ())
+    yield "- It chooses from the pool that it was trained with. The bundle has that pool's ids and"
+    yield "  embeddings; its images, questions and answers are in the dataset."
+    yield "- It cannot tell that an example shows a question's own image: exclude such examples."
 
 
 def _origin(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,6 +188,8 @@ def _bullets(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _use(encoder: Mapping[str, Any]) -> Iterator[str]:
+    yield "FOLDER is the folder of these files or, on the Hugging Face Hub, `hub:OWNER/NAME`."
+    yield ""
     if encoder["name"] is None:
         yield "The bundle does not name the encoder that embeds new questions: give embeddings."
         yield ""
@@ -102,7 +203,7 @@ def _use(encoder: Mapping[str, Any]) -> Iterator[str]:
         "```python",
         "import pointer_rl",
         "",
-        'policy = pointer_rl.Policy.load("FOLDER")',
+        'policy = pointer_rl.Policy.load("FOLDER")  # Policy.from_pretrained("OWNER/NAME")',
         "policy.select(examples)  # or embeddings [B, d] of the same encoder",
         "```",
     )

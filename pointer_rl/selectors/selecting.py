@@ -18,7 +18,7 @@ from pointer_rl.datasets.embeddings import Embeddings
 from pointer_rl.devices import resolve_device
 from pointer_rl.errors import InputError
 from pointer_rl.registry import registry
-from pointer_rl.selectors.bundle import Bundle, BundleInfo, load_bundle
+from pointer_rl.selectors.bundle import Bundle, BundleInfo, load_bundle, pull_bundle
 from pointer_rl.types import Encoder, Example, Pointer, Pool, QueryBatch
 
 _ENCODED_TOGETHER = 64
@@ -40,7 +40,10 @@ class Selection:
 
 
 class Policy:
-    """A trained policy with its pool: `Policy.load(folder).select(queries)`."""
+    """A trained policy with its pool: `Policy.load(folder).select(queries)`.
+
+    `Policy.from_pretrained(repository)` is the same for one on the Hugging Face Hub.
+    """
 
     def __init__(
         self,
@@ -83,6 +86,23 @@ class Policy:
         """
         bundle = load_bundle(folder, resolve_device(device))
         return cls(Path(folder), bundle, device, encoder, encoder_options or {})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repository: str,
+        device: str = "auto",
+        *,
+        encoder: str | None = None,
+        encoder_options: Mapping[str, object] | None = None,
+    ) -> Policy:
+        """`load` a bundle from the Hugging Face Hub: OWNER/NAME, or OWNER/NAME@REVISION.
+
+        It is downloaded once, and compared with the hashes that it was saved with. Raises
+        InputError if it cannot be had, and if it is damaged.
+        """
+        folder = pull_bundle(repository)
+        return cls.load(folder, device, encoder=encoder, encoder_options=encoder_options)
 
     def select(
         self,

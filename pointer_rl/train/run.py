@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pointer_rl.datasets.embeddings import digest_vectors
 from pointer_rl.devices import resolve_device
-from pointer_rl.errors import InputError, MissingExtraError, NothingToLearnError
+from pointer_rl.errors import InputError, NothingToLearnError
 from pointer_rl.files import locked, remove_leftovers, write_text
 from pointer_rl.records.beam_dataset import BeamDatasetWithEmbedding
 from pointer_rl.records.provenance import PLUGINS, Change
@@ -34,6 +34,7 @@ from pointer_rl.session.session import PluginRef
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.groups import Groups
 from pointer_rl.train.sources import Source, open_source, start_policy
+from pointer_rl.train.trackers import TRACKED, TrackerName, check_trackers, open_trackers
 from pointer_rl.train.trainer import (
     AT_START,
     ENOUGH_HELD_OUT,
@@ -47,7 +48,6 @@ from pointer_rl.types import NO_ROW
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 ROUNDS = "rounds"
-EVENTS = "tensorboard"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,8 @@ class Output:
     folder: Path
     overwrite: bool = False
     """Start over; otherwise an interrupted run in the folder is continued."""
-    tensorboard: bool = False
-    """Also write the metrics of each epoch as TensorBoard events."""
+    log_to: Collection[TrackerName] = ()
+    """Trackers that show the metrics of each epoch, too."""
     accept_changed: Collection[Change] = ()
     """What of the run may have changed since it began."""
 
@@ -73,10 +73,9 @@ class Output:
         """Make the folder ready: empty it of the run in it, or keep that to continue.
 
         Raises InputError if it holds files that would be overwritten but no run, and
-        MissingExtraError without TensorBoard if that is wanted, before anything is deleted.
+        MissingExtraError for a tracker that is not installed, before anything is deleted.
         """
-        if self.tensorboard:
-            _summary_writer()
+        check_trackers(self.log_to)
         checkpoint, bundle, rounds = (
             self.folder / name for name in (CHECKPOINT, "bundle.json", ROUNDS)
         )
@@ -102,7 +101,7 @@ class Output:
             )
         if any(path.exists() for path in made):
             try:
-                for path in (*made, self.folder / METRICS, self.folder / EVENTS):
+                for path in (*made, *(self.folder / name for name in (METRICS, *TRACKED))):
                     path.unlink(missing_ok=True) if not path.is_dir() else shutil.rmtree(path)
             except OSError as error:
                 raise InputError(f"{path}: cannot be removed ({error.strerror})") from error
@@ -427,36 +426,18 @@ def recorded_trainer(
 ) -> Iterator[Trainer]:
     """A trainer that continues what is in the output folder, and writes metrics at each epoch.
 
-    They go to `metrics.jsonl` and, if asked for, into TensorBoard events.
+    They go to `metrics.jsonl` and to the trackers.
     """
 
     def record(line: EpochLine, of: int) -> None:
         # The whole log is written: the file may be ahead of a resumed run's checkpoint.
         text = "".join(json.dumps(each) + "\n" for each in trainer.log)
         write_text(output.folder / METRICS, text)
-        if events is not None:
-            for name, value in line.items():
-                if isinstance(value, float):
-                    events.add_scalar(name, value, len(trainer.log) - 1)
+        update_trackers()
         observer.epoch(line, of)
 
     checkpoint = output.folder / CHECKPOINT
-    with ExitStack() as stack:
-        events = None
-        if output.tensorboard:
-            events = stack.enter_context(_summary_writer()(str(output.folder / EVENTS)))
-        place = resolve_device(device or "auto")
-        accept = output.accept_changed
-        trainer = Trainer(start, config, place, checkpoint, decided, record, accept)
+    place = resolve_device(device or "auto")
+    trainer = Trainer(start, config, place, checkpoint, decided, record, output.accept_changed)
+    with open_trackers(output.log_to, output.folder, decided, trainer.log) as update_trackers:
         yield trainer
-
-
-def _summary_writer() -> Callable[[str], Any]:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingExtraError(
-            "tensorboard", "--tensorboard", "pointer-rl[tensorboard]"
-        ) from error
-    writer: Callable[[str], Any] = SummaryWriter
-    return writer

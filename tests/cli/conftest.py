@@ -11,7 +11,9 @@ import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner, _NamedTextIOWrapper
+from fake_hub import TOKEN, FakeHub
 from fakes import CopyBackend
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
 from pointer_rl.datasets.embeddings import save_embeddings
 from pointer_rl.hookspecs import hookimpl
@@ -136,3 +138,21 @@ def terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     for name in ("TERM", "TERM_PROGRAM", "KITTY_WINDOW_ID", "TMUX"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """What huggingface_hub read from the environment when it was imported says: this Hub."""
+    with FakeHub() as hub:
+        constants = "huggingface_hub.constants"
+        monkeypatch.setattr(f"{constants}.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(f"{constants}.ENDPOINT", hub.url)
+        template = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
+        monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(f"{constants}.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(f"{constants}.HF_TOKEN_PATH", str(tmp_path / "none"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        disable_progress_bars()  # as `main` does
+        yield hub
+        enable_progress_bars()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import PIL.Image
@@ -59,6 +60,16 @@ def route(tmp_path, backends, monkeypatch):
 def records(path):
     content = json.loads(path.read_text())
     return content.pop("_meta"), content
+
+
+def test_a_tracker_that_is_not_installed_is_missed_before_anything_is_asked(
+    route, cli, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    result = route(cli, "--log-to", "tensorboard")
+    assert result.exit_code == 2
+    assert "--log-to tensorboard needs the package tensorboard" in result.output
+    assert not route.folder.joinpath("run.json").exists()
 
 
 def test_one_command_ends_with_a_verdict_on_queries_that_nothing_learned_from(route, cli):

@@ -30,6 +30,7 @@ HEAVY = ("torch", "transformers", "PIL", "datasets", "numpy")
         ["schema"],
         ["embed", "--help"],
         ["evaluate", "--help"],
+        ["push", "--help"],
         ["report", "--help"],
         ["export", "--help"],
         ["select", "--help"],

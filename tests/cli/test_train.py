@@ -474,32 +474,19 @@ def test_sft_on_rl_data_is_chosen_by_reward_and_zero_variance_groups_teach(place
     one_line(place.run("--temperature", "0", command="sft", output="no"), "must be above 0")
 
 
-# --- TensorBoard -----------------------------------------------------------------------------
+# --- trackers --------------------------------------------------------------------------------
 
 
-def test_without_tensorboard_it_says_what_to_install(place, monkeypatch):
+def test_without_a_tracker_it_says_what_to_install(place, monkeypatch):
     succeeds(place.run())
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    one_line(
-        place.run("--tensorboard", "--overwrite"),
-        "--tensorboard needs the package tensorboard: pip install 'pointer-rl[tensorboard]'",
-    )
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    for name in ("tensorboard", "trackio"):
+        one_line(
+            place.run("--log-to", name, "--overwrite"),
+            f"--log-to {name} needs the package {name}: pip install 'pointer-rl[{name}]'",
+        )
     assert (place.folder / "out" / "bundle.json").exists(), "nothing was deleted"
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tensorboards_events_are_the_metrics(place):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    succeeds(place.run("--tensorboard"))
-    events = EventAccumulator(str(place.folder / "out" / "tensorboard"))
-    events.Reload()
-    found = events.Scalars("held_out_reward")
-    expected = [line["held_out_reward"] for line in place.metrics()]
-    assert [each.value for each in found] == pytest.approx(expected)
-    assert [each.step for each in found] == list(range(len(expected)))
-    succeeds(place.run("--overwrite"))
-    assert not (place.folder / "out" / "tensorboard").exists()
 
 
 # --- online ----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ PUBLIC = {
 """Parts of the engine that plugins may import."""
 LAYERS = [
     {"types", "errors", "escaping"},
-    {"files", "json_stream", "options", "devices", "hookspecs"},
+    {"files", "json_stream", "options", "devices", "hookspecs", "hub"},
     {"registry"},
     {"local", "datasets"},
     {"records", "selectors", "validate"},

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard, ModelCardData
 from hypothesis import example, given
 from hypothesis import strategies as st
 from toy_selectors import StoppingSelector, installed
@@ -23,6 +25,7 @@ from pointer_rl.datasets.embeddings import (
 )
 from pointer_rl.datasets.identity import digest_ids
 from pointer_rl.errors import InputError
+from pointer_rl.escaping import printable
 from pointer_rl.selectors import (
     PointerConfig,
     PointerSelector,
@@ -36,11 +39,13 @@ from pointer_rl.selectors.bundle import (
     BundleInfo,
     DataFile,
     EncoderInfo,
+    check_bundle,
     load_bundle,
     read_query_ids,
     save_bundle,
     update_evaluation,
 )
+from pointer_rl.selectors.card import write_card
 from pointer_rl.selectors.selecting import Policy
 
 SIZE, DIM = 7, 4
@@ -306,9 +311,101 @@ def test_the_card_says_what_training_cost_and_what_is_not_beaten(tmp_path: Path)
     assert card.count(verdict) == 1
 
 
+EVALUATION = {
+    "verdict": "RL, 2 shots: better than random by 9.0 points",
+    "sentences": ["RL, 2 shots: better than random by 9.0 points", "no query shares its image"],
+    "warnings": ["3 of 100 queries left out at 2 shots"],
+    "queries": 100,
+    "rows": [
+        {
+            **{"arm": arm, "shots": shots, "queries": 97, "calls": calls, "accuracy": accuracy},
+            "training_calls": trained,
+        }
+        for arm, shots, calls, accuracy, trained in (
+            ("zero-shot", 0, 100, 0.5, 0),
+            ("random", 2, 300, 0.525, 0),
+            ("RL | best", 2, 1100, 0.615, 16_400),
+            ("old", 2, 100, None, None),
+        )
+    ],
+    "comparisons": [
+        {
+            **{"arm": "RL | best", "reference": reference, "shots": 2},
+            **{"mean": mean, "low": mean - 0.05, "high": mean + 0.05},
+        }
+        for reference, mean in (("random", 0.09), ("zero-shot", 0.115))
+    ],
+    "settings": {
+        **{"primary": "RL | best", "primary_shots": 2, "intervals": {"joint_level": 0.95}},
+        "dataset": {"name": "jsonl", "title": 'pets: "mine"'},
+        "backend": {"name": "hf", "options": {"model": "tiny/vlm"}},
+        **{"prompt": {"name": "short-answer"}, "metric": {"name": "vqa"}},
+    },
+}
+
+
+def test_the_card_has_arms_intervals_calls_and_limits(folder: Path) -> None:
+    update_evaluation(folder, EVALUATION)
+    card = (folder / "README.md").read_text()
+    for line in (
+        r"| 2 | RL \| best | 97 | 16,400 + 1,100 | 61.5 | +9.0 (+4.0 to +14.0) |",
+        "| 0 | zero-shot | 97 | 100 | 50.0 |  |",
+        "| 2 | old | 97 | unknown + 100 | – |  |",
+        "All intervals hold together at 95%.",
+        *("- backend: hf, tiny/vlm", "- metric: vqa", "- prompt: short-answer", "- queries: 100"),
+        *("## Limits", "- 3 of 100 queries left out at 2 shots", "- no query shares its image"),
+    ):
+        assert line in card.splitlines()
+
+
+def test_the_hub_reads_the_cards_metadata(folder: Path) -> None:
+    def read() -> ModelCardData:
+        return ModelCard((folder / "README.md").read_text()).data
+
+    data = read()
+    assert (data.library_name, data.pipeline_tag) == ("pointer-rl", "visual-question-answering")
+    assert data.eval_results is None
+    update_evaluation(folder, EVALUATION)
+    data = read()
+    [result] = data.eval_results
+    assert data.model_name == "RL | best"
+    assert (result.dataset_type, result.dataset_name) == ("jsonl", 'pets: "mine"')
+    assert (result.metric_type, result.metric_value) == ("accuracy", 61.5)
+    assert result.metric_name == "accuracy in percent, 2 shots, 97 queries"
+    nothing = [{**row, "accuracy": None} for row in EVALUATION["rows"]]
+    update_evaluation(folder, {**EVALUATION, "rows": nothing})
+    assert read().eval_results is None
+
+
+DOCUMENT = {
+    "shots": 2,
+    "encoder": {"name": None, "fingerprint": None},
+    "dataset": {"name": "jsonl"},
+    "training": {},
+    "policy": {"sha256": "ab"},
+    "pool": {"size": 5, "sha256": "cd"},
+    "queries": {"number": 2},
+}
+
+
+@given(name=st.text(min_size=1))
+@example(name="\x00\n---\n# no: [")
+@example(name="\ud800 \U0001f600 \ufffe \x85 \u2028")
+def test_a_foreign_name_does_not_break_the_cards_metadata(name: str) -> None:
+    settings = {**EVALUATION["settings"], "dataset": {"name": "jsonl", "title": name}}
+    card = write_card({**DOCUMENT, "evaluation": {**EVALUATION, "settings": settings}})
+    [result] = ModelCard(card).data.eval_results
+    assert result.dataset_name == re.sub("[\ufffe\uffff]", "\ufffd", printable(name))
+
+
 def test_of_an_older_bundle_the_calls_are_unknown(folder: Path) -> None:
     assert load_bundle(folder).info.training_calls is None
     assert "- calls: unknown" in (folder / "README.md").read_text()
+
+
+def test_an_older_bundle_which_has_fewer_hashes_is_checked_by_those() -> None:
+    older = Path(__file__).parents[1] / "data" / "versions" / "policies" / "bundle"
+    assert check_bundle(older).info.shots == 2
 
 
 def test_an_evaluation_is_written_in_and_nothing_else_changes(folder: Path) -> None:
@@ -317,7 +414,7 @@ def test_an_evaluation_is_written_in_and_nothing_else_changes(folder: Path) -> N
     update_evaluation(folder, evaluation)
     assert load_bundle(folder).info.evaluation == evaluation
     after = json.loads((folder / "bundle.json").read_text())
-    assert {**before, "evaluation": evaluation} == after
+    assert {**before, "evaluation": evaluation, "sha256": after["sha256"]} == after
     card = (folder / "README.md").read_text()
     assert "**not distinguishable from random**" in card
     assert "- questions: 1,000" in card

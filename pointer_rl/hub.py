@@ -1,0 +1,99 @@
+"""The Hugging Face Hub: snapshots of repositories, and uploads. Every failure is one line.
+
+Endpoint, cache, offline mode and token are huggingface_hub's own (`HF_ENDPOINT`, `HF_HOME`,
+`HF_HUB_OFFLINE`, `HF_TOKEN`). The token is never part of a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from pointer_rl.errors import InputError
+
+REPOSITORY = r"[\w-][\w.-]*/[\w.-]+"
+"""Pattern of OWNER/NAME."""
+
+
+def download(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """The snapshot of the model repository's files that match `patterns`, all of one commit.
+
+    What is in the cache is not downloaded again. Raises InputError if it cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _one_line(repository if revision is None else f"{repository}@{revision}"):
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+
+
+def upload(
+    repository: str, folder: Path, kind: Literal["model", "dataset"], patterns: Sequence[str]
+) -> str:
+    """Make the folder's files that match `patterns` the repository's, in one commit.
+
+    What the repository has under such a name, and the folder has not, is deleted there. A new
+    repository is private. Returns the commit's address. Raises InputError if that fails; the
+    repository then has its earlier files.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(library_name="pointer-rl", library_version=version("pointer-rl"))
+    with _one_line(repository):
+        api.create_repo(repository, repo_type=kind, private=True, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repository,
+            repo_type=kind,
+            folder_path=folder,
+            allow_patterns=list(patterns),
+            delete_patterns=list(patterns),
+            commit_message=f"Upload with pointer-rl {version('pointer-rl')}",
+        )
+    return done.commit_url
+
+
+def is_snapshot(path: Path) -> bool:
+    """Whether the path is in the cache of snapshots, where nothing may be changed."""
+    from huggingface_hub import constants
+
+    return path.resolve().is_relative_to(Path(constants.HF_HUB_CACHE).expanduser().resolve())
+
+
+@contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    from huggingface_hub import get_token
+
+    try:
+        yield
+    # What its HTTP client raises is that client's, which differs between versions.
+    except Exception as error:
+        reason = _reason(error)
+        if token := get_token():  # a server may send it back
+            reason = reason.replace(token, "(token)")
+        raise InputError(f"{what}: {reason}") from error
+
+
+def _reason(error: Exception) -> str:
+    from huggingface_hub import errors
+
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # of one file
+        return _reason(error.__cause__)
+    if isinstance(error, errors.GatedRepoError):
+        return "access is granted on the repository's page; ask for it there, and set HF_TOKEN"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "the repository has no such revision"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "no such repository, or a private one; check the name, and set HF_TOKEN"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return f"the Hub refuses access ({status}): set HF_TOKEN to a token that may do this"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return (
+            "not in the cache, and the Hub cannot be reached; check the network and HF_HUB_OFFLINE"
+        )
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "the Hub is not asked while HF_HUB_OFFLINE is set"
+    # Its messages have several lines, and the Hub's own words in the last.
+    return f"the Hub cannot be used ({type(error).__name__}: {' '.join(str(error).split())})"
