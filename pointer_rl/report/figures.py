@@ -45,6 +45,9 @@ class Figure:
     legend: Sequence[tuple[Markup, str]] = ()
     """Swatch and name."""
 
+    def __repr__(self) -> str:
+        return f"Figure({'; '.join(printable(each.chart.title) for each in self.panels)})"
+
     def __html__(self) -> Markup:
         """As a part of the report."""
         names = Markup("").join(
