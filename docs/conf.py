@@ -17,6 +17,7 @@ version = release = version_of("pointer-rl")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 myst_heading_anchors = 3  # as a forge gives them: links to headings hold in both places
 default_role = "literal"  # docstrings write `name`
+smartquotes = False  # `--limit` is no dash
 
 add_module_names = False
 autodoc_member_order = "bysource"

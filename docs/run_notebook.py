@@ -23,6 +23,7 @@ def run(path: Path = NOTEBOOK) -> nbformat.NotebookNode:
             **os.environ,
             "POINTER_RL_CACHE": folder,
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # of no use once they are full
+            "PYTHONWARNINGS": "ignore:IProgress not found",
         }
         client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False)
         client.execute(cwd=folder, env=environment)

@@ -121,7 +121,12 @@ NOT_RUN: dict[str, dict[str, str]] = {
         " evaluation.json": CONFIGURATION,
         "pointer-rl config --of rl.json # the configuration of a past run, as TOML": CONFIGURATION,
     },
-    "gpus": {"pytest tests/gpu": "needs a GPU"},
+    "gpus": {
+        "pytest tests/gpu": "needs a GPU",
+        "docker build --file docs/docker/Dockerfile --tag pointer-rl .": "needs Docker",
+        'docker run --rm --gpus all --user "$(id -u):$(id -g)" --volume "$PWD:/work" pointer-rl'
+        " doctor": "needs Docker",
+    },
     "long-runs": {
         "0:00:30 16/60 queries, 163 trials, 22/s, about 21 s left, correct: 29% (sample 11%, beam"
         " 49%)": "standard error; test_progress.py compares it",
