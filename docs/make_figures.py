@@ -31,7 +31,8 @@ const [chromium, url, selector, height, path] = process.argv.slice(1);
   await tab.setViewport({ width: 1180, height: 900 });
   await tab.goto(url);
   const y = await tab.$eval(selector, (each) => each.getBoundingClientRect().top);
-  await tab.evaluate((to) => scrollTo({ top: to, behavior: "instant" }), y); // images load when seen
+  // Images load when they are seen.
+  await tab.evaluate((to) => scrollTo({ top: to, behavior: "instant" }), y);
   await new Promise((done) => setTimeout(done, 1000));
   await tab.evaluate(() => scrollTo({ top: 0, behavior: "instant" }));
   const clip = { x: 0, y, width: 1180, height: Number(height) };

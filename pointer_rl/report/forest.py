@@ -15,7 +15,7 @@ _WIDTH, _ROW, _HEAD = 720.0, 24.0, 24.0
 _NAMES, _PLOT, _WORDS = 24, (318.0, 566.0), _WIDTH
 """The chart's columns: characters of a name, where the plot is, and where words end."""
 _NUMBERS = (212.0, 302.0)
-"""Where the columns of numbers end."""
+"""Where the columns of numbers end. Without numbers, the plot takes their place."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,8 @@ class Axis:
     def chart(self, rows: Sequence[ForestRow], *, heads: Sequence[str], title: str) -> Chart:
         """A forest plot. `heads`: of the names, of the numbers, and of the plot."""
         start, end = _PLOT
+        if len(heads) == 2:
+            start = _NUMBERS[0] - 40
         width = f"{end - start:g}"
         columns = [text(0, 12, heads[0], "tick"), text(start, 12, heads[-1], "tick")]
         columns += [
