@@ -94,12 +94,15 @@ def _outcomes(sources: Sequence[Source]) -> Figure:
     for number, each in enumerate(records):
         name = _IN_MEMORY if len(records) == 1 else f"{_IN_MEMORY} {number + 1}"
         tallies[name] = _tally(
-            QueryTrials(id, upgrade_record(record, detect_layout(record)))
-            for id, record in each.items()
+            name,
+            (
+                QueryTrials(id, upgrade_record(record, detect_layout(record)))
+                for id, record in each.items()
+            ),
         )
     paths = [each for each in sources if not isinstance(each, Mapping)]
     for input in _inputs(paths, "rl") if paths else ():
-        tallies[input.name] = _tally(read_trials(input.path))
+        tallies[input.name] = _tally(input.name, read_trials(input.path))
     return outcomes_figure(tallies)
 
 
@@ -133,7 +136,8 @@ def _inputs(sources: Sequence[Source], kind: Kind) -> list[Input]:
     paths = []
     for each in sources:
         if not isinstance(each, str | os.PathLike):
-            raise InputError(f"{each!r}: this figure is of {KINDS[kind][1]}: give a path")
+            what = type(each).__name__
+            raise InputError(f"this figure is of {KINDS[kind][1]}: give a path, not {what}")
         paths.append(Path(each))
     found = find_inputs(paths)
     if not (fitting := [each for each in found if each.kind == kind]):
@@ -143,8 +147,13 @@ def _inputs(sources: Sequence[Source], kind: Kind) -> list[Input]:
     return fitting
 
 
-def _tally(queries: Iterable[QueryTrials]) -> Tally:
+def _tally(name: str, queries: Iterable[QueryTrials]) -> Tally:
     tally = Tally()
-    for trials in filter(is_usable, queries):
+    for trials in queries:
+        if not is_usable(trials):
+            raise InputError(
+                f"{name}: {trials.id!r}: what is counted is missing or has another form "
+                "(pointer-rl validate lists all that is wrong)"
+            )
         tally.add(trials)
     return tally

@@ -17,24 +17,6 @@ from pointer_rl.report.svg import STYLES, Panel, tag, text
 _GAP, _TITLE, _LEGEND, _COLUMNS = 24.0, 22.0, 22.0, 3
 _CHARACTER = 6.5
 """Width of a character of a legend, about."""
-_IN_A_NOTEBOOK = """
---sans: system-ui, sans-serif; --ink: currentColor;
---paper: color-mix(in srgb, currentColor 12%, transparent);
---muted: color-mix(in srgb, currentColor 75%, transparent);
---grid: color-mix(in srgb, currentColor 14%, transparent);
---accent: color-mix(in oklab, #3d82c8 72%, currentColor);
---right: color-mix(in oklab, #2a9970 72%, currentColor);
---wrong: color-mix(in oklab, #cf5a3f 72%, currentColor);
---failed: color-mix(in oklab, #b3852a 72%, currentColor);
---c0: var(--accent); --c1: color-mix(in oklab, #dd7330 72%, currentColor); --c2: var(--right);
---c3: color-mix(in oklab, #a96cbc 72%, currentColor);
---c4: color-mix(in oklab, #b58f2a 72%, currentColor);
---c5: color-mix(in oklab, #2f9eae 72%, currentColor);
---c6: color-mix(in oklab, #d2558b 72%, currentColor); --c7: var(--muted);
-color: inherit;
-"""
-"""Colours that follow those of the text around: notebooks have themes of their own, which the
-browser's preference for light or dark says nothing of."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +48,7 @@ class Figure:
 
     def _repr_html_(self) -> str:
         """For a notebook. Its style counts inside of it alone."""
-        style = f".pointer-rl-figure {{{_IN_A_NOTEBOOK}{asset('figures.css')}}}"
+        style = asset("notebook.css") + f".pointer-rl-figure {{\n{asset('figures.css')}}}"
         return f'<div class="pointer-rl-figure"><style>{style}</style>{self.__html__()}</div>'
 
     def _repr_svg_(self) -> str:
