@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-browser test-tools test-faults test-ray test-oldest test-newest test-vllm lint format bench bench-gpu bench-vllm bench-learning docs site wheel-smoke clean help
+.PHONY: demo test test-all test-browser test-tools test-faults test-ray test-oldest test-newest test-vllm lint format bench bench-gpu bench-vllm bench-learning notebook figures docs site wheel-smoke clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -130,6 +130,13 @@ bench-gpu: $(DEV)  ## tests and benchmark of the qwen2vl engines on a GPU (minut
 
 bench-learning: $(DEV)  ## what learning is worth on glyphs, three worlds (hours; goes on where it stopped)
 	$(BIN)/python tests/benchmarks/learning.py runs/learning
+
+notebook: $(DEV)  ## run the tutorial's notebook and keep what it shows
+	OMP_NUM_THREADS=1 $(BIN)/python docs/run_notebook.py
+
+# Of learning.png and cost.png the script says where they come from.
+figures: $(READY) build/browser/.ready  ## the images of the pages, from what make demo left
+	$(BIN)/python docs/make_figures.py demo
 
 docs: $(READY)  ## write the generated reference pages
 	$(BIN)/python docs/generate_reference.py

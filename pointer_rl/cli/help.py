@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import click
 
@@ -76,10 +76,10 @@ class Context(click.Context):
     formatter_class = Formatter
 
 
-def write_options(
-    command: click.Command, context: click.Context, formatter: click.HelpFormatter
-) -> None:
-    """The options by topic; those of no topic come last."""
+def options_by_topic(
+    command: click.Command, context: click.Context
+) -> Iterator[tuple[str, list[tuple[str, tuple[str, str]]]]]:
+    """Topic, and of its options the long name and the help record; those of no topic come last."""
     records = {
         name: record
         for each in command.get_params(context)
@@ -89,12 +89,19 @@ def write_options(
     topics = TOPICS if len(records) > _MANY else {}
     for topic, names in topics.items():
         both = [each for name in names for each in (name, f"{name}-opt")]
-        rows = [records.pop(name) for name in both if name in records]
-        if rows:
-            with formatter.section(topic):
-                formatter.write_dl(rows)
-    with formatter.section("Other" if topics and len(records) > 1 else "Options"):
-        formatter.write_dl(list(records.values()))
+        found = [(name, records.pop(name)) for name in both if name in records]
+        if found:
+            yield topic, found
+    yield "Other" if topics and len(records) > 1 else "Options", list(records.items())
+
+
+def write_options(
+    command: click.Command, context: click.Context, formatter: click.HelpFormatter
+) -> None:
+    """The options by topic."""
+    for topic, options in options_by_topic(command, context):
+        with formatter.section(topic):
+            formatter.write_dl([record for _, record in options])
 
 
 def write_commands(

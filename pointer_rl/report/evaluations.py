@@ -7,56 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from markupsafe import Markup
-
 from pointer_rl.errors import InputError, first_line
+from pointer_rl.evaluate.conclusions import in_words
 from pointer_rl.json_stream import stream_members
+from pointer_rl.report.forest import Axis, ForestRow, Interval, in_points
 from pointer_rl.report.inputs import Input
-from pointer_rl.report.svg import Series, line_chart, ticks
+from pointer_rl.report.svg import Chart, Series, line_chart
 from pointer_rl.report.tally import method_name
 
 _RANDOM, _ORACLE, _ATTAINABLE, _ZERO_SHOT = "random", "oracle", "attainable", "zero-shot"
 _VOTE = "vote "
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A difference in points, and where it is on the axis of its table, in percent."""
-
-    mean: float
-    low: float
-    high: float
-    at: tuple[float, float, float]
-    """Of low, mean and high."""
-    distinguishable: bool
-
-
-@dataclass(frozen=True)
-class Axis:
-    """The axis of a table of intervals."""
-
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, intervals: Sequence[tuple[float, float]]) -> Axis:
-        """One on which all intervals, in points, and 0 are visible."""
-        low = min((each for each, _ in intervals), default=0.0)
-        high = max((each for _, each in intervals), default=0.0)
-        space = 0.04 * max(high - low, 1.0)
-        return cls(min(low, 0.0) - space, max(high, 0.0) + space)
-
-    def at(self, value: float) -> float:
-        """Where a value is, in percent."""
-        return round(100 * (value - self.low) / (self.high - self.low), 2)
-
-    @property
-    def ticks(self) -> list[tuple[float, str]]:
-        """(place in percent, label) of round numbers."""
-        return [
-            (self.at(value), f"{value:+g}".replace("-", "−") if value else "0")
-            for value in ticks(self.low, self.high, most=7)
-        ]
 
 
 @dataclass(frozen=True)
@@ -83,6 +43,24 @@ class ArmTable:
     rows: Sequence[ArmRow]
     axis: Axis
 
+    def chart(self) -> Chart:
+        """The arms as a forest plot."""
+        rows = [
+            ForestRow(
+                each.arm,
+                each.interval,
+                ("–" if each.accuracy is None else f"{each.accuracy:.1f}", each.calls),
+                each.primary,
+            )
+            for each in self.rows
+        ]
+        described = "; ".join(f"{each.name} {each.numbers[0]} %" for each in rows)
+        return self.axis.chart(
+            rows,
+            heads=("arm", "accuracy (%)", "calls", "difference from random"),
+            title=f"Accuracy at {in_words(self.shots)}: {described}",
+        )
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -99,6 +77,11 @@ class Evaluation:
             for each in stream_members(input.path)
             if each.key not in ("records", "pointers")
         }
+        return cls.of(input, content)
+
+    @classmethod
+    def of(cls, input: Input, content: Mapping[str, Any]) -> Evaluation:
+        """That of a file's content. Raises InputError if it lacks something."""
         found = cls(input, content)
         try:
             found._check()
@@ -217,6 +200,16 @@ class Evaluation:
         compared.sort(key=lambda each: float(each["mean"]))
         return axis, [(str(each["reference"]), _interval(each, axis)) for each in compared]
 
+    def rivals_chart(self) -> Chart:
+        """The primary arm against every other arm, as a forest plot."""
+        axis, rivals = self.rivals()
+        described = "; ".join(f"{arm} {in_points(interval)}" for arm, interval in rivals)
+        return axis.chart(
+            [ForestRow(*each) for each in rivals],
+            heads=("other arm", "difference"),
+            title=f"{self.primary} against every other arm, in points: {described}",
+        )
+
     # --- figures ---
 
     def _styles(self) -> dict[str, int | str]:
@@ -228,7 +221,7 @@ class Evaluation:
             styles[arm] = number
         return styles
 
-    def chart(self) -> Markup | None:
+    def chart(self) -> Chart | None:
         """Accuracy by demonstrations, a line for each arm but votes, all from zero-shot.
 
         None at one number of shots.

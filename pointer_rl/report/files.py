@@ -8,7 +8,7 @@ from pathlib import Path
 from pointer_rl.errors import InputError
 from pointer_rl.evaluate.evaluation import Evaluation
 from pointer_rl.files import check_writable, write_text
-from pointer_rl.report.figure import check_drawable, draw
+from pointer_rl.report.plot import check_drawable, draw
 
 
 @dataclass(frozen=True, kw_only=True)

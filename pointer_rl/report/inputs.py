@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonpath
 from pathlib import Path
@@ -16,6 +16,13 @@ from pointer_rl.records.formats import FORMATS, stream_members
 from pointer_rl.records.layouts import BEAM_LAYOUTS, detect_layout
 
 Kind = Literal["evaluation", "rl", "beams", "training"]
+KINDS: Mapping[Kind, tuple[str, str]] = {
+    "evaluation": ("evaluation", "evaluations"),
+    "rl": ("file of RL data", "files of RL data"),
+    "beams": ("file of beam data", "files of beam data"),
+    "training": ("training folder", "training folders"),
+}
+"""What one is called, and several."""
 log = logging.getLogger(__name__)
 
 METRICS, DOCUMENT = "metrics.jsonl", "bundle.json"

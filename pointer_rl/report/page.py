@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -27,20 +26,15 @@ from pointer_rl.errors import InputError
 from pointer_rl.escaping import printable
 from pointer_rl.files import check_writable, write_text
 from pointer_rl.report.evaluations import Evaluation
+from pointer_rl.report.figures import asset
 from pointer_rl.report.gallery import to_json
-from pointer_rl.report.inputs import Input, find_inputs
-from pointer_rl.report.svg import STYLES
+from pointer_rl.report.inputs import KINDS, Input, find_inputs
+from pointer_rl.report.outcomes import outcomes_figure
 from pointer_rl.report.tally import method_name
 from pointer_rl.report.thumbnails import Thumbnails
 from pointer_rl.report.training import Training, group_trainings
 from pointer_rl.report.trial_files import FINDINGS, Datasets, TrialFile, read_trial_files
 
-_KINDS = {
-    "evaluation": ("evaluation", "evaluations"),
-    "rl": ("file of RL data", "files of RL data"),
-    "beams": ("file of beam data", "files of beam data"),
-    "training": ("training folder", "training folders"),
-}
 _QUERIES_SHARE, _ROWS_SHARE, _PAIRS_SHARE = 0.5, 0.15, 0.1
 """Shares of the page that queries, the text of their demonstrations, and accuracies that arms are
 compared by may take. Thumbnails have what is left."""
@@ -137,7 +131,8 @@ class _Page:
         return self._fill(blocks)
 
     def _fill(self, blocks: Mapping[str, str]) -> str:
-        style, script = _resource("page.css"), _resource("page.js")
+        style = "".join(asset(f"{name}.css") for name in ("colours", "figures", "page"))
+        script = asset("page.js")
         data = [each for each in self._trials if each.input.kind == "rl"]
         usage = [each for each in self._trials if each.tally.methods]
         present = {
@@ -151,7 +146,7 @@ class _Page:
             ("problems", "Problems"): True,
             ("provenance", "Provenance"): True,
         }
-        text: str = _template(_resource("page.html")).render(
+        text: str = _template(asset("page.html")).render(
             policy=_policy(style, script),
             css=Markup(style),
             script=Markup(script),
@@ -164,6 +159,7 @@ class _Page:
             curve_groups=group_trainings(self._trainings),
             trainings=self._trainings,
             data=data,
+            outcomes=outcomes_figure({each.input.name: each.tally for each in data}),
             usage=usage,
             left_out=self.left_out,
             problems=list(self._problems()),
@@ -181,7 +177,7 @@ class _Page:
     def _summary(self) -> str:
         """`1 evaluation, 4 files of RL data`."""
         kinds: Counter[str] = Counter(each.kind for each in self._inputs)
-        counted = [(kinds[kind], names) for kind, names in _KINDS.items() if kind in kinds]
+        counted = [(kinds[kind], names) for kind, names in KINDS.items() if kind in kinds]
         return ", ".join(f"{number:,} {names[number > 1]}" for number, names in counted)
 
     def _side_by_side(self) -> list[tuple[str, list[float | None]]]:
@@ -341,7 +337,7 @@ class _Page:
             }
         for input in self._inputs:
             found = recorded[input.path]
-            yield input, _KINDS[input.kind][0], list(_facts(found)), _commands(input, found)
+            yield input, KINDS[input.kind][0], list(_facts(found)), _commands(input, found)
 
 
 def _problems_of(file: TrialFile) -> Iterator[tuple[str, list[str]]]:
@@ -457,10 +453,6 @@ def _size(text: str) -> int:
     return len(text.encode())
 
 
-def _resource(name: str) -> str:
-    return (files("pointer_rl.report") / "assets" / name).read_text("utf-8")
-
-
 def _policy(style: str, script: str) -> str:
     """The content security policy: nothing is loaded, and only our style and script count."""
 
@@ -480,25 +472,15 @@ def _template(text: str) -> Any:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else printable(value),
+        finalize=lambda value: value if hasattr(value, "__html__") else printable(value),
     )
     environment.globals |= {
         "count": lambda value: f"{value:,}" if _is_number(value) else "–",
         "short": lambda value: f"{value:.3g}" if _is_number(value) else "–",
         "percent": lambda value: f"{100 * value:.1f} %" if _is_number(value) else "–",
-        "swatch": _swatch,
     }
     return environment.from_string(text)
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
-
-
-def _swatch(style: int | str) -> Markup:
-    """A piece of a line, for a legend."""
-    name = f"s{style % STYLES}" if isinstance(style, int) else style
-    return Markup(
-        '<svg class="swatch" width="22" height="8" aria-hidden="true">'
-        '<line class="line {}" x1="1" x2="21" y1="4" y2="4"/></svg>'
-    ).format(name)

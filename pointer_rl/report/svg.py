@@ -1,4 +1,4 @@
-"""Figures as SVG that stands in a page: its colours and fonts are those of `assets/page.css`."""
+"""Charts as SVG: their colours and fonts are those of `assets/figures.css`."""
 
 from __future__ import annotations
 
@@ -41,6 +41,38 @@ class Rule:
     label: str
 
 
+@dataclass(frozen=True)
+class Chart:
+    """A drawing of a fixed size, in pixels at its natural size."""
+
+    title: str
+    """What a screen reader says."""
+    marks: Markup
+    width: float = WIDTH
+    height: float = HEIGHT
+
+    def __html__(self) -> Markup:
+        """As an element of a page, as wide as there is room."""
+        wide = " wide" if self.width > WIDTH else ""
+        return Markup(
+            '<svg class="chart{}" viewBox="0 0 {:g} {:g}" role="img" aria-label="{}">{}</svg>'
+        ).format(wide, self.width, self.height, printable(self.title), self.at(0, 0))
+
+    def at(self, x: float, y: float) -> Markup:
+        """As a part of another drawing."""
+        return Markup('<g class="marks" transform="translate({:g} {:g})">{}</g>').format(
+            x, y, self.marks
+        )
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A chart under its title, which may be empty."""
+
+    title: str
+    chart: Chart
+
+
 def line_chart(
     series: Sequence[Series],
     *,
@@ -51,7 +83,7 @@ def line_chart(
     rules: Sequence[Rule] = (),
     x_ticks: Sequence[float] | None = None,
     end_labels: bool = False,
-) -> Markup:
+) -> Chart:
     """A chart with axes; `title` is what a screen reader says.
 
     `end_labels` names each line at its end; otherwise the page has a legend.
@@ -68,22 +100,45 @@ def line_chart(
     ]
     for rule in rules:
         x = x_at(rule.x)
-        parts.append(_tag("line", "rule", x1=x, x2=x, y1=_TOP, y2=HEIGHT - _BOTTOM))
-        parts.append(_text(x + 3, _TOP + 8, rule.label, "tick rule-label"))
+        parts.append(tag("line", "rule", x1=x, x2=x, y1=_TOP, y2=HEIGHT - _BOTTOM))
+        parts.append(text(x + 3, _TOP + 8, rule.label, "tick rule-label"))
     for each in series:
         parts.append(_line(each, x_at, y_at))
     if end_labels:
         parts += _end_labels(series, y_at, right + 4)
-    parts.append(_text((_LEFT + right) / 2, HEIGHT - 4, x_label, "label", "middle"))
+    parts.append(text((_LEFT + right) / 2, HEIGHT - 4, x_label, "label", "middle"))
     if y_label:
-        parts.append(_text(2, 8, y_label, "label"))
-    return _figure(title, parts)
+        parts.append(text(2, 8, y_label, "label"))
+    return Chart(title, Markup("").join(parts))
 
 
-def _figure(title: str, parts: Iterable[Markup]) -> Markup:
-    return Markup(
-        '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
-    ).format(WIDTH, HEIGHT, printable(title), Markup("").join(parts))
+@dataclass(frozen=True)
+class Bar:
+    """A bar of parts that add up to `total`, or to less."""
+
+    name: str
+    parts: Sequence[tuple[str, int]]
+    """Class of the style sheet and size of each part."""
+    total: int
+    words: str
+    """What stands after the bar."""
+
+
+def bar_chart(bars: Sequence[Bar], *, title: str) -> Chart:
+    """A line for each bar: its name, its parts as shares of its total, and its words."""
+    left, right, step = 98.0, 262.0, 22.0
+    parts = []
+    for number, bar in enumerate(bars):
+        x, y = left, 4 + step * number
+        parts.append(text(left - 6, y + 12, shortened(bar.name), "name", "end"))
+        parts.append(tag("rect", "whole", x=left, y=y, width=right - left, height=16.0))
+        for css, size in bar.parts:
+            width = (right - left) * size / max(bar.total, 1)
+            if width:
+                parts.append(tag("rect", css, x=x, y=y, width=width, height=16.0))
+            x += width
+        parts.append(text(right + 6, y + 12, bar.words, "tick"))
+    return Chart(title, Markup("").join(parts), WIDTH, 8 + step * len(bars))
 
 
 def _line(series: Series, x_at: Callable[[float], float], y_at: Callable[[float], float]) -> Markup:
@@ -96,9 +151,9 @@ def _line(series: Series, x_at: Callable[[float], float], y_at: Callable[[float]
         if before is not None:
             path += "M" if value - before[0] > series.gap else "L"
         path += f"{x:.1f} {y:.1f}"
-    parts = [_tag("path", f"line {style}", d=path)] if len(places) > 1 else []
+    parts = [tag("path", f"line {style}", d=path)] if len(places) > 1 else []
     if series.markers or len(places) == 1:
-        parts += [_tag("circle", f"dot {style}", cx=x, cy=y, r=2.6) for x, y in places]
+        parts += [tag("circle", f"dot {style}", cx=x, cy=y, r=2.6) for x, y in places]
     return Markup("<g><title>{}</title>{}</g>").format(
         printable(series.name), Markup("").join(parts)
     )
@@ -120,11 +175,12 @@ def _end_labels(
         places[number] = below
         below -= lines
     for each, y in zip(ends, places, strict=True):
-        yield _text(x, y, _shortened(each.name), f"end {_style(each)}")
+        yield text(x, y, shortened(each.name), f"end {_style(each)}")
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
+def shortened(name: str, most: int = _LONGEST) -> str:
+    """The name in at most so many characters."""
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _style(series: Series) -> str:
@@ -135,18 +191,18 @@ def _y_axis(values: Sequence[float], y_at: Callable[[float], float], right: floa
     parts = []
     for value in values:
         y = y_at(value)
-        parts.append(_tag("line", "grid", x1=_LEFT, x2=right, y1=y, y2=y))
-        parts.append(_text(_LEFT - 6, y + 3.5, number(value), "tick", "end"))
+        parts.append(tag("line", "grid", x1=_LEFT, x2=right, y1=y, y2=y))
+        parts.append(text(_LEFT - 6, y + 3.5, number(value), "tick", "end"))
     return parts
 
 
 def _x_axis(values: Sequence[float], x_at: Callable[[float], float], right: float) -> list[Markup]:
     base = HEIGHT - _BOTTOM
-    parts = [_tag("line", "axis", x1=_LEFT, x2=right, y1=base, y2=base)]
+    parts = [tag("line", "axis", x1=_LEFT, x2=right, y1=base, y2=base)]
     for value in values:
         x = x_at(value)
-        parts.append(_tag("line", "axis", x1=x, x2=x, y1=base, y2=base + 4))
-        parts.append(_text(x, base + 16, number(value), "tick", "middle"))
+        parts.append(tag("line", "axis", x1=x, x2=x, y1=base, y2=base + 4))
+        parts.append(text(x, base + 16, number(value), "tick", "middle"))
     return parts
 
 
@@ -185,7 +241,8 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
     return at
 
 
-def _tag(name: str, css: str, **attributes: float | str) -> Markup:
+def tag(name: str, css: str, **attributes: float | str) -> Markup:
+    """An element without content."""
     given = Markup("").join(
         Markup(' {}="{}"').format(key, f"{value:.5g}" if isinstance(value, float) else value)
         for key, value in attributes.items()
@@ -193,7 +250,8 @@ def _tag(name: str, css: str, **attributes: float | str) -> Markup:
     return Markup('<{} class="{}"{}/>').format(name, css, given)
 
 
-def _text(x: float, y: float, text: str, css: str, anchor: str = "start") -> Markup:
+def text(x: float, y: float, words: str, css: str, anchor: str = "start") -> Markup:
+    """A line of text; the anchor says which end of it is at x."""
     return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
-        css, x, y, anchor, printable(text)
+        css, x, y, anchor, printable(words)
     )

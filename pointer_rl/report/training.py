@@ -10,10 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
+from pointer_rl.report.figures import Figure, line_swatch
 from pointer_rl.report.inputs import Input, read_document, read_metrics
-from pointer_rl.report.svg import Rule, Series, line_chart
+from pointer_rl.report.svg import Panel, Rule, Series, line_chart
 from pointer_rl.report.tally import Tally
 
 _ROUNDS = "rounds"
@@ -139,27 +138,23 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Panel:
-    """A chart and what it shows."""
-
-    title: str
-    chart: Markup
-
-
-@dataclass(frozen=True)
 class CurveGroup:
     """Trainings whose rewards mean the same, in one set of panels."""
 
     kept_by: str
     trainings: Sequence[Training]
 
-    @property
-    def legend(self) -> list[tuple[int, str]]:
-        """Style and name of each training."""
-        return [(style, each.input.name) for style, each in enumerate(self.trainings)]
-
-    def panels(self) -> Iterator[Panel]:
+    def figure(self) -> Figure:
         """A chart of each metric that any training has."""
+        legend = [
+            (line_swatch(style), each.input.name) for style, each in enumerate(self.trainings)
+        ]
+        if self.kept_by == "reward":
+            bounds = "random choice (lower) and best choice (upper) among the judged pointers"
+            legend.append((line_swatch("bound"), bounds))
+        return Figure(list(self._panels()), legend)
+
+    def _panels(self) -> Iterator[Panel]:
         by_calls = self._against_calls()
         if by_calls is not None:
             yield by_calls

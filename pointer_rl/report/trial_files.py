@@ -185,7 +185,7 @@ def _read_into(one: TrialFile, most: int) -> None:
     path = one.input.path
     try:
         for trials in read_trials(path):
-            if _is_usable(trials):
+            if is_usable(trials):
                 one.tally.add(trials)
                 one.sample.add(trials, most)
             else:
@@ -198,7 +198,7 @@ def _read_into(one: TrialFile, most: int) -> None:
         one.validation = validate_file(path, ValidationConfig(max_findings=FINDINGS))
 
 
-def _is_usable(trials: QueryTrials) -> bool:
+def is_usable(trials: QueryTrials) -> bool:
     """Whether a record has what is counted, in the right form; `validate` says what is wrong."""
     described = trials.record.get("query", {})
     if not isinstance(described, dict):

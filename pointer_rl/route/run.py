@@ -34,8 +34,8 @@ from pointer_rl.options import convert_options
 from pointer_rl.records.formats import stream_records
 from pointer_rl.records.provenance import Change, differences
 from pointer_rl.registry import registry
-from pointer_rl.report.figure import check_drawable
 from pointer_rl.report.files import ReportFiles
+from pointer_rl.report.plot import check_drawable
 from pointer_rl.selectors.bundle import is_bundle
 from pointer_rl.session.journal import AlreadyFinished, partial_path
 from pointer_rl.session.judge import Trial

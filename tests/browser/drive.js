@@ -37,7 +37,9 @@ async function look(tab) {
   await tab.setViewport(VIEWS[view]);
   await tab.emulateMediaFeatures([{ name: "prefers-color-scheme", value: view === "dark" ? "dark" : "light" }]);
   await tab.goto("file://" + page, { waitUntil: "load", timeout: 60000 });
-  seen.paint = await tab.evaluate(() => performance.getEntriesByName("first-contentful-paint")[0].startTime);
+  const painted = () => performance.getEntriesByName("first-contentful-paint")[0]?.startTime;
+  await tab.waitForFunction(painted);
+  seen.paint = await tab.evaluate(painted);
   seen.width = await tab.evaluate(() => document.documentElement.scrollWidth - innerWidth);
   await new Promise((done) => setTimeout(done, 200)); // the last queries are drawn after the first
   seen.text = await tab.evaluate(() => document.getElementById("gallery-tool")?.innerText ?? "");

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
+from xml.etree import ElementTree
 
 import pytest
 from report_world import Page
+
+from pointer_rl import Session
+from pointer_rl.errors import InputError
+from pointer_rl.report import figure
 
 
 @pytest.fixture
@@ -134,3 +139,38 @@ def test_a_damaged_evaluation_is_one_line(world, cli, evaluation, spoil):
     assert result.exit_code == 2
     [line] = result.output.strip().splitlines()
     assert "damaged evaluation" in line
+
+
+def test_figures_have_the_numbers_of_the_evaluation(world, evaluation):
+    content = json.loads(evaluation.read_text())
+    shots, arm = content["settings"]["primary_shots"], content["settings"]["primary"]
+    shown = " ".join(ElementTree.fromstring(figure("arms", evaluation)._repr_svg_()).itertext())
+    for row in content["rows"]:
+        if row["shots"] in (0, shots):
+            assert f"{row['arm']} {100 * row['accuracy']:.1f}" in shown
+    rivals = " ".join(ElementTree.fromstring(figure("rivals", evaluation)._repr_svg_()).itertext())
+    for each in content["comparisons"]:
+        points = [100 * each[key] for key in ("mean", "low", "high")]
+        words = "{:+.1f} ({:+.1f} to {:+.1f})".format(*points)
+        if each["reference"] != "random":
+            assert (words in rivals) == (each["arm"] == arm)
+        elif each["shots"] == shots:
+            assert words in shown
+    assert "<circle" in figure("shots", evaluation)._repr_html_()
+    with pytest.raises(InputError, match="give one"):
+        figure("arms", evaluation, evaluation)
+
+
+def test_an_evaluation_in_memory_has_the_figures_of_its_file(world, evaluation):
+    session = Session(
+        {"plugin": "jsonl", "path": world.data},
+        "copy",
+        query_emb=world.query_emb,
+        cand_emb=world.cand_emb,
+    )
+    measured = session.evaluate(shots=1)
+    path = world.folder / "again.json"
+    path.write_text(measured.to_json())
+    assert figure("arms", measured)._repr_svg_() == figure("arms", path)._repr_svg_()
+    with pytest.raises(InputError, match="one number of demonstrations"):
+        figure("shots", measured)

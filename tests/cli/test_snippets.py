@@ -138,7 +138,12 @@ NOT_RUN: dict[str, dict[str, str]] = {
         'correct == "I"': "typed into Inspect's viewer",
         "from inspect_ai.log import read_eval_log_sample_summaries": IN_TOOLS,
     },
-    "gpus": {"pytest tests/gpu": "needs a GPU"},
+    "gpus": {
+        "pytest tests/gpu": "needs a GPU",
+        "docker build --file docs/docker/Dockerfile --tag pointer-rl .": "needs Docker",
+        'docker run --rm --gpus all --user "$(id -u):$(id -g)" --volume "$PWD:/work" pointer-rl'
+        " doctor": "needs Docker",
+    },
     "kept-responses": {
         "pip install datasette": INSTALLS,
         "datasette ~/.cache/pointer-rl/responses.sqlite --open": IN_TOOLS,

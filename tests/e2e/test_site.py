@@ -50,6 +50,12 @@ def test_the_site_builds_without_a_warning_and_shows_every_page(tmp_path):
     for page in PAGES[1:]:
         built = tmp_path / "site" / page.relative_to(ROOT / "docs").with_suffix(".html")
         assert built.exists(), page
+    notebook = (tmp_path / "site" / "tutorial" / "notebook.html").read_text(encoding="utf-8")
+    assert notebook.count('<div class="pointer-rl-figure">') >= 4
+    index = (tmp_path / "site" / "llms.txt").read_text(encoding="utf-8")
+    for link in re.findall(r"^- \[[^\]]+\]\(([^)]+)\): .", index, re.MULTILINE):
+        assert (tmp_path / "site" / link).exists(), link
+    assert index.count("](") >= len(PAGES) - 8  # the pages of sections are headings
     python = (tmp_path / "site" / "reference" / "python.html").read_text(encoding="utf-8")
     import pointer_rl
 

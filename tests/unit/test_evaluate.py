@@ -708,10 +708,10 @@ def test_the_picture_has_a_line_for_each_arm(tmp_path):
     from matplotlib.figure import Figure
     from PIL import Image
 
-    from pointer_rl.report import figure
+    from pointer_rl.report import plot
 
     axes = Figure().add_subplot()
-    figure._fill(axes, evaluation())
+    plot._fill(axes, evaluation())
     lines = {line.get_label(): line for line in axes.get_lines()}
     assert set(lines) == {"zero-shot", "oracle", *world()[1].accuracies}
     assert lines["RL"].get_xdata().tolist() == [0, 1, 2]
@@ -724,22 +724,22 @@ def test_the_picture_has_a_line_for_each_arm(tmp_path):
     assert (legend[0], legend[-1]) == ("oracle", "zero-shot")
 
     odd = evaluation(settings={"dataset": {"name": "$a_$ $"}, "primary": "RL"})
-    figure.draw(odd, tmp_path / "deeper" / "a.png")
+    plot.draw(odd, tmp_path / "deeper" / "a.png")
     with Image.open(tmp_path / "deeper" / "a.png") as picture:
         assert picture.size == (1200, 750)
 
 
 def test_a_picture_of_nothing_is_drawn_too(tmp_path):
-    from pointer_rl.report.figure import draw
+    from pointer_rl.report.plot import draw
 
     draw(evaluation(world(queries=5, lost=range(5))), tmp_path / "a.png")
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch, tmp_path):
     from pointer_rl.errors import MissingExtraError
-    from pointer_rl.report import figure
+    from pointer_rl.report import plot
 
     fake = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None))
-    monkeypatch.setattr(figure, "importlib", fake)
+    monkeypatch.setattr(plot, "importlib", fake)
     with pytest.raises(MissingExtraError, match=r"pip install 'pointer-rl\[plot\]'"):
-        figure.check_drawable(tmp_path / "a.png")
+        plot.check_drawable(tmp_path / "a.png")

@@ -37,11 +37,24 @@ def test_workflows_run_what_exists():
         step["run"]
         for file in (ROOT / ".github/workflows").glob("*.yml")
         for job in yaml.safe_load(file.read_text(encoding="utf-8"))["jobs"].values()
-        for step in job["steps"]
+        for step in job.get("steps", ())
         if "run" in step
     ]
     assert ".ci/run" in steps
     assert (ROOT / ".ci/run").stat().st_mode & 0o100
+
+
+def test_nothing_is_published_before_the_tests_pass():
+    workflows = ROOT / ".github/workflows"
+    jobs = yaml.safe_load((workflows / "publish.yml").read_text(encoding="utf-8"))["jobs"]
+    needed, before = set(), ["publish"]
+    while before:
+        needs = jobs[before.pop()].get("needs", [])
+        before += (found := [needs] if isinstance(needs, str) else needs)
+        needed |= set(found)
+    called = [jobs[name]["uses"] for name in needed if "uses" in jobs[name]]
+    assert called == ["./.github/workflows/tests.yml"]
+    assert "  workflow_call:" in (workflows / "tests.yml").read_text(encoding="utf-8")
 
 
 def test_pre_commit_runs_our_own_tools():

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from itertools import pairwise
+from xml.etree import ElementTree
 
 import numpy as np
 import PIL.Image
@@ -21,10 +22,12 @@ from pointer_rl.datasets.images import ImageBytes
 from pointer_rl.errors import InputError
 from pointer_rl.escaping import printable
 from pointer_rl.evaluate.statistics import compare
+from pointer_rl.report import figure
+from pointer_rl.report.figures import Figure
 from pointer_rl.report.gallery import Sample, share_out, to_json
 from pointer_rl.report.inputs import find_inputs
 from pointer_rl.report.page import ReportOptions, write_report
-from pointer_rl.report.svg import Series, line_chart, ticks
+from pointer_rl.report.svg import Panel, Series, line_chart, ticks
 from pointer_rl.report.tally import Mean, Tally
 from pointer_rl.report.thumbnails import Thumbnails
 from pointer_rl.report.training import Training, group_trainings
@@ -403,7 +406,7 @@ def test_rounds_of_a_training_have_their_calls_and_accuracies(tmp_path):
     assert [rule.x for rule in training.rules()] == [2, 4]
     assert training.points("kl") == []  # not finite
     [group] = group_trainings([training])
-    titles = [panel.title for panel in group.panels()]
+    titles = [panel.title for panel in group.figure().panels]
     assert titles == ["Held-out reward against calls", "Held-out reward", "RCE loss"]
 
 
@@ -494,8 +497,106 @@ def test_ticks_are_in_the_range_and_evenly_spaced(low, width):
 
 def test_a_chart_names_its_lines_as_text_and_breaks_them_at_gaps():
     series = Series("<b>&", [(0, 1.0), (1, 2.0), (9, 3.0)], 0, gap=1.5)
-    text = line_chart([series], title='a "title"', x_label="x", end_labels=True)
+    text = line_chart([series], title='a "title"', x_label="x", end_labels=True).__html__()
     assert "&lt;b&gt;&amp;" in text
     assert 'aria-label="a &#34;title&#34;"' in text
     [path] = re.findall(r' d="([^"]*)"', text)
     assert (path.count("M"), path.count("L")) == (2, 1)
+
+
+# --- figures one at a time ------------------------------------------------------------------------
+
+
+def shares(figure):
+    """Widths of the bars' parts: (class, share of the whole bar)."""
+    svg = ElementTree.fromstring(figure._repr_svg_())
+    rects = list(svg.iter("{http://www.w3.org/2000/svg}rect"))
+    whole = next(float(each.get("width")) for each in rects if each.get("class") == "whole")
+    return [
+        (each.get("class"), float(each.get("width")) / whole)
+        for each in rects
+        if each.get("class") in ("right", "wrong", "failed") and each.get("height") == "16"
+    ]
+
+
+def test_outcomes_are_shares_of_a_methods_candidates(tmp_path):
+    query = trials(
+        "q", ([1], 1.0, "beam"), ([2], 0.0, "beam"), ([3], None, "beam"), ([4], 0.3, "beam")
+    )
+    found = figure("outcomes", {"q": query.record})
+    assert shares(found) == [
+        ("right", pytest.approx(0.5, abs=1e-4)),
+        ("wrong", pytest.approx(0.25, abs=1e-4)),
+        ("failed", pytest.approx(0.25, abs=1e-4)),
+    ]
+    assert "67% of 3" in found._repr_html_()
+    path = write_world(tmp_path, PLAIN)
+    records = {key: each for key, each in json.loads(path.read_text()).items() if key != "_meta"}
+    assert shares(figure("outcomes", path)) == shares(figure("outcomes", records))
+
+
+def test_foreign_text_in_a_figure_is_text():
+    candidates = [([place], 1.0, text) for place, text in enumerate(HOSTILE)]
+    found = figure("outcomes", {"q": trials("q", *candidates).record})
+    titled = Figure([Panel(text, found.panels[0].chart) for text in HOSTILE], found.legend)
+    for each in (found, titled):
+        html, svg = each._repr_html_(), each._repr_svg_()
+        for text in (html, svg):
+            assert "<script" not in text
+            assert "<img" not in text
+            assert "\x1b" not in text
+        drawn, *_ = ElementTree.fromstring(html).iterfind(".//*[@role='img']")
+        assert "</script>" in drawn.get("aria-label")
+        assert "</script>" in "".join(ElementTree.fromstring(svg).itertext())
+
+
+def test_a_figure_in_a_notebook_styles_nothing_around_it():
+    html = figure("outcomes", {"q": trials("q", ([1], 1.0, "m")).record})._repr_html_()
+    style = re.search("<style>(.*)</style>", html, re.DOTALL)[1]
+    outside = re.sub(r"/\*.*?\*/", "", style, flags=re.DOTALL)
+    while outside != (less := re.sub(r"\{[^{}]*\}", "", outside)):
+        outside = less
+    assert set(outside.split()) == {".pointer-rl-figure"}
+
+
+def test_learning_curves_of_several_trainings_share_a_legend(tmp_path):
+    for name in ("one", "two"):
+        write_training(tmp_path / name)
+    html = figure("training", tmp_path / "one", tmp_path / "two")._repr_html_()
+    assert re.findall("</svg>(one|two)</li>", html) == ["one", "two"]
+    assert (
+        figure("training", tmp_path)._repr_svg_()
+        == figure("training", tmp_path / "one", tmp_path / "two")._repr_svg_()
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "sources", "said"),
+    [
+        ("arm", ["rl.json"], "no figure 'arm'; did you mean 'arms'"),
+        ("arms", [], "arms: give what to show"),
+        ("arms", ["rl.json"], "this figure is of evaluations, not of files of RL data"),
+        ("training", ["rl.json"], "this figure is of training folders, not of files of RL data"),
+        ("outcomes", [5], "this figure is of files of RL data: give a path, not int"),
+        ("outcomes", [{"q": {"pointer_candidates": [{}]}}], "in memory: 'q': what is counted"),
+        ("training", ["nothing"], "nothing: no such file or folder"),
+        ("training", ["policy", "sft"], "give those of one kind"),
+    ],
+)
+def test_what_a_figure_cannot_show_is_one_line(tmp_path, name, sources, said):
+    write_world(tmp_path, PLAIN)
+    write_training(tmp_path / "policy")
+    write_training(tmp_path / "sft")
+    metrics = tmp_path / "sft" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"reward"', '"cross_entropy"'))
+    paths = [tmp_path / each if isinstance(each, str) else each for each in sources]
+    with pytest.raises(InputError, match=re.escape(said)):
+        figure(name, *paths)
+
+
+def test_a_figure_is_saved_as_svg(tmp_path):
+    found = figure("outcomes", {"q": trials("q", ([1], 1.0, "m")).record})
+    found.save(tmp_path / "a.svg")
+    assert (tmp_path / "a.svg").read_text() == found._repr_svg_()
+    with pytest.raises(InputError, match=r"ends in \.svg"):
+        found.save(tmp_path / "a.png")
