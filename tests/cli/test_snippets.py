@@ -96,6 +96,7 @@ GIVEN = {
 """What a page takes for granted: name on the page → in `make_world`'s folder."""
 
 CONFIGURATION = "needs a study of the reader's; tests/cli/test_config.py has one"
+GPUS = "needs GPUs, or a cluster; tests/with_ray has one of a machine"
 INSTALLS = "installs from an index"
 ROUTE = "takes half an hour; test_own_data.py runs it at a small size"
 IN_TOOLS = "needs tools that are not among the packages of the tests: tests/tools"
@@ -160,6 +161,19 @@ NOT_RUN: dict[str, dict[str, str]] = {
         " 49%)": "standard error; test_progress.py compares it",
         "pointer-rl: interrupted: 256 queries are in rl.partial.jsonl; the same command continues"
         " from there": "nobody presses Ctrl-C here; test_generate_resume.py does",
+    },
+    "ray": {
+        "pip install 'pointer-rl[ray]'": INSTALLS,
+        "pointer-rl generate --vqa-model qwen2.5_vl_3B --output-path rl.json --executor ray": GPUS,
+        "ray start --head # on the first node": GPUS,
+        "ray start --address=FIRST_NODE:6379 # on the others": GPUS,
+        "pointer-rl generate --vqa-model qwen2.5_vl_3B --output-path rl.json --executor ray"
+        " --executor-opt address=auto": GPUS,
+        "worker 2 (node7, GPU 1) died: queries 129 to 256 go to another worker": GPUS,
+        "sbatch --array=1-8 --gpus=1 --wrap 'pointer-rl generate --vqa-model qwen2.5_vl_3B --window"
+        " 1024 --shard $SLURM_ARRAY_TASK_ID/8 --store part$SLURM_ARRAY_TASK_ID.sqlite --output-path"
+        " part$SLURM_ARRAY_TASK_ID.jsonl'": "needs SLURM",
+        "pointer-rl merge part?.jsonl --output-path rl.jsonl # when all are done": "needs SLURM",
     },
     "old-data": {
         "pointer-rl: error: old.json: '17': candidate 0: position 64 in a pool of 64 rows": (
