@@ -225,11 +225,12 @@ def _start(options: RayOptions) -> Any:
     """Start Ray on this machine, or join a cluster. Returns the module."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     here: dict[str, Any] = {}
-    if options.address is None:
-        # Ray reads this when it is imported. Otherwise it would listen on other addresses too.
+    if options.address is None or options.address.startswith(("127.0.0.1", "localhost")):
+        # Ray reads this when it is imported. Otherwise it would take another of our addresses.
         if "ray" in sys.modules and os.environ.get(_LOOPBACK) != "0":
             log.warning("Ray is imported already: to keep it to loopback, set %s=0", _LOOPBACK)
         os.environ[_LOOPBACK] = "0"
+    if options.address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         here = {
             "num_cpus": max(os.cpu_count() or 1, options.num_workers or 1),
