@@ -224,6 +224,8 @@ class RayFleet:
 def _start(options: RayOptions) -> Any:
     """Start Ray on this machine, or join a cluster. Returns the module."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if options.address not in (None, "auto"):
+        _check_address(options.address)
     here: dict[str, Any] = {}
     if options.address is None or options.address.startswith(("127.0.0.1", "localhost")):
         # Ray reads this when it is imported. Otherwise it would take another of our addresses.
@@ -253,3 +255,14 @@ def _start(options: RayOptions) -> Any:
         where = "Ray does not start" if options.address is None else f"no Ray at {options.address}"
         raise InputError(f"{where}: {first_line(error)}") from error
     return ray
+
+
+def _check_address(address: str) -> None:
+    """Raise InputError if nobody is there: Ray would wait for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        raise InputError(f"address={address}: give auto, or HOST:PORT of the cluster's head")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise InputError(f"no Ray at {address}: {error.strerror or error}") from error

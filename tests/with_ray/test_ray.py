@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+
+from pointer_rl.errors import InputError
+from pointer_rl.registry import registry
 
 if find_spec("ray") is None:  # and not imported here: see `_start`
     pytest.skip("Ray is not installed", allow_module_level=True)
@@ -106,14 +110,17 @@ def test_a_machine_without_gpu_needs_a_number(world, tmp_path):
     assert done.stderr.endswith("this machine has no GPU: give --executor-opt num_workers=N\n")
 
 
-def test_no_cluster_is_one_line(world, tmp_path):
-    done = subprocess.run(
-        command(world, tmp_path / "a.json", *here(1, address="127.0.0.1:1")),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert "no Ray at 127.0.0.1:1" in done.stderr.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", "no Ray at 127.0.0.1:1: Connection refused"),
+        ("ray://127.0.0.1:1", "give auto, or HOST:PORT of the cluster's head"),
+        ("here", "give auto, or HOST:PORT of the cluster's head"),
+    ],
+)
+def test_no_cluster_is_one_line(address, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        registry().create("executor", "ray", {"num_workers": 1, "address": address})
 
 
 # --- a cluster that is killed -----------------------------------------------------------------
