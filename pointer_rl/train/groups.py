@@ -12,7 +12,7 @@ group in it, S shots, K pool rows (M of a query's own pool), d embedding size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -58,6 +58,23 @@ class Batch:
     """Steps up to the last one that is credited for any candidate; at least 1"""
     padded: bool
     """Whether any pointer is shorter than S"""
+
+    def parts(self, logits: int) -> list[Batch]:
+        """The batch in parts of as many queries as have so many logits at a step; at least one."""
+        choices = len(self.pool) if self.own is None else self.own.shape[1]
+        size = max(1, logits // (choices * self.pointers.shape[1]))
+        if size >= len(self.queries):
+            return [self]
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        split = {
+            name: torch.split(value, size)
+            for name, value in values.items()
+            if isinstance(value, Tensor) and name != "pool"
+        }
+        return [
+            replace(self, **dict(zip(split, part, strict=True)))
+            for part in zip(*split.values(), strict=True)
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +158,7 @@ class Groups:
                 image or f"of query {id_}"
                 for image, id_ in zip(data.image_ids, data.ids, strict=True)
             ],
-            queries=data.query_embeddings.vectors[torch.from_numpy(data.query_rows)].float(),
+            queries=data.query_embeddings.take(data.query_rows.tolist()).float(),
             pool=data.candidate_embeddings.vectors.float(),
             offsets=data.offsets,
             pointers=pointers,
