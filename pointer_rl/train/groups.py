@@ -28,6 +28,8 @@ from pointer_rl.types import NO_ROW
 SAMPLED = "sample"
 """The `gen_method` of pointers that a policy drew."""
 Rows = npt.NDArray[np.int32]
+_CREDITED_TOGETHER = 4096
+"""Queries whose candidates are compared at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,8 +188,13 @@ class Groups:
     @cached_property
     def credited(self) -> npt.NDArray[np.bool_]:
         """[C, S] the steps at which each candidate is trained."""
-        queries = np.arange(len(self)).repeat(np.diff(self.offsets))
-        return credited_steps(self.pointers, self.rewards, queries)
+        found = np.empty(self.pointers.shape, dtype=bool)
+        for start in range(0, len(self), _CREDITED_TOGETHER):
+            offsets = self.offsets[start : start + _CREDITED_TOGETHER + 1]
+            own = slice(offsets[0], offsets[-1])
+            queries = np.arange(len(offsets) - 1).repeat(np.diff(offsets))
+            found[own] = credited_steps(self.pointers[own], self.rewards[own], queries)
+        return found
 
     def trainable(self, include_zero_variance: bool) -> npt.NDArray[np.bool_]:
         """[Q] the groups to train on: all, or those that are not zero-variance."""

@@ -14,11 +14,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import platform
 import random
+import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -137,7 +140,6 @@ def measured(found: dict[str, tuple[float, float]], name: str) -> Iterator[None]
     watch, begun = Anonymous(), time.process_time()
     yield
     found[name] = (time.process_time() - begun, watch.most)
-    print(name, *found[name], file=sys.stderr, flush=True)
 
 
 def train(folder: Path) -> dict[str, tuple[float, float]]:
@@ -240,48 +242,51 @@ def store(folder: Path) -> dict[str, float]:
 
     rng = random.Random(0)
     queries = examples(STORED * WINDOW, answers=10)
+    ids = [query.id for query in queries]
     each = [judged(443_000, 20, rng) for _ in range(WINDOW)]
     number = sum(map(len, each))
     response = Response("tennis racket", (), Usage(1100, 3, 3))
     cache = ResponseCache(folder / "responses.sqlite")
-    spent = {"put": 0.0, "append": 0.0, "CPU": 0.0}
-    with Journal(folder / "stored.json", {}, [query.id for query in queries]) as journal:
+    put = append = 0.0
+    with Journal(folder / "rl.json", {}, ids) as journal:
         for start in range(0, len(queries), WINDOW):
             responses = [(rng.randbytes(32), response) for _ in range(number)]
-            window = enumerate(zip(queries[start:], each, strict=False), start)
             records = {
-                index: to_record(query, mine, str.lower, range(5))
-                for index, (query, mine) in window
+                query.row: to_record(query, mine, str.lower, range(5))
+                for query, mine in zip(queries[start : start + WINDOW], each, strict=True)
             }
-            begun = (time.perf_counter(), time.process_time())
-            cache.put("bench", responses)
-            put = time.perf_counter()
-            journal.append(records)
-            spent["put"] += put - begun[0]
-            spent["append"] += time.perf_counter() - put
-            spent["CPU"] += time.process_time() - begun[1]
+            put += seconds(lambda new=responses: cache.put("bench", new))
+            append += seconds(lambda new=records: journal.append(new))
         journaled = journal.path.stat().st_size
-        begun = (time.perf_counter(), time.process_time())
-        journal.finish()
-        finished = time.perf_counter() - begun[0]
+        synced = seconds(lambda: journal.append({0: records[queries[-1].row]}), time.perf_counter)
+    resumed = seconds(lambda: Journal(folder / "rl.json", {}, ids).close())
+    with Journal(folder / "rl.json", {}, ids) as journal:
+        finished = seconds(journal.finish)
     every = STORED * number
-    small = [records[index] for index in list(records)[:1]] * STORED
-    begun = (time.perf_counter(), time.process_time())
-    with Journal(folder / "small.json", {}, [str(index) for index in range(STORED)]) as journal:
-        for index, record in enumerate(small):
-            journal.append({index: record})
-    synced = STORED / (time.perf_counter() - begun[0])
     return {
-        "candidates a second": every / (spent["put"] + spent["append"]),
-        "candidates a second of CPU time": every / spent["CPU"],
-        "puts a second": every / spent["put"],
-        "journaled a second": every / spent["append"],
-        "finished a second": every / finished,
-        "synced appends a second": synced,
+        "candidates a CPU second, cache and journal": every / (put + append),
+        "the cache alone": every / put,
+        "the journal alone": every / append,
+        "a journal read again": every / resumed,
+        "rl.json written from it": every / finished,
+        "milliseconds of an append of one query": 1e3 * synced,
         "bytes in the cache": cache.size() / every,
         "bytes in the journal": journaled / every,
-        "bytes in rl.json": (folder / "stored.json").stat().st_size / every,
+        "bytes in rl.json": (folder / "rl.json").stat().st_size / every,
     }
+
+
+def seconds(work: Callable[[], object], clock: Callable[[], float] = time.process_time) -> float:
+    begun = clock()
+    work()
+    return clock() - begun
+
+
+def run(name: str, folder: Path) -> dict:
+    """A measurement in a process of its own."""
+    command = [sys.executable, __file__, "--measure", name, str(folder)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)
 
 
 def main() -> None:
@@ -291,16 +296,28 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--pool", type=int, default=44_300)
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--folder", type=Path)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
         name, folder = given.measure
         print(json.dumps(globals()[name](Path(folder))))
         return
-    if given.folder:
-        given.folder.mkdir(exist_ok=True)
-        write(given.folder, given.queries, given.candidates, given.pool, given.dim)
+    print(f"{platform.machine()}, Python {platform.python_version()}, one thread, CPU time")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, figure in run("store", Path(folder)).items():
+            print(f"{name}: {figure:,.0f}" + (f" (goal {PAST_CACHE:,})" if "and" in name else ""))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write(folder, given.queries, given.candidates, given.pool, given.dim)
+        print(
+            f"{given.queries:,} queries × {given.candidates} candidates, a pool of "
+            f"{given.pool:,} × {given.dim}: {(folder / 'rl.json').stat().st_size / 1e6:,.0f} MB; "
+            "of each part the CPU seconds, and the anonymous memory of its process (goal "
+            f"{READ_MB:,} MB to read 443,000 queries)"
+        )
+        for kind in ("train", "proposals"):
+            for part, (taken, most) in run(kind, folder).items():
+                print(f"{kind}, {part}: {taken:,.1f} s, {most:,.0f} MB", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from training_worlds import learner_for, ragged_groups, selector_for
 from pointer_rl.selectors import PointerConfig, PointerSelector, SelectorPolicy, highest, policy
 from pointer_rl.selectors import pointer as pointer_selector
 from pointer_rl.testing import example
+from pointer_rl.train import groups as grouping
 from pointer_rl.train import learner as learning
 from pointer_rl.train.learner import Schedule, frozen
 from pointer_rl.types import Pool, QueryBatch
@@ -113,3 +114,10 @@ def test_rows_compared_in_parts_rank_alike(monkeypatch, generator):
     assert [[each.pointer for each in mine] for mine in found] == [
         [each.pointer for each in mine] for mine in expected
     ]
+
+
+def test_credit_of_a_few_queries_at_a_time_is_that_of_all(monkeypatch):
+    sizes = (3, 5, 2, 4, 6, 6, 1)
+    whole = ragged_groups(4, sizes=sizes, shots=3).credited
+    monkeypatch.setattr(grouping, "_CREDITED_TOGETHER", 3)
+    assert np.array_equal(ragged_groups(4, sizes=sizes, shots=3).credited, whole)
