@@ -31,8 +31,8 @@ from pointer_rl_standard.options import (
     SampleOptions,
 )
 
-_TOGETHER = 2**16
-"""Most rows of a pool that queries are compared with together."""
+_TOGETHER, _PAIRS = 2**16, 2**25
+"""Most rows of a pool that queries are compared with together, and most queries times rows."""
 Rngs = Sequence[np.random.Generator]
 Proposals = list[list[Candidate]]
 
@@ -137,8 +137,15 @@ class MMRGenerator:
 
     def propose(self, policy: Policy, queries: QueryBatch, pool: Pool, rngs: Rngs) -> Proposals:
         """`num` candidates per query and length, or as many as the allowed rows suffice for."""
-        cosine_BK = _cosines(queries, pool)
         rows_Kd = normalize(pool.embeddings, dim=-1)
+        return [
+            candidates
+            for some in _some_at_a_time(queries, pool)
+            for candidates in self._propose(some, pool, rows_Kd)
+        ]
+
+    def _propose(self, queries: QueryBatch, pool: Pool, rows_Kd: Tensor) -> Proposals:
+        cosine_BK = _cosines(queries, pool)
         relevance = self.options.relevance
         redundancy_BK = torch.zeros_like(cosine_BK)
         left_BK = queries.allowed.to(cosine_BK.device, copy=True)
@@ -293,9 +300,27 @@ def _cosines(queries: QueryBatch, pool: Pool) -> Tensor:
 
 def _ranked(queries: QueryBatch, pool: Pool, num: int) -> tuple[Tensor, Tensor]:
     """The highest cosines, and their rows, [B, ≤ num] each: -inf after the last allowed row."""
-    cosine_BK = _cosines(queries, pool)
-    allowed = queries.allowed.to(cosine_BK.device)
-    return highest(cosine_BK.masked_fill_(~allowed, -math.inf), num)
+    cosines, rows = [], []
+    for some in _some_at_a_time(queries, pool):
+        cosine_BK = _cosines(some, pool)
+        allowed = some.allowed.to(cosine_BK.device)
+        found = highest(cosine_BK.masked_fill_(~allowed, -math.inf), num)
+        cosines.append(found[0])
+        rows.append(found[1])
+    return torch.cat(cosines), torch.cat(rows)
+
+
+def _some_at_a_time(queries: QueryBatch, pool: Pool) -> Iterator[QueryBatch]:
+    """The queries, as many together as their similarities to a large pool allow."""
+    size = max(1, _PAIRS // len(pool.embeddings))
+    for start in range(0, max(1, len(queries.examples)), size):
+        some = slice(start, start + size)
+        yield replace(
+            queries,
+            examples=queries.examples[some],
+            embeddings=queries.embeddings[some],
+            allowed=queries.allowed[some],
+        )
 
 
 def _cut(

@@ -110,6 +110,7 @@ def test_rows_compared_in_parts_rank_alike(monkeypatch, generator):
     batch, pool = batch_of()
     expected = generator.propose(None, batch, pool, [])
     monkeypatch.setattr(generators, "_TOGETHER", 8)
+    monkeypatch.setattr(generators, "_PAIRS", 3 * 30)  # three queries, three, and one
     found = generator.propose(None, batch, pool, [])
     assert [[each.pointer for each in mine] for mine in found] == [
         [each.pointer for each in mine] for mine in expected
