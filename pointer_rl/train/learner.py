@@ -37,7 +37,7 @@ Metrics = dict[str, float]
 SelectorT = TypeVar("SelectorT", bound=Selector)
 _GRADIENT_NORM = 1.0
 _WARMUP_STEPS = 50
-_LOGITS = 2**25
+_LOGITS = 2**24
 """Most logits of a step that are computed together; a larger batch is computed in parts."""
 
 
