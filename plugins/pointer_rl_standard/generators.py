@@ -270,10 +270,15 @@ def with_companions(
     """
     for rows, allowed, rng in zip(ranked, queries.allowed.cpu().numpy(), rngs, strict=True):
         kept = rows[: max(0, int(allowed.sum()) - number)]
-        left = allowed.copy()
-        left[kept] = False
-        others = left.nonzero()[0]
+        others = other_rows(allowed, kept)
         yield kept, rng.choice(others, number, replace=False).tolist() if kept else []
+
+
+def other_rows(allowed: np.ndarray, rows: Sequence[int]) -> np.ndarray:
+    """The rows that `allowed` [K] allows, ascending, without these."""
+    left = allowed.copy()
+    left[list(rows)] = False
+    return left.nonzero()[0]
 
 
 def _beam_search(
