@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -340,6 +340,14 @@ class Pool:
     """Fingerprint of the encoder that they come from; None where it is not known."""
     encoder_plugin: Mapping[str, Any] | None = None
     """Its name and options; None where they are not known."""
+
+    @cached_property
+    def rows_of(self) -> Mapping[str, Sequence[int]]:
+        """The rows of each answer (`Example.answer`)."""
+        rows: dict[str, list[int]] = {}
+        for row, example in enumerate(self.examples):
+            rows.setdefault(example.answer, []).append(row)
+        return rows
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pointer_rl.errors import InputError
+from pointer_rl.selectors import highest
 from pointer_rl.types import Candidate, Example, Pointer, Policy, Pool, QueryBatch
 from pointer_rl_standard.options import (
     BeamOptions,
@@ -30,6 +31,8 @@ from pointer_rl_standard.options import (
     SampleOptions,
 )
 
+_TOGETHER, _PAIRS = 2**16, 2**25
+"""Most rows of a pool that queries are compared with together, and most queries times rows."""
 Rngs = Sequence[np.random.Generator]
 Proposals = list[list[Candidate]]
 
@@ -117,11 +120,8 @@ class RetrievalGenerator:
 
     def propose(self, policy: Policy, queries: QueryBatch, pool: Pool, rngs: Rngs) -> Proposals:
         """`num` candidates per query and length, or as many as the allowed rows suffice for."""
-        cosines_BK, ranks_BK = _ranked(queries, pool)
-        wanted = self.options.num * queries.shots
-        return _cut(
-            ranks_BK[:, :wanted], cosines_BK[:, :wanted], queries, self.options.num, "retrieval"
-        )
+        cosines_BN, rows_BN = _ranked(queries, pool, self.options.num * queries.shots)
+        return _cut(rows_BN, cosines_BN, queries, self.options.num, "retrieval")
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,15 @@ class MMRGenerator:
 
     def propose(self, policy: Policy, queries: QueryBatch, pool: Pool, rngs: Rngs) -> Proposals:
         """`num` candidates per query and length, or as many as the allowed rows suffice for."""
-        cosine_BK = _cosines(queries, pool)
         rows_Kd = normalize(pool.embeddings, dim=-1)
+        return [
+            candidates
+            for some in _some_at_a_time(queries, pool)
+            for candidates in self._propose(some, pool, rows_Kd)
+        ]
+
+    def _propose(self, queries: QueryBatch, pool: Pool, rows_Kd: Tensor) -> Proposals:
+        cosine_BK = _cosines(queries, pool)
         relevance = self.options.relevance
         redundancy_BK = torch.zeros_like(cosine_BK)
         left_BK = queries.allowed.to(cosine_BK.device, copy=True)
@@ -191,7 +198,7 @@ def best_rows(
         found = _beam_search(policy, replace(queries, shots=1), pool, num + 1)
         return [[pointer[0] for pointer, _ in each if pointer][:num] for each in found]
     counts = queries.allowed.sum(-1).clamp(max=num).tolist()
-    rows_BN = _ranked(queries, pool)[1][:, :num].tolist()
+    rows_BN = _ranked(queries, pool, num)[1].tolist()
     return [rows[:count] for rows, count in zip(rows_BN, counts, strict=True)]
 
 
@@ -204,7 +211,7 @@ def rows_by_answer(
     follow each other. Of the `num` best rows that match, the best one of each answer comes first,
     since a query may need several.
     """
-    matching_BK = _matching(queries.examples, pool.examples).to(queries.allowed.device)
+    matching_BK = _matching(queries.examples, pool).to(queries.allowed.device)
     found = []
     for allowed_BK in (queries.allowed & matching_BK, queries.allowed & ~matching_BK):
         of_query: list[list[int]] = [[] for _ in queries.examples]
@@ -231,12 +238,12 @@ def rows_by_answer(
     ]
 
 
-def _matching(queries: Sequence[Example], pool: Sequence[Example]) -> Tensor:
+def _matching(queries: Sequence[Example], pool: Pool) -> Tensor:
     """[B, K] bool: whether a row's answer is that of a query, or a part of it."""
     rows_of: dict[str, list[int]] = {}
-    for row, example in enumerate(pool):
-        rows_of.setdefault(_words(example.answer), []).append(row)
-    found = torch.zeros(len(queries), len(pool), dtype=torch.bool)
+    for answer, rows in pool.rows_of.items():
+        rows_of.setdefault(_words(answer), []).extend(rows)
+    found = torch.zeros(len(queries), len(pool.examples), dtype=torch.bool)
     for index, query in enumerate(queries):
         words = _words(query.answer).split()
         for first, last in combinations(range(len(words) + 1), 2):
@@ -263,8 +270,15 @@ def with_companions(
     """
     for rows, allowed, rng in zip(ranked, queries.allowed.cpu().numpy(), rngs, strict=True):
         kept = rows[: max(0, int(allowed.sum()) - number)]
-        others = np.setdiff1d(allowed.nonzero()[0], kept)
+        others = other_rows(allowed, kept)
         yield kept, rng.choice(others, number, replace=False).tolist() if kept else []
+
+
+def other_rows(allowed: np.ndarray, rows: Sequence[int]) -> np.ndarray:
+    """The rows that `allowed` [K] allows, ascending, without these."""
+    left = allowed.copy()
+    left[list(rows)] = False
+    return left.nonzero()[0]
 
 
 def _beam_search(
@@ -280,18 +294,38 @@ def _beam_search(
 
 def _cosines(queries: QueryBatch, pool: Pool) -> Tensor:
     """Of queries and rows, [B, K]."""
-    cosine_BK = normalize(queries.embeddings, dim=-1) @ normalize(pool.embeddings, dim=-1).T
+    vectors_Bd = normalize(queries.embeddings, dim=-1)
+    # No second copy of a large pool.
+    parts = torch.split(pool.embeddings, _TOGETHER)
+    cosine_BK = torch.cat([vectors_Bd @ normalize(part, dim=-1).T for part in parts], dim=1)
     if not cosine_BK.isfinite().all():
         raise InputError("similarity: embeddings with values that are not finite; embed again")
     return cosine_BK
 
 
-def _ranked(queries: QueryBatch, pool: Pool) -> tuple[Tensor, Tensor]:
-    """Cosines [B, K], highest first, -inf for rows that are not allowed; and their rows [B, K]."""
-    cosine_BK = _cosines(queries, pool)
-    allowed = queries.allowed.to(cosine_BK.device)
-    ranked = cosine_BK.masked_fill(~allowed, -math.inf).sort(dim=-1, descending=True, stable=True)
-    return ranked.values, ranked.indices
+def _ranked(queries: QueryBatch, pool: Pool, num: int) -> tuple[Tensor, Tensor]:
+    """The highest cosines, and their rows, [B, ≤ num] each: -inf after the last allowed row."""
+    cosines, rows = [], []
+    for some in _some_at_a_time(queries, pool):
+        cosine_BK = _cosines(some, pool)
+        allowed = some.allowed.to(cosine_BK.device)
+        found = highest(cosine_BK.masked_fill_(~allowed, -math.inf), num)
+        cosines.append(found[0])
+        rows.append(found[1])
+    return torch.cat(cosines), torch.cat(rows)
+
+
+def _some_at_a_time(queries: QueryBatch, pool: Pool) -> Iterator[QueryBatch]:
+    """The queries, as many together as their similarities to a large pool allow."""
+    size = max(1, _PAIRS // len(pool.embeddings))
+    for start in range(0, max(1, len(queries.examples)), size):
+        some = slice(start, start + size)
+        yield replace(
+            queries,
+            examples=queries.examples[some],
+            embeddings=queries.embeddings[some],
+            allowed=queries.allowed[some],
+        )
 
 
 def _cut(

@@ -14,13 +14,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from pointer_rl.types import Candidate, Outcome, Pointer, Policy, Pool, QueryBatch, Search
 from pointer_rl_standard.generators import (
     ProbeGenerator,
     Rngs,
     best_rows,
+    other_rows,
     rows_by_answer,
     with_companions,
 )
@@ -75,7 +74,7 @@ class FirstSuccess:
         for (rows, companions), best, mask, rng in zip(
             found, likeliest, queries.allowed, rngs, strict=True
         ):
-            others = np.setdiff1d(mask.cpu().numpy().nonzero()[0], [*rows, *companions])
+            others = other_rows(mask.cpu().numpy(), [*rows, *companions])
             nothing = (int(rng.choice(others)), *companions) if len(others) else None
             walks.append(_Walk(rows, companions, nothing, best, queries, self.options))
         return walks

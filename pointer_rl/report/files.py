@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pointer_rl.errors import InputError
 from pointer_rl.evaluate.evaluation import Evaluation
-from pointer_rl.files import check_writable, write_text
+from pointer_rl.files import AtomicFile, check_writable
 from pointer_rl.report.plot import check_drawable, draw
 
 
@@ -41,5 +41,7 @@ class ReportFiles:
         if self.plot is not None:
             draw(evaluation, self.plot)
         if self.output_path is not None:
-            write_text(self.output_path, evaluation.to_json())
+            with AtomicFile(self.output_path) as file:
+                for part in evaluation.parts_of_json():
+                    file.write(part.encode("utf-8", "backslashreplace"))
         return [path for path in (self.output_path, self.plot) if path is not None]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pointer_rl.selectors.checkpoints import load_selector, save_selector
-    from pointer_rl.selectors.decoding import beam_search, greedy, log_prob, sample
+    from pointer_rl.selectors.decoding import beam_search, greedy, highest, log_prob, sample
     from pointer_rl.selectors.options import PointerConfig, SequentialConfig
     from pointer_rl.selectors.pointer import PointerSelector, PointerState
     from pointer_rl.selectors.policy import SelectorPolicy
@@ -38,6 +38,7 @@ __all__ = [
     "beam_search",
     "create_selector",
     "greedy",
+    "highest",
     "initial_state",
     "load_selector",
     "log_prob",
@@ -55,6 +56,7 @@ _HOME = {
     "PointerState": "pointer",
     "beam_search": "decoding",
     "greedy": "decoding",
+    "highest": "decoding",
     "load_selector": "checkpoints",
     "log_prob": "decoding",
     "sample": "decoding",

@@ -218,20 +218,26 @@ def _log_distribution(logits_BNC: Tensor, temperature: float = 1.0, top_p: float
 
 
 def _best(scores_BNC: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `width` highest scores, stably: their scores, hypotheses and choices, [B, ≤ width] each.
+    """`highest` of all hypotheses: the scores, hypotheses and choices, [B, ≤ width] each."""
+    scores, index = highest(scores_BNC.flatten(1), width)
+    number = scores_BNC.shape[-1]
+    return scores, index.div(number, rounding_mode="floor"), index.remainder(number)
+
+
+def highest(scores_BX: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """The `number` highest scores and their indices, [B, ≤ number] each: of equals, the first.
 
     topk finds the lowest score that gets in. Which of its equals get in is decided here, in order.
     """
-    flat = scores_BNC.flatten(1)
-    width = min(width, flat.shape[1])
-    last = flat.topk(width).values[:, -1:]
-    above, equal = flat > last, flat == last
-    kept = above | (equal & (equal.cumsum(-1) <= width - above.sum(-1, keepdim=True)))
-    index = kept.nonzero()[:, 1].view(-1, width)
-    scores, order = flat.gather(1, index).sort(dim=-1, descending=True, stable=True)
-    index = index.gather(1, order)
-    number = scores_BNC.shape[-1]
-    return scores, index.div(number, rounding_mode="floor"), index.remainder(number)
+    number = min(number, scores_BX.shape[1])
+    last_B1 = scores_BX.topk(number).values[:, -1:]
+    kept = scores_BX >= last_B1
+    if int(kept.sum()) > number * len(kept):
+        equal, places_B1 = scores_BX == last_B1, number - (scores_BX > last_B1).sum(-1, True)
+        kept &= ~equal | (equal.cumsum(-1, dtype=torch.int32) <= places_B1)
+    index = kept.nonzero()[:, 1].view(-1, number)
+    scores, order = scores_BX.gather(1, index).sort(dim=-1, descending=True, stable=True)
+    return scores, index.gather(1, order)
 
 
 def _invert(cdf_BNC: Tensor, uniforms_BM: Tensor) -> Tensor:

@@ -30,10 +30,13 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, normalize
+from torch.utils.checkpoint import checkpoint
 
 from pointer_rl.selectors.options import PointerConfig
 from pointer_rl.selectors.selector import Selector, take_hypotheses
 
+_TOGETHER = 2**16
+"""Most rows of a pool that are encoded together."""
 FIRST_STOP = 0.05
 """Probability of an untrained selector to stop, at each step. Rare enough that nearly all samples
 show demonstrations, and frequent enough that some show none."""
@@ -139,9 +142,21 @@ class PointerSelector(Selector):
                 self.stop.bias.copy_(torch.tensor([config.temperature * math.log(odds), 0.0]))
 
     def encode_pool(self, pool: Tensor) -> PointerPool:
-        """Encode a pool [K, d] that all queries share, or a pool of each query [B, K, d]."""
+        """Encode a pool [K, d] that all queries share, or a pool of each query [B, K, d].
+
+        Of a large one, what the gradient needs is computed again, so that one copy is in memory.
+        """
         inputs = self.input_proj(pool)
-        return PointerPool(inputs, normalize(self.cand_proj(self.dropout(inputs)), dim=-1))
+        if len(inputs) <= _TOGETHER:
+            return PointerPool(inputs, self._unit_vectors(inputs))
+        parts = (
+            checkpoint(self._unit_vectors, part, use_reentrant=False)
+            for part in inputs.split(_TOGETHER)
+        )
+        return PointerPool(inputs, torch.cat(list(parts)))
+
+    def _unit_vectors(self, inputs: Tensor) -> Tensor:
+        return normalize(self.cand_proj(self.dropout(inputs)), dim=-1)
 
     def encode(
         self, query: Tensor, pool: PointerPool, allowed: Tensor | None = None

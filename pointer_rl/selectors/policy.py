@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,9 @@ from torch import Tensor
 from pointer_rl.selectors import decoding
 from pointer_rl.selectors.selector import EncodedPool, Selector, State, check_embeddings
 from pointer_rl.types import Decoded, Pool, QueryBatch
+
+_TOGETHER = 2**23
+"""Most queries times rows of the pool that are decoded together."""
 
 
 class SelectorPolicy:
@@ -34,7 +37,7 @@ class SelectorPolicy:
         if self._device.type == "mps":  # has no float64, which decoding sums in
             self._device = torch.device("cpu")
         self._selector = copy.deepcopy(selector).to(self._device).eval().requires_grad_(False)
-        self._encoded: tuple[tuple[Tensor, Tensor, Tensor], State] | None = None
+        self._encoded: tuple[tuple[Tensor, Tensor, Tensor], list[tuple[slice, State]]] | None = None
         self._pool: tuple[Tensor, EncodedPool] | None = None
 
     @property
@@ -78,14 +81,12 @@ class SelectorPolicy:
 
         Without `may_stop` all have `queries.shots` rows: stopping is not among the choices.
         """
-        found = decoding.beam_search(
-            self._selector,
-            self._encode(queries, pool),
-            shots=queries.shots,
-            width=width,
-            may_stop=may_stop,
+        return _joined(
+            decoding.beam_search(
+                self._selector, state, shots=queries.shots, width=width, may_stop=may_stop
+            )
+            for _, state in self._encode(queries, pool)
         )
-        return Decoded(found.rows.cpu(), found.logprobs.cpu())
 
     @torch.no_grad()
     def sample(
@@ -98,16 +99,18 @@ class SelectorPolicy:
         top_p: float = 1.0,
     ) -> Decoded:
         """Independent draws; query b's depend on its own logits and rngs[b] alone."""
-        drawn = decoding.sample(
-            self._selector,
-            self._encode(queries, pool),
-            shots=queries.shots,
-            num_samples=num_samples,
-            rngs=rngs,
-            temperature=temperature,
-            top_p=top_p,
+        return _joined(
+            decoding.sample(
+                self._selector,
+                state,
+                shots=queries.shots,
+                num_samples=num_samples,
+                rngs=rngs[some],
+                temperature=temperature,
+                top_p=top_p,
+            )
+            for some, state in self._encode(queries, pool)
         )
-        return Decoded(drawn.rows.cpu(), drawn.logprobs.cpu())
 
     @torch.no_grad()
     def log_prob(
@@ -119,25 +122,33 @@ class SelectorPolicy:
         top_p: float = 1.0,
     ) -> Tensor:
         """[B, N] log-probability of the pointers `rows` [B, N, S], padded with NO_ROW."""
-        return decoding.log_prob(
-            self._selector,
-            self._encode(queries, pool),
-            rows.to(self._device),
-            temperature=temperature,
-            top_p=top_p,
-        ).cpu()
+        found = [
+            decoding.log_prob(
+                self._selector,
+                state,
+                rows[some].to(self._device),
+                temperature=temperature,
+                top_p=top_p,
+            ).cpu()
+            for some, state in self._encode(queries, pool)
+        ]
+        return torch.cat(found)
 
-    def _encode(self, queries: QueryBatch, pool: Pool) -> State:
+    def _encode(self, queries: QueryBatch, pool: Pool) -> list[tuple[slice, State]]:
+        """The states of the queries, as many together as the logits of a large pool allow."""
         source = (queries.embeddings, pool.embeddings, queries.allowed)
         if self._encoded is None or any(
             new is not old for new, old in zip(source, self._encoded[0], strict=True)
         ):
-            state = self._selector.encode(
-                self._place(queries.embeddings, "query"),
-                self._encode_pool(pool.embeddings),
-                queries.allowed.to(self._device),
-            )
-            self._encoded = (source, state)
+            size = max(1, _TOGETHER // len(pool.embeddings))
+            encoded = self._encode_pool(pool.embeddings)
+            vectors = self._place(queries.embeddings, "query")
+            states = []
+            for start in range(0, max(1, len(vectors)), size):
+                some = slice(start, start + size)
+                allowed = queries.allowed[some].to(self._device)
+                states.append((some, self._selector.encode(vectors[some], encoded, allowed)))
+            self._encoded = (source, states)
         return self._encoded[1]
 
     def _encode_pool(self, embeddings: Tensor) -> EncodedPool:
@@ -149,3 +160,10 @@ class SelectorPolicy:
         placed = embeddings.to(self._device, self._selector.dtype)
         check_embeddings(placed, self.config.d_model, name)
         return placed
+
+
+def _joined(found: Iterable[Decoded]) -> Decoded:
+    """The queries' pointers, on the CPU."""
+    parts = list(found)
+    rows = torch.cat([each.rows.cpu() for each in parts])
+    return Decoded(rows, torch.cat([each.logprobs.cpu() for each in parts]))

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -168,16 +169,18 @@ class ResponseCache:
         They are added in one transaction: all of them or none.
         """
         now = _timestamp(time.time())
-        rows = [(key.hex(), now, *_encode(response), fingerprint) for key, response in responses]
+        # In the order of the keys: those on a page of the file are written to it together.
+        ordered = sorted(responses, key=itemgetter(0))
         with self._reporting_errors() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(
                 "INSERT OR IGNORE INTO backends (fingerprint) VALUES (?)", (fingerprint,)
             )
+            query = "SELECT id FROM backends WHERE fingerprint = ?"
+            (backend,) = connection.execute(query, (fingerprint,)).fetchone()
             connection.executemany(
-                "INSERT OR REPLACE INTO responses SELECT ?, id, ?, ?, ?, ?, ?, ? FROM backends"
-                " WHERE fingerprint = ?",
-                rows,
+                "INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [(key.hex(), backend, now, *_encode(response)) for key, response in ordered],
             )
 
     def summaries(self) -> list[BackendSummary]:
@@ -275,7 +278,7 @@ def _encode(response: Response) -> tuple[object, ...]:
     usage = response.usage
     return (
         None if response.text is None else _encode_text(response.text),
-        json.dumps(logprobs),
+        json.dumps(logprobs) if logprobs else "[]",
         *(usage.prompt_tokens, usage.generated_tokens, usage.images),
     )
 

@@ -214,7 +214,7 @@ class CandidateJob:
             ]
         rounds = _Rounds(
             [queries[index] for index in chosen],
-            allowed.numpy()[chosen],
+            [allowed[index].numpy() for index in chosen],  # views: of a large pool, no copy
             self.lengths,
             self.dedup,
             searches,
@@ -263,7 +263,7 @@ class _Rounds:
     def __init__(
         self,
         queries: Sequence[Example],
-        allowed: npt.NDArray[np.bool_],
+        allowed: Sequence[npt.NDArray[np.bool_]],
         shots: range,
         dedup: Dedup,
         searches: Sequence[_Running],

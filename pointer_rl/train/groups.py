@@ -12,7 +12,7 @@ group in it, S shots, K pool rows (M of a query's own pool), d embedding size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -28,6 +28,8 @@ from pointer_rl.types import NO_ROW
 SAMPLED = "sample"
 """The `gen_method` of pointers that a policy drew."""
 Rows = npt.NDArray[np.int32]
+_CREDITED_TOGETHER = 4096
+"""Queries whose candidates are compared at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,23 @@ class Batch:
     """Steps up to the last one that is credited for any candidate; at least 1"""
     padded: bool
     """Whether any pointer is shorter than S"""
+
+    def parts(self, logits: int) -> list[Batch]:
+        """The batch in parts of as many queries as have so many logits at a step; at least one."""
+        choices = len(self.pool) if self.own is None else self.own.shape[1]
+        size = max(1, logits // (choices * self.pointers.shape[1]))
+        if size >= len(self.queries):
+            return [self]
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        split = {
+            name: torch.split(value, size)
+            for name, value in values.items()
+            if isinstance(value, Tensor) and name != "pool"
+        }
+        return [
+            replace(self, **dict(zip(split, part, strict=True)))
+            for part in zip(*split.values(), strict=True)
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +160,7 @@ class Groups:
                 image or f"of query {id_}"
                 for image, id_ in zip(data.image_ids, data.ids, strict=True)
             ],
-            queries=data.query_embeddings.vectors[torch.from_numpy(data.query_rows)].float(),
+            queries=data.query_embeddings.take(data.query_rows.tolist()).float(),
             pool=data.candidate_embeddings.vectors.float(),
             offsets=data.offsets,
             pointers=pointers,
@@ -169,8 +188,13 @@ class Groups:
     @cached_property
     def credited(self) -> npt.NDArray[np.bool_]:
         """[C, S] the steps at which each candidate is trained."""
-        queries = np.arange(len(self)).repeat(np.diff(self.offsets))
-        return credited_steps(self.pointers, self.rewards, queries)
+        found = np.empty(self.pointers.shape, dtype=bool)
+        for start in range(0, len(self), _CREDITED_TOGETHER):
+            offsets = self.offsets[start : start + _CREDITED_TOGETHER + 1]
+            own = slice(offsets[0], offsets[-1])
+            queries = np.arange(len(offsets) - 1).repeat(np.diff(offsets))
+            found[own] = credited_steps(self.pointers[own], self.rewards[own], queries)
+        return found
 
     def trainable(self, include_zero_variance: bool) -> npt.NDArray[np.bool_]:
         """[Q] the groups to train on: all, or those that are not zero-variance."""

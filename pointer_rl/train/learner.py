@@ -14,8 +14,10 @@ selector that can stop, to stop.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -23,6 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from torch.utils.checkpoint import checkpoint
 
 from pointer_rl.selectors.decoding import logits_along, pick
 from pointer_rl.selectors.selector import EncodedPool, Selector, check_embeddings
@@ -34,6 +37,8 @@ Metrics = dict[str, float]
 SelectorT = TypeVar("SelectorT", bound=Selector)
 _GRADIENT_NORM = 1.0
 _WARMUP_STEPS = 50
+_LOGITS = 2**24
+"""Most logits of a step that are computed together; a larger batch is computed in parts."""
 
 
 def step_logprobs(
@@ -45,12 +50,10 @@ def step_logprobs(
     """For each step the log-probabilities of the choices along the batch's pointers.
 
     [B, 1, C] at the first step, which all candidates share, then [B, N, C]. `steps`: only the first
-    of them. `encoded`: the shared pool, if `selector` has encoded it already. A step that a pointer
-    does not take has probability 1 on its last choice; see `logits_along`.
+    of them. `encoded`: the batch's pool, if `selector` has encoded it already. A step that a
+    pointer does not take has probability 1 on its last choice; see `logits_along`.
     """
-    pool = encoded
-    if pool is None or batch.own is not None:
-        pool = selector.encode_pool(batch.pool)
+    pool = selector.encode_pool(batch.pool) if encoded is None else encoded
     if batch.own is not None:
         pool = pool.of(batch.own)
     state = selector.encode(batch.queries, pool, batch.allowed)
@@ -158,16 +161,21 @@ class Learner:
     ) -> Metrics:
         """One pass of reward-weighted cross-entropy over the training groups."""
         mean = _Mean()
-        for step, batch in enumerate(self._batches(rng), first_step):
-            steps = step_logprobs(self.selector, batch, self._depth(batch))
+
+        def compute(batch: Batch, pool: EncodedPool) -> tuple[Tensor, ...]:
+            steps = step_logprobs(self.selector, batch, self._depth(batch), pool)
             logprobs = pointer_logprobs(batch, steps, self._credited(batch))
             valid = batch.valid if self.config.grpo_on == "all" else batch.valid & ~batch.sampled
             rce = losses.rce_loss(logprobs, batch.rewards, valid, temperature)
             contrast = losses.contrast_loss(logprobs, batch.rewards, valid)
+            return rce, contrast, _entropy(steps[0])
+
+        for step, batch in enumerate(self._batches(rng), first_step):
+            rce, contrast, entropy = self._in_parts(batch, compute)
             self._step(optimizer, schedule(step), (rce + self.config.contrast * contrast).mean())
             mean.add("rce", rce)
             mean.add("contrast", contrast)
-            mean.add("entropy", _entropy(steps[0]))
+            mean.add("entropy", entropy)
         return mean.metrics()
 
     def grpo_epoch(
@@ -185,9 +193,10 @@ class Learner:
         """
         mean = _Mean()
         old_pool, reference_pool = self._encoded(old), self._encoded(reference)
-        for step, batch in enumerate(self._batches(rng), first_step):
+
+        def compute(batch: Batch, pool: EncodedPool) -> tuple[Tensor, ...]:
             valid, advantage = self._compared(batch)
-            steps = step_logprobs(self.selector, batch)
+            steps = step_logprobs(self.selector, batch, encoded=pool)
             credited = self._credited(batch)
             logprobs = pointer_logprobs(batch, steps, credited)
             with torch.no_grad():
@@ -200,16 +209,35 @@ class Learner:
                 logprobs, old_logprobs, advantage, valid, self.config.clip
             )
             kl = self._kl(batch, valid, steps, reference_steps)
-            loss = ppo + self.config.kl_beta * kl
-            self._step(optimizer, schedule(step), loss.mean())
-            count = valid.sum()
             ratio = (logprobs - old_logprobs).exp().where(valid, 0.0)
+            return ppo, kl, ratio, clipped, valid, _entropy(steps[0])
+
+        for step, batch in enumerate(self._batches(rng), first_step):
+            ppo, kl, ratio, clipped, valid, entropy = self._in_parts(batch, compute)
+            self._step(optimizer, schedule(step), (ppo + self.config.kl_beta * kl).mean())
+            count = valid.sum()
             mean.add("ppo", ppo)
             mean.add("kl", kl)
             mean.add("ratio", ratio, count)
             mean.add("clipped", clipped, count)
-            mean.add("entropy", _entropy(steps[0]))
+            mean.add("entropy", entropy)
         return mean.metrics()
+
+    def _in_parts(
+        self, batch: Batch, compute: Callable[[Batch, EncodedPool], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """What `compute` makes of a batch: tensors with a row for each query.
+
+        The logits of a large pool do not fit into memory for a whole batch. It is then computed in
+        parts, each of them a second time when its gradient is due.
+        """
+        pool = self.selector.encode_pool(batch.pool)
+        parts = batch.parts(_LOGITS)
+        if len(parts) == 1:
+            return compute(batch, pool)
+        again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        found = [again(compute, part, pool) for part in parts]
+        return tuple(torch.cat(each) for each in zip(*found, strict=True))
 
     def _credited(self, batch: Batch) -> Tensor | None:
         return None if self.config.all_steps else batch.credited
@@ -221,8 +249,8 @@ class Learner:
     @torch.no_grad()
     def _encoded(self, selector: Selector) -> EncodedPool | None:
         """The pool that all batches share, encoded by a policy that does not learn."""
-        if self.config.per_query_pool:
-            return None
+        if any(pool is not None for pool in self._groups.pools):
+            return None  # batches share none
         return selector.encode_pool(self._groups.pool.to(self.device))
 
     def _compared(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -259,7 +287,8 @@ class Learner:
         mean = _Mean()
         selector = selector or self.selector
         pool = self._encoded(selector)
-        for batch in self._groups.batches(self._held_out, self.config.batch_size, self.device):
+        batches = self._groups.batches(self._held_out, self.config.batch_size, self.device)
+        for batch in chain.from_iterable(each.parts(_LOGITS) for each in batches):
             steps = step_logprobs(selector, batch, self._depth(batch), pool)
             logprobs = pointer_logprobs(batch, steps, self._credited(batch))
             scored = (logprobs, batch.rewards, batch.valid)

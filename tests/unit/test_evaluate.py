@@ -520,7 +520,7 @@ def evaluation(measured=None, **fields):
             "settings": {"dataset": {"name": "small"}, "primary": "RL", "oracle": "the best of 6"},
             "query_ids": tuple(f"q{k}" for k in range(number)),
             "measured": tuple(measured),
-            "records": [{"pointer_candidates": []} for _ in range(number)],
+            "records": [b'{"pointer_candidates": []}'] * number,
             "conclusions": concluded(measured),
             "leakage": Leakage(0, 0, {}),
             "training_calls": {
