@@ -38,6 +38,8 @@ class TouchyOptions:
     """Time that a request takes."""
     needs: str = ""
     """A file without which the backend is not made."""
+    version: str = ""
+    """Names a file whose content is in the fingerprint."""
     answers: str = "yes,no"
     """One of these is drawn by a hash of the prompt."""
     sways: bool = False
@@ -53,6 +55,8 @@ class Touchy:
 
             raise InputError(f"{options.needs}: no such folder")
         self.fingerprint = "touchy"
+        if options.version:
+            self.fingerprint += Path(options.version).read_text()
         self.batch_invariant = not options.sways
         self._options = options
         self._answers = options.answers.split(",")
@@ -102,14 +106,14 @@ class ProcessFleet:
     """See `pointer_rl_ray.running.Fleet`. Workers are forks of this process."""
 
     def __init__(self, options: ProcessesOptions) -> None:
-        self._wanted = options.num_workers
+        self.options = options
         self._numbers = count(1)
         self._free = []
         self._busy = {}
         self.processes = {}
 
     def free(self):
-        while len(self._free) + len(self._busy) < self._wanted:
+        while len(self._free) + len(self._busy) < self.options.num_workers:
             number = next(self._numbers)
             context = multiprocessing.get_context("fork")
             ours, its = context.Pipe()
@@ -169,8 +173,12 @@ FLEETS = []
 
 
 def processes(options: ProcessesOptions) -> FleetExecutor:
-    FLEETS.append(ProcessFleet(options))
-    return FleetExecutor(FLEETS[-1])
+    """As Ray's, executors with the same options share their workers."""
+    fleet = next((each for each in FLEETS if each.options == options), None)
+    if fleet is None:
+        fleet = ProcessFleet(options)
+        FLEETS.append(fleet)
+    return FleetExecutor(fleet)
 
 
 def load() -> list[ProcessFleet]:

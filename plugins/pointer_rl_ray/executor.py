@@ -8,7 +8,6 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -42,9 +41,17 @@ class RayExecutor(FleetExecutor):
         super().__init__(_fleet(options))
 
 
-@cache
+_FLEETS: dict[RayOptions, RayFleet] = {}
+
+
 def _fleet(options: RayOptions) -> RayFleet:
-    return RayFleet(options)
+    """The fleet with these options. Others end their workers until they are used again."""
+    if options not in _FLEETS:
+        _FLEETS[options] = RayFleet(options)
+    for each in _FLEETS.values():
+        if each is not _FLEETS[options]:
+            each.abandon(each.workers)
+    return _FLEETS[options]
 
 
 class _Actor:
@@ -56,14 +63,15 @@ class _Actor:
         import ray
 
         os.environ.update(variables)
-        for file in plugin_files:
-            registry().load_file(file)
+        self._plugin_files = plugin_files
         self._worker = Worker(ray.get, says_where=says_where)
 
     def hello(self) -> tuple[str, str]:
         """Where this is, and the version of pointer-rl there."""
         import ray
 
+        for file in self._plugin_files:
+            registry().load_file(file)
         gpus = ray.get_gpu_ids()
         gpu = f", GPU {', '.join(map(str, gpus))}" if gpus else ""
         return f"{socket.gethostname()}{gpu}", version("pointer-rl")
@@ -96,8 +104,14 @@ class RayFleet:
         self._died_early = 0
         self._began = self._looked = time.monotonic()
         self._patience = 1.0
+        self._complained = False
 
     # --- the fleet ---
+
+    @property
+    def workers(self) -> Sequence[int]:
+        """All of them."""
+        return list(self._actors)
 
     def free(self) -> Sequence[int]:
         self._fill_up()
@@ -171,7 +185,7 @@ class RayFleet:
         worker = next(self._numbers)
         remote = self._ray.remote(
             num_gpus=self._gpus,
-            num_cpus=0 if self._gpus else 1,
+            num_cpus=0,  # `num_workers` decides, not the cores
             max_restarts=0,
             scheduling_strategy="SPREAD",
         )(_Actor)
@@ -201,20 +215,18 @@ class RayFleet:
 
     def _note_early_death(self, error: Exception) -> None:
         self._died_early += 1
-        if self._died_early == _DEATHS:
+        if self._died_early >= _DEATHS and not self._where.keys() & self._actors.keys():
             raise InputError(f"no worker starts: {first_line(error)}")
 
     def _complain(self) -> None:
         """Say it if no worker can start."""
-        if not self._where and self._began and time.monotonic() - self._began > _LONG:
-            self._began = 0.0
-            each = f"{self._gpus:g} GPUs" if self._gpus else "1 CPU"
-            has = self._ray.cluster_resources()
+        late = time.monotonic() - self._began > _LONG
+        if self._gpus and late and not self._where and not self._complained:
+            self._complained = True
             log.warning(
-                "no worker has started yet: each needs %s, and the cluster has %g GPUs and %g CPUs",
-                each,
-                has.get("GPU", 0),
-                has.get("CPU", 0),
+                "no worker has started yet: each needs %g GPUs, and there are %g in all",
+                self._gpus,
+                self._cluster_gpus(),
             )
 
     def _cluster_gpus(self) -> float:
@@ -235,7 +247,6 @@ def _start(options: RayOptions) -> Any:
     if options.address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         here = {
-            "num_cpus": max(os.cpu_count() or 1, options.num_workers or 1),
             "include_dashboard": options.dashboard,
             "dashboard_host": "127.0.0.1",
             "_node_ip_address": "127.0.0.1",
@@ -243,6 +254,10 @@ def _start(options: RayOptions) -> Any:
     import ray
 
     if ray.is_initialized():
+        if options.address is not None:
+            raise InputError(
+                f"address={options.address}: Ray runs in this process already; leave it away"
+            )
         return ray
     try:
         ray.init(

@@ -35,10 +35,16 @@ class ImageWanted:
 
 
 @dataclass(frozen=True)
+class Started:
+    """The job and its backend are there, and the window begins. There is nothing to answer."""
+
+
+@dataclass(frozen=True)
 class Alone:
     """A request is asked alone now, and may kill the worker. There is nothing to answer."""
 
-    key: bytes
+    key: bytes | None
+    """None: the last one has been answered."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Failed:
     error: BaseException
 
 
-Wanted = ResponsesWanted | ImageWanted | Alone
+Wanted = ResponsesWanted | ImageWanted | Started | Alone
 
 
 @dataclass(frozen=True)

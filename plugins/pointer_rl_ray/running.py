@@ -20,13 +20,23 @@ from pointer_rl.session.observer import Observer
 from pointer_rl.session.session import PluginRef, Session
 from pointer_rl.session.windows import windows_of
 from pointer_rl.types import Count, Job, Request, Usage, VQABackend, Window
-from pointer_rl_ray.line import Alone, Done, Failed, ImageWanted, Report, ResponsesWanted
+from pointer_rl_ray.line import (
+    Alone,
+    Done,
+    Failed,
+    ImageWanted,
+    Report,
+    ResponsesWanted,
+    Started,
+)
 from pointer_rl_ray.schedule import Schedule, Task
 from pointer_rl_ray.sharing import Packed, Packer
 from pointer_rl_ray.worker import Ask, Described, Order
 
 log = logging.getLogger(__name__)
 
+_JOBS = count()
+"""Numbers of jobs, also of those of other executors: a worker keeps the last one by its number."""
 _TOGETHER = 512
 """Requests that go to a worker together where there are no windows."""
 _WAIT = 1.0
@@ -67,18 +77,20 @@ class FleetExecutor:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._packer = Packer(fleet.put)
-        self._jobs = count()
 
     def run(
         self, job: Job | Ask, windows: Iterable[Window]
     ) -> Iterator[tuple[Window, Mapping[int, Any]]]:
         """See `pointer_rl.types.Executor`. A window's responses are kept before it is yielded."""
         session: Session | None = getattr(job, "session", None)
-        number, parcel = next(self._jobs), self._packer.pack(job)
+        number, parcel = next(_JOBS), self._packer.pack(job)
         keeps = session is not None and session.cache is not None
+        fingerprint = job.fingerprint if isinstance(job, Ask) else ""
+        if session is not None:
+            fingerprint = session.backend.fingerprint
 
         def call(task: Task) -> tuple[Any, ...]:
-            order = Order(number, parcel, task.part, keeps, task.alone, task.given_up)
+            order = Order(number, parcel, task.part, fingerprint, keeps, task.alone, task.given_up)
             return ("run", order)
 
         return _Run(self._fleet, Schedule(windows), call, session).results()
@@ -104,7 +116,7 @@ class FarBackend:
         self.chosen = described.chosen
         self.window = described.window
         self._executor = executor
-        self._backend = backend
+        self._backend = PluginRef(backend.name, {**backend.options, **described.chosen})
         # It is a priced or counting backend if that of the workers is one.
         if "cost" in described.methods:
             self.cost: Callable[[Usage], float | None] = self._caller("cost")
@@ -113,8 +125,10 @@ class FarBackend:
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
         """See `pointer_rl.types.VQABackend`."""
-        job = Ask(self._backend, requests)
-        for _, results in self._executor.run(job, windows_of(range(len(requests)), _TOGETHER)):
+        job = Ask(self._backend, self.fingerprint, requests)
+        # Where batches decide about digits, they are those of one process.
+        together = _TOGETHER if self.batch_invariant else max(1, len(requests))
+        for _, results in self._executor.run(job, windows_of(range(len(requests)), together)):
             yield from results.items()
 
     def _caller(self, method: str) -> Callable[..., Any]:
@@ -143,15 +157,13 @@ class _Run:
 
     def results(self) -> Iterator[tuple[Window, Any]]:
         """Each window with the result of its call, in any order."""
-        interrupted = False
+        interrupted = said = False
 
         def interrupt() -> None:
             nonlocal interrupted
+            if self._session is None:  # loading, say: there is nothing to be kept
+                raise KeyboardInterrupt
             interrupted = self._schedule.stopped = True
-            if self._tasks:
-                self._observer.say(
-                    f"finishing what is under way on {len(self._tasks)} workers; Ctrl-C again stops"
-                )
 
         try:
             with _first_interrupt(interrupt):
@@ -159,6 +171,10 @@ class _Run:
                     self._hand_out()
                     if self._schedule.over:
                         break
+                    if interrupted and not said:  # here: the handler may interrupt a write
+                        said = True
+                        number = _counted(len(self._tasks), "window")
+                        self._observer.say(f"finishing {number} under way; Ctrl-C again stops")
                     for worker, report in self._fleet.wait(_WAIT):
                         yield from self._heed(worker, report)
             if interrupted:
@@ -173,14 +189,12 @@ class _Run:
             if task is None:
                 break
             self._tasks[worker] = task
+            task.started = False
             self._tallies.setdefault(worker, _Tally()).begin()
             self._fleet.call(worker, *self._call(task))
         died = sum(tally.died for tally in self._tallies.values())
         number = len(self._tallies) - died
-        self._observer.workers(
-            f"{number} {'worker' if number == 1 else 'workers'}"
-            + (f", {died} died" if died else "")
-        )
+        self._observer.workers(_counted(number, "worker") + (f", {died} died" if died else ""))
 
     def _heed(self, worker: int, report: Report | None) -> Iterator[tuple[Window, Any]]:
         task = self._tasks.get(worker)
@@ -210,6 +224,8 @@ class _Run:
         elif what is None:
             self._fleet.call(worker, "go_on")
         else:
+            if isinstance(what, Started):
+                task.started = True
             if isinstance(what, Alone):
                 task.asking = what.key
             self._fleet.call(worker, "answer", self._answer(what))
@@ -229,7 +245,7 @@ class _Run:
         for logger, level, message in report.logged:
             logging.getLogger(logger).log(level, "%s: %s", self._fleet.name(worker), message)
 
-    def _answer(self, wanted: ResponsesWanted | ImageWanted | Alone) -> Any:
+    def _answer(self, wanted: ResponsesWanted | ImageWanted | Alone | Started) -> Any:
         if isinstance(wanted, ResponsesWanted):
             assert self._session is not None
             cache = self._session.cache
@@ -271,6 +287,10 @@ class _Tally:
         rate = f", {self.trials / self.seconds:.1f}/s" if self.trials and self.seconds else ""
         died = ", died" if self.died else ""
         return f"{self.windows:,} windows, {self.trials:,} trials{rate}{died}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from pointer_rl.types import Window
 
 PATIENCE = 2
 """Workers that may die of the same thing before it is blamed."""
+_EARLY = 20
+"""Workers that may die, one after the other, before they begin with what they are given."""
 _DEATHS = 6
 """Workers that may die of a query before they ask anything."""
 
@@ -25,6 +27,8 @@ class Task:
     """The same queries, of which these are still to be done."""
     deaths: int = 0
     """Workers that died while they ran it, over no request that is known."""
+    started: bool = False
+    """Whether the worker that has it now has begun: before, it is not to blame for a death."""
     alone: bool = False
     """Whether its requests are asked one by one, to find the one that kills."""
     asking: bytes | None = None
@@ -56,6 +60,7 @@ class Schedule:
         self._parts: dict[Window, int] = {}
         """Parts that are to come of each window that is under way."""
         self._records: dict[Window, dict[int, Any]] = {}
+        self._early = 0
         self.stopped = False
         """Whether no further window is started."""
 
@@ -77,6 +82,7 @@ class Schedule:
 
     def done(self, task: Task, records: Mapping[int, Any]) -> Mapping[int, Any] | None:
         """The records of the whole window, once its last part is done."""
+        self._early = 0
         known = self._records.setdefault(task.window, {})
         known.update(records)
         self._parts[task.window] -= 1
@@ -93,7 +99,15 @@ class Schedule:
             gone = task.killed[task.asking] >= PATIENCE
             task.asking = None
             self._again.append(task)
-            return "a trial that killed two workers is given up" if gone else "are asked again"
+            done = "is given up" if gone else "is asked again"
+            return f"a trial that was asked alone {done}"
+        if not task.started:
+            self._early += 1
+            if self._early >= _EARLY:
+                raise InputError(f"{self._early} workers died before they began with a window")
+            self._again.append(task)
+            return "go to another worker"
+        self._early = 0
         task.deaths += 1
         if task.deaths >= _DEATHS:
             raise InputError(

@@ -9,17 +9,22 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pointer_rl.datasets.images import ImageFile, ImageLimits
-from pointer_rl.errors import PluginError, first_line
+from pointer_rl.errors import InputError, PluginError, first_line
 from pointer_rl.types import Dataset, Example, Pool
 from pointer_rl_ray.line import ImageWanted, line
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_NUMBERS = count()
+"""Numbers of shared objects, also of those of other packers: a worker keeps them by number."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Packer:
         """put: stores an object and returns a reference to it."""
         self._put = put
         self._numbers: dict[int, int] = {}
-        self._kept: list[tuple[object, Any, set[int]]] = []
+        self._kept: dict[int, tuple[object, Any, set[int]]] = {}
         """Every shared object, so that no other has its id, its reference and what it shares."""
         self._datasets: list[tuple[int, Dataset]] = []
 
@@ -86,8 +91,8 @@ class Packer:
         if number is None:
             pickler = _Pickler(self, apart_from=obj)
             packed = self._put(pickler.pack(obj))
-            number = self._numbers[id(obj)] = len(self._kept)
-            self._kept.append((obj, packed, pickler.used))
+            number = self._numbers[id(obj)] = next(_NUMBERS)
+            self._kept[number] = (obj, packed, pickler.used)
             if isinstance(obj, Dataset):
                 self._datasets.append((number, obj))
         return number
@@ -163,11 +168,11 @@ class SentFile(ImageFile):
 
     def read(self) -> bytes:
         """The file's content. Raises InputError if it can be read neither here nor there."""
-        if os.path.exists(self._path):
+        try:
             return ImageFile(self._path, self.limits).read()
-        data = line().ask(ImageWanted(self.name, self.limits))
-        assert isinstance(data, bytes)
-        return data
+        except InputError:
+            data: bytes = line().ask(ImageWanted(self.name, self.limits))
+            return data
 
 
 class Unpacker:

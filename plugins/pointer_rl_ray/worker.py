@@ -30,7 +30,7 @@ from pointer_rl.types import (
     VQABackend,
     Window,
 )
-from pointer_rl_ray.line import Alone, Done, Failed, Report, ResponsesWanted, line
+from pointer_rl_ray.line import Alone, Done, Failed, Report, ResponsesWanted, Started, line
 from pointer_rl_ray.sharing import Packed, Parcel, Unpacker
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Ask:
     """A job for the backend alone: the record of a query is the result of the request there."""
 
     backend: PluginRef
+    fingerprint: str
     requests: Sequence[Request]
 
 
@@ -71,6 +72,8 @@ class Order:
     """Jobs are counted; a worker keeps the last one."""
     parcel: Parcel
     window: Window
+    fingerprint: str
+    """That of the backend, which has to be the same on all machines; empty without one."""
     keeps: bool
     """Whether there is a response cache."""
     alone: bool = False
@@ -126,14 +129,22 @@ class Worker:
 
     def backend(self, backend: PluginRef) -> Guarded:
         """The backend, loaded if another was before. Raises InputError, saying where."""
-        if self._loaded is None or self._loaded[0] != backend:
-            self._loaded = None  # two may not fit
+        if self._loaded is None or not self._is_loaded(backend):
+            self._loaded = self._job = line().counted = None  # two may not fit
             try:
                 made = registry().create("backend", backend.name, backend.options)
             except InputError as error:
                 raise InputError(f"{self._where}{error}") from error
-            self._loaded = (backend, Guarded(made, self))
+            options = {**backend.options, **getattr(made, "chosen", {})}
+            self._loaded = (type(backend)(backend.name, options), Guarded(made, self))
         return self._loaded[1]
+
+    def _is_loaded(self, backend: PluginRef) -> bool:
+        """Whether it is the loaded one: options that this one chose need not be given."""
+        assert self._loaded is not None
+        loaded, guarded = self._loaded
+        chosen = getattr(guarded.made, "chosen", {})
+        return loaded == type(backend)(backend.name, {**chosen, **backend.options})
 
     # --- in the thread ---
 
@@ -172,11 +183,23 @@ class Worker:
             job = self._unpacker.unpack(order.parcel)
             if hasattr(job, "session"):
                 self._take_over(job.session, keeps=order.keeps)
+            if isinstance(job, Ask):
+                self.backend(job.backend)
+            self._check(order.fingerprint)
             self._job = (order.job, job)
         job = self._job[1]
+        line().ask(Started())
         if isinstance(job, Ask):
             return self._answer(job, order.window)
         return job.run(order.window)
+
+    def _check(self, fingerprint: str) -> None:
+        """Raise InputError if the backend is another one than that of the run."""
+        if fingerprint and self._loaded and self._loaded[1].fingerprint != fingerprint:
+            raise InputError(
+                f"{self._where}the backend is {self._loaded[1].fingerprint}, and that of the run "
+                f"{fingerprint}: all machines need the same model and versions"
+            )
 
     def _answer(self, job: Ask, window: Window) -> dict[int, Result]:
         requests = [job.requests[index] for index in window.todo]
@@ -212,6 +235,7 @@ class Guarded:
                 continue
             line().ask(Alone(key))
             yield from ((index, result) for _, result in self.made.run([request]))
+        line().ask(Alone(None))
 
 
 class _Here(InProcess):

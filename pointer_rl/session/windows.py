@@ -9,7 +9,8 @@ the queries alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +133,7 @@ def run_windows(
     *,
     queries: range | None = None,
     budget: Budget | None = None,
-) -> Iterator[Mapping[int, dict[str, Any]]]:
+) -> Generator[Mapping[int, dict[str, Any]], None, None]:
     """Run these queries (default: all in the journal) that are not done, in windows of `size`.
 
     Without a journal, none is done, and `queries` must be given. Yields the records of each window,
@@ -145,12 +146,18 @@ def run_windows(
         assert queries is not None
         wanted = windows_of(queries, size)
     budget = budget or Budget()
-    for window, records in session.executor.run(job, budget.admit(wanted)):
-        if journal is not None:
-            journal.append(records)
-        budget.release(window)
-        session.observer.finish(len(records))
-        yield records
+    results = session.executor.run(job, budget.admit(wanted))
+    try:
+        for window, records in results:
+            if journal is not None:
+                journal.append(records)
+            budget.release(window)
+            session.observer.finish(len(records))
+            yield records
+    finally:
+        # At once, whoever holds on to this generator: workers must not go on with the windows.
+        if (close := getattr(results, "close", None)) is not None:
+            close()
 
 
 def affordable(journal: Journal, trials: int, most: int) -> Iterator[range]:
@@ -217,11 +224,12 @@ def complete(
     counted = np.zeros(len(journal.ids), dtype=bool)
     for wave in waves or [range(len(journal.ids))]:
         run = run_windows(job, size, session, journal, queries=wave, budget=budget)
-        for records in run:
-            for record in records.values():
-                summary.add(record)
-            counted[list(records)] = True
-            yield
+        with closing(run):
+            for records in run:
+                for record in records.values():
+                    summary.add(record)
+                counted[list(records)] = True
+                yield
     for record in journal.records(~counted):
         summary.add(record)
     summary.unchanged = not journal.changed

@@ -10,6 +10,7 @@ number of workers run at once on few cores, and with windows that are empty.
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import resource
 import time
@@ -121,4 +122,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    import bench_ray  # workers cannot import `Sleep` from `__main__`
+
+    os.environ["PYTHONPATH"] = os.path.dirname(__file__)
+    bench_ray.main()

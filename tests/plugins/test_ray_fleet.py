@@ -166,6 +166,46 @@ def test_a_trial_that_kills_its_worker_fails_alone(world, tmp_path):
     assert heard.fleet.endswith(f", {len(heard.said)} died")
 
 
+def test_runs_that_share_workers_keep_apart(world, tmp_path, fleets):
+    """Sessions of one process: other seeds, and another number of demonstrations."""
+    for seed, shots in ((0, 2), (1, 2), (2, 1)):
+        for name, executor in (("a", "in-process"), ("b", "processes")):
+            output = tmp_path / f"{name}{seed}.json"
+            generate(world, output, executor, seed=seed, shots=shots, workers=1)
+        made = [(tmp_path / f"{name}{seed}.json").read_bytes() for name in "ab"]
+        assert made[0] == made[1]
+    assert len(fleets) == 1
+
+
+def test_workers_that_died_while_idle_are_no_fault_of_a_window(world, tmp_path, fleets):
+    heard = Heard()
+    for number in range(2):
+        generate(world, tmp_path / f"{number}.json", seed=number, observer=heard)
+        for process, _ in fleets[0].processes.values():
+            process.kill()
+            process.join()
+    generate(world, tmp_path / "2.json", seed=2, observer=heard)
+    assert all(each.endswith("go to another worker") for each in heard.said)
+
+
+def test_a_worker_with_another_model_ends_the_run(world, tmp_path, fleets):
+    version = tmp_path / "version"
+    version.write_text("1")
+
+    def change():
+        version.write_text("2")
+        for process, _ in fleets[0].processes.values():
+            process.kill()
+
+    with pytest.raises(InputError, match="the backend is touchy2, and that of the run touchy1"):
+        generate(
+            world,
+            tmp_path / "a.json",
+            observer=Heard(at_finish=change),
+            backend={"version": version, "seconds": 0.01},
+        )
+
+
 def test_a_backend_that_cannot_be_made_is_one_line(world, tmp_path):
     with pytest.raises(InputError, match="nowhere: no such folder"):
         generate(world, tmp_path / "a.json", backend={"needs": tmp_path / "nowhere"})

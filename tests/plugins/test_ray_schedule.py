@@ -48,7 +48,7 @@ def play(schedule, deadly, deaths_before_asking=0):
         task = schedule.next()
         if task is None:
             continue
-        found, died = {}, False
+        found, died, task.started = {}, False, True
         for index in task.part.todo:
             key = b"%d" % index
             if task.alone and key in task.given_up:
@@ -88,12 +88,25 @@ def test_two_deaths_are_no_proof():
     schedule = Schedule(windows_of(range(1), 1))
     task = schedule.next()
     for _ in range(2):
+        task.started = True
         schedule.lost(task)
         task = schedule.next()
     assert task.alone
     task.asking = b"0"
     schedule.lost(task)
     assert not schedule.next().given_up
+
+
+def test_deaths_before_a_window_begins_are_not_its_own():
+    schedule = Schedule(windows_of(range(4), 4))
+    task = schedule.next()
+    for _ in range(19):
+        task.started = False
+        schedule.lost(task)
+        assert schedule.next() is task
+    assert not task.deaths
+    with pytest.raises(InputError, match="20 workers died before they began"):
+        schedule.lost(task)
 
 
 def test_workers_that_die_before_they_ask_anything_end_the_run():
