@@ -90,6 +90,7 @@ class ProcessesOptions:
 
 def _serve(pipe, others) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for each in others:
         each.close()  # so that workers end with the process that leads
     for each in vars(Session).values():

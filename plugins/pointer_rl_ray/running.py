@@ -214,7 +214,8 @@ class _Run:
             del self._tasks[worker]
             tally = self._tallies[worker]
             tally.end()
-            log.info("%s: %s in %.1f s", self._fleet.name(worker), task, tally.last)
+            if self._session is not None:
+                log.info("%s: %s in %.1f s", self._fleet.name(worker), task, tally.last)
             records = self._schedule.done(task, what.result)
             if records is not None:
                 yield task.window, records
@@ -258,6 +259,8 @@ class _Run:
         return None
 
     def _sum_up(self) -> None:
+        if self._session is None:
+            return
         for worker, tally in sorted(self._tallies.items()):
             log.info("%s: %s", self._fleet.name(worker), tally)
 

@@ -43,7 +43,7 @@ class Task:
 
     def __str__(self) -> str:
         queries, todo = self.window.queries, len(self.part.todo)
-        part = "" if todo == len(self.window.todo) else f", {todo} of them"
+        part = "" if todo == len(self.window.todo) else f" ({todo} of them)"
         return f"queries {queries.start + 1:,} to {queries.stop:,}{part}"
 
 
@@ -99,8 +99,9 @@ class Schedule:
             gone = task.killed[task.asking] >= PATIENCE
             task.asking = None
             self._again.append(task)
-            done = "is given up" if gone else "is asked again"
-            return f"a trial that was asked alone {done}"
+            if gone:
+                return "have a trial that killed two workers, and is given up"
+            return "have a trial that killed its worker, and is asked again"
         if not task.started:
             self._early += 1
             if self._early >= _EARLY:
