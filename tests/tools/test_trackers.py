@@ -15,6 +15,7 @@ from training_worlds import class_groups
 from pointer_rl.datasets.embeddings import save_embeddings
 from pointer_rl.errors import InputError
 from pointer_rl.session.observer import Observer
+from pointer_rl.train import trackers
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.run import Output, TrainRun, run_training
 from pointer_rl.train.trackers import PROJECT
