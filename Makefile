@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-# With a GPU, pip takes torch's own choice of build; without one, the CPU build that the
-# constraints name (the other has gigabytes of CUDA that could not be used).
+# With a GPU, pip chooses the versions; without one, they are those that the tests were run with.
+# The package index decides whether that is a CPU or a CUDA build of torch: constraints.txt does not.
 CONSTRAINTS := $(shell nvidia-smi >/dev/null 2>&1 || echo -c constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 

@@ -11,7 +11,7 @@ from myst_parser.parsers.sphinx_ import MystParser
 from sphinx.application import Sphinx
 
 project = "pointer-rl"
-author = "the pointer-rl maintainers"
+author = "pointer-rl contributors"
 version = release = version_of("pointer-rl")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]

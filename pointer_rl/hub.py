@@ -70,9 +70,11 @@ def _one_line(what: str) -> Iterator[None]:
     # What its HTTP client raises is that client's, which differs between versions.
     except Exception as error:
         reason = _reason(error)
-        if token := get_token():  # a server may send it back
-            reason = reason.replace(token, "(token)")
-        raise InputError(f"{what}: {reason}") from error
+        cause: Exception | None = error
+        token = get_token()
+        if token and token in f"{reason} {error}":  # a server may send it back
+            reason, cause = reason.replace(token, "(token)"), None
+        raise InputError(f"{what}: {reason}") from cause
 
 
 def _reason(error: Exception) -> str:

@@ -188,7 +188,7 @@ LOG_TO = click.option(
     "--log-to",
     type=click.Choice(get_args(TrackerName)),
     multiple=True,
-    help="Show the metrics of a training there, too (repeatable).",
+    help="Also show the metrics in TensorBoard or Trackio (repeatable).",
 )
 SCORE_ANSWERS = click.option(
     "--score-answers",

@@ -69,7 +69,6 @@ def _policies(
     multiple=True,
     type=NamedBundle(),
     callback=_policies,
-    metavar="NAME=FOLDER_OR_CKPT",
     help="A policy bundle (also hub:OWNER/NAME) or selector checkpoint, and what to call it "
     "(repeatable).",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from pointer_rl.cli.common import FILE, GuideCommand, number_option, plugin_options, with_options
 from pointer_rl.cli.output import echo, note
@@ -17,16 +18,21 @@ from pointer_rl.cli.tables import counted, format_bytes
     "--to",
     type=click.Choice(["inspect", "hub"]),
     required=True,
-    help="inspect: logs of Inspect, of RL data or an evaluation. hub: a folder for the Hugging "
-    "Face Hub, of RL data or beam data.",
+    help="inspect: Inspect logs, from RL data or an evaluation. hub: a folder for the Hugging Face "
+    "Hub, from RL data or beam data.",
 )
-@click.option("--output-path", required=True, type=FILE, help="The folder to write into.")
+@click.option(
+    "--output-path",
+    required=True,
+    type=FILE,
+    help="The folder to write into; for RL data also an .eval file.",
+)
 @number_option(
     "--image-side",
     192,
     minimum=0,
-    help="inspect: largest width and height of images, in pixels; 0 leaves them out. The hub gets "
-    "them as they are.",
+    help="inspect: largest width and height of images, in pixels; 0 leaves them out. `--to hub` "
+    "writes them as they are.",
 )
 @with_options(
     [
@@ -56,6 +62,12 @@ def export(
     """
     from pointer_rl.options import parse_assignments
 
+    source = click.get_current_context().get_parameter_source
+    for name in ("image_side", "prompt", "prompt_opt"):
+        if to == "hub" and source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} is for --to inspect alone; leave it out"
+            )
     dataset_options = parse_assignments(dataset_opt, "--dataset-opt")
     if to == "inspect":
         from pointer_rl.export.inspect_logs import InspectOptions, write_inspect_logs
@@ -83,6 +95,9 @@ def export(
     counts = [counted(written.records.queries, "query", "queries")]
     counts += [f"{number:,} examples in {name}" for name, number in written.examples.items()]
     if written.unreadable:
-        number = counted(written.unreadable, "image")
-        note(f"pointer-rl: {number} cannot be read and left out; validate the dataset's files")
+        number = counted(written.unreadable, "example")
+        note(
+            f"pointer-rl: {number} without an image, which cannot be read; validate the dataset's "
+            "files"
+        )
     echo(f"wrote {output_path}: {', '.join(counts)}")

@@ -135,14 +135,14 @@ BUNDLE = BundlePath(path_type=Path)
 class NamedBundle(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
     """NAME=BUNDLE."""
 
-    name = "name=file"
+    name = "name=bundle"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, Path]:
         name, equals, path = value.partition("=")
         if not (name and equals and path):
-            self.fail(f"{value}: write NAME=FOLDER_OR_CKPT", param, ctx)
+            self.fail(f"{value}: write NAME=BUNDLE", param, ctx)
         return name, BUNDLE.convert(path, param, ctx)
 
 

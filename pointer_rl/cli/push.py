@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from pointer_rl.cli.common import FILE, GuideCommand
-from pointer_rl.cli.output import echo
+from pointer_rl.cli.output import echo, note
 
 
 @click.command(cls=GuideCommand)
@@ -26,12 +26,15 @@ def push(repository: str, folder: Path) -> None:
     from pointer_rl.selectors.bundle import BUNDLE_FILES, check_bundle, is_bundle, seed_folders
 
     if not re.fullmatch(REPOSITORY, repository):
-        raise InputError(f"{repository}: no repository; write OWNER/NAME")
+        raise InputError(f"{repository!r} is not the name of a repository; write OWNER/NAME")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     if is_bundle(folder) or seed_folders(folder):
         if check_bundle(folder).info.evaluation is None:
-            echo("pointer-rl: not measured, says its card (evaluate --record)", err=True)
+            note(
+                "pointer-rl: this policy was never evaluated; evaluate --record adds the result to "
+                "its card"
+            )
         echo(f"wrote {upload(repository, folder, 'model', BUNDLE_FILES)}")
         echo(f"its name in commands is hub:{repository}")
         return

@@ -12,6 +12,7 @@ of a row group show is in it once, in Parquet's dictionary.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,15 @@ _FEATURES = datasets.Features(
 """The columns of an example."""
 _MEMBERS = {"beams": "beams", "candidates": "pointer_candidates"}
 """Name of the records' table → the column of what was proposed."""
-_SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
+_SIZES = {
+    1_000: "n<1K",
+    10_000: "1K<n<10K",
+    100_000: "10K<n<100K",
+    1_000_000: "100K<n<1M",
+    10_000_000: "1M<n<10M",
+    100_000_000: "10M<n<100M",
+}
+"""The Hub's size categories, each with the number of rows below which it holds."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +91,10 @@ def write_dataset_folder(
     """Write RL data or beam data, with the images of its dataset, into a folder for the Hub.
 
     `dataset` and `dataset_options` are as in `recorded_dataset`. With `overwrite`, what an earlier
-    call wrote into the folder is replaced. Raises InputError for another file, for a dataset that
-    is unknown or another one, and for a folder that has a card or cannot be written.
+    call wrote into the folder is replaced, once the ids and the records are checked; its card, too,
+    with what was filled in. Raises InputError for another file, for a dataset that is unknown or
+    another one, for a folder that cannot be written, and for one that has a card or tables, or with
+    `overwrite` tables that no export wrote.
     """
     kind = kind_of(path)
     if kind not in ("rl", "beams"):
@@ -92,22 +103,37 @@ def write_dataset_folder(
     card = folder / CARD
     with locked(card):
         check_writable(card, overwrite=overwrite)
-        for old in (card, *folder.glob("queries/*.parquet"), *folder.glob("pool/*.parquet")):
-            old.unlink(missing_ok=True)
-        name = "beams" if kind == "beams" else "candidates"
-        converted = convert_file(path, folder / f"{name}.parquet", overwrite=True)
+        old = _old_tables(folder, overwrite)
+        queries = list(_queries(path, opened))  # their ids are checked before anything is replaced
+        records = folder / ("beams.parquet" if kind == "beams" else "candidates.parquet")
+        converted = convert_file(path, records, overwrite=True)
+        card.unlink(missing_ok=True)
         tables = {"pool": _Table(folder / "pool")}
         tables["pool"].write(opened.pool)
         if opened.pool is not opened.queries:
             tables["queries"] = _Table(folder / "queries")
-            tables["queries"].write(_queries(path, opened))
-        write_text(card, _card(folder / f"{name}.parquet", opened, converted, tables))
+            tables["queries"].write(queries)
+        for each in old.difference([records], *(table.files for table in tables.values())):
+            each.unlink()
+        write_text(card, _card(records, opened, converted, tables))
     return DatasetFolder(
         folder,
         converted,
         {key: each.examples for key, each in tables.items()},
         sum(each.unreadable for each in tables.values()),
     )
+
+
+def _old_tables(folder: Path, overwrite: bool) -> set[Path]:
+    """The tables in the folder. Raises InputError for one that may not be replaced."""
+    old = {each for name in _MEMBERS if (each := folder / f"{name}.parquet").exists()}
+    examples = {*folder.glob("queries/*.parquet"), *folder.glob("pool/*.parquet")}
+    for path in sorted(old | examples):
+        if not overwrite:
+            raise InputError(f"{path}: exists; remove it, or give --overwrite")
+        if path in examples and not re.fullmatch("[0-9]{5}", path.stem):
+            raise InputError(f"{path}: no export wrote it, and it would be read as one; move it")
+    return old | examples
 
 
 def _queries(path: Path, dataset: Dataset) -> Iterator[Example]:
@@ -131,6 +157,7 @@ class _Table:
         self._folder = folder
         self.examples = self.bytes = self.unreadable = 0
         self.has_image_ids = True
+        self.files: list[Path] = []
 
     def write(self, examples: Iterable[Example]) -> None:
         """Write the files."""
@@ -144,6 +171,7 @@ class _Table:
                     group = next(groups, [])
                     if file.tell() > _FILE_BYTES:
                         break
+            self.files.append(path)
             number += 1
 
     def _add(self, path: Path, writer: Any, group: list[dict[str, Any]]) -> None:
@@ -246,7 +274,9 @@ def _card(
         pretty_name=f"pointer-rl {name}: {dataset.name}",
         task_categories=["visual-question-answering"],
         tags=["pointer-rl", "in-context-learning", "reinforcement-learning"],
-        size_categories=[next((s for n, s in _SIZES.items() if converted.queries < n), "n>1M")],
+        size_categories=[
+            next((s for n, s in _SIZES.items() if converted.queries < n), "100M<n<1B")
+        ],
         configs=configs,
     )
     infos.to_dataset_card_data(data)

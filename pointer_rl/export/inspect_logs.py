@@ -123,6 +123,8 @@ def write_inspect_logs(
             target = output_path
             if output_path.suffix != ".eval":
                 target = output_path / f"{_name(path, arm)}.eval"
+            if any(target == log.path for log in logs.values()):
+                raise InputError(f"{path}: two arms would have the log {target.name}; rename one")
             stack.enter_context(locked(target))
             check_writable(target, overwrite=options.overwrite)
             logs[arm] = stack.enter_context(_Log(target, about, arm))
@@ -172,6 +174,7 @@ class _About:
             return cls(path, read_meta(path) or {}, {})
         found = {each.key: each.value for each in stream_members(path) if each.key != "records"}
         try:
+            settings = dict(found["settings"].items())
             rows = {(str(row["arm"]), int(row["shots"])): row for row in found["rows"]}
             asked = [
                 (arm, int(shots))
@@ -179,7 +182,7 @@ class _About:
                 for arm, shown in arms.items()
                 if any(shown)  # a vote asks nothing
             ]
-            return cls(path, found["settings"], rows, str(found["verdict"]), asked)
+            return cls(path, settings, rows, str(found["verdict"]), asked)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: a damaged evaluation; write it again") from error
 
@@ -292,7 +295,10 @@ def _prompt_builder(about: _About, options: InspectOptions) -> PromptBuilder:
     name, values = options.prompt, dict(options.prompt_options)
     if name is None:
         recorded = about.described("prompt")
-        name, values = recorded.get("name"), {**(recorded.get("options") or {}), **values}
+        options_then = recorded.get("options") or {}
+        if not isinstance(options_then, dict):
+            raise InputError(f"{about.path}: the options of its prompt builder are damaged")
+        name, values = recorded.get("name"), {**options_then, **values}
     if not isinstance(name, str):
         raise InputError(f"{about.path} does not name its prompt builder: give --prompt")
     made: PromptBuilder = registry().create("prompt", name, values)
@@ -315,7 +321,7 @@ class _Log:
         self._file = AtomicFile(path)
         self._zip = zipfile.ZipFile(self._file.file, "w")
         self._summaries = tempfile.TemporaryFile()  # noqa: SIM115  # see __exit__
-        self._metric = str(about.described("metric").get("name") or "metric")
+        self._metric = _text(str(about.described("metric").get("name") or "metric"))
         self._judged: list[tuple[str, str, dict[str, float]]] = []
         """Of each judged sample its query, its method, and its scores as numbers."""
         self._samples = self._failed = self._queries = 0

@@ -310,16 +310,18 @@ def pull_bundle(repository: str) -> Path:
     """
     match = re.fullmatch(f"({REPOSITORY})(?:@(.+))?", repository)
     if match is None:
-        raise InputError(f"{repository}: no repository; write OWNER/NAME or OWNER/NAME@REVISION")
+        raise InputError(
+            f"{repository!r} is not the name of a repository; write OWNER/NAME or "
+            "OWNER/NAME@REVISION"
+        )
     folder = download(match[1], match[2], BUNDLE_FILES)
     if not is_bundle(folder):
         raise InputError(f"{repository}: not a policy bundle (no {_DOCUMENT})")
     try:
         check_bundle(folder)
     except InputError as error:
-        raise InputError(
-            f"{repository}: {error}; delete {folder.parents[1]} to download it again"
-        ) from error
+        again = f"delete {folder.parents[1]} to download it again"
+        raise InputError(f"{repository}: {error}".replace(_AGAIN, again)) from error
     return folder
 
 
@@ -398,5 +400,9 @@ def _info(document: Mapping[str, Any], path: Path) -> BundleInfo:
     )
 
 
+_AGAIN = "copy or train it again"
+"""What to do with a damaged bundle that is not the Hub's."""
+
+
 def _damaged(folder: Path, what: str) -> InputError:
-    return InputError(f"{folder}: a damaged policy bundle ({what}); copy or train it again")
+    return InputError(f"{folder}: a damaged policy bundle ({what}); {_AGAIN}")

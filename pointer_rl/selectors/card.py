@@ -156,10 +156,11 @@ def _limits(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
 
 def _origin(document: Mapping[str, Any]) -> dict[str, Any]:
     data, pool = document.get("data"), document["pool"]
+    calls = document["training"].get("calls")
     return {
         "dataset": _name(document["dataset"]),
         "queries": document["queries"]["number"],
-        "calls": document["training"].get("calls") or "unknown",
+        "calls": "unknown" if calls is None else calls,
         "data": data and f"{data['name']} (SHA-256 {data['sha256']})",
         "encoder": document["encoder"]["fingerprint"] or "unknown",
         "pool": f"{pool['size']:,} examples (SHA-256 of their ids {pool['sha256']})",

@@ -160,6 +160,6 @@ def open_trackers(
         for name in dict.fromkeys(names):
             made = attempt(name, partial(_TRACKERS[name], folder, options, not log))
             trackers[name] = made
-            stack.callback(made.close)
+            stack.callback(attempt, name, made.close)
         update()
         yield update

@@ -385,7 +385,7 @@ def test_a_finished_evaluation_says_so_and_asks_nothing(evaluate, world, backend
         (("--shots", "two"), ("--shots 1,2,4 or --shots 1..4",)),
         (("--shots", "3..1"), ("no range",)),
         (("--shots", "8"), ("7", "8 shots")),
-        (("--policy", "nothing"), ("NAME=FOLDER_OR_CKPT",)),
+        (("--policy", "nothing"), ("NAME=BUNDLE",)),
         (("--policy", "RL=x"), ("RL", "given twice")),
         (("--policy", "oracle=policy"), ("'oracle'", "another arm's")),
         (("--policy", "vote RL=policy"), ("'vote RL'",)),

@@ -26,6 +26,15 @@ def test_a_folder_for_the_hub_is_what_the_commands_read(world, cli):
     assert "README.md: exists; remove it, or give --overwrite" in line
 
 
+@pytest.mark.parametrize("option", ["--image-side=5", "--prompt=nonsense", "--prompt-opt=a=b"])
+def test_options_of_the_other_target_are_refused(world, cli, option):
+    folder = world.folder / "out"
+    done = cli("export", str(world.data), "--to", "hub", "--output-path", str(folder), option)
+    assert done.exit_code == 2
+    assert "is for --to inspect alone" in done.output
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize(
     ("to", "package", "said"),
     [

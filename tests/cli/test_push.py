@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import traceback
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fake_hub import LARGE, TOKEN, Repository
 import pointer_rl
 from pointer_rl.datasets.embeddings import save_embeddings
 from pointer_rl.errors import InputError
+from pointer_rl.hub import upload
 from pointer_rl.selectors import PointerConfig, PointerSelector
 from pointer_rl.selectors.bundle import (
     BUNDLE_FILES,
@@ -151,7 +153,17 @@ def test_a_file_that_was_tampered_with_is_refused(hub, policy, cli, name):
         data[-2] ^= 1
     assert data != repository.files[name]
     repository.commit({**repository.files, name: bytes(data)})
-    refused(NAME, "damaged", name)
+    said = refused(NAME, "damaged", name, "models--me--policy to download it again")
+    assert "copy or train" not in said
+
+
+def test_a_bundle_of_a_newer_version_is_not_called_damaged(hub, policy):
+    text = (policy / "bundle.json").read_text()
+    newer = text.replace('"bundle_version": 1', '"bundle_version": 99')
+    assert newer != text
+    repository = hub.repositories[f"models/{NAME}"] = Repository(private=False)
+    repository.commit({**contents(policy), "bundle.json": newer.encode()})
+    assert refused(NAME, "version 99").endswith("upgrade pointer-rl")
 
 
 def test_a_card_may_be_edited_and_foreign_files_are_not_downloaded(hub, policy, cli, tmp_path):
@@ -173,8 +185,10 @@ def test_what_is_no_bundle_or_damaged_is_neither_pushed_nor_pulled(hub, policy, 
     (policy / "bundle.json").unlink()
     one_line(cli("push", NAME, str(policy)), "neither a policy bundle nor Parquet files")
     one_line(cli("push", NAME, str(tmp_path / "none")), "none: no such folder")
-    one_line(cli("push", "policy", str(policy)), "policy: no repository")
-    one_line(cli("push", f"{NAME}@v1", str(policy)), "no repository; write OWNER/NAME")
+    one_line(cli("push", "policy", str(policy)), "'policy' is not the name of a repository; write")
+    one_line(
+        cli("push", f"{NAME}@v1", str(policy)), "is not the name of a repository; write OWNER/NAME"
+    )
     assert hub.seen == []
     repository = hub.repositories[f"models/{NAME}"] = Repository(private=False)
     repository.commit({"weights.bin": b"w"})
@@ -203,6 +217,9 @@ def test_a_server_that_repeats_the_token_does_not_get_it_printed(hub, policy, cl
     result = cli("push", NAME, str(policy))
     one_line(result, NAME, "(403)" if status == 403 else "denied to Bearer (token)")
     assert TOKEN not in result.output
+    with pytest.raises(InputError) as caught:
+        upload(NAME, policy, "model", BUNDLE_FILES)
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
     assert TOKEN not in refused(NAME)
 
 

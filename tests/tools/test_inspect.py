@@ -176,6 +176,38 @@ def test_an_evaluation_has_a_log_for_each_arm_that_asked(evaluation, tmp_path):
         write_inspect_logs(evaluation, tmp_path / "one.eval")
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"settings": []}, "a damaged evaluation"),
+        ({"prompt": {"name": "chat", "options": "text"}}, "options of its prompt builder"),
+    ],
+)
+def test_damaged_settings_are_one_line(evaluation, tmp_path, changes, said):
+    content = json.loads(evaluation.read_text())
+    (content if "settings" in changes else content["settings"]).update(changes)
+    evaluation.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=said):
+        write_inspect_logs(evaluation, tmp_path / "logs")
+
+
+def test_a_metrics_name_may_be_no_unicode(evaluation, tmp_path):
+    content = json.loads(evaluation.read_text())
+    content["settings"]["metric"] = {"name": "a\ud800"}
+    evaluation.write_text(json.dumps(content))
+    first, _ = write_inspect_logs(evaluation, tmp_path / "logs")
+    assert read(first).results.scores[0].scorer == "a\\ud800"
+
+
+def test_arms_with_one_name_for_their_logs_are_refused(evaluation, tmp_path):
+    content = json.loads(evaluation.read_text())
+    arms = content["pointers"]["2"]
+    arms["first-one"] = arms["first one"]
+    evaluation.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"the log result-first-one-2-shots\.eval; rename one"):
+        write_inspect_logs(evaluation, tmp_path / "logs")
+
+
 def test_ids_and_texts_that_no_file_can_have(tmp_path):
     rl_data = write_world(tmp_path, queries=8)
     content = json.loads(rl_data.read_text())

@@ -15,6 +15,7 @@ from training_worlds import class_groups
 from pointer_rl.datasets.embeddings import save_embeddings
 from pointer_rl.errors import InputError
 from pointer_rl.session.observer import Observer
+from pointer_rl.train import trackers
 from pointer_rl.train.config import TrainConfig
 from pointer_rl.train.run import Output, TrainRun, run_training
 from pointer_rl.train.trackers import PROJECT
@@ -212,3 +213,22 @@ def test_a_log_that_cannot_be_written_ends_the_run_in_a_line_and_costs_nothing(
         run_training(run)
     assert os.linesep not in str(raised.value)
     run_training(replace(run, output=replace(run.output, log_to=())))
+
+
+def test_a_log_that_cannot_be_closed_is_a_line(tmp_path, monkeypatch):
+    class Full(trackers.Trackio):
+        def __init__(self, *_args: object) -> None:
+            pass
+
+        def write(self, _log: object) -> None:
+            pass
+
+        def close(self) -> None:
+            raise OSError("disk full")
+
+    monkeypatch.setitem(trackers._TRACKERS, "trackio", Full)
+    with (
+        pytest.raises(InputError, match="^--log-to trackio: disk full"),
+        trackers.open_trackers(["trackio"], tmp_path, {}, []),
+    ):
+        pass

@@ -187,6 +187,46 @@ def test_an_earlier_export_is_replaced_as_a_whole_if_that_is_wanted(rl_data, tmp
     assert (folder / "notes.txt").exists()
 
 
+@pytest.mark.parametrize("foreign", ["pool/embeddings.parquet", "candidates.parquet"])
+def test_what_others_wrote_is_not_replaced(rl_data, tmp_path, foreign):
+    path = tmp_path / "hub" / foreign
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"\.parquet: exists; remove it, or give --overwrite"):
+        write_dataset_folder(rl_data, tmp_path / "hub")
+    if foreign.startswith("pool"):
+        with pytest.raises(InputError, match=r"embeddings\.parquet: no export wrote it"):
+            write_dataset_folder(rl_data, tmp_path / "hub", overwrite=True)
+    assert path.read_bytes() == b"mine"
+    assert [each for each in (tmp_path / "hub").rglob("*.*") if each.is_file()] == [path]
+
+
+def test_beams_replace_rl_data(rl_data, tmp_path):
+    write_dataset_folder(rl_data, tmp_path / "hub")
+    content = json.loads(rl_data.read_text())
+    beams = {
+        key: {"query": each["query"], "beams": [{"pointer": [1, 2], "score": -1.0}]}
+        for key, each in content.items()
+        if key != "_meta"
+    }
+    path = tmp_path / "beams.json"
+    path.write_text(json.dumps({"_meta": content["_meta"], **beams}))
+    write_dataset_folder(path, tmp_path / "hub", overwrite=True)
+    assert [each.name for each in (tmp_path / "hub").glob("*.parquet")] == ["beams.parquet"]
+
+
+def test_an_export_that_fails_leaves_the_earlier_one(rl_data, tmp_path):
+    folder = tmp_path / "hub"
+    write_dataset_folder(with_own_pool(rl_data), folder)
+    before = {each: each.read_bytes() for each in folder.rglob("*") if each.is_file()}
+    content = json.loads(rl_data.read_text())
+    content["unknown"] = content["q1"]
+    rl_data.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="has no query 'unknown'"):
+        write_dataset_folder(rl_data, folder, overwrite=True)
+    assert {each: each.read_bytes() for each in folder.rglob("*") if each.is_file()} == before
+
+
 def test_another_dataset_is_one_line_and_leaves_no_card(rl_data, tmp_path):
     with_own_pool(rl_data)
     other = {"path": str(tmp_path / "pool.jsonl"), "pool": str(tmp_path / "data.jsonl")}
