@@ -228,7 +228,7 @@ def test_a_log_that_cannot_be_closed_is_a_line(tmp_path, monkeypatch):
 
     monkeypatch.setitem(trackers._TRACKERS, "trackio", Full)
     with (
-        pytest.raises(InputError, match="^--log-to trackio: disk full"),
+        pytest.raises(InputError, match=r"^--log-to trackio: disk full"),
         trackers.open_trackers(["trackio"], tmp_path, {}, []),
     ):
         pass
