@@ -123,7 +123,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def registry(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plugin alone."""
     only = Registry([EntryPoint("slow", "slow_embedding", "pointer_rl")])
-    monkeypatch.setattr("pointer_rl.registry.registry", lambda: only)
+    for module in ("pointer_rl.registry", "pointer_rl.session.session"):
+        monkeypatch.setattr(f"{module}.registry", lambda: only)
 
 
 def run(*arguments: object) -> Result:

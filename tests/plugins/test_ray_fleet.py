@@ -237,6 +237,15 @@ def test_a_missing_image_fails_as_in_one_process(tmp_path):
     assert records(tmp_path / "a.json") == records(tmp_path / "b.json")
 
 
+@pytest.fixture
+def ctrl_c():
+    """Heeded, also where the suite runs in the background of a script."""
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, usual)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_the_first_interrupt_finishes_what_is_under_way(world, tmp_path):
     heard = Heard(at_finish=interrupt)
     options = {"backend": {"seconds": 0.01, "log": tmp_path / "log"}}
@@ -253,6 +262,7 @@ def test_the_first_interrupt_finishes_what_is_under_way(world, tmp_path):
     assert records(tmp_path / "a.json") == records(tmp_path / "b.json")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_the_second_interrupt_stops(world, tmp_path):
     heard = Heard(at_finish=interrupt, at_say=interrupt)
     log = tmp_path / "log"

@@ -83,6 +83,7 @@ def make_job(number=7, backend=None, generators=None, **options):
         backend=backend,
         metric=EqualMetric(),
         observer=Observer(),
+        executor=InProcess(),
         judge=lambda score_answers: Judge(
             prompt=PlainPrompt(), backend=backend, metric=EqualMetric()
         ),
@@ -103,9 +104,7 @@ def make_job(number=7, backend=None, generators=None, **options):
 def run(job, window=128, budget=None):
     records = {}
     number = len(job.queries)
-    for found in run_windows(
-        job, window, InProcess(), job.session, queries=range(number), budget=budget
-    ):
+    for found in run_windows(job, window, job.session, queries=range(number), budget=budget):
         records.update(found)
     return records
 

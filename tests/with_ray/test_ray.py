@@ -92,6 +92,7 @@ def test_two_workers_write_the_bytes_of_one_process(world, tmp_path):
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
+@pytest.mark.slow  # other tests on this machine may have Ray listen elsewhere
 def test_only_loopback_is_used(world, tmp_path):
     process = subprocess.Popen(command(world, tmp_path / "a.json", "--no-store", *here(1)))
     seen = set()
