@@ -515,13 +515,12 @@ class Executor(Protocol):
 
 @runtime_checkable
 class LoadingExecutor(Executor, Protocol):
-    """An executor whose workers load the backend, so that the process that leads does not."""
+    """An executor whose workers load the backend, in place of the process of the command."""
 
     def load(self, backend: str, options: Mapping[str, object]) -> VQABackend:
-        """The backend of this name, with these options, as it is asked from here.
+        """A proxy of the backend with this name and options, loaded by the workers.
 
-        `window` of what is returned, if it is there, is how many queries a worker should be asked
-        together.
+        It may have an attribute `window`: the default number of queries to ask together.
         """
         ...
 

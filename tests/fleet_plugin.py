@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -19,11 +21,25 @@ from itertools import count
 from multiprocessing.connection import wait
 from pathlib import Path
 
+import PIL.Image
+
 from pointer_rl.hookspecs import hookimpl
 from pointer_rl.session.session import Session
 from pointer_rl.types import BackendError, Response
 from pointer_rl_ray.running import FleetExecutor
 from pointer_rl_ray.worker import Worker
+
+
+def make_world(folder: Path, number: int) -> Path:
+    """Write a jsonl dataset of so many queries, each with an image of its own."""
+    rows = []
+    for index in range(number):
+        PIL.Image.new("RGB", (4, 4), (index, 0, 0)).save(folder / f"{index}.png")
+        answers = ["yes" if index % 2 else "no"] * 10
+        row = {"id": f"e{index}", "image": f"{index}.png", "question": f"q{index}?"}
+        rows.append(json.dumps({**row, "answers": answers}) + "\n")
+    (folder / "data.jsonl").write_text("".join(rows))
+    return folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +48,8 @@ class TouchyOptions:
 
     deadly: str = ""
     """A question with this in it kills the process."""
+    warn: str = ""
+    """A question with this in it is warned of."""
     log: str = ""
     """A file to which each question is appended when it is asked."""
     seconds: float = 0.0
@@ -68,6 +86,8 @@ class Touchy:
             if self._options.log:
                 with open(self._options.log, "a") as file:
                     file.write(f"{hashlib.sha256(text.encode()).hexdigest()} {question}\n")
+            if self._options.warn and self._options.warn in question:
+                logging.getLogger("pointer_rl.touchy").warning("%s is odd", question)
             if self._options.deadly and self._options.deadly in question:
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(self._options.seconds)
@@ -92,7 +112,7 @@ def _serve(pipe, others) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for each in others:
-        each.close()  # so that workers end with the process that leads
+        each.close()  # so that workers end with the driver
     for each in vars(Session).values():
         if isinstance(each, cached_property):  # the fork may have happened while it was computed
             each.lock = threading.RLock()

@@ -13,9 +13,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from pointer_rl.errors import InputError, PluginError, first_line
+from pointer_rl.errors import InputError, MissingExtraError, PluginError, first_line
 from pointer_rl.registry import registry
-from pointer_rl_ray.line import Report
+from pointer_rl_ray.channel import Report
 from pointer_rl_ray.options import RayOptions
 from pointer_rl_ray.running import FleetExecutor
 from pointer_rl_ray.sharing import Packed
@@ -34,7 +34,7 @@ _DEATHS = 3
 
 
 class RayExecutor(FleetExecutor):
-    """Runs windows on Ray. All executors of a process with the same options share their workers."""
+    """Runs windows on Ray. Executors of a process that have the same options share workers."""
 
     def __init__(self, options: RayOptions) -> None:
         """Starts or joins Ray. Raises InputError if that fails or if there is no GPU."""
@@ -45,7 +45,7 @@ _FLEETS: dict[RayOptions, RayFleet] = {}
 
 
 def _fleet(options: RayOptions) -> RayFleet:
-    """The fleet with these options. Others end their workers until they are used again."""
+    """The fleet with these options. Workers of other fleets are killed until they are needed."""
     if options not in _FLEETS:
         _FLEETS[options] = RayFleet(options)
     for each in _FLEETS.values():
@@ -67,7 +67,7 @@ class _Actor:
         self._worker = Worker(ray.get, says_where=says_where)
 
     def hello(self) -> tuple[str, str]:
-        """Where this is, and the version of pointer-rl there."""
+        """Host and GPU of this worker, and its version of pointer-rl."""
         import ray
 
         for file in self._plugin_files:
@@ -100,7 +100,7 @@ class RayFleet:
         """The worker of each call that is under way, by the reference to its result."""
         self._free: list[int] = []
         self._where: dict[int, str] = {}
-        """Where each worker is that could be called once."""
+        """Host and GPU of each worker that has started."""
         self._died_early = 0
         self._began = self._looked = time.monotonic()
         self._patience = 1.0
@@ -168,7 +168,7 @@ class RayFleet:
     # --- who is there ---
 
     def _fill_up(self) -> None:
-        """Start workers for those that died, and for GPUs that are new."""
+        """Replace dead workers, and add workers for new GPUs."""
         wanted = self._options.num_workers
         if wanted is None:
             now = time.monotonic()
@@ -178,7 +178,7 @@ class RayFleet:
             wanted = max(1, int(self._cluster_gpus() / self._gpus))
         while len(self._actors) < wanted:
             self._start_worker()
-        # Together they should not say more than some hundred times a second that they go on.
+        # At most about a hundred reports a second that a task is still running.
         self._patience = max(1.0, len(self._actors) / 100)
 
     def _start_worker(self) -> None:
@@ -219,7 +219,7 @@ class RayFleet:
             raise InputError(f"no worker starts: {first_line(error)}")
 
     def _complain(self) -> None:
-        """Say it if no worker can start."""
+        """Warn if no worker could start for a while."""
         late = time.monotonic() - self._began > _LONG
         if self._gpus and late and not self._where and not self._complained:
             self._complained = True
@@ -266,7 +266,9 @@ def _start(options: RayOptions) -> Any:
             logging_level=logging.ERROR,
             **here,
         )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except Exception as error:  # Ray raises bare ones
+        if options.dashboard:
+            raise MissingExtraError("ray", "the dashboard", "ray[default]") from error
         where = "Ray does not start" if options.address is None else f"no Ray at {options.address}"
         raise InputError(f"{where}: {first_line(error)}") from error
     return ray

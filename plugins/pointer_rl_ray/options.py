@@ -15,9 +15,9 @@ class RayOptions:
     """The cluster to join: `auto`, or the HOST:PORT of its head. By default Ray starts on this
     machine, on loopback, and ends with the run."""
     num_workers: int | None = None
-    """Workers. By default one for each share of the GPUs, also of nodes that join later."""
+    """Number of workers. By default, as many as the GPUs allow, including nodes that join later."""
     gpus_per_worker: float | None = None
-    """GPUs that a worker has: 1 by default, or none with `num_workers` where there is no GPU."""
+    """GPUs of a worker: 1 by default, or 0 where there is no GPU."""
     dashboard: bool = False
     """Start Ray's dashboard too, on loopback; only where Ray is started here."""
 

@@ -1,4 +1,4 @@
-"""Runs windows on a fleet of workers, whatever these are: Ray's actors, or a test's processes."""
+"""Runs windows on a fleet of workers: Ray actors or, in tests, plain processes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pointer_rl.session.observer import Observer
 from pointer_rl.session.session import PluginRef, Session
 from pointer_rl.session.windows import windows_of
 from pointer_rl.types import Count, Job, Request, Usage, VQABackend, Window
-from pointer_rl_ray.line import (
-    Alone,
+from pointer_rl_ray.channel import (
+    AskedAlone,
     Done,
     Failed,
     ImageWanted,
@@ -36,38 +36,38 @@ from pointer_rl_ray.worker import Ask, Described, Order
 log = logging.getLogger(__name__)
 
 _JOBS = count()
-"""Numbers of jobs, also of those of other executors: a worker keeps the last one by its number."""
+"""Job numbers, unique in this process: executors may share workers, which cache jobs by number."""
 _TOGETHER = 512
-"""Requests that go to a worker together where there are no windows."""
+"""Requests per task of `RemoteBackend.run`."""
 _WAIT = 1.0
 """Seconds to wait for a report before looking for new workers."""
 
 
 class Fleet(Protocol):
-    """Workers that come and go. At most one call of each is under way."""
+    """Workers, which may die and be replaced. At most one call of each is under way."""
 
     def free(self) -> Sequence[int]:
-        """The workers that wait for a call."""
+        """Idle workers."""
         ...
 
     def call(self, worker: int, method: str, *args: Any) -> None:
-        """Call a method of a `Worker`, whose `patience` the fleet adds."""
+        """Start a call of a `Worker` method. The fleet adds the `patience` argument."""
         ...
 
     def wait(self, seconds: float) -> Iterable[tuple[int, Report | None]]:
-        """The reports that come within so many seconds; None from a worker that died."""
+        """Yield the reports that arrive, waiting at most so long; None for a worker that died."""
         ...
 
     def put(self, packed: Packed) -> Any:
-        """Keep something where every worker finds it. Returns the reference."""
+        """Store an object for all workers and return a reference to it."""
         ...
 
     def name(self, worker: int) -> str:
-        """What to call a worker: its number, and where it is."""
+        """The worker's number and host, for messages."""
         ...
 
     def abandon(self, workers: Iterable[int]) -> None:
-        """End these workers, whatever they do. Others take their place when they are needed."""
+        """Kill these workers. They are replaced when workers are needed again."""
         ...
 
 
@@ -81,7 +81,7 @@ class FleetExecutor:
     def run(
         self, job: Job | Ask, windows: Iterable[Window]
     ) -> Iterator[tuple[Window, Mapping[int, Any]]]:
-        """See `pointer_rl.types.Executor`. A window's responses are kept before it is yielded."""
+        """See `pointer_rl.types.Executor`. Responses are cached before their window is yielded."""
         session: Session | None = getattr(job, "session", None)
         number, parcel = next(_JOBS), self._packer.pack(job)
         keeps = session is not None and session.cache is not None
@@ -96,19 +96,19 @@ class FleetExecutor:
         return _Run(self._fleet, Schedule(windows), call, session).results()
 
     def load(self, backend: str, options: Mapping[str, object]) -> VQABackend:
-        """The workers' backend, as it is asked from here. One worker loads it at once."""
+        """A proxy of the workers' backend. One worker loads it now, others when needed."""
         ref = PluginRef(backend, options)
-        return FarBackend(self, ref, self.ask("load", ref))
+        return RemoteBackend(self, ref, self.ask("load", ref))
 
     def ask(self, *call: Any) -> Any:
-        """What a method of a `Worker` returns with these arguments, from any of them."""
+        """Call a `Worker` method on any worker and return its value."""
         one = Schedule([Window(range(1), (0,))])
         [(_, results)] = _Run(self._fleet, one, lambda task: call).results()
         return results[0]
 
 
-class FarBackend:
-    """The backend that workers loaded; see `pointer_rl.types.VQABackend`."""
+class RemoteBackend:
+    """Proxy of the backend that the workers loaded; see `pointer_rl.types.VQABackend`."""
 
     def __init__(self, executor: FleetExecutor, backend: PluginRef, described: Described) -> None:
         self.fingerprint = described.fingerprint
@@ -117,7 +117,7 @@ class FarBackend:
         self.window = described.window
         self._executor = executor
         self._backend = PluginRef(backend.name, {**backend.options, **described.chosen})
-        # It is a priced or counting backend if that of the workers is one.
+        # So that it is a `PricedBackend` or `CountingBackend` exactly if the workers' backend is.
         if "cost" in described.methods:
             self.cost: Callable[[Usage], float | None] = self._caller("cost")
         if "count" in described.methods:
@@ -126,7 +126,7 @@ class FarBackend:
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
         """See `pointer_rl.types.VQABackend`."""
         job = Ask(self._backend, self.fingerprint, requests)
-        # Where batches decide about digits, they are those of one process.
+        # If digits depend on the batch, all requests form one task, as in one process.
         together = _TOGETHER if self.batch_invariant else max(1, len(requests))
         for _, results in self._executor.run(job, windows_of(range(len(requests)), together)):
             yield from results.items()
@@ -136,7 +136,7 @@ class FarBackend:
 
 
 class _Run:
-    """One call of an executor."""
+    """One call of `FleetExecutor.run` or `ask`."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class _Run:
         call: Callable[[Task], tuple[Any, ...]],
         session: Session | None = None,
     ) -> None:
-        """call: how a worker is called for a task."""
+        """call: returns the worker method and arguments that run a task."""
         self._fleet = fleet
         self._schedule = schedule
         self._call = call
@@ -161,7 +161,7 @@ class _Run:
 
         def interrupt() -> None:
             nonlocal interrupted
-            if self._session is None:  # loading, say: there is nothing to be kept
+            if self._session is None:  # such as loading: there is nothing to finish
                 raise KeyboardInterrupt
             interrupted = self._schedule.stopped = True
 
@@ -171,17 +171,17 @@ class _Run:
                     self._hand_out()
                     if self._schedule.over:
                         break
-                    if interrupted and not said:  # here: the handler may interrupt a write
+                    if interrupted and not said:  # not in the handler, which may interrupt a print
                         said = True
                         number = _counted(len(self._tasks), "window")
                         self._observer.say(f"finishing {number} under way; Ctrl-C again stops")
                     for worker, report in self._fleet.wait(_WAIT):
-                        yield from self._heed(worker, report)
+                        yield from self._handle(worker, report)
             if interrupted:
                 raise KeyboardInterrupt
         finally:
             self._fleet.abandon(list(self._tasks))
-            self._sum_up()
+            self._log_totals()
 
     def _hand_out(self) -> None:
         for worker in self._fleet.free():
@@ -196,26 +196,25 @@ class _Run:
         number = len(self._tallies) - died
         self._observer.workers(_counted(number, "worker") + (f", {died} died" if died else ""))
 
-    def _heed(self, worker: int, report: Report | None) -> Iterator[tuple[Window, Any]]:
+    def _handle(self, worker: int, report: Report | None) -> Iterator[tuple[Window, Any]]:
         task = self._tasks.get(worker)
-        if task is None:  # it died while it had nothing to do
+        if task is None:  # the worker died while idle
             return
         if report is None:
             del self._tasks[worker]
             self._tallies[worker].died = True
             now = self._schedule.lost(task)
             said = f"{self._fleet.name(worker)} died: {task} {now}"
-            # Where there is no session, the worker was loading, or asked by an arm that learns.
+            # No session, no observer: a worker loads, or an arm asks while it learns.
             log.warning(said) if self._session is None else self._observer.say(said)
             return
         self._keep(worker, report)
         what = report.what
         if isinstance(what, Done):
             del self._tasks[worker]
-            tally = self._tallies[worker]
-            tally.end()
+            seconds = self._tallies[worker].end()
             if self._session is not None:
-                log.info("%s: %s in %.1f s", self._fleet.name(worker), task, tally.last)
+                log.info("%s: %s in %.1f s", self._fleet.name(worker), task, seconds)
             records = self._schedule.done(task, what.result)
             if records is not None:
                 yield task.window, records
@@ -227,12 +226,12 @@ class _Run:
         else:
             if isinstance(what, Started):
                 task.started = True
-            if isinstance(what, Alone):
+            if isinstance(what, AskedAlone):
                 task.asking = what.key
             self._fleet.call(worker, "answer", self._answer(what))
 
     def _keep(self, worker: int, report: Report) -> None:
-        """What a worker has said besides: the responses first, so that none is lost."""
+        """Store what a report carries: responses first, so that none is lost."""
         if self._session is not None:
             backend = self._session.backend
             if report.responses and self._session.cache is not None:
@@ -246,7 +245,7 @@ class _Run:
         for logger, level, message in report.logged:
             logging.getLogger(logger).log(level, "%s: %s", self._fleet.name(worker), message)
 
-    def _answer(self, wanted: ResponsesWanted | ImageWanted | Alone | Started) -> Any:
+    def _answer(self, wanted: ResponsesWanted | ImageWanted | AskedAlone | Started) -> Any:
         if isinstance(wanted, ResponsesWanted):
             assert self._session is not None
             cache = self._session.cache
@@ -258,7 +257,7 @@ class _Run:
                 return error
         return None
 
-    def _sum_up(self) -> None:
+    def _log_totals(self) -> None:
         if self._session is None:
             return
         for worker, tally in sorted(self._tallies.items()):
@@ -267,24 +266,24 @@ class _Run:
 
 @dataclass
 class _Tally:
-    """What a worker did in a run."""
+    """Totals of a worker in a run."""
 
     windows: int = 0
     trials: int = 0
     seconds: float = 0.0
-    """Time in which it had something to do."""
-    last: float = 0.0
-    """Of these, those of the last window."""
+    """Busy time."""
     died: bool = False
     _began: float = 0.0
 
     def begin(self) -> None:
         self._began = time.monotonic()
 
-    def end(self) -> None:
+    def end(self) -> float:
+        """A window is done. Returns its seconds."""
+        seconds = time.monotonic() - self._began
         self.windows += 1
-        self.last = time.monotonic() - self._began
-        self.seconds += self.last
+        self.seconds += seconds
+        return seconds
 
     def __str__(self) -> str:
         rate = f", {self.trials / self.seconds:.1f}/s" if self.trials and self.seconds else ""
@@ -298,7 +297,7 @@ def _counted(number: int, noun: str) -> str:
 
 @contextmanager
 def _first_interrupt(react: Callable[[], None]) -> Iterator[None]:
-    """Call this at the first Ctrl-C inside; the second one is an ordinary KeyboardInterrupt."""
+    """Call `react` at the first Ctrl-C inside the block; the second one is handled as usual."""
     usual = signal.getsignal(signal.SIGINT)
     main = threading.current_thread() is threading.main_thread()
     if not main or not callable(usual):  # ignored, as under nohup

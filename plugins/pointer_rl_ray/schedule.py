@@ -1,4 +1,4 @@
-"""Which window is run next, and what becomes of one whose worker died. Knows nothing of Ray."""
+"""Decides which window runs next, and what to do after a worker died. Independent of Ray."""
 
 from __future__ import annotations
 
@@ -11,34 +11,36 @@ from pointer_rl.errors import InputError
 from pointer_rl.types import Window
 
 PATIENCE = 2
-"""Workers that may die of the same thing before it is blamed."""
+"""Deaths after which a window is split, or a trial given up."""
 _EARLY = 20
-"""Workers that may die, one after the other, before they begin with what they are given."""
+"""Consecutive deaths before any window starts that end the run."""
 _DEATHS = 6
-"""Workers that may die of a query before they ask anything."""
+"""Deaths over one query, outside any of its trials, that end the run."""
+
+_CAUSE = "check what killed them, such as the machine's memory"
 
 
 @dataclass(eq=False)
 class Task:
-    """A window, or a part of one, that one worker runs at a time."""
+    """A window, or part of one, to be run by one worker."""
 
     window: Window
     part: Window
-    """The same queries, of which these are still to be done."""
+    """The same queries; `todo` is what this task covers."""
     deaths: int = 0
-    """Workers that died while they ran it, over no request that is known."""
+    """Workers that died running it, other than during a request that was asked alone."""
     started: bool = False
-    """Whether the worker that has it now has begun: before, it is not to blame for a death."""
+    """Whether its current worker has started it. Earlier deaths are not its fault."""
     alone: bool = False
-    """Whether its requests are asked one by one, to find the one that kills."""
+    """Whether requests are asked one by one, to find the one that kills workers."""
     asking: bytes | None = None
-    """The request that is under way, if they are asked one by one."""
+    """The request under way, if they are asked one by one."""
     killed: Counter[bytes] = field(default_factory=Counter)
-    """Workers that died over a request that was asked alone."""
+    """Deaths by request, of those asked alone."""
 
     @property
     def given_up(self) -> frozenset[bytes]:
-        """The requests that are not asked again: they have failed."""
+        """Requests that count as failed and are not asked again."""
         return frozenset(key for key, times in self.killed.items() if times >= PATIENCE)
 
     def __str__(self) -> str:
@@ -48,29 +50,29 @@ class Task:
 
 
 class Schedule:
-    """Hands out windows, and those of dead workers again.
+    """Hands out windows, and hands out those of dead workers again.
 
-    A window that kills two workers is halved, again and again, until a single query is left. The
-    requests of that one are then asked alone, and one that kills two more workers has failed.
+    A window that killed two workers is split in half, repeatedly, down to a single query. The
+    requests of that query are then asked one by one; one that kills two workers is given up.
     """
 
     def __init__(self, windows: Iterable[Window]) -> None:
         self._windows = iter(windows)
         self._again: deque[Task] = deque()
         self._parts: dict[Window, int] = {}
-        """Parts that are to come of each window that is under way."""
+        """Parts that are still missing, by window."""
         self._records: dict[Window, dict[int, Any]] = {}
         self._early = 0
         self.stopped = False
-        """Whether no further window is started."""
+        """Set to start no further window."""
 
     @property
     def over(self) -> bool:
-        """Whether all windows that were started are complete, and no further one is started."""
+        """Whether every started window is complete and no other will be started."""
         return self.stopped and not self._parts
 
     def next(self) -> Task | None:
-        """What a free worker should run; None: nothing, at present."""
+        """The next task, or None if there is nothing to run now."""
         if self._again:
             return self._again.popleft()
         window = None if self.stopped else next(self._windows, None)
@@ -81,7 +83,7 @@ class Schedule:
         return Task(window, window)
 
     def done(self, task: Task, records: Mapping[int, Any]) -> Mapping[int, Any] | None:
-        """The records of the whole window, once its last part is done."""
+        """Add a task's records. Returns the window's once its last part is done, else None."""
         self._early = 0
         known = self._records.setdefault(task.window, {})
         known.update(records)
@@ -93,7 +95,10 @@ class Schedule:
         return {index: known[index] for index in task.window.todo}
 
     def lost(self, task: Task) -> str:
-        """Its worker died. Returns what happens now, in words."""
+        """Reschedule a task whose worker died. Returns what happens, in words.
+
+        Raises InputError after too many deaths.
+        """
         if task.asking is not None:
             task.killed[task.asking] += 1
             gone = task.killed[task.asking] >= PATIENCE
@@ -105,15 +110,14 @@ class Schedule:
         if not task.started:
             self._early += 1
             if self._early >= _EARLY:
-                raise InputError(f"{self._early} workers died before they began with a window")
+                raise InputError(f"{self._early} workers died before a window began: {_CAUSE}")
             self._again.append(task)
             return "go to another worker"
         self._early = 0
         task.deaths += 1
         if task.deaths >= _DEATHS:
             raise InputError(
-                f"{task}: {task.deaths} workers died, none of them over a trial: see what killed "
-                "them (the machine's memory, say)"
+                f"{task}: {task.deaths} workers died, none of them over a trial: {_CAUSE}"
             )
         if task.deaths < PATIENCE or task.alone:
             self._again.append(task)
@@ -125,7 +129,7 @@ class Schedule:
             return "are asked trial by trial"
         middle = len(todo) // 2
         for half in (todo[:middle], todo[middle:]):
-            # One death more and a half is split itself.
+            # One more death splits the half itself.
             part = Window(task.part.queries, half)
             self._again.append(Task(task.window, part, deaths=PATIENCE - 1))
         self._parts[task.window] += 1

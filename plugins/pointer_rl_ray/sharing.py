@@ -1,4 +1,4 @@
-"""Jobs as bytes: what many jobs share is sent once, and tensors are not copied by workers."""
+"""Pickles jobs for workers. Shared objects are sent once, and tensors are mapped, not copied."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ import numpy as np
 from pointer_rl.datasets.images import ImageFile, ImageLimits
 from pointer_rl.errors import InputError, PluginError, first_line
 from pointer_rl.types import Dataset, Example, Pool
-from pointer_rl_ray.line import ImageWanted, line
+from pointer_rl_ray.channel import ImageWanted, channel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 _NUMBERS = count()
-"""Numbers of shared objects, also of those of other packers: a worker keeps them by number."""
+"""Numbers of shared objects, unique in this process: workers cache them by number."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """An object as bytes. Ray maps the buffers into a worker's memory instead of copying them."""
+    """A pickled object with its buffers, which Ray maps into a worker's memory without a copy."""
 
     data: bytes
     buffers: tuple[np.ndarray[Any, Any], ...]
@@ -37,7 +37,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class Parcel:
-    """A job as it is sent: its own bytes, and references to what it shares with other jobs."""
+    """What is sent for a job: references to its pickle and to the objects it shares."""
 
     packed: Any
     """A reference to a `Packed`."""
@@ -46,28 +46,28 @@ class Parcel:
 
 
 class Packer:
-    """Packs jobs. Datasets and pools are put into the store once, whatever jobs have them."""
+    """Pickles jobs. Each dataset and pool is stored once, however many jobs use it."""
 
     def __init__(self, put: Callable[[Packed], Any]) -> None:
         """put: stores an object and returns a reference to it."""
         self._put = put
         self._numbers: dict[int, int] = {}
         self._kept: dict[int, tuple[object, Any, set[int]]] = {}
-        """Every shared object, so that no other has its id, its reference and what it shares."""
+        """By number: the object (kept alive: its id must stay unique), its reference, its needs."""
         self._datasets: list[tuple[int, Dataset]] = []
 
     def pack(self, job: object) -> Parcel:
-        """Raises PluginError if the job has something that cannot be pickled."""
+        """Pickle a job. Raises PluginError if that fails."""
         pickler = _Pickler(self)
         packed = self._put(pickler.pack(job))
         return Parcel(packed, {number: self._kept[number][1] for number in sorted(pickler.used)})
 
     def needs(self, number: int) -> set[int]:
-        """A shared object's number, and those of what it shares."""
+        """The numbers of a shared object and of the shared objects inside it."""
         return {number, *self._kept[number][2]}
 
     def name(self, obj: object) -> tuple[Any, ...] | None:
-        """How a shared object is called in a pickle; None if it is not shared."""
+        """The persistent id of an object; None if it is pickled by value."""
         if isinstance(obj, Dataset | Pool):
             return ("all", self._number(obj))
         if isinstance(obj, list | tuple):
@@ -142,12 +142,14 @@ def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
     import torch
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the memory is shared, and not written to
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # the memory is read-only, and nobody writes to it
         return torch.from_numpy(array)
 
 
 class SentFile(ImageFile):
-    """An image file of the machine that leads: read from the same path, or else sent from there."""
+    """An image file of the driver, read from the same path here or else sent by the driver."""
 
     __slots__ = ("_path",)
     _path: str
@@ -167,16 +169,16 @@ class SentFile(ImageFile):
         return self._path
 
     def read(self) -> bytes:
-        """The file's content. Raises InputError if it can be read neither here nor there."""
+        """The file's content. Raises InputError if the driver cannot read it either."""
         try:
             return ImageFile(self._path, self.limits).read()
         except InputError:
-            data: bytes = line().ask(ImageWanted(self.name, self.limits))
+            data: bytes = channel().ask(ImageWanted(self.name, self.limits))
             return data
 
 
 class Unpacker:
-    """Opens parcels in a worker. What jobs share is opened once, and kept while jobs need it."""
+    """Unpickles jobs in a worker. Shared objects are kept as long as the next job needs them."""
 
     def __init__(self, fetch: Callable[[Any], Packed]) -> None:
         self._fetch = fetch

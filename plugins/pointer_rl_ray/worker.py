@@ -1,6 +1,6 @@
-"""A worker: it keeps the backend, and runs the tasks that it is given. Knows nothing of Ray.
+"""A worker: keeps the backend loaded and runs the driver's tasks. Independent of Ray.
 
-torch is imported by what needs it: a worker that does not is small, and ready at once.
+torch is imported where it is needed: a worker whose backend needs none starts fast and stays small.
 """
 
 from __future__ import annotations
@@ -30,7 +30,15 @@ from pointer_rl.types import (
     VQABackend,
     Window,
 )
-from pointer_rl_ray.line import Alone, Done, Failed, Report, ResponsesWanted, Started, line
+from pointer_rl_ray.channel import (
+    AskedAlone,
+    Done,
+    Failed,
+    Report,
+    ResponsesWanted,
+    Started,
+    channel,
+)
 from pointer_rl_ray.sharing import Packed, Parcel, Unpacker
 
 if TYPE_CHECKING:
@@ -38,12 +46,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GIVEN_UP = "the trial was given up: the workers that asked it alone died"
+GIVEN_UP = "given up: the trial killed two workers that asked nothing else"
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A job for the backend alone: the record of a query is the result of the request there."""
+    """A job of plain requests to the backend; record i is the result of request i."""
 
     backend: PluginRef
     fingerprint: str
@@ -52,30 +60,30 @@ class Ask:
 
 @dataclass(frozen=True)
 class Described:
-    """What a worker's backend is like."""
+    """Properties of the backend that a worker loaded."""
 
     fingerprint: str
     batch_invariant: bool
     chosen: Mapping[str, Any]
-    """Options that it chose itself."""
+    """Options that the backend chose itself, by its device."""
     window: int
-    """Queries that it should be asked together."""
+    """Default window: queries to ask together."""
     methods: Sequence[str]
-    """What else it can be asked: `cost`, `count`."""
+    """Optional methods that it has: `cost`, `count`."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """A window to run, and how."""
+    """A window to run, and how to run it."""
 
     job: int
-    """Jobs are counted; a worker keeps the last one."""
+    """Number of the job. A worker keeps the latest job loaded."""
     parcel: Parcel
     window: Window
     fingerprint: str
-    """That of the backend, which has to be the same on all machines; empty without one."""
+    """Expected fingerprint of the backend, the same on all machines; empty for jobs without one."""
     keeps: bool
-    """Whether there is a response cache."""
+    """Whether the driver has a response cache."""
     alone: bool = False
     """Whether requests are asked one by one."""
     given_up: frozenset[bytes] = frozenset()
@@ -83,14 +91,14 @@ class Order:
 
 
 class Worker:
-    """Runs one task at a time in a thread of its own. Every method returns the next report.
+    """Runs one task at a time in its own thread. Every method returns the next report.
 
-    A task's result has records by index, that of `load` and `call` one, at 0. patience: seconds
-    after which a worker reports that its task goes on.
+    The result of a task is a mapping: records by index, or {0: value} for `load` and `call`.
+    patience: seconds after which a worker reports that its task is still running.
     """
 
     def __init__(self, fetch: Callable[[Any], Packed], *, says_where: bool = False) -> None:
-        """fetch: the object behind a reference; says_where: whether errors name this machine."""
+        """fetch: returns the object behind a reference; says_where: prefix errors with the host."""
         self._unpacker = Unpacker(fetch)
         self._where = f"on {socket.gethostname()}: " if says_where else ""
         self._tasks: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
@@ -100,7 +108,7 @@ class Worker:
         """Whether requests are asked one by one."""
         self.given_up: frozenset[bytes] = frozenset()
         """Keys of requests that are not asked."""
-        logging.getLogger("pointer_rl").addHandler(_Relay(logging.WARNING))
+        logging.getLogger("pointer_rl").addHandler(_RelayedLog(logging.WARNING))
         # One thread for all: what torch sets for a thread holds for all that it runs.
         threading.Thread(target=self._serve, daemon=True).start()
 
@@ -120,17 +128,17 @@ class Worker:
 
     def answer(self, value: Any, patience: float) -> Report:
         """Go on with the answer to what was wanted."""
-        line().answer(value)
-        return line().report(patience)
+        channel().answer(value)
+        return channel().report(patience)
 
     def go_on(self, patience: float) -> Report:
         """Go on."""
-        return line().report(patience)
+        return channel().report(patience)
 
     def backend(self, backend: PluginRef) -> Guarded:
-        """The backend, loaded if another was before. Raises InputError, saying where."""
+        """Return this backend, loading it unless it is loaded. Raises InputError."""
         if self._loaded is None or not self._is_loaded(backend):
-            self._loaded = self._job = line().counted = None  # two may not fit
+            self._loaded = self._job = channel().counted = None  # two may not fit
             try:
                 made = registry().create("backend", backend.name, backend.options)
             except InputError as error:
@@ -140,7 +148,7 @@ class Worker:
         return self._loaded[1]
 
     def _is_loaded(self, backend: PluginRef) -> bool:
-        """Whether it is the loaded one: options that this one chose need not be given."""
+        """Whether this backend is loaded. Options that the loaded one chose may be missing."""
         assert self._loaded is not None
         loaded, guarded = self._loaded
         chosen = getattr(guarded.made, "chosen", {})
@@ -150,7 +158,7 @@ class Worker:
 
     def _begin(self, task: Callable[[], Any], patience: float) -> Report:
         self._tasks.put(task)
-        return line().report(patience)
+        return channel().report(patience)
 
     def _serve(self) -> None:
         while True:
@@ -160,7 +168,7 @@ class Worker:
             except BaseException as error:
                 log.debug("a task failed", exc_info=True)
                 what = Failed(_sendable(error))
-            line().end(what)
+            channel().end(what)
 
     def _describe(self, backend: PluginRef) -> Described:
         from pointer_rl.session.session import device_window
@@ -188,13 +196,13 @@ class Worker:
             self._check(order.fingerprint)
             self._job = (order.job, job)
         job = self._job[1]
-        line().ask(Started())
+        channel().ask(Started())
         if isinstance(job, Ask):
             return self._answer(job, order.window)
         return job.run(order.window)
 
     def _check(self, fingerprint: str) -> None:
-        """Raise InputError if the backend is another one than that of the run."""
+        """Raise InputError if this worker's backend differs from the run's."""
         if fingerprint and self._loaded and self._loaded[1].fingerprint != fingerprint:
             raise InputError(
                 f"{self._where}the backend is {self._loaded[1].fingerprint}, and that of the run "
@@ -207,15 +215,15 @@ class Worker:
         return {window.todo[position]: result for position, result in results}
 
     def _take_over(self, session: Session, *, keeps: bool) -> None:
-        """Let a session use this worker's backend, and the cache of the process that leads."""
-        session.executor = _Here(self)
-        session.cache = _FarCache() if keeps else None
-        session.observer = _Relayed()
-        line().count(session.backend)
+        """Connect a session to this worker's backend and to the driver's cache."""
+        session.executor = _LocalExecutor(self)
+        session.cache = _RemoteCache() if keeps else None
+        session.observer = _RelayedObserver()
+        channel().count(session.backend)
 
 
 class Guarded:
-    """A worker's backend. If a request may kill the worker, it is asked alone, and announced."""
+    """A worker's backend. Requests that may kill the worker are announced and asked alone."""
 
     def __init__(self, made: VQABackend, worker: Worker) -> None:
         self.made = made
@@ -233,13 +241,13 @@ class Guarded:
             if key in self._worker.given_up:
                 yield index, BackendError(GIVEN_UP)
                 continue
-            line().ask(Alone(key))
+            channel().ask(AskedAlone(key))
             yield from ((index, result) for _, result in self.made.run([request]))
-        line().ask(Alone(None))
+        channel().ask(AskedAlone(None))
 
 
-class _Here(InProcess):
-    """The executor of a worker's session: its backend is the worker's."""
+class _LocalExecutor(InProcess):
+    """Executor of a worker's session, whose backend is already loaded."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -250,39 +258,39 @@ class _Here(InProcess):
         return self._worker.backend(PluginRef(backend, options))
 
 
-class _FarCache:
-    """The response cache of the process that leads; see `pointer_rl.session.caching.Cache`."""
+class _RemoteCache:
+    """The driver's response cache; see `pointer_rl.session.caching.Cache`."""
 
     def get(self, keys: Sequence[bytes]) -> Mapping[bytes, Response]:
-        found: Mapping[bytes, Response] = line().ask(ResponsesWanted(list(keys))) if keys else {}
+        found: Mapping[bytes, Response] = channel().ask(ResponsesWanted(list(keys))) if keys else {}
         return found
 
     def put(self, fingerprint: str, responses: Sequence[tuple[bytes, Response]]) -> None:
-        line().responses.extend(responses)
+        channel().responses.extend(responses)
 
 
-class _Relayed(Observer):
-    """What the run's observer should hear, for the next report."""
+class _RelayedObserver(Observer):
+    """Passes calls on to the driver's observer."""
 
     def window(self, queries: int, trials: int, more: int = 0) -> None:
-        line().seen.append(("window", (queries, trials, more)))
+        channel().seen.append(("window", (queries, trials, more)))
 
     def trial(self, outcome: Outcome | None, methods: Sequence[str] = ()) -> None:
-        line().seen.append(("trial", (outcome, tuple(methods))))
+        channel().seen.append(("trial", (outcome, tuple(methods))))
 
     def say(self, sentence: str) -> None:
-        line().seen.append(("say", (sentence,)))
+        channel().seen.append(("say", (sentence,)))
 
 
-class _Relay(logging.Handler):
-    """Log records, for the next report."""
+class _RelayedLog(logging.Handler):
+    """Passes log records on to the driver."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line().logged.append((record.name, record.levelno, record.getMessage()))
+        channel().logged.append((record.name, record.levelno, record.getMessage()))
 
 
 def _sendable(error: BaseException) -> BaseException:
-    """The error, or one that says the same if it cannot be pickled."""
+    """The error, or one with the same message if it cannot be pickled."""
     try:
         copy = pickle.loads(pickle.dumps(error))
     except Exception:

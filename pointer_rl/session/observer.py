@@ -50,7 +50,7 @@ class Observer:
         """So many more queries are done: a window, in this process or another."""
 
     def workers(self, said: str) -> None:
-        """How many workers the run has and what became of them, in a few words."""
+        """The state of the workers in a few words, such as `4 workers, 1 died`."""
 
     def epoch(self, metrics: Mapping[str, Any], of: int) -> None:
         """A training epoch has ended, with these metrics; its stage has `of` epochs."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from pointer_rl.session.windows import windows_of
 from pointer_rl.types import Window
-from pointer_rl_ray.line import Done, Report
+from pointer_rl_ray.channel import Done, Report
 from pointer_rl_ray.running import FleetExecutor
 
 SECONDS = 0.5

@@ -40,15 +40,7 @@ def fleets():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    rows = []
-    for number in range(QUERIES):
-        PIL.Image.new("RGB", (4, 4), (number, 0, 0)).save(folder / f"{number}.png")
-        answers = ["yes" if number % 2 else "no"] * 10
-        row = {"id": f"e{number}", "image": f"{number}.png", "question": f"q{number}?"}
-        rows.append(json.dumps({**row, "answers": answers}) + "\n")
-    (folder / "data.jsonl").write_text("".join(rows))
-    return folder
+    return fleet_plugin.make_world(tmp_path_factory.mktemp("world"), QUERIES)
 
 
 class Heard(Observer):
@@ -204,6 +196,13 @@ def test_a_worker_with_another_model_ends_the_run(world, tmp_path, fleets):
             observer=Heard(at_finish=change),
             backend={"version": version, "seconds": 0.01},
         )
+
+
+def test_warnings_of_a_worker_are_logged_here(world, tmp_path, caplog):
+    generate(world, tmp_path / "a.json", backend={"warn": "q7?"})
+    said = [each.message for each in caplog.records if each.name == "pointer_rl.touchy"]
+    assert len(said) == 4
+    assert all(each.startswith("worker ") and "q7?" in each for each in said)
 
 
 def test_a_backend_that_cannot_be_made_is_one_line(world, tmp_path):

@@ -105,7 +105,7 @@ def test_deaths_before_a_window_begins_are_not_its_own():
         schedule.lost(task)
         assert schedule.next() is task
     assert not task.deaths
-    with pytest.raises(InputError, match="20 workers died before they began"):
+    with pytest.raises(InputError, match="20 workers died before a window began"):
         schedule.lost(task)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -13,7 +12,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-import PIL.Image
+import fleet_plugin
 import pytest
 
 from pointer_rl.errors import InputError
@@ -22,7 +21,7 @@ from pointer_rl.registry import registry
 if find_spec("ray") is None:  # and not imported here: see `_start`
     pytest.skip("Ray is not installed", allow_module_level=True)
 
-PLUGIN = Path(__file__).parents[1] / "fleet_plugin.py"
+PLUGIN = Path(fleet_plugin.__file__)
 RUNS = int(os.environ.get("POINTER_RL_RAY_RUNS", "20"))
 """Runs of the test that kills; the campaign has 200."""
 QUERIES = 48
@@ -30,15 +29,7 @@ QUERIES = 48
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    rows = []
-    for number in range(QUERIES):
-        PIL.Image.new("RGB", (4, 4), (number, 0, 0)).save(folder / f"{number}.png")
-        answers = ["yes" if number % 2 else "no"] * 10
-        row = {"id": f"e{number}", "image": f"{number}.png", "question": f"q{number}?"}
-        rows.append(json.dumps({**row, "answers": answers}) + "\n")
-    (folder / "data.jsonl").write_text("".join(rows))
-    return folder
+    return fleet_plugin.make_world(tmp_path_factory.mktemp("world"), QUERIES)
 
 
 def command(world, output, *more):

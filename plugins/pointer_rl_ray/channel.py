@@ -1,8 +1,7 @@
-"""What a worker and the process that leads say to each other.
+"""The messages between the driver (the process of the command) and a worker.
 
-The one that leads calls a worker, whose answer is a `Report`: it is done, or it needs something, or
-just goes on. The next call brings what it needs. So one call is under way at a time, and all that
-either has to know of the other is here.
+The driver calls a worker, which returns a `Report`: the task is done, needs something, or is still
+running. The next call brings what it needs. At most one call of a worker is under way.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from pointer_rl.types import Response, Usage
 
 @dataclass(frozen=True)
 class ResponsesWanted:
-    """The responses in the cache among these keys: a mapping by key."""
+    """Asks for the cached responses of these keys, as a mapping by key."""
 
     keys: Sequence[bytes]
 
 
 @dataclass(frozen=True)
 class ImageWanted:
-    """The content of an image file, or the InputError that says why it cannot be read."""
+    """Asks for the content of an image file. The answer may be the InputError of reading it."""
 
     name: str
     limits: ImageLimits
@@ -36,15 +35,15 @@ class ImageWanted:
 
 @dataclass(frozen=True)
 class Started:
-    """The job and its backend are there, and the window begins. There is nothing to answer."""
+    """Job and backend are loaded, and the window begins. Needs no answer."""
 
 
 @dataclass(frozen=True)
-class Alone:
-    """A request is asked alone now, and may kill the worker. There is nothing to answer."""
+class AskedAlone:
+    """A request that may kill the worker is about to be asked alone. Needs no answer."""
 
     key: bytes | None
-    """None: the last one has been answered."""
+    """The request's cache key; None after the last one was answered."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +60,15 @@ class Failed:
     error: BaseException
 
 
-Wanted = ResponsesWanted | ImageWanted | Started | Alone
+Wanted = ResponsesWanted | ImageWanted | Started | AskedAlone
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a worker says."""
+    """What a worker tells the driver."""
 
     what: Wanted | Done | Failed | None = None
-    """None: the task goes on."""
+    """None: the task is still running."""
     responses: Sequence[tuple[bytes, Response]] = ()
     """New ones, for the cache."""
     seen: Sequence[tuple[str, tuple[Any, ...]]] = ()
@@ -84,8 +83,8 @@ class Report:
     """Tokens and images of the answers since then."""
 
 
-class Line:
-    """A worker's end of the line. Its tasks say what they have to, and the next report takes it."""
+class Channel:
+    """A worker's end. Tasks queue messages here, and the next report carries them."""
 
     def __init__(self) -> None:
         self.responses: deque[tuple[bytes, Response]] = deque()
@@ -99,7 +98,7 @@ class Line:
         self._asking = threading.Lock()
 
     def ask(self, wanted: Wanted) -> Any:
-        """What the process that leads answers. Raises it if it is an error."""
+        """Send a message and return the driver's answer; raise it if it is an error."""
         with self._asking:  # threads that open images ask at the same time
             self._said.put(wanted)
             answer = self._answers.get()
@@ -108,7 +107,7 @@ class Line:
         return answer
 
     def end(self, what: Done | Failed) -> None:
-        """The task is over."""
+        """Report the end of the task."""
         self._said.put(what)
 
     def count(self, backend: CachedBackend) -> None:
@@ -120,7 +119,7 @@ class Line:
         self._answers.put(value)
 
     def report(self, patience: float) -> Report:
-        """What there is to say, as soon as an answer is needed, or after so many seconds."""
+        """Report when the task ends or needs an answer, at the latest after `patience` seconds."""
         try:
             what = self._said.get(timeout=patience)
         except queue.Empty:
@@ -151,13 +150,13 @@ class _Counts:
 
 
 def _taken(said: deque[Any]) -> list[Any]:
-    """All that is there, even while other threads add to it."""
+    """Remove and return all messages. Other threads may add more meanwhile."""
     return [said.popleft() for _ in range(len(said))]
 
 
-_HERE = Line()
+_CHANNEL = Channel()
 
 
-def line() -> Line:
-    """The line of this process."""
-    return _HERE
+def channel() -> Channel:
+    """The channel of this worker process."""
+    return _CHANNEL
