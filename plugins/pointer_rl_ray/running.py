@@ -173,8 +173,8 @@ class _Run:
                         break
                     if interrupted and not said:  # not in the handler, which may interrupt a print
                         said = True
-                        number = _counted(len(self._tasks), "window")
-                        self._observer.say(f"finishing {number} under way; Ctrl-C again stops")
+                        number = len(self._tasks)
+                        self._observer.say(f"windows to finish: {number}; Ctrl-C again stops")
                     for worker, report in self._fleet.wait(_WAIT):
                         yield from self._handle(worker, report)
             if interrupted:
@@ -194,7 +194,7 @@ class _Run:
             self._fleet.call(worker, *self._call(task))
         died = sum(tally.died for tally in self._tallies.values())
         number = len(self._tallies) - died
-        self._observer.workers(_counted(number, "worker") + (f", {died} died" if died else ""))
+        self._observer.workers(f"workers: {number}" + (f" ({died} died)" if died else ""))
 
     def _handle(self, worker: int, report: Report | None) -> Iterator[tuple[Window, Any]]:
         task = self._tasks.get(worker)
@@ -289,10 +289,6 @@ class _Tally:
         rate = f", {self.trials / self.seconds:.1f}/s" if self.trials and self.seconds else ""
         died = ", died" if self.died else ""
         return f"{self.windows:,} windows, {self.trials:,} trials{rate}{died}"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 @contextmanager

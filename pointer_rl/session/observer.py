@@ -50,7 +50,7 @@ class Observer:
         """So many more queries are done: a window, in this process or another."""
 
     def workers(self, said: str) -> None:
-        """The state of the workers in a few words, such as `4 workers, 1 died`."""
+        """The state of the workers in a few words, such as `workers: 4 (1 died)`."""
 
     def epoch(self, metrics: Mapping[str, Any], of: int) -> None:
         """A training epoch has ended, with these metrics; its stage has `of` epochs."""

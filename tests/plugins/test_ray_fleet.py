@@ -108,7 +108,7 @@ def test_same_bytes_with_more_workers(world, tmp_path, sways):
     done = generate(world, tmp_path / "b.json", backend=backend, score_answers=True, observer=heard)
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert done.asked == heard.trials == done.all.candidates
-    assert heard.fleet in ("1 worker", "2 workers", "3 workers")
+    assert heard.fleet in ("workers: 1", "workers: 2", "workers: 3")
 
 
 def test_answers_are_kept_here_and_asked_once(world, tmp_path):
@@ -155,7 +155,7 @@ def test_a_trial_that_kills_its_worker_fails_alone(world, tmp_path):
     assert all("given up" in each["eval_error"] for each in trials)
     assert done.all.failed == len(trials)
     assert "given up" in heard.said[-1]
-    assert heard.fleet.endswith(f", {len(heard.said)} died")
+    assert heard.fleet.endswith(f" ({len(heard.said)} died)")
 
 
 def test_runs_that_share_workers_keep_apart(world, tmp_path, fleets):
