@@ -1,7 +1,7 @@
-"""The Hugging Face Hub: snapshots of repositories, and uploads. Every failure is one line.
+"""Downloads from and uploads to the Hugging Face Hub. Errors are InputErrors of one line.
 
-Endpoint, cache, offline mode and token are huggingface_hub's own (`HF_ENDPOINT`, `HF_HOME`,
-`HF_HUB_OFFLINE`, `HF_TOKEN`). The token is never part of a message.
+huggingface_hub reads endpoint, cache, offline mode and token from the environment (`HF_ENDPOINT`,
+`HF_HOME`, `HF_HUB_OFFLINE`, `HF_TOKEN`). Messages never contain the token.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ REPOSITORY = r"[\w-][\w.-]*/[\w.-]+"
 
 
 def download(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The snapshot of the model repository's files that match `patterns`, all of one commit.
+    """Download the files of a model repository that match `patterns`, all from one commit.
 
-    What is in the cache is not downloaded again. Raises InputError if it cannot be had.
+    Returns the folder of the snapshot. Cached files are not downloaded again. Raises InputError if
+    the download fails.
     """
     from huggingface_hub import snapshot_download
 
@@ -32,11 +33,11 @@ def download(repository: str, revision: str | None, patterns: Sequence[str]) -> 
 def upload(
     repository: str, folder: Path, kind: Literal["model", "dataset"], patterns: Sequence[str]
 ) -> str:
-    """Make the folder's files that match `patterns` the repository's, in one commit.
+    """Upload the files of the folder that match `patterns`, in one commit.
 
-    What the repository has under such a name, and the folder has not, is deleted there. A new
-    repository is private. Returns the commit's address. Raises InputError if that fails; the
-    repository then has its earlier files.
+    Matching files that only the repository has are deleted there. A new repository is private.
+    Returns the URL of the commit. Raises InputError if the upload fails; the repository then keeps
+    its earlier files.
     """
     from huggingface_hub import HfApi
 
@@ -55,7 +56,7 @@ def upload(
 
 
 def is_snapshot(path: Path) -> bool:
-    """Whether the path is in the cache of snapshots, where nothing may be changed."""
+    """Whether the path is in the Hub's cache, where files must not be changed."""
     from huggingface_hub import constants
 
     return path.resolve().is_relative_to(Path(constants.HF_HUB_CACHE).expanduser().resolve())
@@ -67,12 +68,12 @@ def _one_line(what: str) -> Iterator[None]:
 
     try:
         yield
-    # What its HTTP client raises is that client's, which differs between versions.
+    # It passes on errors of its HTTP client, which is not the same in all versions.
     except Exception as error:
         reason = _reason(error)
         cause: Exception | None = error
         token = get_token()
-        if token and token in f"{reason} {error}":  # a server may send it back
+        if token and token in f"{reason} {error}":  # a server may echo it
             reason, cause = reason.replace(token, "(token)"), None
         raise InputError(f"{what}: {reason}") from cause
 
@@ -83,7 +84,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # of one file
         return _reason(error.__cause__)
     if isinstance(error, errors.GatedRepoError):
-        return "access is granted on the repository's page; ask for it there, and set HF_TOKEN"
+        return "a gated repository; request access on its page, and set HF_TOKEN"
     if isinstance(error, errors.RevisionNotFoundError):
         return "the repository has no such revision"
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -97,5 +98,5 @@ def _reason(error: Exception) -> str:
         )
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "the Hub is not asked while HF_HUB_OFFLINE is set"
-    # Its messages have several lines, and the Hub's own words in the last.
+    # Its messages have several lines, of which the last is the Hub's own.
     return f"the Hub cannot be used ({type(error).__name__}: {' '.join(str(error).split())})"

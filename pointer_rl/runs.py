@@ -203,7 +203,7 @@ class _Logged(Observer):
 
 
 _RESERVED = {"session", "config", "output", "folder", "data", "cache", "part"}
-"""Fields of the runs' dataclasses that the methods fill in themselves."""
+"""Fields of the runs' dataclasses that the methods of Session set themselves."""
 
 
 def _check_given(options: Mapping[str, object]) -> None:

@@ -32,7 +32,7 @@ from pointer_rl_standard.options import (
 )
 
 _TOGETHER, _PAIRS = 2**16, 2**25
-"""Most rows of a pool that queries are compared with together, and most queries times rows."""
+"""Most pool rows, and most queries × pool rows, to compare at once."""
 Rngs = Sequence[np.random.Generator]
 Proposals = list[list[Candidate]]
 
@@ -275,7 +275,7 @@ def with_companions(
 
 
 def other_rows(allowed: np.ndarray, rows: Sequence[int]) -> np.ndarray:
-    """The rows that `allowed` [K] allows, ascending, without these."""
+    """The allowed rows, ascending, without `rows`. `allowed`: [K]."""
     left = allowed.copy()
     left[list(rows)] = False
     return left.nonzero()[0]
@@ -295,7 +295,7 @@ def _beam_search(
 def _cosines(queries: QueryBatch, pool: Pool) -> Tensor:
     """Of queries and rows, [B, K]."""
     vectors_Bd = normalize(queries.embeddings, dim=-1)
-    # No second copy of a large pool.
+    # In parts, to avoid a second copy of a large pool.
     parts = torch.split(pool.embeddings, _TOGETHER)
     cosine_BK = torch.cat([vectors_Bd @ normalize(part, dim=-1).T for part in parts], dim=1)
     if not cosine_BK.isfinite().all():
@@ -304,7 +304,7 @@ def _cosines(queries: QueryBatch, pool: Pool) -> Tensor:
 
 
 def _ranked(queries: QueryBatch, pool: Pool, num: int) -> tuple[Tensor, Tensor]:
-    """The highest cosines, and their rows, [B, ≤ num] each: -inf after the last allowed row."""
+    """The highest cosines and their rows, [B, ≤ num] each. Rows that are not allowed have -inf."""
     cosines, rows = [], []
     for some in _some_at_a_time(queries, pool):
         cosine_BK = _cosines(some, pool)
@@ -316,7 +316,7 @@ def _ranked(queries: QueryBatch, pool: Pool, num: int) -> tuple[Tensor, Tensor]:
 
 
 def _some_at_a_time(queries: QueryBatch, pool: Pool) -> Iterator[QueryBatch]:
-    """The queries, as many together as their similarities to a large pool allow."""
+    """The queries in parts whose similarities to the pool fit into memory."""
     size = max(1, _PAIRS // len(pool.embeddings))
     for start in range(0, max(1, len(queries.examples)), size):
         some = slice(start, start + size)

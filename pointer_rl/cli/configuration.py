@@ -38,7 +38,7 @@ _INPUTS |= {"sft-ckpt"}
 """The paths that a file may name that is read without being named: a folder that someone else made
 must not decide what is written."""
 _NEVER_AUTOMATIC = {"overwrite", "record", "accept-changed", "all", "embeddings"}
-"""Flags that such a file may not set either: they delete, write or switch off a check."""
+"""Flags that such a file may not set either: they delete, write or disable a check."""
 _ALTERNATIVES = [("store", "no_store"), ("no_store", "store")]
 """If the first is given on the command line, the second of a file does not count."""
 _OF_THEIR_FILE = {"rescore", "show", "select", "answer"}

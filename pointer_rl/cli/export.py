@@ -25,7 +25,7 @@ from pointer_rl.cli.tables import counted, format_bytes
     "--output-path",
     required=True,
     type=FILE,
-    help="The folder to write into; for RL data also an .eval file.",
+    help="Folder to write into. An Inspect log of RL data may also be an .eval file.",
 )
 @number_option(
     "--image-side",
@@ -54,11 +54,10 @@ def export(
     prompt_opt: tuple[str, ...],
     overwrite: bool,
 ) -> None:
-    """Write FILE, with its images, in a form that other tools read.
+    """Export FILE, with its images, for other tools.
 
-    `--to inspect` writes logs for `inspect view`: one of RL data, and one for each arm and number
-    of shots of an evaluation. `--to hub` writes Parquet and a dataset card, which
-    `datasets.load_dataset` reads.
+    `--to inspect` writes logs for `inspect view`: one for RL data; for an evaluation, one per arm
+    and number of shots. `--to hub` writes Parquet and a dataset card, for `datasets.load_dataset`.
     """
     from pointer_rl.options import parse_assignments
 
@@ -97,7 +96,7 @@ def export(
     if written.unreadable:
         number = counted(written.unreadable, "example")
         note(
-            f"pointer-rl: {number} without an image, which cannot be read; validate the dataset's "
-            "files"
+            f"pointer-rl: {number} written without an image, because it cannot be read; check the "
+            "dataset's files"
         )
     echo(f"wrote {output_path}: {', '.join(counts)}")

@@ -115,7 +115,7 @@ class FilePath(click.Path):
 
 
 HUB = "hub:"
-"""Before the name of a repository that a bundle is downloaded from."""
+"""Prefix of a bundle's repository on the Hugging Face Hub."""
 
 
 class BundlePath(FilePath):

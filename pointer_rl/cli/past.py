@@ -39,7 +39,7 @@ def configuration_of_run(path: Path) -> str:
         command, run, shared, own = _described(path)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path}: what it says of its run is damaged, or of another version ({error!r})"
+            f"{path}: the description of its run is damaged, or from another version ({error!r})"
         ) from error
     tables: dict[str, Table] = {}
     for kind in _SHARED:

@@ -17,9 +17,9 @@ from pointer_rl.cli.output import echo, note
 def push(repository: str, folder: Path) -> None:
     """Upload a policy bundle, or a dataset, to the Hugging Face Hub.
 
-    FOLDER is a bundle, or it has Parquet files and their card, README.md. Nothing else in it is
-    uploaded. A new repository is private, until its owner changes that on its page. The token is
-    the one in HF_TOKEN, or that of `hf auth login`.
+    FOLDER is a policy bundle, or has Parquet files and a dataset card, README.md. Its other files
+    are not uploaded. A new repository is private until its owner changes that on the Hub. The token
+    comes from HF_TOKEN or `hf auth login`.
     """
     from pointer_rl.errors import InputError
     from pointer_rl.hub import REPOSITORY, upload

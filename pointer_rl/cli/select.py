@@ -68,7 +68,7 @@ def select(bundle: Path, as_json: bool, **given: Any) -> None:
     and logprob. A policy that can stop chooses up to --shots demonstrations; an empty pointer
     shows none.
 
-    BUNDLE may also be hub:OWNER/NAME or hub:OWNER/NAME@REVISION, from the Hugging Face Hub.
+    BUNDLE may also be on the Hugging Face Hub: hub:OWNER/NAME or hub:OWNER/NAME@REVISION.
     """
     from pointer_rl.datasets.embeddings import load_embeddings
     from pointer_rl.errors import InputError
@@ -151,7 +151,7 @@ def pool_dataset(bundle: Path, policy: Policy, given: dict[str, Any]) -> PluginR
 
 
 def pool_part(policy: Policy, given: dict[str, Any]) -> Part | None:
-    """The part of that dataset, which `pointer-rl run` held images out of."""
+    """The part of the dataset that the policy knows, if `pointer-rl run` held images out."""
     from pointer_rl.datasets.parts import part_of
 
     return part_of(policy.info.dataset) if given["dataset"] is None else None

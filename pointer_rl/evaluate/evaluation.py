@@ -57,7 +57,7 @@ class Evaluation:
     measured: tuple[Measured, ...]
     """In ascending shots, the first at 0."""
     records: Sequence[bytes]
-    """For each query a record as in RL data, encoded: a candidate for each pointer that any arm
+    """An encoded record per query, as in RL data, with a candidate for each pointer that any arm
     showed."""
     conclusions: Conclusions | None
     """None if nothing is left to compare."""
@@ -231,7 +231,7 @@ class Evaluation:
         return "".join(self.parts_of_json())
 
     def parts_of_json(self) -> Iterator[str]:
-        """What `to_json` joins: of a large evaluation a part at a time."""
+        """`to_json` in parts, so that a large evaluation is not held as one string."""
         yield "{\n"
         for key, value in {
             **self._content,

@@ -186,8 +186,8 @@ def _primary_bundles(run: EvaluateRun) -> list[Path]:
         )
     if is_snapshot(bundles[0]):
         raise InputError(
-            "record: the primary arm's bundle is a copy of the Hub's; copy its folder, "
-            f"{bundles[0]}, and name that"
+            "record: the primary arm's bundle is a copy of the Hub's, which must not be changed; "
+            f"copy the folder {bundles[0]}, and name the new one"
         )
     return bundles
 

@@ -1,12 +1,12 @@
-"""A folder for the Hugging Face Hub: RL data or beam data as Parquet, with the images, and a card.
+"""Export RL data or beam data as a dataset for the Hugging Face Hub: Parquet, images and a card.
 
-    README.md                   the card; written last, so that a folder with one is complete
-    candidates.parquet          RL data, or beams.parquet: what `convert` writes
-    queries/00000.parquet …     the queries with their images, in the order of the data
-    pool/00000.parquet …        the pool with its images, in the order that pointers count
+    README.md                   the dataset card, written last: a folder that has one is complete
+    candidates.parquet          the records, as `convert` writes them (beam data: beams.parquet)
+    queries/00000.parquet …     the queries with their images, in the order of the records
+    pool/00000.parquet …        the pool with its images, in row order (pointers are row numbers)
 
-If the pool is the queries themselves, there is no folder `queries`. An image that several examples
-of a row group show is in it once, in Parquet's dictionary.
+If queries and pool are the same examples, only `pool` is written. Parquet's dictionary encoding
+stores an image once per row group, even if several examples share it.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from huggingface_hub import DatasetCardData
 
 CARD = "README.md"
 _GROUP_ROWS, _GROUP_BYTES = 1_000, 64_000_000
-"""Examples, and bytes of their images, in a row group, which is held in memory."""
+"""Most examples, and most bytes of images, in a row group. A row group is held in memory."""
 _FILE_BYTES = 500_000_000
-"""Size from which on another file is begun: the Hub's viewer reads such files well."""
+"""Start a new file above this size, which the Hub's viewer handles well."""
 _FEATURES = datasets.Features(
     {
         "id": datasets.Value("string"),
@@ -56,7 +56,7 @@ _FEATURES = datasets.Features(
 )
 """The columns of an example."""
 _MEMBERS = {"beams": "beams", "candidates": "pointer_candidates"}
-"""Name of the records' table → the column of what was proposed."""
+"""Name of the records' table → its column of beams or candidates."""
 _SIZES = {
     1_000: "n<1K",
     10_000: "1K<n<10K",
@@ -65,7 +65,7 @@ _SIZES = {
     10_000_000: "1M<n<10M",
     100_000_000: "10M<n<100M",
 }
-"""The Hub's size categories, each with the number of rows below which it holds."""
+"""Number of rows (exclusive upper bound) → the Hub's size category."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ class DatasetFolder:
     folder: Path
     records: Converted
     examples: Mapping[str, int]
-    """`queries` and `pool`, or `pool` alone → number of examples."""
+    """Number of examples in `queries` and `pool`, or in `pool` alone."""
     unreadable: int
-    """Examples whose image could not be read: they have none."""
+    """Examples written without an image, because it could not be read."""
 
 
 def write_dataset_folder(
@@ -90,11 +90,10 @@ def write_dataset_folder(
 ) -> DatasetFolder:
     """Write RL data or beam data, with the images of its dataset, into a folder for the Hub.
 
-    `dataset` and `dataset_options` are as in `recorded_dataset`. With `overwrite`, what an earlier
-    call wrote into the folder is replaced, once the ids and the records are checked; its card, too,
-    with what was filled in. Raises InputError for another file, for a dataset that is unknown or
-    another one, for a folder that cannot be written, and for one that has a card or tables, or with
-    `overwrite` tables that no export wrote.
+    `dataset` and `dataset_options` are as in `recorded_dataset`. `overwrite` replaces an earlier
+    export, including edits of its card; ids and records are checked first. Raises InputError if the
+    file is of another kind, the dataset is unknown or a different one, the folder cannot be
+    written, or it already has a card or tables (with `overwrite`: tables that no export wrote).
     """
     kind = kind_of(path)
     if kind not in ("rl", "beams"):
@@ -137,7 +136,7 @@ def _old_tables(folder: Path, overwrite: bool) -> set[Path]:
 
 
 def _queries(path: Path, dataset: Dataset) -> Iterator[Example]:
-    """The queries of a file, in its order."""
+    """The queries of a file, in file order."""
     by_id = {each.id: each for each in dataset.queries}
     for id, _ in stream_records(path):
         if id.startswith("_"):
@@ -185,7 +184,7 @@ class _Table:
         self.bytes += table.nbytes
 
     def _groups(self, examples: Iterable[Example]) -> Iterator[list[dict[str, Any]]]:
-        """The rows of each row group."""
+        """Yield the rows of one row group at a time."""
         rows: list[dict[str, Any]] = []
         size = 0
         for example in examples:
@@ -227,7 +226,7 @@ def _writer(file: Any) -> Any:
 
 
 def _encode(image: ImageRef) -> dict[str, Any]:
-    """A value of a column of images. The bytes are the file's own, its folder stays private."""
+    """A value of the image column: the original bytes, and the file name without its folder."""
     if isinstance(image, EncodedImage):
         return {
             "bytes": image.read(),
@@ -308,13 +307,13 @@ def _text(name: str, dataset: Dataset, converted: Converted, tables: Mapping[str
 # {markdown(dataset.name)}: {name}
 
 {converted.queries:,} queries with {converted.candidates:,} {name}, written by pointer-rl. A query
-is a question about an image. A `pointer` names the solved examples that a vision-language model is
-shown before it: rows of the pool, in order.
+is a question about an image. A `pointer` lists rows of the pool: the solved examples that a
+vision-language model is shown before the query, in order.
 
-- `{name}`: a row for each query, with its `{_MEMBERS[name]}`.
-- `examples`: images, questions and the annotators' answers. Pointers name rows of the split `pool`
+- `{name}`: one row per query, with its `{_MEMBERS[name]}`.
+- `examples`: images, questions and the annotators' answers. Pointers are rows of the split `pool`
   ({tables["pool"].examples:,} examples). The queries are {
-        "the split `queries`, in the same order" if apart else "in it, too, at `query.row`"
+        "the split `queries`, in the same order" if apart else "in `pool`, too, at `query.row`"
     }.
 
 ```python
@@ -329,13 +328,13 @@ image = queries[{"0" if apart else 'record["query"]["row"]'}]["image"]
 shown = [pool[row]["image"] for row in record["{_MEMBERS[name]}"][0]["pointer"]]
 ```
 
-pointer-rl reads `{name}.parquet` as it is. In its commands, the dataset is
+pointer-rl reads `{name}.parquet` directly. The dataset, in its commands:
 
 ```bash
 --dataset hf {" ".join(options)}
 ```
 
-License, and source of the images and questions: to be filled in, here and in the metadata above.
-`_meta`, in the metadata of `{name}.parquet`, says how the data were made, and names files by their
-paths.
+License and source of the images and questions: to be filled in, here and in the metadata above.
+`_meta`, in the file metadata of `{name}.parquet`, records how the data were made, with paths of
+files.
 """

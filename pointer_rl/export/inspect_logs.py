@@ -1,13 +1,13 @@
-"""Logs of Inspect (inspect_ai), for its viewer and for everything else that reads them.
+"""Write logs of Inspect (inspect_ai), for its viewer and other tools that read them.
 
-RL data become one log: a sample for each candidate, the candidates of a query as its epochs, so
-that the viewer has a query's candidates next to each other. An evaluation becomes a log for each
-arm and number of shots, so that its list of logs compares the arms.
+RL data become one log with a sample per candidate. The candidates of a query are its epochs, so
+the viewer lists them together. An evaluation becomes one log per arm and number of shots, so the
+viewer's list of logs compares the arms.
 
-A log is the zip archive that Inspect's own recorder writes: `samples/ID_epoch_N.json`, a summary
-of each sample in `summaries.json`, and `header.json`. The recorder itself copies the whole archive
-whenever it empties its buffer, and searches all summaries for each sample. So the archive is
-written here, sample by sample, with the classes of Inspect as its content.
+A log is a zip archive: `samples/ID_epoch_N.json`, a summary of each sample in `summaries.json`,
+and `header.json`. Inspect's recorder copies the whole archive at every flush, and searches all
+summaries for each sample. This module therefore writes the archive itself, one sample at a time,
+from Inspect's own classes.
 """
 
 from __future__ import annotations
@@ -72,22 +72,22 @@ except ImportError as error:
     raise MissingExtraError("inspect-ai", "export --to inspect", "pointer-rl[inspect]") from error
 
 _IMAGES_KEPT = 64 * 2**20
-"""Characters of encoded images that are kept: a pool's images are shown again and again."""
+"""Size of the LRU cache of encoded images, in characters: samples share the pool's images."""
 _COMPRESSION = 3
-"""Of zlib, 1 to 9."""
+"""zlib level, 1 to 9."""
 _ROLES = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
 _ELSEWHERE = {
     *("vqa_pred_answer", "vqa_correct", "vqa_acc_score", "vqa_raw_generation"),
     *(FAILED, "eval_error"),
 }
-"""What a sample has as output, scores or error; other fields of a candidate are metadata."""
+"""Fields of a candidate that become output, scores or error; all others become metadata."""
 _Arm = tuple[str, int]
 """An arm and its number of shots."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions:
-    """How logs are made."""
+    """Options of `write_inspect_logs`."""
 
     image_side: int = 192
     """Largest width and height of the images, in pixels; 0 leaves them out."""
@@ -104,14 +104,14 @@ class InspectOptions:
 def write_inspect_logs(
     path: Path, output_path: Path, options: InspectOptions = InspectOptions()
 ) -> list[Path]:
-    """Write the logs of a file into the folder `output_path`; returns their paths.
+    """Write the logs of a file into the folder `output_path`; return their paths.
 
-    RL data may also become the file `output_path`, if that ends in .eval. Raises InputError for
-    beam data, a damaged file, a dataset that is unknown or another one, and logs that exist.
+    For RL data, `output_path` may also be the log itself, with a name that ends in .eval. Raises
+    InputError for beam data, a damaged file, an unknown or different dataset, and existing logs.
     """
     kind = kind_of(path)
     if kind not in ("rl", "evaluation"):
-        raise InputError(f"{path}: neither RL data nor an evaluation, which alone have answers")
+        raise InputError(f"{path}: neither RL data nor an evaluation; only these have answers")
     about = _About.read(path, kind)
     if output_path.suffix == ".eval" and about.arms is not None:
         raise InputError(f"{output_path}: an evaluation has a log for each arm: name a folder")
@@ -140,7 +140,7 @@ def write_inspect_logs(
 
 
 def _arms_of(trials: QueryTrials, candidate: Mapping[str, Any]) -> Iterator[_Arm | None]:
-    """The logs in which a candidate stands."""
+    """The logs that a candidate belongs in."""
     if trials.arms is None:
         yield None
     for arm, all_shots in trials.arms_of(candidate).items():
@@ -157,16 +157,16 @@ def _name(path: Path, arm: _Arm | None) -> str:
 
 @dataclass(frozen=True)
 class _About:
-    """What a file says of itself."""
+    """What a file records about itself."""
 
     path: Path
     meta: Mapping[str, Any]
-    """Its `_meta`; the settings of an evaluation."""
+    """`_meta` of RL data, or the settings of an evaluation."""
     rows: Mapping[_Arm, Mapping[str, Any]]
-    """Of an evaluation, what it measured of each arm."""
+    """The measurements of each arm of an evaluation."""
     verdict: str | None = None
     arms: Sequence[_Arm] | None = None
-    """The arms that asked the model, in the evaluation's order. None: the file is RL data."""
+    """The arms that asked the model, in the evaluation's order. None for RL data."""
 
     @classmethod
     def read(cls, path: Path, kind: Kind) -> _About:
@@ -180,20 +180,20 @@ class _About:
                 (arm, int(shots))
                 for shots, arms in found.get("pointers", {}).items()
                 for arm, shown in arms.items()
-                if any(shown)  # a vote asks nothing
+                if any(shown)  # votes do not ask the model
             ]
             return cls(path, settings, rows, str(found["verdict"]), asked)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: a damaged evaluation; write it again") from error
 
     def described(self, what: str) -> Mapping[str, Any]:
-        """What it says of its dataset, backend, prompt or metric; empty if nothing."""
+        """What is recorded of the dataset, backend, prompt or metric; empty if nothing."""
         found = self.meta.get(what)
         return found if isinstance(found, dict) else {}
 
     @property
     def title(self) -> str:
-        """The dataset, in words."""
+        """Title or name of the dataset."""
         about = self.described("dataset")
         return str(about.get("title") or about.get("name") or self.path.stem)
 
@@ -211,20 +211,20 @@ class _About:
 
 @dataclass(frozen=True)
 class _Question:
-    """What the model was asked, and what a right answer is."""
+    """What the model was asked, and the right answers."""
 
     input: list[Any]
-    """The query alone: what the viewer lists. An arm adds demonstrations, as Inspect's solvers."""
+    """The query alone, for the viewer's list. Demonstrations are only in `messages`."""
     messages: list[Any]
     images: dict[str, str]
     """Key → data URL."""
     target: list[str]
-    """The annotators' different answers, the most frequent first."""
+    """The annotators' distinct answers, most frequent first."""
     metadata: dict[str, Any]
 
 
 class _Source:
-    """Makes the messages of trials anew, from the dataset and the prompt builder of a file."""
+    """Rebuilds the messages of trials from the dataset and prompt builder of a file."""
 
     def __init__(self, about: _About, options: InspectOptions) -> None:
         self._about, self._side = about, options.image_side
@@ -236,7 +236,7 @@ class _Source:
         self._images: LRUCache[str, str] = LRUCache(_IMAGES_KEPT, len)
 
     def ask(self, trials: QueryTrials, candidate: Mapping[str, Any]) -> _Question:
-        """The question of a candidate. Raises InputError if it is about other examples."""
+        """The question of a candidate. Raises InputError if the dataset lacks its examples."""
         query = self._queries.get(trials.id)
         if query is None:
             raise InputError(
@@ -247,7 +247,7 @@ class _Source:
         images: dict[str, str] = {}
         try:
             asked = self._prompt.build(query, shown).messages
-        except InputError as error:  # so the trial failed
+        except InputError as error:  # why the trial failed
             asked = (Message("user", (query.image, f"{query.question} (never asked: {error})")),)
         messages = [
             _ROLES[message.role](
@@ -309,10 +309,10 @@ def _prompt_builder(about: _About, options: InspectOptions) -> PromptBuilder:
 
 
 class _Log:
-    """One log, written sample by sample; it appears when it is finished.
+    """One log, written sample by sample. The file appears when the log is finished.
 
-    The same file gives the same bytes: messages, logs and the archive's members have no time and no
-    id of their own but what follows from the file.
+    The same input gives the same bytes: all ids and times, also those of the archive's members,
+    derive from the exported file and the log's name.
     """
 
     def __init__(self, path: Path, about: _About, arm: _Arm | None) -> None:
@@ -323,7 +323,7 @@ class _Log:
         self._summaries = tempfile.TemporaryFile()  # noqa: SIM115  # see __exit__
         self._metric = _text(str(about.described("metric").get("name") or "metric"))
         self._judged: list[tuple[str, str, dict[str, float]]] = []
-        """Of each judged sample its query, its method, and its scores as numbers."""
+        """(query, generation method, scores as numbers) of each judged sample."""
         self._samples = self._failed = self._queries = 0
         self._query, self._epoch = "", 0
 
@@ -331,14 +331,14 @@ class _Log:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        """Leave nothing behind, unless it is finished."""
-        with suppress(OSError):  # it would write its end when it is collected
+        """Discard the log unless it is finished."""
+        with suppress(OSError):  # otherwise garbage collection would try
             self._zip.close()
         self._summaries.close()
         self._file.discard()
 
     def add(self, query: str, question: _Question, candidate: Mapping[str, Any]) -> None:
-        """Append a sample. The candidates of a query follow one another."""
+        """Append a sample. The candidates of a query must be consecutive."""
         if query != self._query:
             self._query, self._epoch = query, 0
             self._queries += 1
@@ -351,7 +351,7 @@ class _Log:
         self._samples += 1
 
     def _sample(self, query: str, question: _Question, candidate: Mapping[str, Any]) -> EvalSample:
-        id = printable(query)  # the name of a file in an archive, too
+        id = printable(query)  # also a file name in the archive
         proposed = {
             key: value
             for key, value in candidate.items()
@@ -400,7 +400,7 @@ class _Log:
     # --- the end ---
 
     def finish(self) -> None:
-        """Write what stands at the end of a log, and put it in its place."""
+        """Write the summaries and the header, and move the log into place."""
         log = EvalLog(
             status="success",
             eval=self._spec(),
@@ -421,9 +421,9 @@ class _Log:
         self._file.commit()
 
     def _score(self, name: str) -> EvalScore:
-        """The mean, over queries, of the mean of a query's samples, as Inspect reduces epochs.
+        """The mean over queries of each query's mean, as Inspect reduces epochs.
 
-        The accuracy of an arm is the evaluation's own: that of the oracle is of its best samples.
+        An arm's accuracy is the evaluation's, because the oracle counts only its best samples.
         """
         metrics = {}
         by_method: dict[str | None, list[tuple[str, float]]] = {None: []}
@@ -448,12 +448,12 @@ class _Log:
 
     @property
     def _row(self) -> Mapping[str, Any]:
-        """What the evaluation says of the arm."""
+        """The evaluation's row for the arm."""
         return {} if self._arm is None else self._about.rows.get(self._arm, {})
 
     @property
     def _created(self) -> str:
-        """When the file was written."""
+        """Modification time of the exported file."""
         modified = self._about.path.stat().st_mtime
         return datetime.fromtimestamp(modified, UTC).isoformat(timespec="seconds")
 
@@ -491,7 +491,7 @@ class _Log:
 
 
 def _member(name: str) -> zipfile.ZipInfo:
-    """A member of the archive, without the time at which it was written."""
+    """A member of the archive, without a timestamp."""
     member = zipfile.ZipInfo(name)
     member.compress_type = zipfile.ZIP_DEFLATED
     return member
@@ -503,7 +503,7 @@ def _json(value: Any, exclude: set[str] | None = None) -> bytes:
 
 
 def _by_query(values: Sequence[tuple[str, float]]) -> list[float]:
-    """The mean of each query; the values of a query follow one another."""
+    """The mean of each query. The values of a query must be consecutive."""
     return [fmean(x for _, x in each) for _, each in groupby(values, key=lambda each: each[0])]
 
 
@@ -512,12 +512,12 @@ def _standard_error(means: Sequence[float]) -> float:
 
 
 def _text(text: str) -> str:
-    """The text with lone surrogates, which UTF-8 lacks, as escapes."""
+    """Escape lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _clean(value: Any) -> Any:
-    """The same for every text in JSON."""
+    """Apply `_text` to every string of a JSON value."""
     if isinstance(value, dict):
         return {_text(str(key)): _clean(each) for key, each in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Looking at what was made: the page of `pointer-rl report`, and its figures one at a time."""
+"""Reports: the page of `pointer-rl report`, and its figures one at a time."""
 
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,6 @@ __all__ = ["figure"]
 def __getattr__(name: str) -> object:
     if name != "figure":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from pointer_rl.report.drawing import figure  # when it is used: `show` imports this package
+    from pointer_rl.report.drawing import figure  # lazy: `show` imports this package
 
     return figure

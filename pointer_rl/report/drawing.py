@@ -1,4 +1,4 @@
-"""One figure of the report, by its name and from its sources."""
+"""Draw a figure of the report by its name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _IN_MEMORY = "in memory"
 
 
 def figure(name: str, *sources: Source) -> Figure:
-    """A figure of the report, which a notebook shows as the last value of a cell.
+    """Draw a figure of the report. A notebook shows it as the last value of a cell.
 
     ========  ============================================  =======================
     name      shows                                         sources
@@ -39,14 +39,14 @@ def figure(name: str, *sources: Source) -> Figure:
     outcomes  right, wrong and failed candidates by method  RL data
     ========  ============================================  =======================
 
-    A source is a file or folder, what `Session.evaluate` or `Session.train` returned, or the
-    `records` of RL data. `save("arms.svg")` writes the figure. Raises InputError for another name,
-    for a source that the figure is not of, and for one that is damaged or has nothing to show.
+    A source is a file or folder, a result of `Session.evaluate` or `Session.train`, or the
+    `records` of RL data. `save("arms.svg")` writes the figure to a file. Raises InputError for an
+    unknown name, and for a source that is of the wrong kind, is damaged or has nothing to show.
     """
     if name not in _FIGURES:
         raise InputError(f"no figure {name!r}{did_you_mean(name, _FIGURES)}")
     if not sources:
-        raise InputError(f"{name}: give what to show: a file, a folder, or what a session returned")
+        raise InputError(f"{name}: give what to show: a file, a folder, or a result of a session")
     return _FIGURES[name](sources)
 
 
@@ -54,7 +54,7 @@ def _arms(sources: Sequence[Source]) -> Figure:
     evaluation = _evaluation(sources)
     tables = evaluation.tables()
     if not tables:
-        raise InputError(f"{evaluation.input.name}: no arm shows a demonstration")
+        raise InputError(f"{evaluation.input.name}: no arm shows demonstrations")
     return _figure(tables[0].chart())
 
 
@@ -70,7 +70,7 @@ def _shots(sources: Sequence[Source]) -> Figure:
     chart = evaluation.chart()
     if chart is None:
         raise InputError(
-            f"{evaluation.input.name}: one number of demonstrations; evaluate with several shots"
+            f"{evaluation.input.name}: only one number of demonstrations; evaluate with several"
         )
     return _figure(chart)
 
@@ -152,8 +152,8 @@ def _tally(name: str, queries: Iterable[QueryTrials]) -> Tally:
     for trials in queries:
         if not is_usable(trials):
             raise InputError(
-                f"{name}: {trials.id!r}: what is counted is missing or has another form "
-                "(pointer-rl validate lists all that is wrong)"
+                f"{name}: {trials.id!r}: what is counted is missing or malformed "
+                "(pointer-rl validate lists all problems)"
             )
         tally.add(trials)
     return tally

@@ -81,7 +81,7 @@ class Evaluation:
 
     @classmethod
     def of(cls, input: Input, content: Mapping[str, Any]) -> Evaluation:
-        """That of a file's content. Raises InputError if it lacks something."""
+        """From the content of a file. Raises InputError if a field is missing."""
         found = cls(input, content)
         try:
             found._check()

@@ -16,7 +16,7 @@ from pointer_rl.report.svg import STYLES, Panel, tag, text
 
 _GAP, _TITLE, _LEGEND, _COLUMNS = 24.0, 22.0, 22.0, 3
 _CHARACTER = 6.5
-"""Width of a character of a legend, about."""
+"""Approximate width of a character in a legend."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Figure:
         return f"Figure({'; '.join(printable(each.chart.title) for each in self.panels)})"
 
     def __html__(self) -> Markup:
-        """As a part of the report."""
+        """As HTML for the report."""
         names = Markup("").join(
             Markup("<li>{}{}</li>").format(
                 Markup(
@@ -47,12 +47,12 @@ class Figure:
         return Markup('{}<div class="figures{}">\n{}\n</div>').format(legend, one, panels)
 
     def _repr_html_(self) -> str:
-        """For a notebook. Its style counts inside of it alone."""
+        """As HTML for a notebook, with a style that applies to this figure only."""
         style = asset("notebook.css") + f".pointer-rl-figure {{\n{asset('figures.css')}}}"
         return f'<div class="pointer-rl-figure"><style>{style}</style>{self.__html__()}</div>'
 
     def _repr_svg_(self) -> str:
-        """A file of its own, light or dark as its reader prefers."""
+        """As a standalone SVG file, light or dark as the viewer prefers."""
         columns = min(len(self.panels), _COLUMNS)
         wide = max((each.chart.width for each in self.panels), default=0.0)
         parts: list[Markup] = []
@@ -81,7 +81,7 @@ class Figure:
         )
 
     def _legend(self, width: float) -> tuple[list[Markup], float]:
-        """The legend in lines of that width, and where it ends."""
+        """The legend, wrapped to that width, and its height."""
         parts, x, y = [], 0.0, 0.0
         for swatch, name in self.legend:
             needed = 28 + _CHARACTER * len(name) + 18
@@ -93,7 +93,7 @@ class Figure:
         return parts, y + _LEGEND + 6
 
     def save(self, path: str | Path) -> None:
-        """Write it as an .svg file. Raises InputError for another name, or if it cannot be."""
+        """Write an .svg file. Raises InputError for another suffix, or if writing fails."""
         if Path(path).suffix != ".svg":
             raise InputError(f"{path}: figures are SVG files; use a name that ends in .svg")
         write_text(Path(path), self._repr_svg_())

@@ -1,4 +1,4 @@
-"""Intervals on an axis: in the cells of a table, and as a chart, a forest plot."""
+"""Intervals on a common axis: in the cells of a table, or as a forest plot."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _CELL = 30
 """Height of a table's row."""
 _WIDTH, _ROW, _HEAD = 720.0, 24.0, 24.0
 _NAMES, _PLOT, _WORDS = 24, (318.0, 566.0), _WIDTH
-"""The chart's columns: characters of a name, where the plot is, and where words end."""
+"""The chart's columns: longest name in characters, edges of the plot, right edge of the text."""
 _NUMBERS = (212.0, 302.0)
-"""Where the columns of numbers end. Without numbers, the plot takes their place."""
+"""Right edges of the columns of numbers. Without numbers, the plot takes their place."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference in points, and where it is on its axis, in percent."""
+    """A difference in points, and its position on the axis in percent."""
 
     mean: float
     low: float
     high: float
     at: tuple[float, float, float]
-    """Of low, mean and high."""
+    """Positions of low, mean and high."""
     distinguishable: bool
 
 
@@ -39,19 +39,19 @@ class Axis:
 
     @classmethod
     def of(cls, intervals: Sequence[tuple[float, float]]) -> Axis:
-        """One on which all intervals, in points, and 0 are visible."""
+        """An axis that shows all intervals, in points, and 0."""
         low = min((each for each, _ in intervals), default=0.0)
         high = max((each for _, each in intervals), default=0.0)
         space = 0.04 * max(high - low, 1.0)
         return cls(min(low, 0.0) - space, max(high, 0.0) + space)
 
     def at(self, value: float) -> float:
-        """Where a value is, in percent."""
+        """Position of a value, in percent."""
         return round(100 * (value - self.low) / (self.high - self.low), 2)
 
     @property
     def ticks(self) -> list[tuple[float, str]]:
-        """(place in percent, label) of round numbers."""
+        """(position in percent, label) of round numbers."""
         return [
             (self.at(value), f"{value:+g}".replace("-", "−") if value else "0")
             for value in ticks(self.low, self.high, most=7)
@@ -92,7 +92,7 @@ class Axis:
         ).format(x, y, width, Markup("").join(marks))
 
     def chart(self, rows: Sequence[ForestRow], *, heads: Sequence[str], title: str) -> Chart:
-        """A forest plot. `heads`: of the names, of the numbers, and of the plot."""
+        """A forest plot. `heads`: headings of the names, the numbers and the plot."""
         start, end = _PLOT
         if len(heads) == 2:
             start = _NUMBERS[0] - 40
@@ -139,5 +139,5 @@ def in_points(interval: Interval) -> str:
 
 
 def _line(css: str, x1: float, x2: float, y1: float, y2: float) -> Markup:
-    """One from x1 to x2, in percent."""
+    """A line; x1 and x2 are in percent."""
     return tag("line", css, x1=f"{x1}%", x2=f"{x2}%", y1=float(y1), y2=float(y2))

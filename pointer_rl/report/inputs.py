@@ -22,7 +22,7 @@ KINDS: Mapping[Kind, tuple[str, str]] = {
     "beams": ("file of beam data", "files of beam data"),
     "training": ("training folder", "training folders"),
 }
-"""What one is called, and several."""
+"""Singular and plural name."""
 log = logging.getLogger(__name__)
 
 METRICS, DOCUMENT = "metrics.jsonl", "bundle.json"
@@ -98,7 +98,7 @@ def _kind_if_any(path: Path) -> Kind | None:
     try:
         return _kind(path)
     except (InputError, OSError) as error:
-        log.warning("%s: left out, since it cannot be read (%s)", path, error)
+        log.warning("%s: left out, because it cannot be read (%s)", path, error)
         return None
 
 

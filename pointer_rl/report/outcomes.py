@@ -1,4 +1,4 @@
-"""What became of the candidates of RL data, by generation method."""
+"""Outcomes of the candidates of RL data, by generation method."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PARTS = ("right", "wrong", "failed")
 
 
 def outcomes_figure(tallies: Mapping[str, Tally]) -> Figure:
-    """A panel for each file, by its name, with a bar for each method."""
+    """A panel for each file, with a bar for each method. `tallies`: by file name."""
     panels = []
     for file, tally in tallies.items():
         bars = [_bar(*each) for each in tally.methods.items()]

@@ -120,7 +120,7 @@ class _Page:
         rows = self._rows()
         blocks["page"] = to_json({"files": list(map(_file, self._shown)), "pools": rows})
         size = sum(map(_size, blocks.values())) + _size(self._fill({"pairs": blocks["pairs"]}))
-        # Where images are named: an id or a row, and a number.
+        # References to images: the id of a query or a row, and a number.
         size += sum(_size(to_json(query[0])) + 10 for _, query in self._queries())
         size += sum(len(row) + 10 for pool in rows for row in pool)
         thumbnails = Thumbnails(self._most - size - _SLACK)

@@ -1,4 +1,4 @@
-"""Charts as SVG: their colours and fonts are those of `assets/figures.css`."""
+"""Charts as SVG, with colours and fonts from `assets/figures.css`."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ class Rule:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing of a fixed size, in pixels at its natural size."""
+    """A drawing, with its natural size in pixels."""
 
     title: str
-    """What a screen reader says."""
+    """The text for screen readers."""
     marks: Markup
     width: float = WIDTH
     height: float = HEIGHT
 
     def __html__(self) -> Markup:
-        """As an element of a page, as wide as there is room."""
+        """As an element of a page, scaled to the available width."""
         wide = " wide" if self.width > WIDTH else ""
         return Markup(
             '<svg class="chart{}" viewBox="0 0 {:g} {:g}" role="img" aria-label="{}">{}</svg>'
         ).format(wide, self.width, self.height, printable(self.title), self.at(0, 0))
 
     def at(self, x: float, y: float) -> Markup:
-        """As a part of another drawing."""
+        """As part of another drawing, at (x, y)."""
         return Markup('<g class="marks" transform="translate({:g} {:g})">{}</g>').format(
             x, y, self.marks
         )
@@ -114,14 +114,14 @@ def line_chart(
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar of parts that add up to `total`, or to less."""
+    """A stacked bar. Its parts add up to at most `total`."""
 
     name: str
     parts: Sequence[tuple[str, int]]
-    """Class of the style sheet and size of each part."""
+    """CSS class and size of each part."""
     total: int
     words: str
-    """What stands after the bar."""
+    """The text after the bar."""
 
 
 def bar_chart(bars: Sequence[Bar], *, title: str) -> Chart:
@@ -179,7 +179,7 @@ def _end_labels(
 
 
 def shortened(name: str, most: int = _LONGEST) -> str:
-    """The name in at most so many characters."""
+    """The name, truncated to `most` characters."""
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
@@ -251,7 +251,7 @@ def tag(name: str, css: str, **attributes: float | str) -> Markup:
 
 
 def text(x: float, y: float, words: str, css: str, anchor: str = "start") -> Markup:
-    """A line of text; the anchor says which end of it is at x."""
+    """A line of text; `anchor` (start, middle or end) is the part of it at x."""
     return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
         css, x, y, anchor, printable(words)
     )

@@ -202,7 +202,7 @@ def _write_documents(folder: Path, document: dict[str, Any]) -> None:
 
 
 def _digest(document: Mapping[str, Any]) -> str:
-    """SHA-256 of the content of bundle.json, without this very entry."""
+    """SHA-256 of the content of bundle.json without its entry `sha256`."""
     content = {key: value for key, value in document.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -290,23 +290,24 @@ def read_query_ids(folder: str | Path) -> tuple[str, ...]:
 
 
 def check_bundle(folder: Path) -> Bundle:
-    """`load_bundle`, and raise InputError unless all that is read of it is what was saved.
+    """`load_bundle` that also checks the hashes of bundle.json and the query ids.
 
-    `load_bundle` accepts a bundle.json that was edited. The card, which nothing reads, may be.
+    `load_bundle` itself accepts an edited bundle.json. The card may be edited: nothing reads it.
+    Raises InputError if a file differs from what was saved.
     """
     bundle = load_bundle(folder)
     read_query_ids(folder)
     document = _read_document(folder)
-    if document.get("sha256", _digest(document)) != _digest(document):  # not in older bundles
+    if document.get("sha256", _digest(document)) != _digest(document):  # older bundles have none
         raise _damaged(folder, f"{_DOCUMENT} is not what was saved")
     return bundle
 
 
 def pull_bundle(repository: str) -> Path:
-    """The folder of a bundle from the Hugging Face Hub, OWNER/NAME or OWNER/NAME@REVISION.
+    """Download a bundle from the Hugging Face Hub: OWNER/NAME or OWNER/NAME@REVISION.
 
-    It is a snapshot in the Hub's cache: files that no bundle has are not downloaded. Raises
-    InputError if it cannot be had, and if it is not what was saved.
+    Returns its folder in the Hub's cache. Only the files of a bundle are downloaded. Raises
+    InputError if the download fails, or a file differs from what was saved.
     """
     match = re.fullmatch(f"({REPOSITORY})(?:@(.+))?", repository)
     if match is None:
@@ -401,7 +402,7 @@ def _info(document: Mapping[str, Any], path: Path) -> BundleInfo:
 
 
 _AGAIN = "copy or train it again"
-"""What to do with a damaged bundle that is not the Hub's."""
+"""Advice for a damaged bundle that was not downloaded."""
 
 
 def _damaged(folder: Path, what: str) -> InputError:

@@ -52,7 +52,7 @@ def write_card(document: Mapping[str, Any]) -> str:
 
 
 def _metadata(document: Mapping[str, Any]) -> Iterator[str]:
-    """Lines of YAML, as the Hub's model cards have them."""
+    """The YAML metadata of a model card on the Hub."""
     yield "library_name: pointer-rl"
     yield "pipeline_tag: visual-question-answering"
     yield "tags: [in-context-learning, demonstration-selection, reinforcement-learning]"
@@ -82,7 +82,7 @@ def _metadata(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _yaml(text: object) -> str:
-    """A string in YAML: one in JSON, without the two noncharacters that YAML does not have."""
+    """A string in YAML: JSON, without U+FFFE and U+FFFF, which YAML forbids."""
     allowed = re.sub("[\ufffe\uffff]", "\ufffd", printable(text))
     return json.dumps(allowed, ensure_ascii=False)
 
@@ -116,7 +116,7 @@ def _settings(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _table(evaluation: Mapping[str, Any]) -> Iterator[str]:
-    """The arms, in the order of the evaluation."""
+    """A table of the arms, in the order of the evaluation."""
     rows = evaluation.get("rows")
     if not rows:
         return
@@ -139,19 +139,19 @@ def _table(evaluation: Mapping[str, Any]) -> Iterator[str]:
             f"{before}{row['calls']:,} | {accuracy} | {difference} |"
         )
     yield ""
-    yield "Accuracy in percent; calls to train an arm + in this evaluation; differences in points."
+    yield "Accuracy in percent; differences in points; calls for training + for this evaluation."
     if level := evaluation.get("settings", {}).get("intervals", {}).get("joint_level"):
         yield f"All intervals hold together at {level:.0%}."
 
 
 def _limits(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
     if evaluation:
-        yield "- Measured with one model, one wording and one set of questions, not with others."
-        yield "  The intervals do not say by how much another training would differ."
+        yield "- Measured with one model, one prompt and one set of questions, not with others."
+        yield "  The intervals do not cover the variation between training runs."
         yield from (f"- {markdown(each)}" for each in evaluation.get("warnings") or ())
     yield "- It chooses from the pool that it was trained with. The bundle has that pool's ids and"
     yield "  embeddings; its images, questions and answers are in the dataset."
-    yield "- It cannot tell that an example shows a question's own image: exclude such examples."
+    yield "- It cannot tell whether an example shows a question's own image: exclude such examples."
 
 
 def _origin(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def _bullets(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _use(encoder: Mapping[str, Any]) -> Iterator[str]:
-    yield "FOLDER is the folder of these files or, on the Hugging Face Hub, `hub:OWNER/NAME`."
+    yield "FOLDER is the folder of these files, or `hub:OWNER/NAME` on the Hugging Face Hub."
     yield ""
     if encoder["name"] is None:
         yield "The bundle does not name the encoder that embeds new questions: give embeddings."

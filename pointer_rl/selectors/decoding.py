@@ -218,16 +218,16 @@ def _log_distribution(logits_BNC: Tensor, temperature: float = 1.0, top_p: float
 
 
 def _best(scores_BNC: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`highest` of all hypotheses: the scores, hypotheses and choices, [B, ≤ width] each."""
+    """`highest` over all hypotheses: scores, hypotheses and choices, [B, ≤ width] each."""
     scores, index = highest(scores_BNC.flatten(1), width)
     number = scores_BNC.shape[-1]
     return scores, index.div(number, rounding_mode="floor"), index.remainder(number)
 
 
 def highest(scores_BX: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """The `number` highest scores and their indices, [B, ≤ number] each: of equals, the first.
+    """The `number` highest scores and their indices, [B, ≤ number] each. Lower indices win ties.
 
-    topk finds the lowest score that gets in. Which of its equals get in is decided here, in order.
+    topk only finds the lowest score that is kept, because its order of ties is unspecified.
     """
     number = min(number, scores_BX.shape[1])
     last_B1 = scores_BX.topk(number).values[:, -1:]

@@ -36,7 +36,7 @@ from pointer_rl.selectors.options import PointerConfig
 from pointer_rl.selectors.selector import Selector, take_hypotheses
 
 _TOGETHER = 2**16
-"""Most rows of a pool that are encoded together."""
+"""Most rows of a pool to encode at once."""
 FIRST_STOP = 0.05
 """Probability of an untrained selector to stop, at each step. Rare enough that nearly all samples
 show demonstrations, and frequent enough that some show none."""
@@ -144,7 +144,7 @@ class PointerSelector(Selector):
     def encode_pool(self, pool: Tensor) -> PointerPool:
         """Encode a pool [K, d] that all queries share, or a pool of each query [B, K, d].
 
-        Of a large one, what the gradient needs is computed again, so that one copy is in memory.
+        A large shared pool is encoded in parts with activation checkpointing, to save memory.
         """
         inputs = self.input_proj(pool)
         if len(inputs) <= _TOGETHER:

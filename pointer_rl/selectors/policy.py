@@ -19,7 +19,7 @@ from pointer_rl.selectors.selector import EncodedPool, Selector, State, check_em
 from pointer_rl.types import Decoded, Pool, QueryBatch
 
 _TOGETHER = 2**23
-"""Most queries times rows of the pool that are decoded together."""
+"""Most queries × pool rows to decode at once."""
 
 
 class SelectorPolicy:
@@ -135,7 +135,7 @@ class SelectorPolicy:
         return torch.cat(found)
 
     def _encode(self, queries: QueryBatch, pool: Pool) -> list[tuple[slice, State]]:
-        """The states of the queries, as many together as the logits of a large pool allow."""
+        """(slice of the queries, their state), in parts whose logits fit into memory."""
         source = (queries.embeddings, pool.embeddings, queries.allowed)
         if self._encoded is None or any(
             new is not old for new, old in zip(source, self._encoded[0], strict=True)
@@ -163,7 +163,7 @@ class SelectorPolicy:
 
 
 def _joined(found: Iterable[Decoded]) -> Decoded:
-    """The queries' pointers, on the CPU."""
+    """Concatenate the parts, on the CPU."""
     parts = list(found)
     rows = torch.cat([each.rows.cpu() for each in parts])
     return Decoded(rows, torch.cat([each.logprobs.cpu() for each in parts]))

@@ -42,7 +42,7 @@ class Selection:
 class Policy:
     """A trained policy with its pool: `Policy.load(folder).select(queries)`.
 
-    `Policy.from_pretrained(repository)` is the same for one on the Hugging Face Hub.
+    `Policy.from_pretrained(repository)` loads one from the Hugging Face Hub.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class Policy:
         encoder: str | None = None,
         encoder_options: Mapping[str, object] | None = None,
     ) -> Policy:
-        """`load` a bundle from the Hugging Face Hub: OWNER/NAME, or OWNER/NAME@REVISION.
+        """Load a bundle from the Hugging Face Hub: OWNER/NAME or OWNER/NAME@REVISION.
 
-        It is downloaded once, and compared with the hashes that it was saved with. Raises
-        InputError if it cannot be had, and if it is damaged.
+        It is downloaded once, and checked against the hashes in it. Raises InputError if the
+        download fails or the bundle is damaged.
         """
         folder = pull_bundle(repository)
         return cls.load(folder, device, encoder=encoder, encoder_options=encoder_options)

@@ -1,7 +1,7 @@
 """The response cache: an SQLite file of responses, so that no trial is paid for twice.
 
-It has one row per response, in columns that Datasette and the sqlite3 shell show: hence a key in
-hex digits, and a reference that names its column, without which Datasette shows no page. Several
+It has one row per response, in columns that Datasette and the sqlite3 shell can show. For
+Datasette, keys are hex digits, and the foreign key names the column that it refers to. Several
 processes may share a file (it uses a write-ahead log, WAL). A process that is killed loses only
 what it had not yet put.
 """
@@ -105,7 +105,7 @@ class BackendSummary:
 
 
 def _close(connection: sqlite3.Connection) -> None:
-    with contextlib.suppress(sqlite3.Error):  # of another thread, say
+    with contextlib.suppress(sqlite3.Error):  # for example, in another thread
         connection.close()
 
 
@@ -141,7 +141,7 @@ class ResponseCache:
                 raise
             _set_aside(path, error.reason)
             self._connection = _connect(path)
-        # Also at the program's end, when what __del__ would need is gone.
+        # Unlike __del__, this also works at interpreter shutdown.
         weakref.finalize(self, _close, self._connection)
         log.debug("%s: opened", path)
 
@@ -169,7 +169,7 @@ class ResponseCache:
         They are added in one transaction: all of them or none.
         """
         now = _timestamp(time.time())
-        # In the order of the keys: those on a page of the file are written to it together.
+        # Sorted by key, so that each page of the file is written once.
         ordered = sorted(responses, key=itemgetter(0))
         with self._reporting_errors() as connection:
             connection.execute("BEGIN IMMEDIATE")

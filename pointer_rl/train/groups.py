@@ -29,7 +29,7 @@ SAMPLED = "sample"
 """The `gen_method` of pointers that a policy drew."""
 Rows = npt.NDArray[np.int32]
 _CREDITED_TOGETHER = 4096
-"""Queries whose candidates are compared at a time."""
+"""Queries per chunk of `credited`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Batch:
     """Whether any pointer is shorter than S"""
 
     def parts(self, logits: int) -> list[Batch]:
-        """The batch in parts of as many queries as have so many logits at a step; at least one."""
+        """Split the batch: at most `logits` logits per step, and at least one query, per part."""
         choices = len(self.pool) if self.own is None else self.own.shape[1]
         size = max(1, logits // (choices * self.pointers.shape[1]))
         if size >= len(self.queries):

@@ -38,7 +38,7 @@ SelectorT = TypeVar("SelectorT", bound=Selector)
 _GRADIENT_NORM = 1.0
 _WARMUP_STEPS = 50
 _LOGITS = 2**24
-"""Most logits of a step that are computed together; a larger batch is computed in parts."""
+"""Most logits per step to compute at once. A larger batch is computed in parts."""
 
 
 def step_logprobs(
@@ -226,10 +226,10 @@ class Learner:
     def _in_parts(
         self, batch: Batch, compute: Callable[[Batch, EncodedPool], tuple[Tensor, ...]]
     ) -> tuple[Tensor, ...]:
-        """What `compute` makes of a batch: tensors with a row for each query.
+        """Apply `compute` to a batch; it returns tensors with a row for each query.
 
-        The logits of a large pool do not fit into memory for a whole batch. It is then computed in
-        parts, each of them a second time when its gradient is due.
+        With a large pool, the logits of a whole batch do not fit into memory. The batch is then
+        split, and each part is recomputed in the backward pass (activation checkpointing).
         """
         pool = self.selector.encode_pool(batch.pool)
         parts = batch.parts(_LOGITS)
@@ -250,7 +250,7 @@ class Learner:
     def _encoded(self, selector: Selector) -> EncodedPool | None:
         """The pool that all batches share, encoded by a policy that does not learn."""
         if any(pool is not None for pool in self._groups.pools):
-            return None  # batches share none
+            return None  # batches share no pool
         return selector.encode_pool(self._groups.pool.to(self.device))
 
     def _compared(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -58,7 +58,7 @@ class Output:
     overwrite: bool = False
     """Start over; otherwise an interrupted run in the folder is continued."""
     log_to: Collection[TrackerName] = ()
-    """Trackers that show the metrics of each epoch, too."""
+    """Trackers that the metrics of each epoch are also written to."""
     accept_changed: Collection[Change] = ()
     """What of the run may have changed since it began."""
 

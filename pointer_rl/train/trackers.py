@@ -1,7 +1,7 @@
-"""Programs in which to watch a training: `--log-to tensorboard`, `--log-to trackio`.
+"""Experiment trackers: `--log-to tensorboard`, `--log-to trackio`.
 
-A table and not a kind of plugin: trackers change nothing about a run, and a program of one's own
-hears of every epoch through `Observer.epoch`.
+They are not a plugin kind, because they do not affect a run. Other programs can follow every epoch
+through `Observer.epoch`.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from pointer_rl.files import write_text
 T = TypeVar("T")
 TrackerName = Literal["tensorboard", "trackio"]
 Line = Mapping[str, Any]
-"""A line of metrics.jsonl. Its number, from 0, is the step."""
+"""A line of metrics.jsonl. Its index is the step."""
 
 EVENTS = "tensorboard"
 TRACKIO_ID = "trackio.txt"
 TRACKED = (EVENTS, TRACKIO_ID)
-"""What trackers keep in the folder of a run."""
+"""The trackers' files in the folder of a run."""
 PROJECT = "pointer-rl"
-"""Trackio's project of all runs."""
+"""The Trackio project of all runs."""
 
 
 class Tracker(Protocol):
-    """The log of one run in another program."""
+    """The log of one run in a tracking program."""
 
     def write(self, log: Sequence[Line]) -> None:
-        """Add the lines that it lacks."""
+        """Add the lines that were not written yet."""
 
     def close(self) -> None:
-        """Nothing more will be written."""
+        """Finish the log."""
 
 
 class TensorBoard:
-    """Events in the run's folder."""
+    """Event files in the run's folder."""
 
     def __init__(self, folder: Path, options: Mapping[str, Any], begins: bool) -> None:
         """begins: the run starts now; what is there was written before its first checkpoint."""
         from torch.utils.tensorboard import SummaryWriter
 
         place = str(folder / EVENTS)
-        # A kill may have cut the last step off. It is written again, and replaces the older one.
+        # A kill may have truncated the last step, so it is written again.
         self._next = 0 if begins else _last_step(place)
         self._writer: Any = SummaryWriter(place, purge_step=self._next)
 
@@ -67,7 +67,7 @@ def _last_step(folder: str) -> int:
     """The last step in a folder of events; 0 if it has none."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(folder, purge_orphaned_data=False)  # to purge, it warns
+    events = EventAccumulator(folder, purge_orphaned_data=False)  # purging prints warnings
     if Path(folder).is_dir():
         events.Reload()
     return max((events.Scalars(tag)[-1].step for tag in events.Tags()["scalars"]), default=0)
@@ -77,7 +77,7 @@ class Trackio:
     """A run in Trackio's database on this machine, which `trackio show` reads.
 
     `trackio.init` is not used: with a token it asks the Hub for the user's name, and it may send
-    metrics to a server. Steps have ids, so that none is added twice.
+    metrics to a server. Steps have ids, so none is added twice.
     """
 
     def __init__(self, folder: Path, options: Mapping[str, Any], begins: bool) -> None:
@@ -136,10 +136,10 @@ def check_trackers(names: Collection[TrackerName]) -> None:
 def open_trackers(
     names: Collection[TrackerName], folder: Path, options: Mapping[str, Any], log: Sequence[Line]
 ) -> Iterator[Callable[[], None]]:
-    """Yield a function that brings the trackers up to date with `log`, as it is by then.
+    """Yield a function that writes the new lines of `log` to the trackers.
 
-    options: what the run is described by. Raises InputError, from the function too, if a tracker
-    cannot be written.
+    options: the configuration that trackers show. Raises InputError, also from that function, if a
+    tracker cannot be written.
     """
 
     def attempt(name: str, action: Callable[[], T]) -> T:
