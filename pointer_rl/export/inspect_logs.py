@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from hashlib import sha256
+from hashlib import sha384
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -463,11 +463,11 @@ class _Log:
         metadata = {**about.meta, **({} if arm is None else {"arm": self._row})}
         if about.verdict is not None:
             metadata["verdict"] = about.verdict
-        identity = sha256(f"{self.path.name} {self._created}".encode()).hexdigest()
+        identity = sha384(f"{self.path.name} {self._created}".encode()).hexdigest()
         return EvalSpec(
             eval_id=identity[:22],
             run_id=identity[22:44],
-            task_id=identity[42:64],
+            task_id=identity[44:66],
             created=self._created,
             task=_text(f"{about.title}: {what}"),
             task_args={} if arm is None else {"shots": arm[1]},
