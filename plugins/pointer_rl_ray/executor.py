@@ -29,7 +29,7 @@ _LOOK = 5.0
 """Seconds between looks at what the cluster has."""
 _LONG = 30.0
 """Seconds without any worker after which the user hears why."""
-_DEATHS = 3
+_DEATHS = 10
 """Workers that may die before they can be called, one after the other."""
 
 

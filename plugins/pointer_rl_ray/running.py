@@ -158,6 +158,7 @@ class _Run:
     def results(self) -> Iterator[tuple[Window, Any]]:
         """Each window with the result of its call, in any order."""
         interrupted = said = False
+        self._observer.workers(self._describe)
 
         def interrupt() -> None:
             nonlocal interrupted
@@ -192,9 +193,19 @@ class _Run:
             task.started = False
             self._tallies.setdefault(worker, _Tally()).begin()
             self._fleet.call(worker, *self._call(task))
-        died = sum(tally.died for tally in self._tallies.values())
-        number = len(self._tallies) - died
-        self._observer.workers(f"workers: {number}" + (f" ({died} died)" if died else ""))
+
+    def _describe(self) -> list[str]:
+        """See `Observer.workers`. The display calls this from another thread."""
+        known = sorted([*self._tallies.items()])
+        alive = [(worker, tally) for worker, tally in known if not tally.died]
+        died = len(known) - len(alive)
+        lines = [f"workers: {len(alive)}" + (f" ({died} died)" if died else "")]
+        for worker, tally in alive:
+            task = self._tasks.get(worker)
+            does = "idle" if task is None else f"{task} for {tally.since:.0f} s"
+            rate = f"{tally.rate:.1f}/s, " if tally.trials else ""
+            lines.append(f"{self._fleet.name(worker)}: {rate}{does}")
+        return lines
 
     def _handle(self, worker: int, report: Report | None) -> Iterator[tuple[Window, Any]]:
         task = self._tasks.get(worker)
@@ -270,23 +281,34 @@ class _Tally:
 
     windows: int = 0
     trials: int = 0
-    seconds: float = 0.0
-    """Busy time."""
     died: bool = False
-    _began: float = 0.0
+    _seconds: float = 0.0
+    """Busy time, without that of the window under way."""
+    _began: float | None = None
 
     def begin(self) -> None:
         self._began = time.monotonic()
 
     def end(self) -> float:
         """A window is done. Returns its seconds."""
-        seconds = time.monotonic() - self._began
+        seconds, self._began = self.since, None
         self.windows += 1
-        self.seconds += seconds
+        self._seconds += seconds
         return seconds
 
+    @property
+    def since(self) -> float:
+        """Seconds since the window under way began."""
+        began = self._began  # once: the display asks from another thread
+        return 0.0 if began is None else time.monotonic() - began
+
+    @property
+    def rate(self) -> float:
+        """Trials per second of busy time."""
+        return self.trials / max(self._seconds + self.since, 1e-3)
+
     def __str__(self) -> str:
-        rate = f", {self.trials / self.seconds:.1f}/s" if self.trials and self.seconds else ""
+        rate = f", {self.rate:.1f}/s" if self.trials else ""
         died = ", died" if self.died else ""
         return f"{self.windows:,} windows, {self.trials:,} trials{rate}{died}"
 

@@ -65,7 +65,8 @@ class Progress(Observer):
         self._judged: Counter[str] = Counter()
         self._all = [0, 0]
         self._failed = 0
-        self._training = self._workers = ""
+        self._training = ""
+        self._workers: Callable[[], Sequence[str]] = lambda: [""]
         self._announced = True
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -161,8 +162,8 @@ class Progress(Observer):
         if self._estimate is not None:
             self._estimate.finish(queries)
 
-    def workers(self, said: str) -> None:
-        self._workers = said
+    def workers(self, describe: Callable[[], Sequence[str]]) -> None:
+        self._workers = describe
 
     def epoch(self, metrics: Mapping[str, Any], of: int) -> None:
         stage, epoch = metrics["stage"], metrics["epoch"]
@@ -217,7 +218,8 @@ class Progress(Observer):
     def _line(self) -> str:
         """All that is known, in one line."""
         activity = [str(each) for each in self._activities[-1:]]
-        parts = [*activity, self._training, *self._figures(), self._workers, self._share_correct()]
+        workers = self._workers()[0]
+        parts = [*activity, self._training, *self._figures(), workers, self._share_correct()]
         return f"{self._passed()}  {', '.join(filter(None, parts)) or 'starting …'}"
 
     def _figures(self, *, left: bool = True) -> list[str]:
@@ -270,7 +272,7 @@ class Progress(Observer):
             table.add_row(passed, bar, ", ".join(self._figures()))
             lines.append(table)
         activity = map(str, self._activities[-1:])
-        texts = [self._share_correct(), self._workers, self._training, *activity]
+        texts = [self._share_correct(), self._training, *activity, *self._workers()]
         for text in filter(None, texts):
             indent = "" if not lines else " " * (len(passed) + 1)
             first = f"{passed} " if not lines else indent

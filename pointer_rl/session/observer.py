@@ -49,8 +49,12 @@ class Observer:
     def finish(self, queries: int) -> None:
         """So many more queries are done: a window, in this process or another."""
 
-    def workers(self, said: str) -> None:
-        """The state of the workers in a few words, such as `workers: 4 (1 died)`."""
+    def workers(self, describe: Callable[[], Sequence[str]]) -> None:
+        """An executor has workers. `describe` may be called at any time, from any thread.
+
+        It returns their state in a few words, such as `workers: 4 (1 died)`, and then a line for
+        each of them.
+        """
 
     def epoch(self, metrics: Mapping[str, Any], of: int) -> None:
         """A training epoch has ended, with these metrics; its stage has `of` epochs."""

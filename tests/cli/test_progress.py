@@ -164,6 +164,16 @@ def test_the_display_fits_80_columns(total, trials, methods):
     assert len(lines) == 2 + (trials > 0)
 
 
+def test_the_display_has_a_line_for_each_worker_and_a_log_only_their_number():
+    progress = Progress()
+    progress.start(9)
+    fleet = [f"worker {number} (node, GPU 0): 9.1/s, queries 1 to 8 for 3 s" for number in (1, 2)]
+    progress.workers(lambda: ["workers: 2 (1 died)", *fleet])
+    indent = " " * len("0:00:00 ")
+    assert shown(progress).splitlines()[1:] == [indent + each for each in progress._workers()]
+    assert progress._line().endswith("0/9 queries, workers: 2 (1 died)")
+
+
 @contextmanager
 def terminal(monkeypatch):
     """Standard error is a terminal; yields a function that returns what was written to it."""

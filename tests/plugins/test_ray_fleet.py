@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -47,7 +48,7 @@ class Heard(Observer):
     """What is said, and what is done when a window is finished or something is said."""
 
     def __init__(self, at_finish=lambda: None, at_say=lambda: None):
-        self.said, self.trials, self.fleet = [], 0, ""
+        self.said, self.trials, self.fleet = [], 0, []
         self.at_finish, self.at_say = at_finish, at_say
 
     def say(self, sentence):
@@ -58,10 +59,11 @@ class Heard(Observer):
         self.trials += 1
 
     def finish(self, queries):
+        self.fleet.append(self.describe())
         self.at_finish()
 
-    def workers(self, said):
-        self.fleet = said
+    def workers(self, describe):
+        self.describe = describe
 
 
 def interrupt():
@@ -108,7 +110,13 @@ def test_same_bytes_with_more_workers(world, tmp_path, sways):
     done = generate(world, tmp_path / "b.json", backend=backend, score_answers=True, observer=heard)
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert done.asked == heard.trials == done.all.candidates
-    assert heard.fleet in ("workers: 1", "workers: 2", "workers: 3")
+    first, *each = heard.fleet[-1]
+    assert first == f"workers: {len(each)}"
+    assert 1 <= len(each) <= 3
+    for line in each:
+        assert re.fullmatch(r"worker \d: ([\d.]+/s, )?(idle|queries \d+ to \d+ for \d+ s)", line)
+    rates = [line for fleet in heard.fleet for line in fleet[1:] if "/s" in line]
+    assert rates
 
 
 def test_answers_are_kept_here_and_asked_once(world, tmp_path):
@@ -138,6 +146,8 @@ def test_workers_are_killed_at_random(world, tmp_path, fleets, seed):
     generate(world, tmp_path / "b.json", store=store, backend=backend, observer=heard)
     assert records(tmp_path / "a.json") == records(tmp_path / "b.json")
     assert any("died" in each for each in heard.said)
+    died = sum("died" in each for each in heard.said)
+    assert heard.describe()[0].endswith(f"({died} died)")
     # A death costs at most a window's trials, which are asked again.
     again = sum(questions(log).values()) - len(questions(log))
     assert again <= sum("died" in each for each in heard.said) * 16
@@ -155,7 +165,7 @@ def test_a_trial_that_kills_its_worker_fails_alone(world, tmp_path):
     assert all("given up" in each["eval_error"] for each in trials)
     assert done.all.failed == len(trials)
     assert "given up" in heard.said[-1]
-    assert heard.fleet.endswith(f" ({len(heard.said)} died)")
+    assert heard.describe()[0].endswith(f" ({len(heard.said)} died)")
 
 
 def test_runs_that_share_workers_keep_apart(world, tmp_path, fleets):

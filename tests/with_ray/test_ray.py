@@ -9,7 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from contextlib import suppress
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 
 import fleet_plugin
@@ -22,8 +25,8 @@ if find_spec("ray") is None:  # and not imported here: see `_start`
     pytest.skip("Ray is not installed", allow_module_level=True)
 
 PLUGIN = Path(fleet_plugin.__file__)
-RUNS = int(os.environ.get("POINTER_RL_RAY_RUNS", "20"))
-"""Runs of the test that kills; the campaign has 200."""
+KILLS = int(os.environ.get("POINTER_RL_RAY_KILLS", "20"))
+"""Kills of the test that kills; the campaign has 200."""
 QUERIES = 48
 
 
@@ -32,18 +35,18 @@ def world(tmp_path_factory):
     return fleet_plugin.make_world(tmp_path_factory.mktemp("world"), QUERIES)
 
 
-def command(world, output, *more):
+def command(world, output, *more, seconds=0.01):
     return [
         *(sys.executable, "-m", "pointer_rl", "--plugin", str(PLUGIN), "generate"),
         *("--dataset", "jsonl", "--dataset-opt", f"path={world / 'data.jsonl'}"),
-        *("--backend", "touchy", "--backend-opt", "seconds=0.01"),
+        *("--backend", "touchy", "--backend-opt", f"seconds={seconds}"),
         *("--num-beams", "0", "--num-samples-per-temp", "0", "--num-retrieval", "0"),
         *("--num-random", "4", "--window", "4", "--output-path", str(output), *more),
     ]
 
 
 def run(*args, **options):
-    done = subprocess.run(command(*args), capture_output=True, text=True, **options)
+    done = subprocess.run(command(*args, **options), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -135,43 +138,56 @@ def test_a_cluster_is_killed_at_random(world, tmp_path):
     """Workers, nodes and drivers are killed at random instants, and the bytes are the same."""
     from ray.cluster_utils import Cluster
 
-    run(world, tmp_path / "a.json", "--no-store")
+    run(world, tmp_path / "a.json", "--no-store", seconds=0.06)
     node = {"num_cpus": 2, "node_ip_address": "127.0.0.1", "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=node)
     nodes = [cluster.add_node(**node) for _ in range(2)]
     rng = random.Random(0)
-    killed = {"worker": 0, "node": 0, "driver": 0}
+    victims = cycle(["worker", "node", "worker", "driver", "worker"])
+    killed: Counter[str] = Counter()
+    runs = 0
     try:
-        for number in range(RUNS):
-            output = tmp_path / f"{number}.json"
-            store = ("--store", str(tmp_path / f"{number}.sqlite"))
-            while True:
+        while killed.total() < KILLS:
+            runs += 1
+            output = tmp_path / f"{runs}.json"
+            store = ("--store", str(tmp_path / f"{runs}.sqlite"))
+            done = False
+            while not done:
+                # At least three seconds of answering, for some kills.
+                workers = here(4, address=cluster.address)
                 driver = subprocess.Popen(
-                    command(world, output, *store, *here(4, address=cluster.address)),
+                    command(world, output, *store, *workers, seconds=0.06),
+                    stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                     text=True,
                 )
-                for _ in range(rng.randrange(3)):
-                    while driver.poll() is None and not actors():
-                        time.sleep(0.05)
-                    time.sleep(rng.random() * 3)
-                    victim = rng.choice(["worker", "worker", "worker", "node", "driver"])
-                    if driver.poll() is not None:
-                        break
+                while not ends(driver, rng.uniform(0, 3)) and killed.total() < KILLS:
+                    victim = next(victims)
                     killed[victim] += 1
                     if victim == "driver":
                         driver.kill()
                     elif victim == "node":
                         cluster.remove_node(nodes.pop(0), allow_graceful=False)
                         nodes.append(cluster.add_node(**node))
-                    elif alive := actors():
-                        os.kill(rng.choice(alive), signal.SIGKILL)
+                    else:
+                        with suppress(ProcessLookupError):  # it ended just now
+                            os.kill(rng.choice(actors()), signal.SIGKILL)
                 _, said = driver.communicate(timeout=300)
-                if driver.returncode == 0:
-                    break
-                assert driver.returncode == -signal.SIGKILL, said
-            assert output.read_bytes() == (tmp_path / "a.json").read_bytes(), number
+                done = driver.returncode == 0
+                assert done or driver.returncode == -signal.SIGKILL, said
+            assert output.read_bytes() == (tmp_path / "a.json").read_bytes(), runs
     finally:
         cluster.shutdown()
-        print(f"\n{RUNS} runs, killed: {killed}")
-    assert min(killed.values()) > 0 or RUNS < 20
+        print(f"\n{runs} runs, killed: {dict(killed)}")
+
+
+def ends(driver, seconds):
+    """Wait until workers of the driver have been there so long; True if it ends before."""
+    until = None
+    while driver.poll() is None:
+        if until is None and actors():
+            until = time.monotonic() + seconds
+        if until is not None and time.monotonic() > until and actors():
+            return False
+        time.sleep(0.05)
+    return True
