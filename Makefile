@@ -77,7 +77,7 @@ test-faults: $(DEV)  ## attacks on every command: kills, full disks, damaged fil
 	POINTER_RL_TRIALS=1000 POINTER_RL_FUZZ=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q \
 	    tests/e2e/test_train_kills.py tests/e2e/test_server_faults.py tests/fuzz
 
-test-ray: $(DEV)  ## the executor ray on clusters whose workers, nodes and drivers are killed (10 minutes)
+test-ray: $(DEV)  ## the executor ray on clusters whose workers, nodes and drivers are killed (5 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/with_ray
 
 # The suites of what runs a model here, in .venv-oldest with the oldest transformers that

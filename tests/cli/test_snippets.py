@@ -170,6 +170,9 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "pointer-rl generate --vqa-model qwen2.5_vl_3B --output-path rl.json --executor ray"
         " --executor-opt address=auto": GPUS,
         "worker 2 (node7, GPU 1) died: queries 129 to 256 go to another worker": GPUS,
+        "0:00:48 ━━━━━━━━━━━━━╸━━━━━━━━ 28/48 queries, 138 trials, 6.0/s, about 13 s left": (
+            "drawn on a terminal; tests/cli/test_progress.py has such a display"
+        ),
         "sbatch --array=1-8 --gpus=1 --wrap 'pointer-rl generate --vqa-model qwen2.5_vl_3B --window"
         " 1024 --shard $SLURM_ARRAY_TASK_ID/8 --store part$SLURM_ARRAY_TASK_ID.sqlite --output-path"
         " part$SLURM_ARRAY_TASK_ID.jsonl'": "needs SLURM",
