@@ -86,7 +86,9 @@ class World:
         return self.truth(found.arm) - self.truth(found.reference)
 
     def true_share(self, arm: str) -> float:
-        return (self.truth(arm) - self.rate) / (self.truth("oracle") - self.rate)
+        """NaN if there is no gap to share."""
+        gap = self.truth("oracle") - self.rate
+        return (self.truth(arm) - self.rate) / gap if gap else math.nan
 
 
 @dataclass
@@ -126,10 +128,11 @@ class Tally:
         missed = 0
         for kind, each, truth in intervals:
             misses = not each.low - 1e-9 <= truth <= each.high + 1e-9
-            self.printed[kind] += 1
-            self.levels[kind] = each.level
-            self.missed[kind] += misses
             missed += misses
+            if not math.isnan(truth):
+                self.printed[kind] += 1
+                self.levels[kind] = each.level
+                self.missed[kind] += misses
         return missed
 
     def coverage(self, kind: str) -> float:
