@@ -45,7 +45,7 @@ _FLEETS: dict[RayOptions, RayFleet] = {}
 
 
 def _fleet(options: RayOptions) -> RayFleet:
-    """The fleet with these options. Workers of other fleets are killed until they are needed."""
+    """The fleet with these options. Kills the workers of others, which start again when needed."""
     if options not in _FLEETS:
         _FLEETS[options] = RayFleet(options)
     for each in _FLEETS.values():
@@ -259,6 +259,11 @@ def _start(options: RayOptions) -> Any:
                 f"address={options.address}: Ray runs in this process already; leave it away"
             )
         return ray
+    if options.dashboard:
+        try:
+            import ray.dashboard.optional_deps
+        except ImportError as error:
+            raise MissingExtraError("ray", "the dashboard", "ray[default]") from error
     try:
         ray.init(
             options.address or "local",
@@ -267,8 +272,6 @@ def _start(options: RayOptions) -> Any:
             **here,
         )
     except Exception as error:  # Ray raises bare ones
-        if options.dashboard:
-            raise MissingExtraError("ray", "the dashboard", "ray[default]") from error
         where = "Ray does not start" if options.address is None else f"no Ray at {options.address}"
         raise InputError(f"{where}: {first_line(error)}") from error
     return ray

@@ -26,5 +26,7 @@ class RayOptions:
             raise InputError(f"num_workers is {self.num_workers}: at least one worker")
         if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
             raise InputError(f"gpus_per_worker is {self.gpus_per_worker}: it starts at 0")
+        if self.dashboard and self.address is not None:
+            raise InputError("dashboard=true: only for a Ray that starts here, so without address")
         if self.gpus_per_worker == 0 and self.num_workers is None:
             raise InputError("gpus_per_worker=0: give num_workers too")

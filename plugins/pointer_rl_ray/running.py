@@ -101,7 +101,7 @@ class FleetExecutor:
         return RemoteBackend(self, ref, self.ask("load", ref))
 
     def ask(self, *call: Any) -> Any:
-        """Call a `Worker` method on any worker and return its value."""
+        """Have any worker run this method of `Worker`, and return the result."""
         one = Schedule([Window(range(1), (0,))])
         [(_, results)] = _Run(self._fleet, one, lambda task: call).results()
         return results[0]
@@ -290,7 +290,7 @@ class _Tally:
         self._began = time.monotonic()
 
     def end(self) -> float:
-        """A window is done. Returns its seconds."""
+        """Count the window under way as done, and return its seconds."""
         seconds, self._began = self.since, None
         self.windows += 1
         self._seconds += seconds

@@ -142,9 +142,8 @@ def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
     import torch
 
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # the memory is read-only, and nobody writes to it
+        # Of read-only memory, to which nobody writes.
+        warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(array)
 
 

@@ -163,7 +163,7 @@ class _About:
     meta: Mapping[str, Any]
     """`_meta` of RL data, or the settings of an evaluation."""
     rows: Mapping[_Arm, Mapping[str, Any]]
-    """The measurements of each arm of an evaluation."""
+    """An evaluation's measurements by arm, as in its file."""
     verdict: str | None = None
     arms: Sequence[_Arm] | None = None
     """The arms that asked the model, in the evaluation's order. None for RL data."""
@@ -187,7 +187,7 @@ class _About:
             raise InputError(f"{path}: a damaged evaluation; write it again") from error
 
     def described(self, what: str) -> Mapping[str, Any]:
-        """What is recorded of the dataset, backend, prompt or metric; empty if nothing."""
+        """The recorded name and options of the dataset, backend, prompt or metric; may be empty."""
         found = self.meta.get(what)
         return found if isinstance(found, dict) else {}
 
@@ -448,7 +448,7 @@ class _Log:
 
     @property
     def _row(self) -> Mapping[str, Any]:
-        """The evaluation's row for the arm."""
+        """The arm's row of the evaluation's table."""
         return {} if self._arm is None else self._about.rows.get(self._arm, {})
 
     @property
@@ -503,7 +503,7 @@ def _json(value: Any, exclude: set[str] | None = None) -> bytes:
 
 
 def _by_query(values: Sequence[tuple[str, float]]) -> list[float]:
-    """The mean of each query. The values of a query must be consecutive."""
+    """The mean value of each query. Values of the same query must be consecutive."""
     return [fmean(x for _, x in each) for _, each in groupby(values, key=lambda each: each[0])]
 
 

@@ -41,7 +41,7 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in the run's folder."""
+    """Writes TensorBoard's event files into the run's folder."""
 
     def __init__(self, folder: Path, options: Mapping[str, Any], begins: bool) -> None:
         """begins: the run starts now; what is there was written before its first checkpoint."""

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 from ancestor import ancestor_config, train_ancestor
-from learning_tables import Cell, draw, pairs_table, read_cells, tables
+from learning_tables import BESIDE, Cell, draw, pairs_table, read_cells, tables
 
 from pointer_rl.beams.run import BeamConfig, BeamRun, run_beams
 from pointer_rl.evaluate.evaluation import Evaluation
@@ -84,6 +84,14 @@ OTHER_DATA: dict[str, list[PluginRef]] = {
         PluginRef("random", {"num": 2}),
     ],
 }
+BESIDE_PROBES = [
+    PluginRef("beam", {"width": 3}),
+    PluginRef("sample", {"num_samples": 2}),
+    PluginRef("probe", {"num": PROBES}),
+]
+"""What the arm BESIDE learns from: the queries and probes of "probes 15,000", and more."""
+BESIDE_CALLS = 20_241
+"""Trials of these for 750 queries."""
 GUIDE = TrainConfig(selector_options=THEIRS, **RECIPES["guide"])
 RECIPES_OF_OTHERS: dict[str, tuple[TrainConfig, Callable[[TrainRun], object]]] = {
     "guide's recipe": (GUIDE, run_training),
@@ -352,6 +360,7 @@ def ablations(bench: Bench) -> dict[str, Callable[[], Callable[[Output], object]
         found[f"reward {reward}"] = lambda reward=reward: bench.offline(searched(), reward=reward)
     for name in OTHER_DATA:
         found[f"data: {name}"] = lambda name=name: bench.offline(other(name))
+    found[BESIDE] = lambda: bench.offline(bench.data("beside", BESIDE_PROBES, BESIDE_CALLS))
     probed = [PluginRef("probe", {"num": PROBES})]
     for name, (config, train) in RECIPES_OF_OTHERS.items():
         found[f"{name}, 20 probes"] = lambda config=config, train=train: bench.offline(

@@ -17,10 +17,13 @@ from pointer_rl.evaluate.statistics import Share, compare, share_of_gap
 from pointer_rl.files import write_text
 from pointer_rl.session.session import PluginRef
 
-__all__ = ["CELLS", "Cell", "draw", "pairs_table", "read_cells", "tables"]
+__all__ = ["BESIDE", "CELLS", "Cell", "draw", "pairs_table", "read_cells", "tables"]
 
 CELLS = Path(__file__).parent / "cells"
 Floats = npt.NDArray[np.float64]
+BESIDE = "beams and samples beside 15,000 probes"
+"""The arm that learns from the trials of "probes 15,000", and from beams and samples of the same
+queries."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ def tables(cells: Cells, budgets: Sequence[int], ablated: str) -> str:
             _difference(cells, f"{ours} {budget:,}", f"{theirs} {budget:,}")
             for ours, theirs in pairs
         ]
+    parts.append(_difference(cells, BESIDE, "probes 15,000"))
     parts.append(_ablations(cells, alone, ablated))
     return "\n".join(parts)
 

@@ -24,6 +24,7 @@ from pointer_rl.session.observer import Observer
 from pointer_rl.session.session import PluginRef, SessionOptions
 from pointer_rl.testing import ExecutorTests
 from pointer_rl.types import Pool
+from pointer_rl_ray.options import RayOptions
 from pointer_rl_ray.sharing import Packer, SentFile, Unpacker
 
 QUERIES = 40
@@ -206,6 +207,20 @@ def test_a_worker_with_another_model_ends_the_run(world, tmp_path, fleets):
             observer=Heard(at_finish=change),
             backend={"version": version, "seconds": 0.01},
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"num_workers": 0}, "at least one worker"),
+        ({"num_workers": 1, "gpus_per_worker": -1.0}, "it starts at 0"),
+        ({"gpus_per_worker": 0.0}, "give num_workers too"),
+        ({"address": "auto", "dashboard": True}, "only for a Ray that starts here"),
+    ],
+)
+def test_options_that_make_no_sense_are_one_line(options, said):
+    with pytest.raises(InputError, match=said):
+        RayOptions(**options)
 
 
 def test_warnings_of_a_worker_are_logged_here(world, tmp_path, caplog):

@@ -7,6 +7,7 @@ import math
 import sys
 from pathlib import Path
 from statistics import NormalDist
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from pointer_rl.evaluate.conclusions import conclude
 from pointer_rl.evaluate.measure import Measured
-from pointer_rl.evaluate.statistics import compare, corrected_level, share_of_gap
+from pointer_rl.evaluate.statistics import Share, compare, corrected_level, share_of_gap
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "bench_statistics.py"
 ACCURACIES = st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0])
@@ -216,6 +217,16 @@ def test_useless_and_good_policies_get_intervals_that_hold(queries, rate):
     }
     assert bench.failures(found) == []
     assert sum(each.false for each in found.values()) <= 0.05 * 40 * len(found)
+
+
+def test_a_share_of_no_gap_is_wrong_and_no_coverage():
+    """In a useless world in which queries differ, the oracle is no better than random."""
+    share = Share(0.9, 0.8, 1.0, 0.99)
+    found = SimpleNamespace(against_random={}, rivals=[], recovered={(2, "RL"): share})
+    tally = bench.Tally()
+    tally.add(bench.World(100, 0.3, 0.0, alike=True), found)
+    assert tally.wrong == 1
+    assert not tally.printed
 
 
 @pytest.mark.parametrize(("queries", "rate", "level"), [(50, 0.02, 0.99), (200, 0.1, 0.9985)])

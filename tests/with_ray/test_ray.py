@@ -18,7 +18,7 @@ from pathlib import Path
 import fleet_plugin
 import pytest
 
-from pointer_rl.errors import InputError
+from pointer_rl.errors import InputError, MissingExtraError
 from pointer_rl.registry import registry
 
 if find_spec("ray") is None:  # and not imported here: see `_start`
@@ -118,6 +118,12 @@ def test_no_cluster_is_one_line(address, said):
         registry().create("executor", "ray", {"num_workers": 1, "address": address})
 
 
+@pytest.mark.skipif(find_spec("aiohttp_cors") is not None, reason="the dashboard is installed")
+def test_a_dashboard_that_is_not_installed_is_one_line():
+    with pytest.raises(MissingExtraError, match=re.escape("pip install 'ray[default]'")):
+        registry().create("executor", "ray", {"num_workers": 1, "dashboard": True})
+
+
 # --- a cluster that is killed -----------------------------------------------------------------
 
 
@@ -131,6 +137,19 @@ def actors():
         except (OSError, ValueError):
             continue
     return found
+
+
+def later(driver, seconds):
+    """The workers, so many seconds after there are any; none if the driver ends before."""
+    begun = None
+    while driver.poll() is None:
+        alive = actors()
+        if alive and begun is None:
+            begun = time.monotonic()
+        if alive and time.monotonic() - begun >= seconds:
+            return alive
+        time.sleep(0.05)
+    return []
 
 
 @pytest.mark.slow
@@ -161,17 +180,17 @@ def test_a_cluster_is_killed_at_random(world, tmp_path):
                     stderr=subprocess.PIPE,
                     text=True,
                 )
-                while not ends(driver, rng.uniform(0, 3)) and killed.total() < KILLS:
+                while killed.total() < KILLS and (alive := later(driver, rng.uniform(0, 3))):
                     victim = next(victims)
-                    killed[victim] += 1
-                    if victim == "driver":
-                        driver.kill()
-                    elif victim == "node":
-                        cluster.remove_node(nodes.pop(0), allow_graceful=False)
-                        nodes.append(cluster.add_node(**node))
-                    else:
-                        with suppress(ProcessLookupError):  # it ended just now
-                            os.kill(rng.choice(actors()), signal.SIGKILL)
+                    with suppress(ProcessLookupError):  # it ended just now
+                        if victim == "driver":
+                            driver.kill()
+                        elif victim == "node":
+                            cluster.remove_node(nodes.pop(0), allow_graceful=False)
+                            nodes.append(cluster.add_node(**node))
+                        else:
+                            os.kill(rng.choice(alive), signal.SIGKILL)
+                        killed[victim] += 1
                 _, said = driver.communicate(timeout=300)
                 done = driver.returncode == 0
                 assert done or driver.returncode == -signal.SIGKILL, said
@@ -179,15 +198,3 @@ def test_a_cluster_is_killed_at_random(world, tmp_path):
     finally:
         cluster.shutdown()
         print(f"\n{runs} runs, killed: {dict(killed)}")
-
-
-def ends(driver, seconds):
-    """Wait until workers of the driver have been there so long; True if it ends before."""
-    until = None
-    while driver.poll() is None:
-        if until is None and actors():
-            until = time.monotonic() + seconds
-        if until is not None and time.monotonic() > until and actors():
-            return False
-        time.sleep(0.05)
-    return True
