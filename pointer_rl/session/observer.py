@@ -50,10 +50,10 @@ class Observer:
         """So many more queries are done: a window, in this process or another."""
 
     def workers(self, describe: Callable[[], Sequence[str]]) -> None:
-        """An executor has workers. `describe` may be called at any time, from any thread.
+        """The executor of the run has workers, whose state `describe` returns.
 
-        It returns their state in a few words, such as `workers: 4 (1 died)`, and then a line for
-        each of them.
+        Its first line is a summary, such as `workers: 4 (1 died)`; then there is a line for each
+        worker. It may be called at any time, from any thread.
         """
 
     def epoch(self, metrics: Mapping[str, Any], of: int) -> None:
