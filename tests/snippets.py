@@ -65,8 +65,8 @@ def blocks(page: str) -> list[Block]:
 
 
 def shape(line: str) -> str:
-    """A line without what depends on the machine: last digits, hashes, the width of tables."""
-    number = r"[-+]?\d[\d,.]*(?:\+\w+|e-\d+| [kMG]B)?"
+    """A line without what depends on the machine: digits, units, hashes, widths of tables."""
+    number = r"[-+]?\d[\d,.]*(?:\+\w+|e-\d+| (?:[kMG]B|s|min|h)\b)?"
     return re.sub(rf"[0-9a-f]{{16,}}|{number}|-{{3,}}|\s+", "#", line.rstrip())
 
 

@@ -263,7 +263,7 @@ def _start(options: RayOptions) -> Any:
         try:
             import ray.dashboard.optional_deps
         except ImportError as error:
-            raise MissingExtraError("ray", "the dashboard", "ray[default]") from error
+            raise MissingExtraError("ray[default]", "the dashboard") from error
     try:
         ray.init(
             options.address or "local",
