@@ -303,8 +303,6 @@ SMALLER: dict[str, dict[str, str]] = {
     "run": {
         "train_size=300": "train_size=40",
         "--max-calls 2000": "--max-calls 480",
-        "at most 7,500 calls: about 8 min at 16.4 a second, measured on 256; and some minutes of"
-        " training": "…",  # seconds on another machine
     },
     "own-data": {"NUMBER = 1200": "NUMBER = 30"},
     "servers": {"--limit 50": "--limit 5"},
@@ -315,7 +313,7 @@ SMALLER: dict[str, dict[str, str]] = {
         "grpo epoch 5": "rce epoch 12",
         "split=test": "split=test --limit 10",
         "--max-calls 20000": "--max-calls 100 --rounds 1",
-        "--max-calls 10000": "--max-calls 700 --limit 6",
+        "--limit 250": "--limit 6",
     },
 }
 """Page → sizes → smaller ones for the default suite, and what else they make the page show."""
