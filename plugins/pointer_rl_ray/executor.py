@@ -253,17 +253,17 @@ def _start(options: RayOptions) -> Any:
         }
     import ray
 
+    if options.dashboard:
+        try:
+            import ray.dashboard.optional_deps
+        except ImportError as error:
+            raise MissingExtraError("ray[default]", "the dashboard") from error
     if ray.is_initialized():
         if options.address is not None:
             raise InputError(
                 f"address={options.address}: Ray runs in this process already; leave it away"
             )
         return ray
-    if options.dashboard:
-        try:
-            import ray.dashboard.optional_deps
-        except ImportError as error:
-            raise MissingExtraError("ray[default]", "the dashboard") from error
     try:
         ray.init(
             options.address or "local",
