@@ -30,6 +30,7 @@ from pointer_rl_standard.options import (
     RetrievalOptions,
     SampleOptions,
 )
+from pointer_rl_standard.vqa_normalisation import normalise as normalise_answer
 
 _TOGETHER, _PAIRS = 2**16, 2**25
 """Most pool rows, and most queries × pool rows, to compare at once."""
@@ -242,22 +243,18 @@ def _matching(queries: Sequence[Example], pool: Pool) -> Tensor:
     """[B, K] bool: whether a row's answer is that of a query, or a part of it."""
     rows_of: dict[str, list[int]] = {}
     for answer, rows in pool.rows_of.items():
-        rows_of.setdefault(_words(answer), []).extend(rows)
+        rows_of.setdefault(normalise_answer(answer), []).extend(rows)
     found = torch.zeros(len(queries), len(pool.examples), dtype=torch.bool)
     for index, query in enumerate(queries):
-        words = _words(query.answer).split()
+        words = normalise_answer(query.answer).split()
         for first, last in combinations(range(len(words) + 1), 2):
             found[index, rows_of.get(" ".join(words[first:last]), [])] = True
     return found
 
 
-def _words(answer: str) -> str:
-    return " ".join(answer.lower().split())
-
-
 def _each_answer(rows: Sequence[int], pool: Pool) -> list[int]:
     """These rows, the first one of each answer first."""
-    first = {_words(pool.examples[row].answer): row for row in reversed(rows)}
+    first = {normalise_answer(pool.examples[row].answer): row for row in reversed(rows)}
     return list(dict.fromkeys([*sorted(first.values(), key=rows.index), *rows]))
 
 

@@ -28,6 +28,10 @@ from pointer_rl_standard.options import FirstSuccessOptions, GreedyOptions, Prob
 Told = Sequence[tuple[Candidate, Outcome]]
 _TINY = 1e-300
 """A probability of 0 has no logarithm."""
+_HELPS = 0.75
+"""A row stays if it brings log p below this share of what it was. Of an answer in four parts, one
+part that becomes certain does. A row that stays in vain costs a place, one that is missed the
+query."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,11 @@ class FirstSuccess:
     with rows that have not.
 
     With the probability p of the answers, sets are found, too. As long as nothing succeeded, a row
-    that makes the answers much likelier stays, and the next rows are tried beside it: one whose
-    log p is above half that of the least likely pointer so far or, beside rows that stayed, above
-    half of theirs. At the end each row of a successful set is left out once, to see whether it was
-    needed. Places of rows that are not chosen yet hold random companions; what these are worth by
-    themselves is asked as soon as the first probes failed.
+    that makes the answers much likelier stays, and the next rows are tried beside it: the best one
+    whose log p is at least a quarter nearer to 0 than that of the least likely pointer so far or,
+    beside rows that stayed, than theirs. At the end each row of a successful set is left out once,
+    to see whether it was needed. Places of rows that are not chosen yet hold random companions;
+    what these are worth by themselves is asked as soon as the first probes failed.
 
     If pointers may have any length there are no companions. The first trial is the empty pointer.
     """
@@ -165,7 +169,7 @@ class _Walk:
             row: known[pointer]
             for row in self._tried
             for pointer in [self._pointer((*self._kept, row))]
-            if pointer in known and known[pointer] > base / 2
+            if pointer in known and known[pointer] > _HELPS * base
         }
         if helping:
             best = max(helping, key=helping.__getitem__)

@@ -46,6 +46,7 @@ from pointer_rl.train.run import (
     check_rewarded,
     check_teaches,
     finish,
+    has_learned,
     identity,
     recorded_trainer,
     report_left_out,
@@ -94,7 +95,8 @@ class OnlineRun:
     config: TrainConfig = TrainConfig()
     """How to learn from the logged data, if there are any; rounds change only the epochs."""
     data: Path | None = None
-    """RL data to start from."""
+    """RL data to start from. A policy that has learned from them (`sft_ckpt`) begins with the first
+    round."""
     search: PluginRef | None = None
     """A search that proposes in every round, instead of probes."""
     reward: PluginRef = PluginRef("hard_plus_soft")
@@ -177,9 +179,13 @@ def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
         trainer.save()
         done = 0
         learned_from = [] if logged is None else [logged]
-        if groups is not None:
+        if logged is not None and groups is not None:
             stages = round_stages(run.config, 0)
-            trainer.fit(groups, stages, first=0)
+            if has_learned(run.sft_ckpt, logged):
+                observer.say(f"the policy has learned from {logged.path.name}: rounds begin")
+                trainer.skip(stages)
+            else:
+                trainer.fit(groups, stages, first=0)
             done = len(stages)
         online = run.online
         of_round = replace(run.config, rce_epochs=online.rce_epochs, grpo_epochs=online.grpo_epochs)

@@ -390,6 +390,11 @@ def finish(
     return True
 
 
+def has_learned(start: Path | None, data: BeamDatasetWithEmbedding) -> bool:
+    """Whether a policy that training starts from was trained on this file."""
+    return data.sha256 in _calls(start, [])
+
+
 def _calls(
     start: Path | None, learned_from: Iterable[BeamDatasetWithEmbedding]
 ) -> dict[str, int | None]:

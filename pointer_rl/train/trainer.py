@@ -154,6 +154,10 @@ class Trainer:
         """Write the checkpoint. From then on no other run can continue in its folder."""
         save_state(self._checkpoint, self.state)
 
+    def skip(self, stages: Sequence[Stage]) -> None:
+        """Count the first stages of a run as done."""
+        self.state.stage = max(self.state.stage, len(stages))
+
     def fit(self, groups: Groups, stages: Sequence[Stage], first: int) -> None:
         """Run those of the stages that have not been run; `first` is the number of the first.
 

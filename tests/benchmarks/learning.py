@@ -7,9 +7,11 @@ JSON into CELLS when it is done, and one that is there is not made again. The ta
 from all that there are.
 
     learning.py FOLDER [--dataset glyphs-pairs] [--worlds SEED …] [--trainings SEED …]
-                       [--only PATTERN …]
+                       [--only PATTERN …] [--queries N]
 
-FOLDER keeps responses, data and policies, from which an interrupted run continues.
+FOLDER keeps responses, data and policies, from which an interrupted run continues. With a number of
+queries of its own, a run compares policies whose difference is too small for TEST_QUERIES; it has
+cells of its own, and no baselines.
 """
 
 from __future__ import annotations
@@ -25,7 +27,15 @@ from pathlib import Path
 
 import torch
 from ancestor import ancestor_config, train_ancestor
-from learning_tables import BESIDE, Cell, draw, pairs_table, read_cells, tables
+from learning_tables import (
+    BESIDE,
+    Cell,
+    compared,
+    draw,
+    pairs_table,
+    read_cells,
+    tables,
+)
 
 from pointer_rl.beams.run import BeamConfig, BeamRun, run_beams
 from pointer_rl.evaluate.evaluation import Evaluation
@@ -112,6 +122,7 @@ class Bench:
     dataset: str
     world: int
     training: int
+    queries: int = TEST_QUERIES
 
     @property
     def shots(self) -> int:
@@ -127,6 +138,7 @@ class Bench:
             "seed": self.world,
             "lexicon_seed": self.world,
             "train_size": 10_000,
+            "test_size": max(1_000, self.queries),
         }
         return SessionOptions(
             dataset=PluginRef(self.dataset, options),
@@ -270,12 +282,14 @@ class Bench:
         train_options: Mapping[str, object] = {},
     ) -> Evaluation:
         config = EvaluateConfig(
-            shots=(self.shots,), limit=TEST_QUERIES, train_options=train_options
+            shots=(self.shots,), limit=self.queries, train_options=train_options
         )
+        if self.queries != TEST_QUERIES:  # evaluate has baselines always, here the fewest
+            config = replace(config, random_seeds=1, oracle_random=1, oracle_retrieval=0)
         return evaluate(Session(self.session("test")), policies, config, arms)
 
     def _cell(self, arm: str) -> Cell:
-        return Cell(self.dataset, self.world, self.training, arm)
+        return Cell(cells_of(self.dataset, self.queries), self.world, self.training, arm)
 
     def _write(self, evaluation: Evaluation, arm: str, shots: int) -> None:
         [measured] = [each for each in evaluation.measured if each.shots == shots]
@@ -285,6 +299,11 @@ class Bench:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{self.dataset}-{self.world}" / name
+
+
+def cells_of(dataset: str, queries: int) -> str:
+    """The folder of its cells."""
+    return dataset if queries == TEST_QUERIES else f"{dataset}-{queries}"
 
 
 def _first_records(source: Path, target: Path, budget: int) -> int:
@@ -324,19 +343,23 @@ def grid(bench: Bench) -> dict[str, Callable[[], Callable[[Output], object]]]:
 
 
 def pairs_grid(bench: Bench) -> dict[str, Callable[[], Callable[[Output], object]]]:
-    """Selectors that may stop, on the same data, and the sequential one online."""
+    """Selectors that may stop: on the same data, and asking as many trials again."""
     half = PAIRS_BUDGET // 2
+    [search] = ANSWERS_FIRST
 
     def searched() -> Path:
-        return bench.data("first-success", FIRST_SUCCESS, half)
+        return bench.data("by-answers", ANSWERS_FIRST, half)
 
     offline = {
         f"{name} {half:,}": lambda config=config: bench.offline(searched(), config)
         for name, config in HISTORIES.items()
     }
+    offline[f"sequential, first-success {half:,}"] = lambda: bench.offline(
+        bench.data("first-success", FIRST_SUCCESS, half), HISTORIES["sequential"]
+    )
     online = {
         f"online {name} {PAIRS_BUDGET:,}": lambda config=config: bench.online(
-            PluginRef("first-success"), half, config, searched()
+            search, half, config, searched()
         )
         for name, config in HISTORIES.items()
     }
@@ -378,19 +401,24 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", metavar="ARM", help="make the cells whose arms match these patterns"
     )
+    parser.add_argument("--queries", type=int, default=TEST_QUERIES, metavar="N")
     given = parser.parse_args()
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for training in given.trainings:
         for world in given.worlds:
-            bench = Bench(given.folder, given.dataset, world, training)
-            replace(bench, training=0).baselines()  # nothing of them is trained with a seed
+            bench = Bench(given.folder, given.dataset, world, training, given.queries)
+            if given.queries == TEST_QUERIES:
+                replace(bench, training=0).baselines()  # nothing of them is trained with a seed
             arms = pairs_grid(bench) if given.dataset == "glyphs-pairs" else grid(bench)
-            if given.dataset == "glyphs" and world == given.worlds[0]:
+            if given.dataset == "glyphs" and (given.only or world == given.worlds[0]):
                 arms |= ablations(bench)
             for name, train in arms.items():
                 if given.only is None or any(re.fullmatch(each, name) for each in given.only):
                     bench.measure(name, train)
-    cells = read_cells(given.dataset)
+    cells = read_cells(cells_of(given.dataset, given.queries))
+    if given.queries != TEST_QUERIES:
+        print(compared(cells, BESIDE, "probes 15,000"))
+        return
     if given.dataset == "glyphs-pairs":
         print(pairs_table(cells, TEST_QUERIES))
         return

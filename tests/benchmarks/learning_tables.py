@@ -17,7 +17,16 @@ from pointer_rl.evaluate.statistics import Share, compare, share_of_gap
 from pointer_rl.files import write_text
 from pointer_rl.session.session import PluginRef
 
-__all__ = ["BESIDE", "CELLS", "Cell", "draw", "pairs_table", "read_cells", "tables"]
+__all__ = [
+    "BESIDE",
+    "CELLS",
+    "Cell",
+    "compared",
+    "draw",
+    "pairs_table",
+    "read_cells",
+    "tables",
+]
 
 CELLS = Path(__file__).parent / "cells"
 Floats = npt.NDArray[np.float64]
@@ -125,10 +134,10 @@ def tables(cells: Cells, budgets: Sequence[int], ablated: str) -> str:
             ("online, by answers", "online"),
         ]
         parts += [
-            _difference(cells, f"{ours} {budget:,}", f"{theirs} {budget:,}")
+            compared(cells, f"{ours} {budget:,}", f"{theirs} {budget:,}")
             for ours, theirs in pairs
         ]
-    parts.append(_difference(cells, BESIDE, "probes 15,000"))
+    parts.append(compared(cells, BESIDE, "probes 15,000"))
     parts.append(_ablations(cells, alone, ablated))
     return "\n".join(parts)
 
@@ -152,7 +161,8 @@ def _share(values: Floats, low: Floats, high: Floats) -> str:
     return f"{found.share:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
-def _difference(cells: Cells, ours: str, theirs: str) -> str:
+def compared(cells: Cells, ours: str, theirs: str) -> str:
+    """The difference between two arms on the same queries."""
     if ours not in cells or theirs not in cells:
         return f"{ours} less {theirs}: not measured"
     return f"{ours} less {theirs}: {_points(cells, ours, theirs)}"

@@ -510,13 +510,13 @@ class Online:
         for path in (world.query_emb, world.cand_emb):
             save_embeddings(path, vectors, [row["id"] for row in world.rows])
 
-    def run(self, *args, output="policy", calls="96"):
+    def run(self, *args, output="policy", calls="96", new=("--heads", "2", "--layers", "1")):
         return self._cli(
             *("train", "--online", "--max-calls", calls, "--rounds", "2", "--shots", "1"),
             *("--backend", "copy", "--dataset", "jsonl"),
             *("--dataset-opt", f"path={self.world.data}", "--output-dir", self.path(output)),
             *("--query-emb", str(self.world.query_emb), "--cand-emb", str(self.world.cand_emb)),
-            *("--heads", "2", "--layers", "1", "--held-out", "0.3", *args),
+            *("--held-out", "0.3", *new, *args),
         )
 
     def path(self, name):
@@ -691,6 +691,33 @@ def test_online_after_logged_data(online, cli):
         line["round"] for line in map(json.loads, online.written()["metrics.jsonl"].splitlines())
     ][:4] == [0, 0, 0, 1]
     assert load_bundle(online.world.folder / "policy").info.data.name == "rl.json"
+
+
+def test_a_policy_that_has_learned_from_the_data_begins_with_the_first_round(online, monkeypatch):
+    succeeds(online.world.generate("--num-random", "6", "--shots", "1"))
+    few = ("--rce-epochs", "2", "--grpo-epochs", "1")
+    data = ("--beam-data", str(online.world.output))
+    embeddings = ("--query-emb", str(online.world.query_emb))
+    embeddings += ("--cand-emb", str(online.world.cand_emb))
+    succeeds(
+        online._cli(
+            *("train", *data, *embeddings, "--heads", "2", "--layers", "1", "--held-out", "0.3"),
+            *("--output-dir", online.path("offline"), *few),
+        )
+    )
+    on = (*data, "--sft-ckpt", online.path("offline"), *few)
+    whole = online.run(*on, output="whole", new=())
+    succeeds(whole)
+    assert "the policy has learned from rl.json: rounds begin" in whole.stderr.splitlines()
+    lines = [json.loads(each) for each in online.written("whole")["metrics.jsonl"].splitlines()]
+    assert [line["round"] for line in lines] == [1] * 4 + [2] * 4
+    calls = load_bundle(online.world.folder / "whole").info.training["calls_by_file"]
+    assert len(calls) == 3, "the data and two rounds"
+    default_store().unlink()
+    interrupt(monkeypatch, 60)
+    assert online.run(*on, new=()).exit_code == 130
+    succeeds(online.run(*on, new=()))
+    assert online.written() == online.written("whole")
 
 
 def test_online_takes_its_shots_from_the_data(online):

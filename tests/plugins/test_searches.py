@@ -103,13 +103,13 @@ def test_a_query_whose_trials_all_fail_or_all_succeed_takes_its_budget():
         assert len(flat(rounds)) == 5
 
 
-def needs(*parts):
+def needs(*parts, power=2):
     """Right if a row of each part is shown; one part makes the answers much likelier."""
 
     def judge(query, pointer):
         missing = sum(not set(pointer) & set(part) for part in parts)
         return Outcome(
-            "x", "x", not missing, float(not missing), gt_prob=math.exp(-15 * missing**2)
+            "x", "x", not missing, float(not missing), gt_prob=math.exp(-15 * missing**power)
         )
 
     return judge
@@ -146,6 +146,15 @@ def test_first_success_finds_a_pair_in_one_pass_and_leaves_each_row_out(
     rewards = np.array([judge(0, each).accuracy for each in pointers], dtype=np.float32)
     credited = credited_steps(padded, rewards, np.zeros(len(pointers), dtype=np.int64))
     assert credited[pointers.index(success), :2].all()
+
+
+def test_first_success_finds_three_rows_each_of_which_brings_a_third():
+    queries, pool = batch(4, [9], any_length=True)
+    ranked = best_rows(POLICY, queries, pool, 9, "similarity")[0]
+    wanted = [ranked[rank] for rank in (1, 3, 4)]
+    generator = FirstSuccess(FirstSuccessOptions(budget=20))
+    (asked,) = run(generator, queries, pool, needs(*([row] for row in wanted), power=1))
+    assert tuple(wanted) in flat(asked)
 
 
 def test_first_success_without_probabilities_finds_no_set():
