@@ -127,8 +127,8 @@ class FirstSuccessOptions:
     by: Literal["similarity", "policy"] = "similarity"
     """Score by which the probed rows are chosen, best first."""
     answers: bool = False
-    """Whether every other row is one that has the query's answer (what most annotators gave), or a
-    part of it, as long as there is one."""
+    """Whether every other row is one that has the query's answer (what most annotators gave), or
+    some of its words, as long as there is one."""
     success: float = 0.5
     """Lowest accuracy of a success."""
 

@@ -122,8 +122,9 @@ def read_cells(dataset: str = "glyphs") -> Cells:
 
 def tables(cells: Cells, budgets: Sequence[int], ablated: str) -> str:
     """Every table, one below the other."""
-    main = [arm for arm in cells.arms if len(cells.worlds(arm)) > 1]
-    alone = [arm for arm in cells.arms if arm not in main]
+    arms = [arm for arm in cells.arms if arm != BESIDE]
+    main = [arm for arm in arms if len(cells.worlds(arm)) > 1]
+    alone = [arm for arm in arms if arm not in main]
     parts = [_accuracies(cells, main)]
     for budget in budgets:
         pairs = [
