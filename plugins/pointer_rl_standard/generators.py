@@ -209,8 +209,8 @@ def rows_by_answer(
     """As `best_rows`, but rows with the query's answer, or a part of it, and others take turns.
 
     The query's answer is what most annotators gave; a part of it is one or more of its words that
-    follow each other. Words are those of VQA's normalisation: "red-white" has two. Of the `num` best rows that match, the best one of each answer comes first,
-    since a query may need several.
+    follow each other. Words are those of VQA's normalisation: "red-white" has two. Of the `num`
+    best rows that match, the best one of each answer comes first, since a query may need several.
     """
     matching_BK = _matching(queries.examples, pool).to(queries.allowed.device)
     found = []

@@ -3,7 +3,8 @@
 A round takes queries that have not been asked, lets the best policy so far propose pointers for
 them, and has the backend answer, through the response cache. The answers are kept as RL data in
 rounds/round-N.json, from which an interrupted run continues. Then RCE and GRPO learn from the
-groups of all rounds, and of the logged data if there are any. As long as there is no group with
+groups of all rounds, and of the logged data if there are any. Logged data are learned from before
+the first round, unless the policy that the run starts from was trained on them. As long as there is no group with
 different rewards to train on, or none to hold out, rounds only ask.
 
 A search may need fewer trials than its budget. A round therefore asks in waves: as many queries as
@@ -95,8 +96,7 @@ class OnlineRun:
     config: TrainConfig = TrainConfig()
     """How to learn from the logged data, if there are any; rounds change only the epochs."""
     data: Path | None = None
-    """RL data to start from. A policy that has learned from them (`sft_ckpt`) begins with the first
-    round."""
+    """RL data to start from."""
     search: PluginRef | None = None
     """A search that proposes in every round, instead of probes."""
     reward: PluginRef = PluginRef("hard_plus_soft")

@@ -135,8 +135,7 @@ def tables(cells: Cells, budgets: Sequence[int], ablated: str) -> str:
             ("online, by answers", "online"),
         ]
         parts += [
-            compared(cells, f"{ours} {budget:,}", f"{theirs} {budget:,}")
-            for ours, theirs in pairs
+            compared(cells, f"{ours} {budget:,}", f"{theirs} {budget:,}") for ours, theirs in pairs
         ]
     parts.append(compared(cells, BESIDE, "probes 15,000"))
     parts.append(_ablations(cells, alone, ablated))
