@@ -4,8 +4,8 @@ A round takes queries that have not been asked, lets the best policy so far prop
 them, and has the backend answer, through the response cache. The answers are kept as RL data in
 rounds/round-N.json, from which an interrupted run continues. Then RCE and GRPO learn from the
 groups of all rounds, and of the logged data if there are any. Logged data are learned from before
-the first round, unless the policy that the run starts from was trained on them. As long as there is no group with
-different rewards to train on, or none to hold out, rounds only ask.
+the first round, unless the policy that the run starts from was trained on them. As long as there is
+no group with different rewards to train on, or none to hold out, rounds only ask.
 
 A search may need fewer trials than its budget. A round therefore asks in waves: as many queries as
 could not exceed its calls, then as many as what these left over allows, and so on. Which queries
