@@ -29,9 +29,9 @@ Told = Sequence[tuple[Candidate, Outcome]]
 _TINY = 1e-300
 """A probability of 0 has no logarithm."""
 _HELPS = 0.75
-"""A row stays if it brings log p below this share of what it was. Of an answer in four parts, one
-part that becomes certain does. A row that stays in vain costs a place, one that is missed the
-query."""
+"""A row stays if it brings log p below this share of what it was, as does a row that makes one of
+three parts of the answer certain. A row that stays in vain costs a place; a row that is missed can
+cost the success."""
 
 
 @dataclass(frozen=True)
