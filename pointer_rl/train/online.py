@@ -182,7 +182,7 @@ def _run_online(run: OnlineRun, most: int, observer: Observer) -> TrainResult:
         if logged is not None and groups is not None:
             stages = round_stages(run.config, 0)
             if has_learned(run.sft_ckpt, logged):
-                observer.say(f"the policy has learned from {logged.path.name}: rounds begin")
+                observer.say(f"the policy has learned from {logged.path.name} already")
                 trainer.skip(stages)
             else:
                 trainer.fit(groups, stages, first=0)

@@ -21,7 +21,7 @@ from snippets import blocks, is_as_shown
 )
 def test_the_tutorials_commands_print_what_it_says(page, tmp_path):
     shells = [each for each in blocks(f"docs/tutorial/{page}.md") if each.language == "bash"]
-    assert len(shells) >= 3
+    assert len(shells) >= 4
     programs = str(Path(sys.executable).parent)
     environment = {
         **os.environ,
